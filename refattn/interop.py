@@ -235,7 +235,8 @@ def _from_protocol(x, name):
             if array.ndim == 0 and array.dtype == object:
                 raise _not_an_array(x, name)
             return array
-    raise TypeError(f"{name} must be an array NumPy can read; got type({name})={type(x).__name__}, which says: {failure}") from failure
+    reason = str(failure).partition("\n")[0]
+    raise TypeError(f"{name} must be an array NumPy can read; got type({name})={type(x).__name__}, which says: {reason}") from failure
 
 
 def _refuse_other_devices(x, name):
