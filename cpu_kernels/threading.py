@@ -1,0 +1,256 @@
+"""Run a driver on several threads.
+
+A driver is a serial kernel that pulls work items from a shared counter until none is left. `run` calls it in the calling thread and, when there is
+enough to do, in threads of a pool at the same time; drivers release the GIL. Results do not depend on the number of threads because an item's result
+does not depend on who computes it.
+
+Why not Numba's `parallel=True`: its workqueue layer aborts the process when two Python threads meet in it, its OpenMP layer kills a forked child,
+exceptions inside `prange` are lost, and thread count and layer are global settings that belong to the host program. Here the caller never waits for
+a helper that has not started: it can always finish alone, so no number of callers can deadlock, and `fork` loses nothing but idle helpers.
+"""
+
+import contextlib
+import os
+import threading
+from _thread import allocate_lock
+from contextvars import ContextVar
+from queue import SimpleQueue
+
+import numpy as np
+
+from .cpu_limits import allowed_cpus, available_threads
+from .jit import BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
+
+# Waking a helper costs tens of microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
+WORK_PER_THREAD = 50.0
+
+# Scratch up to this size stays with its thread between calls; larger requests are served and forgotten.
+KEPT_SCRATCH_BYTES = 4 << 20
+
+_default_num_threads = None
+_num_threads = ContextVar("cpu_kernels_num_threads", default=None)
+
+
+def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
+    """Compute work items 0 .. num_items - 1 by calling ``driver(counter, scratch, *args)`` on as many threads as the work deserves.
+
+    The driver's outer loop is ::
+
+        item = next_item(counter)
+        while item >= 0:
+            ...                             # write this item's part of the outputs
+            item = next_item(counter)
+
+    Items are handed out in ascending order, each once: put expensive ones first, so that the last to start is the cheapest.
+
+    Parameters
+    ----------
+    driver : function decorated with `jit.driver`
+    num_items : int
+    *args
+        Passed on to the driver; the same objects in every thread.
+    cost : float
+        Rough time of the whole call on one thread, in microseconds. Below about a hundred the call stays in the calling thread.
+    scratch : int
+        Elements of scratch memory each thread needs: a contiguous array of `dtype`, aligned to 64 bytes, contents undefined.
+    dtype : numpy dtype of the scratch
+
+    Raises
+    ------
+    Whatever the driver raises, in whichever thread (only bounds-checked builds do).
+    """
+    if num_items <= 0:
+        return
+    counter = np.zeros(COUNTER_SIZE, np.int64)
+    counter[COUNTER_LIMIT] = num_items
+    helpers = 0
+    if num_items > 1 and cost >= 2 * WORK_PER_THREAD and not INTERPRETED:
+        helpers = min(get_num_threads(), num_items, int(cost / WORK_PER_THREAD)) - 1
+    if helpers <= 0:
+        driver(counter, thread_scratch(scratch, dtype), *args)
+    else:
+        _pool.run(_Job(driver, counter, scratch, dtype, args), helpers)
+
+
+def get_num_threads():
+    """Number of threads a large call uses: the innermost `num_threads` block, else `set_num_threads`, else what the machine allows.
+
+    What the machine allows is the least of the CPUs this thread may run on (affinity), the container's CPU quota and NUMBA_NUM_THREADS.
+    """
+    return _num_threads.get() or _default_num_threads or available_threads()
+
+
+def set_num_threads(count):
+    """Set the number of threads that large calls use in this process; None returns to what the machine allows.
+
+    Raises
+    ------
+    TypeError
+        count is neither an integer nor None.
+    ValueError
+        count is less than 1.
+    """
+    global _default_num_threads
+    _default_num_threads = None if count is None else _checked(count)
+
+
+@contextlib.contextmanager
+def num_threads(count):
+    """Use `count` threads for the large calls made inside the ``with`` block, by this Python thread or asyncio task only.
+
+    Examples
+    --------
+    >>> from cpu_kernels.threading import get_num_threads, num_threads
+    >>> with num_threads(1):
+    ...     get_num_threads()
+    1
+    """
+    token = _num_threads.set(_checked(count))
+    try:
+        yield
+    finally:
+        _num_threads.reset(token)
+
+
+def _checked(count):
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"count must be an integer; got {type(count).__name__}.")
+    if count.__index__() < 1:
+        raise ValueError(f"count must be at least 1; got {count}.")
+    return count.__index__()
+
+
+_kept = threading.local()
+
+
+def thread_scratch(count, dtype):
+    """Uninitialised memory of this thread, reused by its next call: a (count,) array aligned to 64 bytes."""
+    dtype = np.dtype(dtype)
+    size = count * dtype.itemsize
+    memory = getattr(_kept, "memory", None)
+    if memory is None or memory.size < size:
+        raw = np.empty(size + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        memory = raw[start:start + size]
+        if size <= KEPT_SCRATCH_BYTES:
+            _kept.memory = memory
+    return memory[:size].view(dtype)
+
+
+class _Job:
+    """One call of `run`: helpers may join until the caller closes it; closing waits for those that did."""
+
+    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "cpus", "lock", "active", "closed", "idle", "error")
+
+    def __init__(self, driver, counter, scratch, dtype, args):
+        self.driver, self.counter, self.scratch, self.dtype, self.args = driver, counter, scratch, dtype, args
+        self.cpus = allowed_cpus()
+        self.lock = allocate_lock()
+        self.active = 0
+        self.closed = False
+        self.idle = allocate_lock()  # released when the job is closed and the last helper has left
+        self.idle.acquire()
+        self.error = None
+
+    def work(self):
+        self.driver(self.counter, thread_scratch(self.scratch, self.dtype), *self.args)
+
+    def stop(self):
+        self.counter[0] = self.counter[COUNTER_LIMIT]
+
+    def help(self):
+        with self.lock:
+            if self.closed:
+                return
+            self.active += 1
+        try:
+            self.work()
+        except BaseException as error:  # belongs to the caller, who raises it
+            self.error = error
+            self.stop()
+        with self.lock:
+            self.active -= 1
+            last = self.closed and not self.active
+        if last:
+            self.idle.release()
+
+    def close(self):
+        """Let no more helpers in and wait for the others, whatever signals arrive: they still write to the caller's arrays."""
+        with self.lock:
+            self.closed = True
+            waiting = self.active > 0
+        interrupt = None
+        while waiting:
+            try:
+                self.idle.acquire()
+                waiting = False
+            except BaseException as error:  # a signal handler raised, as Ctrl-C does
+                interrupt = error
+                self.stop()
+        self.args = ()
+        if interrupt is not None:
+            raise interrupt
+
+
+class _Pool:
+    """Daemon threads that wait for jobs; as many as the largest number of helpers ever asked for."""
+
+    def __init__(self):
+        self.jobs = SimpleQueue()
+        self.lock = allocate_lock()
+        self.size = 0
+
+    def run(self, job, helpers):
+        if self.size < helpers:
+            self._grow(helpers)
+        try:
+            for _ in range(min(helpers, self.size)):
+                self.jobs.put(job)
+            job.work()
+        except BaseException:
+            job.stop()
+            raise
+        finally:
+            job.close()
+        if job.error is not None:
+            raise job.error
+
+    def _grow(self, helpers):
+        with self.lock:
+            while self.size < helpers:
+                thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{self.size}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the process may have no more threads, or is shutting down: the caller works alone
+                    break
+                self.size += 1
+
+
+def _serve(jobs):
+    cpus = allowed_cpus()
+    while True:
+        job = jobs.get()
+        if job.cpus != cpus:
+            cpus = _move_to(job.cpus)
+        job.help()
+        del job
+
+
+def _move_to(cpus):
+    """Give this helper the caller's affinity, which may have changed since the helper started."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cpus)
+    return cpus
+
+
+_pool = _Pool()
+
+
+def _forget_pool():
+    """In a forked child: helper threads did not survive the fork, and a lock may have been held by a thread that is gone."""
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
