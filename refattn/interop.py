@@ -140,9 +140,11 @@ def as_int_array(x, name):
         return array.astype(np.int64)  # NumPy reads an empty list as float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, np.int64).")
-    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
-        raise ValueError(f"{name} must fit in int64; got {name}.max()={array.max()}.")
-    return array.astype(np.int64, copy=False)
+    if array.dtype == np.uint64 and array.size:
+        largest = _distinct(array).max()
+        if largest >= 2**63:
+            raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
+    return array if array.dtype == np.int64 else _as_dtype(array, np.int64)
 
 
 def is_float(dtype):
@@ -190,7 +192,8 @@ def _bfloat16_from_bits(bits):
         import ml_dtypes
     except ImportError:
         # bfloat16 is the upper half of a float32.
-        return np.asarray(bits.astype(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        upper = _distinct(bits).view(np.uint16).astype(np.uint32)
+        return np.broadcast_to((upper << 16).view(np.float32), bits.shape)
     return bits.view(ml_dtypes.bfloat16)
 
 
@@ -272,10 +275,20 @@ def _native(array, x, name):
     if dtype.kind not in "biuf" and not extension:
         raise TypeError(f"{name} must be an array of real numbers; got {name}.dtype={dtype}.")
     if not dtype.isnative:
-        return array.astype(dtype.newbyteorder("="))
+        return _as_dtype(array, dtype.newbyteorder("="))
     if not array.flags.aligned:
-        return array.copy()
+        return _as_dtype(array, dtype)
     return array
+
+
+def _as_dtype(array, dtype):
+    """A converted copy of the distinct elements, broadcast like `array`: a huge broadcast view stays cheap."""
+    return np.broadcast_to(_distinct(array).astype(dtype), array.shape)
+
+
+def _distinct(array):
+    """View of `array` with every axis of stride 0 cut to length 1."""
+    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def _not_an_array(x, name):
