@@ -108,7 +108,7 @@ def test_byte_swapped_integers_and_lists_of_them():
     assert np.array_equal(as_int_array([swapped, swapped], "block_table"), [range(5), range(5)])
 
 
-HUGE = (2**40, 2**20, 4)
+HUGE = (2**30, 2**20, 4)
 
 
 @pytest.mark.parametrize("convert, dtype", [(as_array, ">f8"), (as_array, "<f4"), (as_array, ">f2"), (as_int_array, np.int32), (as_int_array, np.uint64)])
