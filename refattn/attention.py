@@ -1,0 +1,311 @@
+"""Multi-Head, Multi-Query and Grouped-Query Attention, exact: one function, the variant is the head ratio.
+
+Axes: B any number of batch axes, H query heads, K key/value heads, G = H // K, T query rows, S keys, D head_dim, E v_head_dim.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refattn.core import attend, prepare_keys, prepare_values
+from refattn.memory import ensure_allocatable
+from refattn.precise import long_double, within_float64
+from refattn.problem import attention_problem, require_head_ratio
+from refattn.visibility import range_mask, row_bounds
+
+BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
+
+
+class AttentionSteps(NamedTuple):
+    """Every step of attention, float64; see `attention_steps`."""
+
+    scores: np.ndarray
+    capped: np.ndarray
+    biased: np.ndarray
+    weights: np.ndarray
+    lse: np.ndarray
+    output: np.ndarray
+
+
+def attention(query, key, value, **options):
+    """Attention of every query row over the keys it may see, computed in float64.
+
+    output_i = sum_j softmax_j(softcap(scale q_i . k_j) + bias_ij) v_j over the visible keys j. Query head h reads key/value head
+    h // G: G = 1 is Multi-Head, K = 1 Multi-Query, anything between Grouped-Query Attention.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, S, D)
+        H must be a multiple of K.
+    value : array_like, shape (..., K, S, E)
+    bias : array_like, floating point, optional
+        Added to the scores after softcap; -inf hides. Two axes (T, S) or all of (..., H, T, S), each full or 1.
+    mask : array_like of bool, optional
+        True = may attend. Shapes as bias.
+    scale : float, optional
+        Multiplies the scores; default 1 / sqrt(D).
+    causal : bool, default False
+        Row i sees key j only if j <= q_offset + i.
+    window : pair of int or None, optional
+        (left, right): row i sees key j only if -left <= j - (q_offset + i) <= right; None is unlimited.
+    softcap : float, optional
+        Scores s become softcap * tanh(s / softcap) before bias and masks.
+    alibi_slopes : array_like, shape (H,) or (..., H), optional
+        Adds -slope * abs(q_offset + i - j).
+    sinks : array_like, shape (H,), optional
+        One logit a head that joins the softmax denominator, and the lse, without a value.
+    kv_lengths : int or array_like of int, shape (...), optional
+        Keys at or past the length do not exist; default S.
+    q_offset : int or array_like of int, shape (...), optional
+        Key position of row 0; default kv_lengths - T, which puts the last row on the last key (bottom-right). 0 is top-left.
+    dropout_mask : array_like of bool, optional
+        True keeps a weight. Shapes as bias; goes with dropout_rate.
+    dropout_rate : float, optional
+        In [0, 1); kept weights are divided by 1 - dropout_rate after the softmax.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+        0 in rows that see nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, the rule and what was given, before any work.
+    MemoryError
+        When the output cannot be allocated.
+
+    Notes
+    -----
+    Hidden keys contribute nothing, even when they hold NaN or infinity. NaN in a visible key poisons exactly the rows that see it.
+    The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element.
+
+    Cost: about 12 T S (D + E) floating-point operations a head, a few MiB besides the output.
+
+    See Also
+    --------
+    attention_with_lse, attention_steps
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (MHA); Shazeer 2019, "Fast Transformer Decoding", section 3 (MQA);
+    Ainslie et al. 2023, "GQA", section 2.2.
+
+    Examples
+    --------
+    One key/value head serves two query heads; the first row sees one key, the second both:
+
+    >>> import numpy as np, refattn
+    >>> query = np.zeros((2, 2, 4))
+    >>> key, value = np.zeros((1, 2, 4)), np.array([[[1.0], [3.0]]])
+    >>> refattn.attention(query, key, value, causal=True)[:, :, 0]
+    array([[1., 2.],
+           [1., 2.]])
+    """
+    return attention_with_lse(query, key, value, **options)[0]
+
+
+def attention_with_lse(query, key, value, **options):
+    """`attention` and the log-sum-exp of its scores.
+
+    Parameters are those of `attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+    lse : ndarray, shape (..., H, T), float64
+        Natural logarithm of the sum of exp(score) over the visible keys, and the sink if there is one; -inf in rows that see nothing.
+
+    See Also
+    --------
+    merge_states : joins (output, lse) of two sets of keys.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> output, lse = refattn.attention_with_lse(np.zeros((1, 1, 8)), np.zeros((1, 4, 8)), np.ones((1, 4, 8)))
+    >>> np.exp(lse).round(12)
+    array([[4.]])
+    """
+    return solve(attention_problem(query, key, value, **options))
+
+
+def attention_steps(query, key, value, **options):
+    """Every step of `attention`, whole: for looking, teaching and telling where two computations part.
+
+    Parameters are those of `attention`.
+
+    Returns
+    -------
+    AttentionSteps
+        scores, capped, biased, weights : ndarray, shape (..., H, T, S), float64
+            Before softmax; after softcap; after ALiBi and bias with hidden entries -inf; after softmax and before dropout.
+            Keys past kv_lengths have scores 0: they are never read.
+        lse : ndarray, shape (..., H, T)
+        output : ndarray, shape (..., H, T, E)
+
+    Raises
+    ------
+    MemoryError
+        When the four (..., H, T, S) arrays cannot be allocated.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> steps = refattn.attention_steps(np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.ones((1, 2, 4)), causal=True)
+    >>> steps.biased
+    array([[[  0., -inf],
+            [  0.,   0.]]])
+    >>> steps.weights
+    array([[[1. , 0. ],
+            [0.5, 0.5]]])
+    """
+    problem = attention_problem(query, key, value, **options)
+    shape = (*problem.query.shape[:-1], problem.kv_len)
+    ensure_allocatable(4 * 8 * int(np.prod(shape, dtype=object)), "attention_steps")
+    scores, capped, weights = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    biased = np.full(shape, -np.inf)
+
+    def record(at, last, steps):
+        seen = (*at, slice(0, last))
+        scores[seen] = steps.scores.high + steps.scores.low
+        capped[seen] = steps.capped.high + steps.capped.low
+        biased[seen] = steps.biased.high + steps.biased.low
+        np.divide(steps.exponentials, steps.total, out=weights[seen], where=steps.total != 0)
+
+    output, lse = solve(problem, record)
+    return AttentionSteps(scores, capped, biased, weights, lse, output)
+
+
+def multi_head_attention(query, key, value, **options):
+    """`attention` with as many key/value heads as query heads (Vaswani et al. 2017, section 3.2.2).
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.multi_head_attention(np.zeros((6, 1, 4)), np.zeros((2, 1, 4)), np.zeros((2, 1, 4)))
+    Traceback (most recent call last):
+        ...
+    ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, key heads 2.
+    """
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != problem.num_heads:
+        raise ValueError(
+            f"multi_head_attention must have num_kv_heads equal to num_heads; "
+            f"got query heads {problem.num_heads}, key heads {problem.num_kv_heads}."
+        )
+    return solve(problem)[0]
+
+
+def multi_query_attention(query, key, value, **options):
+    """`attention` with one key/value head for all query heads (Shazeer 2019, section 3).
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.multi_query_attention(np.zeros((6, 1, 4)), np.zeros((1, 3, 4)), np.ones((1, 3, 4))).shape
+    (6, 1, 4)
+    """
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != 1:
+        raise ValueError(f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}.")
+    return solve(problem)[0]
+
+
+def grouped_query_attention(query, key, value, **options):
+    """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section 2.2).
+
+    Any head ratio: one group is Multi-Query, groups of one are Multi-Head Attention.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> refattn.grouped_query_attention(np.zeros((6, 1, 4)), np.zeros((2, 3, 4)), np.ones((2, 3, 4))).shape
+    (6, 1, 4)
+    """
+    return attention(query, key, value, **options)
+
+
+def solve(problem, record=None):
+    """Output and lse of a checked `Problem`, one group and one block of rows at a time."""
+    output = np.zeros((*problem.query.shape[:-1], problem.v_head_dim))
+    lse = np.empty(problem.query.shape[:-1])
+    solve_into(problem, output, lse, record)
+    return output, lse
+
+
+def solve_into(problem, output, lse, record=None):
+    """`solve` into arrays of the caller: output (*batch, H, T, E) of zeros, lse (*batch, H, T)."""
+    with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
+        for index in np.ndindex(problem.batch_shape):
+            for kv_head in range(problem.num_kv_heads):
+                solve_group(problem, index, kv_head, output, lse, record)
+
+
+def solve_group(problem, index, kv_head, output, lse, record):
+    """The query heads that share one key/value head of one batch entry."""
+    group_size, q_len = problem.group_size, problem.q_len
+    length = int(problem.kv_lengths[index])
+    heads = slice(kv_head * group_size, (kv_head + 1) * group_size)
+    query, key, value = (
+        np.asarray(array, dtype=np.float64)
+        for array in (problem.query[index][heads], problem.key[index][kv_head, :length], problem.value[index][kv_head, :length])
+    )
+    if not within_float64(query, key, value):
+        query, key, value = long_double(query, key, value)
+    keys, values = prepare_keys(key), prepare_values(value)
+    per_head = {
+        "slopes": None if problem.alibi_slopes is None else problem.alibi_slopes[index][heads],
+        "sinks": None if problem.sinks is None else problem.sinks[index][heads],
+    }
+    start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)
+    position = problem.q_offset[index] + np.arange(q_len)
+    rows_at_once = max(1, BLOCK_SCORES // (group_size * max(length, 1)))
+    for first_row in range(0, q_len, rows_at_once):
+        rows = slice(first_row, min(first_row + rows_at_once, q_len))
+        first, last = (0, length) if record else keys_of_rows(start[rows], stop[rows])
+        tile = (heads, rows, slice(first, last))
+        bias, mask, keep = (
+            None if array is None else array[index][tile] for array in (problem.bias, problem.mask, problem.dropout_mask)
+        )
+        steps = attend(
+            query[:, rows],
+            keys.columns(first, last),
+            values.rows(first, last),
+            scale=problem.scale,
+            softcap_at=problem.softcap,
+            distance=np.abs(position[rows, None] - np.arange(first, last)) if per_head["slopes"] is not None else None,
+            bias=None if bias is None else np.asarray(bias, dtype=np.float64),
+            visible=visible_keys(start[rows], stop[rows], first, last, mask, bias),
+            keep=keep,
+            keep_scale=problem.keep_scale,
+            **per_head,
+        )
+        at = (*index, heads, rows)
+        output[at] = steps.output
+        lse[at] = steps.lse
+        if record:
+            record(at, last, steps)
+
+
+def keys_of_rows(start, stop):
+    """The range of keys that any of these rows can see."""
+    seeing = start < stop
+    if not seeing.any():
+        return 0, 0
+    return int(start[seeing].min()), int(stop[seeing].max())
+
+
+def visible_keys(start, stop, first, last, mask, bias):
+    """True where a row may see a key, broadcasting to [G, T, last - first]; None when every row sees every key."""
+    visible = None
+    if start.max(initial=first) > first or stop.min(initial=last) < last:
+        visible = range_mask(start, stop, first, last)
+    if mask is not None:
+        visible = mask if visible is None else visible & mask
+    if bias is not None:
+        holes = bias != -np.inf
+        if not holes.all():
+            visible = holes if visible is None else visible & holes
+    return visible

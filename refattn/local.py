@@ -1,0 +1,51 @@
+"""Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes when it is done right."""
+
+import numpy as np
+
+from refattn.attention import solve_into
+from refattn.problem import block_local_problem
+
+
+def block_local_attention(query, key, value, *, block_size, **options):
+    """Self-attention in which row i sees only the keys of its own block, i // block_size.
+
+    Equal to `refattn.attention` with a block-diagonal mask. Not Grouped-Query Attention, which groups heads and shares their keys.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D)
+    key : array_like, shape (..., K, T, D)
+    value : array_like, shape (..., K, T, E)
+    block_size : int
+        Rows in a block; the last block may be shorter.
+    **options
+        As `refattn.attention`, without q_offset: row i stands at key position i.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+
+    References
+    ----------
+    Vaswani et al. 2017, section 4, calls attention restricted to a neighbourhood "restricted self-attention".
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> x, value = np.zeros((1, 4, 2)), np.array([[[1.0], [3.0], [10.0], [30.0]]])
+    >>> refattn.block_local_attention(x, x, value, block_size=2)[0, :, 0]
+    array([ 2.,  2., 20., 20.])
+    """
+    return block_local_attention_with_lse(query, key, value, block_size=block_size, **options)[0]
+
+
+def block_local_attention_with_lse(query, key, value, *, block_size, **options):
+    """`block_local_attention` and its log-sum-exp, shape (..., H, T), float64."""
+    problem = block_local_problem(query, key, value, block_size, **options)
+    whole = problem.whole
+    output = np.zeros((*whole.query.shape[:-1], whole.v_head_dim))
+    lse = np.empty(whole.query.shape[:-1])
+    for n in range(problem.num_blocks):
+        rows = problem.rows(n)
+        solve_into(problem.block(n), output[..., rows, :], lse[..., rows])
+    return output, lse

@@ -1,0 +1,60 @@
+"""Join attention over disjoint sets of keys: the algebra behind split keys, chunked prefill and ring attention."""
+
+import numpy as np
+
+from refattn.interop import as_float_array
+
+
+def merge_states(outputs, lses):
+    """Attention over all keys from attention over parts of them.
+
+    lse = log sum_n exp(lse_n),  output = sum_n exp(lse_n - lse) output_n. Associative, in any order; (0, -inf) is the identity.
+
+    Parameters
+    ----------
+    outputs : sequence of array_like, each of shape (..., T, E), or one array stacked on a new first axis
+    lses : sequence of array_like, each of shape (..., T), or one array stacked on a new first axis
+        Natural logarithms. A sink may be in one part only, or it counts twice.
+
+    Returns
+    -------
+    output : ndarray, shape (..., T, E), float64
+    lse : ndarray, shape (..., T), float64
+        Rows that no part sees stay (0, -inf).
+
+    References
+    ----------
+    Ye et al. 2024, "Cascade Inference", equations for the merge of attention states; Dao et al. 2023, "Flash-Decoding".
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> q, k, v = np.ones((1, 1, 2)), np.ones((1, 3, 2)), np.arange(6.0).reshape(1, 3, 2)
+    >>> parts = [refattn.attention_with_lse(q, k[:, s], v[:, s]) for s in (slice(0, 1), slice(1, 3))]
+    >>> output, lse = refattn.merge_states(*zip(*parts))
+    >>> output.round(12)
+    array([[[2., 3.]]])
+    """
+    outputs, lses = checked_states(outputs, lses)
+    with np.errstate(all="ignore"):
+        largest = np.max(lses, axis=0)
+        weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]
+        total = weights.sum(axis=0)
+        seen = np.where(weights[..., None] != 0, outputs, 0.0)  # what a part without weight holds does not matter
+        summed = (weights[..., None] * seen).sum(axis=0)  # [N, ..., T, E] -> [..., T, E]
+        output = np.divide(summed, total[..., None], out=np.zeros_like(summed), where=total[..., None] != 0)
+        return output, largest + np.log(np.where(largest == -np.inf, 1.0, total))
+
+
+def checked_states(outputs, lses):
+    """Both as float64 arrays stacked on the first axis."""
+    if len(outputs) != len(lses) or len(outputs) == 0:
+        raise ValueError(f"outputs and lses must hold the same number of states, at least one; got {len(outputs)} outputs, {len(lses)} lses.")
+    outputs = [as_float_array(output, f"outputs[{n}]") for n, output in enumerate(outputs)]
+    lses = [as_float_array(lse, f"lses[{n}]") for n, lse in enumerate(lses)]
+    for n, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
+        if output.ndim < 1 or output.shape != outputs[0].shape:
+            raise ValueError(f"outputs must all have the same shape (..., length, dim); got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}.")
+        if lse.shape != output.shape[:-1]:
+            raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
+    return np.stack(outputs).astype(np.float64), np.stack(lses).astype(np.float64)

@@ -1,0 +1,154 @@
+"""What a mistake is: the change that turns a correct kernel into a wrong one, and the words for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refattn.oracle.staged import CORRECT, Arithmetic, Stages
+from refattn.problem import Problem
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One way an attention kernel goes wrong, or one foreign convention.
+
+    Attributes
+    ----------
+    id : str
+        Short name, used by tests and reports.
+    says : str
+        What the kernel did, as the start of a sentence.
+    remedy : str
+        What makes our result agree with it, or what to change; may be empty.
+    needs : tuple of str
+        What a problem must have for the mistake to show: keys of `NEEDS`.
+    prepare : Problem -> Problem
+        Change of the inputs or options.
+    prepare_tile : (Problem, tile) -> Problem
+        The same for mistakes that depend on the tile size.
+    stages : mapping of stage name to function
+        Stages of `refattn.oracle.staged` it replaces.
+    deliver : (Problem, output, lse) -> (output, lse)
+        Change of the results, element by element.
+    relayout, reread : (output, lse) -> (output, lse)
+        A layout mistake of the whole result, and how to undo it. Shapes (N, H, T, E) and (N, H, T).
+    form : str
+        "attention", or the form it belongs to: "packed", "paged", "latent", "rope", "merge".
+    change_form : callable
+        Replaces the step that turns that form into dense problems (`refattn.oracle.forms`).
+    tiled : bool
+        The result depends on the tile size.
+    rounding : bool
+        The mistake is one of precision: it is predicted in the kernel's own arithmetic.
+    random : bool
+        Two runs differ; nothing can be predicted.
+    families : tuple of str
+        Input families that bring it out when ordinary data do not.
+    issues : tuple of str
+        Public reports of it, "repository #number".
+    """
+
+    id: str
+    says: str
+    remedy: str = ""
+    needs: tuple[str, ...] = ()
+    prepare: Callable[[Problem], Problem] | None = None
+    prepare_tile: Callable[[Problem, int], Problem] | None = None
+    stages: Mapping[str, Callable] = field(default_factory=dict)
+    deliver: Callable | None = None
+    relayout: Callable | None = None
+    reread: Callable | None = None
+    form: str = "attention"
+    change_form: Callable | None = None
+    tiled: bool = False
+    rounding: bool = False
+    random: bool = False
+    families: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()
+
+    def applies(self, problem: Problem) -> bool:
+        """Whether this problem gives the mistake a chance to show."""
+        return all(NEEDS[name](problem) for name in self.needs)
+
+
+def _some(array) -> bool:
+    return bool(np.any(array))
+
+
+def _squeezed(kv_heads: int, heads: int) -> bool:
+    return 1 < kv_heads < heads
+
+
+NEEDS: Mapping[str, Callable[[Problem], bool]] = {
+    "causal": lambda p: p.right == 0,
+    "not causal": lambda p: p.right is None or p.right > 0,
+    "left window": lambda p: p.left is not None,
+    "no left window": lambda p: p.left is None,
+    "right window": lambda p: p.right is not None and p.right > 0,
+    "bounded": lambda p: p.left is not None or p.right is not None,
+    "position": lambda p: p.left is not None or p.right is not None or p.alibi_slopes is not None,
+    "offset": lambda p: _some(p.q_offset),
+    "own offset": lambda p: _some(np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len),
+    "lengths": lambda p: _some(np.asarray(p.kv_lengths) < p.kv_len),
+    "mask": lambda p: p.mask is not None,
+    "no mask": lambda p: p.mask is None,
+    "bias": lambda p: p.bias is not None,
+    "softcap": lambda p: p.softcap is not None,
+    "alibi": lambda p: p.alibi_slopes is not None,
+    "sinks": lambda p: p.sinks is not None,
+    "dropout": lambda p: p.dropout_mask is not None,
+    "hidden": lambda p: p.left is not None or p.right is not None or p.mask is not None or _some(np.asarray(p.kv_lengths) < p.kv_len),
+    "grouped": lambda p: p.num_heads > p.num_kv_heads,
+    "several kv heads": lambda p: p.num_kv_heads > 1,
+    "true groups": lambda p: _squeezed(p.num_kv_heads, p.num_heads),
+    "several heads": lambda p: p.num_heads > 1,
+    "several sequences": lambda p: int(np.prod(p.query.shape[:-3])) > 1,
+    "square": lambda p: p.q_len == p.kv_len,
+    "same head sizes": lambda p: p.head_dim == p.v_head_dim,
+    "other head size": lambda p: p.head_dim != p.v_head_dim,
+    "batch = heads": lambda p: int(np.prod(p.query.shape[:-3])) == p.num_heads > 1,
+    "own scale": lambda p: not np.isclose(p.scale, p.head_dim**-0.5),
+    "keys": lambda p: p.kv_len > 1,
+    "rows": lambda p: p.q_len > 1,
+    "slopes differ": lambda p: p.alibi_slopes is not None and _some(np.diff(p.alibi_slopes)),
+}
+
+
+def stages_of(*mistakes: Mistake, tile: int = 64) -> Stages | None:
+    """The kernel that makes all these mistakes, or None where two claim the same stage."""
+    changed: dict[str, Any] = {}
+    for mistake in mistakes:
+        if changed.keys() & mistake.stages.keys():
+            return None
+        changed.update(mistake.stages)
+
+    def prepare(problem):
+        for mistake in mistakes:
+            if mistake.prepare is not None:
+                problem = mistake.prepare(problem)
+            if mistake.prepare_tile is not None:
+                problem = mistake.prepare_tile(problem, tile)
+        return problem
+
+    def deliver(problem, output, lse):
+        for mistake in mistakes:
+            if mistake.deliver is not None:
+                output, lse = mistake.deliver(problem, output, lse)
+        return output, lse
+
+    return dataclasses.replace(CORRECT, **changed, prepare=prepare, deliver=deliver)
+
+
+def arithmetic_of(dtype, *mistakes: Mistake, tile: int = 64, own: bool = False) -> Arithmetic:
+    """float64 for a prediction; the kernel's own arithmetic where rounding is the mistake (or `own`)."""
+    if own or any(mistake.rounding for mistake in mistakes):
+        return Arithmetic.for_dtype(dtype, tile)
+    return Arithmetic(tile=tile)
+
+
+__all__ = ["NEEDS", "Mistake", "arithmetic_of", "stages_of"]

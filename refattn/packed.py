@@ -1,0 +1,51 @@
+"""Sequences of different lengths end to end in one array, without padding ("varlen")."""
+
+import numpy as np
+
+from refattn.attention import solve_into
+from refattn.problem import packed_problem
+
+
+def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
+    """Attention within each of N sequences that lie end to end.
+
+    Parameters
+    ----------
+    query : array_like, shape (H, total_q, D)
+    key : array_like, shape (K, total_kv, D)
+    value : array_like, shape (K, total_kv, E)
+    cu_q, cu_kv : array_like of int, shape (N + 1,)
+        Sequence n owns rows cu_q[n] to cu_q[n + 1] and keys cu_kv[n] to cu_kv[n + 1]; both run from 0 to the total.
+    **options
+        As `refattn.attention`. kv_lengths and q_offset have shape (N,) and count inside each sequence; bias and masks broadcast to
+        (H, total_q, total_kv), of which each sequence reads its own tile.
+
+    Returns
+    -------
+    output : ndarray, shape (H, total_q, E), float64
+
+    References
+    ----------
+    The layout and its name are those of FlashAttention's variable-length interface (Dao 2023).
+
+    Examples
+    --------
+    Two sequences of one and two tokens; neither sees the other:
+
+    >>> import numpy as np, refattn
+    >>> value = np.array([[[1.0], [10.0], [20.0]]])
+    >>> refattn.packed_attention(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), value, cu_q=[0, 1, 3], cu_kv=[0, 1, 3])[0, :, 0]
+    array([ 1., 15., 15.])
+    """
+    return packed_attention_with_lse(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options)[0]
+
+
+def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
+    """`packed_attention` and its log-sum-exp, shape (H, total_q), float64."""
+    problem = packed_problem(query, key, value, cu_q, cu_kv, **options)
+    output = np.zeros((*problem.query.shape[:-1], problem.value.shape[-1]))
+    lse = np.empty(problem.query.shape[:-1])
+    for n in range(problem.num_sequences):
+        rows = slice(problem.cu_q[n], problem.cu_q[n + 1])
+        solve_into(problem.sequence(n), output[:, rows], lse[:, rows])
+    return output, lse

@@ -1,0 +1,168 @@
+"""Keep the digits float64 drops: numbers as unevaluated sums of two, and matrix products without rounding.
+
+A score of 1e4 in float64 is good to 1e-12, so the weights it decides are good to 1e-12 and not to 1e-16: the fractions are lost before
+the softmax sees them. Here a score is a `DoubleDouble`, high + low, and the matrix product that makes it is computed without rounding
+in its leading part: both factors are cut into their leading bits and the rest, so few bits that the leading parts multiply and add
+up exactly in float64, whatever order the BLAS takes (Ozaki et al. 2012, "Error-free transformations of matrix multiplication",
+Numerical Algorithms 59, section 3). The three remaining products are tiny and may round.
+
+Inputs beyond 2**+-LARGEST_EXPONENT (about 1e+-120), whose products leave the range of float64, are computed in long double instead;
+its low part is zero.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+LARGEST_EXPONENT = 400
+VELTKAMP = 2.0**27 + 1
+
+
+class DoubleDouble(NamedTuple):
+    """The number high + low, never added up until the end."""
+
+    high: np.ndarray
+    low: np.ndarray
+
+
+class Split(NamedTuple):
+    """A right-hand factor of `matmul`: whole = top + rest, top short enough for exact products. Shapes [K, N]."""
+
+    whole: np.ndarray
+    top: np.ndarray
+    rest: np.ndarray
+    bits: int
+
+    def columns(self, first, last):
+        return Split(self.whole[:, first:last], self.top[:, first:last], self.rest[:, first:last], self.bits)
+
+    def rows(self, first, last):
+        return Split(self.whole[first:last], self.top[first:last], self.rest[first:last], self.bits)
+
+
+def within_float64(*arrays):
+    """Whether products of these arrays' finite elements stay far inside the range of float64."""
+    largest, smallest = 2.0**LARGEST_EXPONENT, 2.0**-LARGEST_EXPONENT
+    for array in arrays:
+        magnitude = np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
+        if magnitude > largest or 0 < magnitude < smallest:
+            return False
+    return True
+
+
+def long_double(*arrays):
+    """The arrays in long double, where that is wider than float64."""
+    if np.finfo(np.longdouble).maxexp <= np.finfo(np.float64).maxexp:
+        raise OverflowError(
+            f"elements must be between 2**-{LARGEST_EXPONENT} and 2**{LARGEST_EXPONENT} on this platform, "
+            "whose long double is no wider than float64; got larger or smaller ones."
+        )
+    return [np.asarray(array, dtype=np.longdouble) for array in arrays]
+
+
+def exact_bits(inner):
+    """How many bits two factors may have so that sums of `inner` of their products are exact in 53."""
+    return (53 - max(inner - 1, 0).bit_length()) // 2
+
+
+def leading(x, bits, largest):
+    """x rounded to multiples of 2**-bits of the power of two above `largest`; exact to subtract from x."""
+    exponent = np.frexp(largest)[1]
+    anchor = np.ldexp(1.5, exponent - bits + 52)  # adding it pushes the lower bits off the end
+    return (x + anchor) - anchor
+
+
+def largest_along(x, axis):
+    return np.max(np.abs(x), axis=axis, keepdims=True, initial=0.0)
+
+
+def split_columns(x):
+    """Split [K, N], each column on its own scale: what one key holds cannot touch the scores of another."""
+    bits = exact_bits(x.shape[0])
+    if x.dtype == np.longdouble:
+        return Split(x, x, x, bits)
+    top = leading(x, bits, largest_along(x, 0))
+    return Split(x, top, x - top, bits)
+
+
+def split_unit(x):
+    """Split [K, N] with all elements at most 1, on one scale."""
+    bits = exact_bits(x.shape[0])
+    if x.dtype == np.longdouble:
+        return Split(x, x, x, bits)
+    top = leading(x, bits, 1.0)
+    return Split(x, top, x - top, bits)
+
+
+def matmul(a, b):
+    """a @ b to about 2**-70 of sum(|a| |b|).
+
+    Parameters
+    ----------
+    a : DoubleDouble, shape [M, K]
+    b : Split, shape [K, N]
+
+    Returns
+    -------
+    DoubleDouble, shape [M, N]; the IEEE product with low = 0 where a row of a or a column of b is not finite
+    """
+    if a.high.dtype == np.longdouble:
+        product = a.high @ b.whole
+        return DoubleDouble(product, np.zeros_like(product))
+    a_top = leading(a.high, b.bits, largest_along(a.high, -1))
+    a_rest = (a.high - a_top) + a.low
+    high = a_top @ b.top
+    low = a_rest @ b.whole
+    if b.rest.any():
+        low += a_top @ b.rest
+    finite = np.isfinite(low)
+    if not finite.all():
+        high = np.where(finite, high, a.high @ b.whole)
+        low = np.where(finite, low, 0.0)
+    return DoubleDouble(high, low)
+
+
+def multiply(x, number):
+    """x * number without rounding (Veltkamp and Dekker; Dekker 1971, section 5)."""
+    product = x * number
+    if x.dtype == np.longdouble:
+        return DoubleDouble(product, np.zeros_like(product))
+    (x_top, x_rest), (n_top, n_rest) = halves(x), halves(np.float64(number))
+    return DoubleDouble(product, ((x_top * n_top - product) + x_top * n_rest + x_rest * n_top) + x_rest * n_rest)
+
+
+def halves(x):
+    """x as a sum of two numbers of 26 bits each."""
+    top = VELTKAMP * x
+    top = top - (top - x)
+    return top, x - top
+
+
+def add(x, y):
+    """The double-double x plus the number y (Knuth's two-sum)."""
+    total = x.high + y
+    y_part = total - x.high
+    return DoubleDouble(total, x.low + ((x.high - (total - y_part)) + (y - y_part)))
+
+
+def normalised(high, low):
+    """The same sum with |low| at most half an ulp of high."""
+    total = high + low
+    return DoubleDouble(total, low - (total - high))
+
+
+def sum_last(x, largest=1.0):
+    """The sum over the last axis of a float64 array with elements in [0, about `largest`], as a double-double with axis kept."""
+    if x.dtype == np.longdouble:
+        total = x.sum(axis=-1, keepdims=True)
+        return DoubleDouble(total, np.zeros_like(total))
+    top = leading(x, 51 - x.shape[-1].bit_length(), largest)
+    return DoubleDouble(top.sum(axis=-1, keepdims=True), (x - top).sum(axis=-1, keepdims=True))
+
+
+def power_of_two_above(x, axis):
+    """The power of two above the largest finite magnitude along `axis`, 1 where there is none."""
+    largest = np.max(np.abs(x), axis=axis, where=np.isfinite(x), initial=0.0)
+    return np.ldexp(1.0, np.frexp(largest)[1])
+
+

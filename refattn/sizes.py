@@ -1,0 +1,260 @@
+"""How much a key/value cache holds, by formula; `refattn kv` prints it for any model.
+
+    elements per token      MHA, GQA, MQA   layers * kv_heads * (head_dim + v_head_dim)
+                            MLA             layers * (kv_lora_rank + qk_rope_head_dim)
+"""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from fractions import Fraction
+
+from refattn.costs import decode_intensity
+from refattn.models import MODELS, AttentionShape, find_model
+
+DTYPE_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}
+
+
+def elements_per_token(shape: AttentionShape) -> int:
+    """Elements all layers cache for one token (DeepSeek-V2 report, arXiv 2405.04434, table 1).
+
+    Layers with a window count like the others: each writes every token, and forgets the old ones.
+
+    Examples
+    --------
+    >>> from refattn.models import MODELS
+    >>> elements_per_token(MODELS["llama3-8b"]), elements_per_token(MODELS["deepseek-v3"])
+    (65536, 35136)
+    """
+    return shape.num_layers * shape.cached_per_token
+
+
+def cache_elements(shape: AttentionShape, context: int, batch: int = 1) -> int:
+    """Elements in the cache of `batch` sequences of `context` tokens; windowed layers keep the newest `window` only.
+
+    Examples
+    --------
+    >>> from refattn.models import MODELS
+    >>> cache_elements(MODELS["gpt-oss-20b"], 8192) // (24 * 1024)    # half the layers keep 128 tokens
+    4160
+    """
+    windowed = shape.window_layers or 0
+    tokens = (shape.num_layers - windowed) * context + windowed * min(context, shape.window or context)
+    return batch * tokens * shape.cached_per_token
+
+
+def cache_bytes(shape: AttentionShape, context: int, batch: int = 1, bits: int = 16) -> Fraction:
+    """Bytes of that cache at `bits` per element, without the scales of quantised formats (see `fp8_bytes`).
+
+    Returns
+    -------
+    Fraction
+        Exact, also for 6-bit caches; an integer value compares and prints as one.
+    """
+    return Fraction(cache_elements(shape, context, batch) * bits, 8)
+
+
+def fp8_bytes(narrow: int, wide: int = 0, tile: int = 128) -> int:
+    """Bytes of one token stored as `narrow` 8-bit elements, one float32 scale per `tile` of them, and `wide` bfloat16.
+
+    FlashMLA's layout for DeepSeek-V3.2 keeps the latent narrow and the rotary key wide (flash_mla README).
+
+    Examples
+    --------
+    >>> fp8_bytes(512, wide=64), fp8_bytes(128)    # MLA cache; key of the sparse-attention indexer
+    (656, 132)
+    """
+    return narrow + 4 * -(-narrow // tile) + 2 * wide
+
+
+def equivalent_kv_heads(shape: AttentionShape) -> Fraction:
+    """Key/value heads a GQA cache of the same size would have: 2.25 for DeepSeek's latents (report, table 1).
+
+    Examples
+    --------
+    >>> from refattn.models import MODELS
+    >>> float(equivalent_kv_heads(MODELS["deepseek-v2"]))
+    2.25
+    """
+    head_dim = shape.head_dim if shape.kv_lora_rank is None else shape.qk_nope_head_dim
+    return Fraction(shape.cached_per_token, head_dim + shape.v_head_dim)
+
+
+def alternatives(shape: AttentionShape) -> dict[str, AttentionShape]:
+    """The same model with each kind of attention, its own kind included, from the largest cache to the smallest.
+
+    GQA keeps the model's key/value heads if it has some, else 8 (the choice of Ainslie et al., arXiv 2305.13245) or
+    the nearest smaller divisor of the query heads; it is left out when there is none between 1 and all of them.
+    MLA takes DeepSeek-V2's proportions, latent 4 * head_dim and rotary key head_dim / 2.
+
+    Examples
+    --------
+    >>> from refattn.models import MODELS
+    >>> [(kind, elements_per_token(s)) for kind, s in alternatives(MODELS["llama3-8b"]).items()]
+    [('MHA', 262144), ('GQA', 65536), ('MLA', 18432), ('MQA', 8192)]
+    """
+    latent = shape.kv_lora_rank is not None
+    head_dim = shape.qk_nope_head_dim if latent else shape.head_dim
+    plain = replace(shape, num_kv_heads=shape.num_heads, head_dim=head_dim, kv_lora_rank=None, qk_nope_head_dim=None,
+                    qk_rope_head_dim=None)
+    shapes = {"MHA": plain, "MQA": replace(plain, num_kv_heads=1)}
+    if shape.variant == "GQA":
+        shapes["GQA"] = shape
+    else:
+        groups = [g for g in range(2, 9) if shape.num_heads % g == 0 and g < shape.num_heads]
+        if groups:
+            shapes["GQA"] = replace(plain, num_kv_heads=groups[-1])
+    shapes["MLA"] = shape if latent else replace(
+        shape, num_kv_heads=None, head_dim=None, kv_lora_rank=4 * head_dim, qk_nope_head_dim=head_dim,
+        qk_rope_head_dim=head_dim // 2)
+    return dict(sorted(shapes.items(), key=lambda kind: -elements_per_token(kind[1])))
+
+
+# ---- the command `refattn kv` ----------------------------------------------------------------------------------------
+
+DIMENSIONS = {  # command-line option -> field of AttentionShape
+    "layers": "num_layers", "heads": "num_heads", "kv_heads": "num_kv_heads", "head_dim": "head_dim",
+    "v_head_dim": "v_head_dim", "kv_lora_rank": "kv_lora_rank", "nope_dim": "qk_nope_head_dim",
+    "rope_dim": "qk_rope_head_dim", "window": "window", "window_layers": "window_layers",
+}
+_DTYPE_ALIASES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp8": "float8"}
+
+
+def add_parser(subparsers) -> None:
+    """Add `kv` to the subcommands of `refattn`."""
+    parser = subparsers.add_parser(
+        "kv", help="size of a model's key/value cache",
+        description="Size of a key/value cache, per token and at a context length, next to the other kinds of attention.",
+        epilog="example: refattn kv --model llama3-8b --context 8192 --batch 1 --dtype bfloat16")
+    parser.add_argument("--model", help="a model of the table, in any case and punctuation")
+    parser.add_argument("--list", action="store_true", help="all models of the table")
+    for option in DIMENSIONS:
+        parser.add_argument("--" + option.replace("_", "-"), type=int, metavar="N")
+    parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="tokens per sequence (default 8192)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default 1)")
+    parser.add_argument("--dtype", default="bfloat16", help="of the cache: " + ", ".join(DTYPE_BITS) + " (default bfloat16)")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    """Print what `refattn kv` was asked for; 0 when done, 2 when the request makes no sense."""
+    try:
+        dtype = _dtype(args.dtype)
+        if args.list:
+            report = [_summary(name, shape, dtype) for name, shape in MODELS.items()]
+            print(json.dumps(report, indent=2) if args.json else _listing(report, dtype))
+            return 0
+        for option, least in (("context", 0), ("batch", 1)):
+            if getattr(args, option) < least:
+                raise ValueError(f"{option} must be at least {least}; got {option}={getattr(args, option)}.")
+        name, shape = _requested(args)
+    except (KeyError, ValueError) as error:
+        print(f"refattn kv: {error.args[0]}", file=sys.stderr)
+        return 2
+    report = _report(name, shape, args.context, args.batch, dtype)
+    print(json.dumps(report, indent=2) if args.json else _page(report, shape))
+    return 0
+
+
+def _dtype(name: str) -> str:
+    dtype = _DTYPE_ALIASES.get(name.lower(), name.lower())
+    if dtype not in DTYPE_BITS:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPE_BITS)}; got {name!r}.")
+    return dtype
+
+
+def _requested(args) -> tuple[str, AttentionShape]:
+    given = {field: getattr(args, option) for option, field in DIMENSIONS.items() if getattr(args, option) is not None}
+    if args.model is not None:
+        if given:
+            raise ValueError("model must come alone; got --model and dimensions. Leave one of them out.")
+        return find_model(args.model)
+    if not given:
+        raise ValueError("model must be given; got neither --model nor dimensions. See refattn kv --list, "
+                         "or give --layers 32 --heads 32 --kv-heads 8 --head-dim 128.")
+    if "kv_lora_rank" in given:
+        # neither enters the size of a latent cache; DeepSeek's choice, so that the alternatives can be shown
+        given = {"num_layers": 1, "num_heads": 128, "qk_nope_head_dim": 128} | given
+    return "custom", AttentionShape(**{"num_layers": 1} | given)
+
+
+def _summary(name: str, shape: AttentionShape, dtype: str) -> dict:
+    fields = {field: value for field, value in asdict(shape).items() if value is not None}
+    elements = elements_per_token(shape)
+    return {"model": name, "variant": shape.variant} | fields | {
+        "elements_per_token": elements, "bytes_per_token": _number(Fraction(elements * DTYPE_BITS[dtype], 8))}
+
+
+def _report(name: str, shape: AttentionShape, context: int, batch: int, dtype: str) -> dict:
+    bits = DTYPE_BITS[dtype]
+    own = cache_elements(shape, context, batch)
+    rows = [{
+        "variant": kind, "this_model": kind == shape.variant, "cached_per_head": _cached_per_head(other),
+        "elements_per_token": elements_per_token(other),
+        "bytes_per_token": _number(Fraction(elements_per_token(other) * bits, 8)),
+        "bytes": _number(cache_bytes(other, context, batch, bits)),
+        "ratio": elements_per_token(other) / elements_per_token(shape),
+        "decode_intensity": decode_intensity(other, bytes_per_element=bits / 8),
+    } for kind, other in alternatives(shape).items()]
+    return _summary(name, shape, dtype) | {
+        "context": context, "batch": batch, "dtype": dtype, "elements": own,
+        "bytes": _number(cache_bytes(shape, context, batch, bits)), "alternatives": rows}
+
+
+def _number(value: Fraction) -> int | float:
+    return value.numerator if value.denominator == 1 else float(value)
+
+
+def _cached_per_head(shape: AttentionShape) -> str:
+    if shape.kv_lora_rank is not None:
+        return f"1 latent of {shape.kv_lora_rank} + {shape.qk_rope_head_dim}"
+    return f"{shape.num_kv_heads} x ({shape.head_dim} + {shape.v_head_dim})"
+
+
+def _page(report: dict, shape: AttentionShape) -> str:
+    heads = f"{shape.num_heads} query heads"
+    kind = f"{shape.num_kv_heads} key/value heads of {shape.head_dim}"
+    if shape.kv_lora_rank is not None:
+        kind = f"latent of {shape.kv_lora_rank} and rotary key of {shape.qk_rope_head_dim}"
+    lines = [f"{report['model']}  {shape.variant}: {shape.num_layers} layers, {heads}, {kind}"]
+    if shape.source:
+        lines.append(f"dimensions from {shape.source}")
+    if shape.window:
+        lines.append(f"{shape.window_layers} of {shape.num_layers} layers keep the newest {shape.window:,} tokens only")
+    lines += ["", f"per token   {report['elements_per_token']:,} elements = {_units(report['bytes_per_token'])} in {report['dtype']}",
+              f"cache       {_units(report['bytes'])} for {report['batch']} x {report['context']:,} tokens", ""]
+    table = [("", "per layer and token", "elements/token", "kB/token", "cache GiB", "ratio", "FLOP/byte")]
+    table += [(row["variant"] + (" *" if row["this_model"] else ""), row["cached_per_head"], f"{row['elements_per_token']:,}",
+               f"{row['bytes_per_token'] / 1e3:,.3f}", f"{row['bytes'] / 2**30:,.3f}", f"{row['ratio']:.3f}x",
+               f"{row['decode_intensity']:.1f}") for row in report["alternatives"]]
+    return "\n".join(lines + _aligned(table) + [
+        "", "* this model; the others are the same model with the other kinds of attention",
+        "1 kB = 1000 bytes, 1 KiB = 1024 bytes; FLOP/byte: one decoding step over a long context (MLA absorbed)"])
+
+
+def _listing(report: list[dict], dtype: str) -> str:
+    table = [("model", "kind", "layers", "heads", "kv heads", "head dim", "window", "elements/token", f"kB/token ({dtype})")]
+    for row in report:
+        latent = row["variant"] == "MLA"
+        table.append((row["model"], row["variant"], str(row["num_layers"]), str(row["num_heads"]),
+                      "latent" if latent else str(row["num_kv_heads"]),
+                      f"{row['kv_lora_rank']}+{row['qk_rope_head_dim']}" if latent else str(row["head_dim"]),
+                      f"{row['window']:,} in {row['window_layers']}" if "window" in row else "",
+                      f"{row['elements_per_token']:,}", f"{row['bytes_per_token'] / 1e3:,.3f}"))
+    return "\n".join(_aligned(table, left=2) + ["", "1 kB = 1000 bytes; window: keys kept, in how many layers"])
+
+
+def _aligned(table: list[tuple], left: int = 2) -> list[str]:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
+                      for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in table]
+
+
+def _units(count: float) -> str:
+    """131072 -> '131,072 B = 131.072 kB = 128.000 KiB', in the largest decimal and binary units that fit."""
+    power = min(4, max(0, (len(str(int(count))) - 1) // 3))
+    if power == 0:
+        return f"{count:,} B"
+    return (f"{count:,} B = {count / 1000**power:,.3f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+            f" = {count / 1024**power:,.3f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}")

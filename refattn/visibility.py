@@ -1,0 +1,47 @@
+"""Which keys a query row may see: causality, window and lengths, drawn as one half-open range of keys a row.
+
+Row i stands at key position `q_offset + i` and sees key j iff all of these hold:
+
+    0 <= j < kv_length
+    j >= q_offset + i - left        (left None: no limit)
+    j <= q_offset + i + right       (right None: no limit; causal: right = 0)
+
+so the keys of a row are one range [start, stop), whatever the options. Only `mask` and -inf in `bias` make holes in it.
+"""
+
+import numpy as np
+
+
+def row_bounds(q_offset, kv_length, q_len, left, right):
+    """The visible keys [start, stop) of every row, before masks.
+
+    Parameters
+    ----------
+    q_offset, kv_length : int or ndarray of int64, shape (*batch,)
+    q_len : int
+    left, right : int or None
+
+    Returns
+    -------
+    start, stop : ndarray of int64, shape (*batch, q_len)
+        0 <= start <= stop <= kv_length; a row that sees nothing has start == stop.
+
+    Examples
+    --------
+    Three rows on five keys, bottom-right causal with one key to the left:
+
+    >>> start, stop = row_bounds(2, 5, 3, left=1, right=0)
+    >>> [list(range(a, b)) for a, b in zip(start.tolist(), stop.tolist())]
+    [[1, 2], [2, 3], [3, 4]]
+    """
+    position = np.asarray(q_offset, dtype=np.int64)[..., None] + np.arange(q_len)
+    length = np.broadcast_to(np.asarray(kv_length, dtype=np.int64)[..., None], position.shape)
+    start = np.zeros_like(position) if left is None else np.clip(position - left, 0, length)
+    stop = length if right is None else np.clip(position + right + 1, 0, length)
+    return start, np.maximum(start, stop)
+
+
+def range_mask(start, stop, first, last):
+    """The ranges drawn as booleans over the keys [first, last): True = visible, shape (*start.shape, last - first)."""
+    keys = np.arange(first, last)
+    return (start[..., None] <= keys) & (keys < stop[..., None])
