@@ -182,15 +182,15 @@ ALIASES = {
     "gpt2-small": "gpt2", "llama3.1-8b": "llama3-8b", "llama3.1-70b": "llama3-70b", "llama3.3-70b": "llama3-70b",
     "mistral-7b-v0.2": "mistral-7b-v0.3", "qwen2-7b": "qwen2.5-7b", "qwen2-72b": "qwen2.5-72b",
     "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "deepseek-llm-67b": "deepseek-67b",
-    "falcon": "falcon-7b", "kimi-k2-instruct-0905": "kimi-k2",
+    "mixtral-8x7b-v0.1": "mixtral-8x7b", "mixtral-8x22b-v0.1": "mixtral-8x22b", "kimi-k2-instruct-0905": "kimi-k2",
 }
+_TUNING = {"meta", "instruct", "chat", "base", "hf", "it"}
 
 
 def _key(name: str) -> str:
-    """`meta-llama/Llama-3-8B-Instruct` -> `llama38b`: no owner, no case, no punctuation, no tuning suffix."""
-    name = name.strip().lower().rsplit("/", 1)[-1]
-    name = re.sub(r"([-_ ](instruct|chat|base|hf|it))+$", "", name)
-    return re.sub(r"[^a-z0-9]", "", name)
+    """`meta-llama/Meta-Llama-3-8B-Instruct` -> `llama38b`: no owner, case, punctuation or word that keeps the dimensions."""
+    words = re.split(r"[^a-z0-9.]+", name.strip().lower().rsplit("/", 1)[-1])
+    return re.sub(r"[^a-z0-9]", "", "".join(word for word in words if word not in _TUNING))
 
 
 def find_model(name: str) -> tuple[str, AttentionShape]:

@@ -173,10 +173,12 @@ def _requested(args) -> tuple[str, AttentionShape]:
     if not given:
         raise ValueError("model must be given; got neither --model nor dimensions. See refattn kv --list, "
                          "or give --layers 32 --heads 32 --kv-heads 8 --head-dim 128.")
-    if "kv_lora_rank" in given:
-        # neither enters the size of a latent cache; DeepSeek's choice, so that the alternatives can be shown
-        given = {"num_layers": 1, "num_heads": 128, "qk_nope_head_dim": 128} | given
-    return "custom", AttentionShape(**{"num_layers": 1} | given)
+    assumed = {"num_layers": 1}
+    if "kv_lora_rank" in given:  # neither enters the size of a latent cache; DeepSeek's choice, for the other kinds
+        assumed |= {"num_heads": 128, "qk_nope_head_dim": 128}
+    assumed = {field: value for field, value in assumed.items() if field not in given}
+    source = "the command line" + "".join(f", assuming {field}={value}" for field, value in assumed.items())
+    return "custom", AttentionShape(**assumed, **given, source=source)
 
 
 def _summary(name: str, shape: AttentionShape, dtype: str) -> dict:
@@ -213,13 +215,11 @@ def _cached_per_head(shape: AttentionShape) -> str:
 
 
 def _page(report: dict, shape: AttentionShape) -> str:
-    heads = f"{shape.num_heads} query heads"
-    kind = f"{shape.num_kv_heads} key/value heads of {shape.head_dim}"
-    if shape.kv_lora_rank is not None:
-        kind = f"latent of {shape.kv_lora_rank} and rotary key of {shape.qk_rope_head_dim}"
-    lines = [f"{report['model']}  {shape.variant}: {shape.num_layers} layers, {heads}, {kind}"]
-    if shape.source:
-        lines.append(f"dimensions from {shape.source}")
+    cached = f"latent of {shape.kv_lora_rank} and rotary key of {shape.qk_rope_head_dim}"
+    if shape.kv_lora_rank is None:
+        cached = f"{_counted(shape.num_kv_heads, 'key/value head')} of {shape.head_dim}"
+    lines = [f"{report['model']}  {shape.variant}: {_counted(shape.num_layers, 'layer')}, "
+             f"{_counted(shape.num_heads, 'query head')}, {cached}", f"dimensions from {shape.source}"]
     if shape.window:
         lines.append(f"{shape.window_layers} of {shape.num_layers} layers keep the newest {shape.window:,} tokens only")
     lines += ["", f"per token   {report['elements_per_token']:,} elements = {_units(report['bytes_per_token'])} in {report['dtype']}",
@@ -249,6 +249,10 @@ def _aligned(table: list[tuple], left: int = 2) -> list[str]:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return ["  ".join(cell.ljust(width) if column < left else cell.rjust(width)
                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in table]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
 def _units(count: float) -> str:
