@@ -10,7 +10,9 @@ a helper that has not started: it can always finish alone, so no number of calle
 """
 
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 from _thread import allocate_lock
 from contextvars import ContextVar
@@ -21,8 +23,8 @@ import numpy as np
 from .cpu_limits import allowed_cpus, available_threads
 from .jit import BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
 
-# Waking a helper costs tens of microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
-WORK_PER_THREAD = 50.0
+# Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
+WORK_PER_THREAD = 100.0
 
 # Scratch up to this size stays with its thread between calls; larger requests are served and forgotten.
 KEPT_SCRATCH_BYTES = 4 << 20
@@ -50,7 +52,7 @@ def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
     *args
         Passed on to the driver; the same objects in every thread.
     cost : float
-        Rough time of the whole call on one thread, in microseconds. Below about a hundred the call stays in the calling thread.
+        Rough time of the whole call on one thread, in microseconds. Below 200 the call stays in the calling thread.
     scratch : int
         Elements of scratch memory each thread needs: a contiguous array of `dtype`, aligned to 64 bytes, contents undefined.
     dtype : numpy dtype of the scratch
@@ -140,11 +142,10 @@ def thread_scratch(count, dtype):
 class _Job:
     """One call of `run`: helpers may join until the caller closes it; closing waits for those that did."""
 
-    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "cpus", "lock", "active", "closed", "idle", "error")
+    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "lock", "active", "closed", "idle", "error")
 
     def __init__(self, driver, counter, scratch, dtype, args):
         self.driver, self.counter, self.scratch, self.dtype, self.args = driver, counter, scratch, dtype, args
-        self.cpus = allowed_cpus()
         self.lock = allocate_lock()
         self.active = 0
         self.closed = False
@@ -198,13 +199,13 @@ class _Pool:
     def __init__(self):
         self.jobs = SimpleQueue()
         self.lock = allocate_lock()
-        self.size = 0
+        self.threads = []
+        self.cpus = None  # affinity of all helpers
 
     def run(self, job, helpers):
-        if self.size < helpers:
-            self._grow(helpers)
+        self._prepare(helpers)
         try:
-            for _ in range(min(helpers, self.size)):
+            for _ in range(min(helpers, len(self.threads))):
                 self.jobs.put(job)
             job.work()
         except BaseException:
@@ -215,34 +216,45 @@ class _Pool:
         if job.error is not None:
             raise job.error
 
-    def _grow(self, helpers):
+    def _prepare(self, helpers):
+        """Have enough helpers, allowed on the CPUs the caller may use but not on the one it is using.
+
+        A kernel that sees no shared cache between CPUs (cloud machines report none) wakes a thread on the waker's own CPU and leaves both there for
+        milliseconds; a helper that may not run there goes to an idle one at once.
+        """
+        cpus = allowed_cpus()
+        if cpus and helpers < len(cpus):
+            cpus = cpus - {_current_cpu()}
+        if len(self.threads) >= helpers and cpus == self.cpus:
+            return
         with self.lock:
-            while self.size < helpers:
-                thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{self.size}", daemon=True)
+            while len(self.threads) < helpers:
+                thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{len(self.threads)}", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the process may have no more threads, or is shutting down: the caller works alone
+                except RuntimeError:  # the process may have no more threads, or is shutting down: the caller works with those there are
                     break
-                self.size += 1
+                self.threads.append(thread)
+            self.cpus = cpus
+            if cpus:
+                for thread in self.threads:
+                    with contextlib.suppress(OSError):
+                        os.sched_setaffinity(thread.native_id, cpus)
 
 
 def _serve(jobs):
-    cpus = allowed_cpus()
     while True:
         job = jobs.get()
-        if job.cpus != cpus:
-            cpus = _move_to(job.cpus)
         job.help()
         del job
 
 
-def _move_to(cpus):
-    """Give this helper the caller's affinity, which may have changed since the helper started."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, cpus)
-    return cpus
+def _cpu_query():
+    query = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
+    return query or (lambda: None)
 
 
+_current_cpu = _cpu_query()
 _pool = _Pool()
 
 
