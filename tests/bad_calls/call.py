@@ -14,9 +14,11 @@ class BadCall(NamedTuple):
 
 
 def real(*shape, dtype=np.float32):
-    """Ordinary numbers in [-1, 1]."""
+    """Ordinary numbers in [-1, 1], read-only."""
     size = int(np.prod(shape))
-    return np.sin(np.arange(1, size + 1)).reshape(shape).astype(dtype)
+    array = np.sin(np.arange(1, size + 1)).reshape(shape).astype(dtype)
+    array.flags.writeable = False
+    return array
 
 
 def yes(*shape):
