@@ -1,0 +1,377 @@
+"""The compiled-code cache: fresh after every edit, private, and unbreakable."""
+
+import os
+import re
+import shutil
+import stat
+import time
+
+import pytest
+
+pytest.importorskip("numba")
+
+from cpu_kernels.cache import source_digest
+from cpu_kernels.private_folder import PrivateFolder, Refused, usual_places
+from package_copy import COMPILED, FIRST_CALL, LOADED, ROOT, PackageCopy
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="compiled code is kept on POSIX systems only")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return PackageCopy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A copy whose kernel is compiled and kept; tests leave it as they find it."""
+    package = PackageCopy(tmp_path_factory.mktemp("warm"))
+    output, _ = package.python(FIRST_CALL)
+    assert output == COMPILED
+    return package
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_second_process_loads(warm):
+    assert warm.python(FIRST_CALL) == (LOADED, "")
+
+
+def test_first_call_from_cache_is_quick(warm):
+    timed = "import time; from cpu_kernels.sample import outcome; start = time.perf_counter(); outcome(); print(time.perf_counter() - start)"
+    assert min(float(warm.python(timed)[0]) for _ in range(3)) < 0.6
+
+
+def test_loaded_code_uses_the_math_library_and_allocates(copy):
+    """What loaded code may need beyond the sample: math functions, array allocation, exceptions."""
+    copy.source("sample.py").write_text("""
+import math
+import numpy as np
+from .jit import driver
+
+@driver
+def mixed(x):
+    if x.size == 0:
+        raise ValueError("empty")
+    y = np.empty_like(x)
+    for i in range(x.size):
+        y[i] = math.exp(x[i]) + math.erf(x[i]) + np.float32(x[i]) ** 1.5
+    return y.sum()
+""")
+    code = """
+import numpy as np
+from cpu_kernels.sample import mixed
+print(mixed(np.arange(4.0)), sum(mixed.stats.cache_hits.values()))
+try:
+    mixed(np.empty(0))
+except ValueError as error:
+    print(error)
+print(mixed(np.arange(4, dtype=np.float32)) > 0)
+"""
+    first, second = copy.python(code)[0].split(), copy.python(code)[0].split()
+    assert first[0] == second[0] and first[2:] == second[2:] == ["empty", "True"]
+    assert (first[1], second[1]) == ("0", "1")
+
+
+def test_digest_covers_every_file():
+    digest = source_digest(ROOT / "cpu_kernels")
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+
+
+def test_digest_changes_with_one_byte_of_any_file(copy):
+    seen = {source_digest(copy.folder / "cpu_kernels")}
+    files = sorted((copy.folder / "cpu_kernels").rglob("*.py"))
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b" ") if content else path.write_bytes(b" ")
+        seen.add(source_digest(copy.folder / "cpu_kernels"))
+        path.write_bytes(content)
+    assert len(seen) == len(files) + 1
+    path.rename(path.with_name("renamed.py"))
+    assert source_digest(copy.folder / "cpu_kernels") not in seen
+
+
+def test_edit_of_a_called_file_recompiles(copy):
+    """Same length and same time stamp: only the content tells."""
+    assert copy.python(FIRST_CALL)[0] == COMPILED
+    leaf = copy.source("sample_leaf.py")
+    times = leaf.stat()
+    leaf.write_text(leaf.read_text().replace("result *= x", "result -= x"))
+    os.utime(leaf, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert copy.python(FIRST_CALL)[0] == "([-2.0, -5.0, -8.0], 0, 1)"
+    leaf.write_text(leaf.read_text().replace("result -= x", "result *= x"))
+    assert copy.python(FIRST_CALL)[0] == LOADED
+
+
+def test_edit_between_import_and_first_call_is_not_kept_as_new_code(copy):
+    code = """
+from cpu_kernels.sample import outcome
+from cpu_kernels import sample_leaf
+text = open(sample_leaf.__file__).read()
+open(sample_leaf.__file__, "w").write(text.replace("result *= x", "result -= x"))
+print(outcome())
+"""
+    assert copy.python(code)[0] == COMPILED
+    assert copy.entries() == []
+    assert copy.python(FIRST_CALL)[0] == "([-2.0, -5.0, -8.0], 0, 1)"
+
+
+@pytest.mark.parametrize("change", [
+    "import numba, numpy; numpy.__version__ = '2.99.0'",
+    "import numba, llvmlite; llvmlite.__version__ = '0'",
+    "import numba; numba.config.OPT = numba.core.config._OptLevel(2)",
+])
+def test_other_versions_and_options_share_nothing(warm, change):
+    before = warm.entries()
+    assert warm.python(f"{change}; {FIRST_CALL}")[0] == COMPILED
+    assert set(before) < set(warm.entries())
+
+
+def test_other_cpu_shares_nothing(warm):
+    assert warm.python(FIRST_CALL, NUMBA_CPU_NAME="generic")[0] == COMPILED
+    assert warm.python(FIRST_CALL, NUMBA_CPU_NAME="generic")[0] == LOADED
+    assert warm.python(FIRST_CALL)[0] == LOADED
+
+
+DAMAGE = """
+import pickle, hashlib
+from pathlib import Path
+from cpu_kernels import cache, sample
+from cpu_kernels.jit import driver
+
+def first_call():
+    function = driver(sample.powers.py_func)
+    assert sample.cubes([1, 2, 3], function) == [1.0, 8.0, 27.0]
+    return sum(function.stats.cache_hits.values())
+
+first_call()
+entry, = [path for path in Path(cache.place().path).rglob("powers-*") if path.is_file()]
+sound = entry.read_bytes()
+forge = lambda payload: cache.FORMAT + hashlib.sha256(payload).digest() + payload
+damaged = [sound[:length] for length in (0, 1, len(cache.FORMAT), len(cache.FORMAT) + 31, len(cache.FORMAT) + 32, len(sound) // 2, len(sound) - 1)]
+damaged += [sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1:] for i in (0, len(cache.FORMAT), len(cache.FORMAT) + 40, len(sound) - 1)]
+damaged += [sound + b"x", forge(b""), forge(b"garbage"), forge(pickle.dumps((1, 2))), forge(pickle.dumps(None)), b"\\0" * len(sound)]
+for content in damaged:
+    entry.write_bytes(content)
+    assert first_call() == 0, content[:60]
+    assert entry.read_bytes()[:len(cache.FORMAT)] == cache.FORMAT
+    assert first_call() == 1
+print(len(damaged))
+"""
+
+
+def test_damaged_files_are_rebuilt(copy):
+    assert copy.python(DAMAGE)[0] == "17"
+
+
+def test_entry_of_another_signature_is_rebuilt(copy):
+    code = """
+import numpy as np
+from cpu_kernels import cache, sample
+from cpu_kernels.jit import driver
+from pathlib import Path
+sample.cubes([1, 2, 3])
+entry, = Path(cache.place().path).rglob("powers-*")
+other = driver(sample.powers.py_func)
+out = np.empty(3, np.float32)
+sample.run(other, 3, np.arange(3, dtype=np.float32), 3, out, cost=0)
+second, = set(Path(cache.place().path).rglob("powers-*")) - {entry}
+second.write_bytes(entry.read_bytes())
+again = driver(sample.powers.py_func)
+sample.run(again, 3, np.arange(3, dtype=np.float32), 3, out, cost=0)
+print(out.tolist(), sum(again.stats.cache_hits.values()))
+"""
+    assert copy.python(code)[0] == "[0.0, 1.0, 8.0] 0"
+
+
+def test_two_processes_compile_at_once(copy):
+    processes = [copy.start(FIRST_CALL) for _ in range(3)]
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert output.strip() in (COMPILED, LOADED)
+    assert copy.python(FIRST_CALL)[0] == LOADED
+    assert [path.name[0] for path in copy.entries()] == ["p"]  # no drafts left
+
+
+def test_folder_and_files_are_private(warm):
+    folders = [path for path in (warm.cache / "cpu_kernels").rglob("*") if path.is_dir()]
+    assert folders
+    assert {mode(path) for path in [warm.cache / "cpu_kernels", *folders]} == {0o700}
+    assert {mode(path) for path in warm.entries()} == {0o600}
+
+
+def test_home_places(copy):
+    home = copy.folder / "home"
+    home.mkdir()
+    xdg = copy.folder / "xdg"
+    where = "from cpu_kernels.sample import outcome; from cpu_kernels.cache import place; outcome(); print(place().path)"
+    nothing = dict(CPU_KERNELS_CACHE_DIR=None, HOME=str(home), TMPDIR=str(copy.folder))
+    if os.sys.platform != "darwin":
+        assert copy.python(where, **nothing)[0] == str(home / ".cache" / "cpu_kernels")
+    assert copy.python(where, **nothing, XDG_CACHE_HOME=str(xdg))[0] == str(xdg / "cpu_kernels")
+    in_temp = str(copy.folder / f"cpu_kernels-{os.geteuid()}")
+    assert copy.python(where, **{**nothing, "HOME": str(copy.folder / "missing")})[0] == in_temp
+
+
+def test_read_only_home_falls_back_silently(copy):
+    if not os.path.isdir("/sys"):
+        pytest.skip("needs a folder that not even the administrator can write to")
+    changes = dict(CPU_KERNELS_CACHE_DIR=None, HOME="/sys", TMPDIR=str(copy.folder))
+    assert copy.python(FIRST_CALL, **changes) == (COMPILED, "")
+    assert copy.python(FIRST_CALL, **changes) == (LOADED, "")
+
+
+@pytest.mark.parametrize("place", ["off", "0", "file"])
+def test_without_a_cache_everything_works_with_one_line_at_most(copy, place):
+    (copy.folder / "file").write_text("")
+    place = str(copy.folder / place) if place == "file" else place
+    hurried = f"from cpu_kernels import compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
+    for _ in range(2):
+        output, errors = copy.python(hurried, CPU_KERNELS_CACHE_DIR=place)
+        assert output == COMPILED
+        assert len(errors.splitlines()) == 1 and "not kept" in errors
+    assert copy.entries() == []
+
+
+def test_notice_comes_once_when_compiling_is_slow_and_never_from_the_cache(copy):
+    code = """
+from cpu_kernels import compile_notice
+compile_notice.PATIENCE = 0
+from cpu_kernels import sample
+from cpu_kernels.jit import driver
+import numpy as np
+sample.cubes([1, 2, 3])
+sample.run(sample.powers, 1, np.ones(1, np.float32), 3, np.ones(1), cost=0)
+"""
+    _, errors = copy.python(code)
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("cpu_kernels: compiling for this CPU, once (kept in ")
+    assert copy.python(code)[1] == ""
+
+
+def test_notice_waits_for_a_second(copy):
+    code = """
+import time
+from cpu_kernels.compile_notice import CompileNotice
+said = []
+notice = CompileNotice()
+notice._say = lambda destination: said.append(destination)
+notice.compiling("a"); time.sleep(0.3); notice.compiled(); time.sleep(1.0)
+assert not said
+notice.compiling("b"); time.sleep(0.4); assert not said
+time.sleep(0.6)
+print(said)
+"""
+    assert copy.python(code)[0] == "['b']"
+
+
+PLANTED = """
+import hashlib, os, pickle
+from pathlib import Path
+from cpu_kernels import cache, sample
+from cpu_kernels.jit import driver
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+def first_call():
+    cache._place = None
+    assert sample.cubes([1, 2, 3], driver(sample.powers.py_func)) == [1.0, 8.0, 27.0]
+
+first_call()
+root = Path(cache.place().path)
+entry, = root.rglob("powers-*")
+payload = pickle.dumps(Attack())
+planted = cache.FORMAT + hashlib.sha256(payload).digest() + payload
+for exposed in (entry, entry.parent, root):
+    for bits in (0o020, 0o002):
+        entry.write_bytes(planted)
+        private = exposed.stat().st_mode
+        exposed.chmod(private | bits)
+        first_call()
+        assert not os.path.exists("executed"), exposed
+        exposed.chmod(private)
+# The harness works: in a private place the same file is trusted.
+entry.write_bytes(planted)
+first_call()
+print(os.path.exists("executed"))
+"""
+
+
+def test_code_that_others_could_have_planted_is_not_loaded(copy):
+    assert copy.python(PLANTED)[0] == "True"
+
+
+def test_private_folder_refuses_what_is_not_ours(tmp_path):
+    with pytest.raises(Refused, match="another user"):
+        if os.geteuid() != 0:
+            PrivateFolder("/usr")
+        theirs = tmp_path / "theirs"
+        theirs.mkdir(mode=0o700)
+        os.chown(theirs, 12345, 12345)
+        PrivateFolder(theirs)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o770)
+    with pytest.raises(Refused, match="writable by other users"):
+        PrivateFolder(shared)
+    link = tmp_path / "link"
+    link.symlink_to(PrivateFolder(tmp_path / "own").path)
+    with pytest.raises(Refused):
+        PrivateFolder(link)
+
+
+def test_private_folder_closes_to_readers(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    PrivateFolder(folder)
+    assert mode(folder) == 0o700
+
+
+def test_private_folder_reads_no_links_and_no_other_folders(tmp_path):
+    folder = PrivateFolder(tmp_path / "own")
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (folder.path / "link").symlink_to(secret)
+    folder.write("plain", b"plain")
+    assert folder.read("plain") == b"plain"
+    assert folder.read("link") is None
+    assert folder.read("missing") is None
+    folder.write("link", b"new")  # replaces the link, not what it points to
+    assert folder.read("link") == b"new" and secret.read_bytes() == b"secret"
+    folder.remove("missing")
+    folder.remove("plain")
+    assert folder.read("plain") is None
+    shutil.rmtree(folder.path)
+    folder.write("gone", b"")
+    assert not folder.path.exists()
+
+
+def test_old_states_are_removed(tmp_path):
+    folder = PrivateFolder(tmp_path / "own")
+    for number in range(12):
+        os.utime(folder.subfolder(f"state{number}").path, (number, number))
+    folder.write("file", b"")
+    folder.keep_newest(8)
+    assert sorted(path.name for path in folder.path.iterdir()) == sorted(["file"] + [f"state{number}" for number in range(4, 12)])
+
+
+def test_usual_places_ignore_a_relative_cache_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert all(path.is_absolute() for path in usual_places("name"))
+
+
+def test_time_of_use_is_recorded(warm):
+    state = warm.entries()[0].parent
+    states = {path.parent for path in warm.entries()}
+    for folder in states:
+        os.utime(folder, (1, 1))
+    warm.python(FIRST_CALL)
+    assert any(folder.stat().st_mtime > time.time() - 600 for folder in states), state
