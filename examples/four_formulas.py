@@ -56,5 +56,5 @@ for name, kv_heads in (("MHA", heads), ("GQA, 4 key/value heads", 4), ("GQA, 2 k
     print(f"{name:<26}{shape.cached_per_token:>18}{heads * 2 * dim:>34}{costs.attention_parameters(d_model, heads, kv_heads, dim):>10}")
 mla = AttentionShape(num_layers=1, num_heads=heads, kv_lora_rank=latent, qk_nope_head_dim=dim, qk_rope_head_dim=rope)
 print(f"{'MLA, latent 16 + 4':<26}{mla.cached_per_token:>18}{costs.latent_attention_flops(mla, 1, 1, expanded=True) // 2:>34}"
-      f"{d_model * (heads * (dim + rope) + latent + rope + heads * dim) + w_uk.size + w_uv.size:>10}")
+      f"{costs.latent_attention_parameters(mla, d_model):>10}")
 print("Sharing shrinks the cache, not the work on scores; MLA's absorbed form even does more of that.")

@@ -7,7 +7,7 @@
 
 from fractions import Fraction
 
-from refattn.models import AttentionShape
+from refattn.models import AttentionShape, require_count
 
 
 def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: int = 1, bytes_per_element: float = 2,
@@ -43,14 +43,14 @@ def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: in
     >>> decode_intensity(MODELS["falcon-7b"]), round(decode_intensity(MODELS["deepseek-v3"]), 2)
     (71.0, 241.78)
     """
+    rows = require_count("q_len", q_len) * shape.num_heads
     if shape.kv_lora_rank is not None:
         width = 2 * shape.kv_lora_rank + shape.qk_rope_head_dim
     else:
         width = shape.head_dim + shape.v_head_dim
-    rows = q_len * shape.num_heads
     if cache_bytes_per_token is None:
         cache_bytes_per_token = bytes_per_element * shape.cached_per_token
-    query_and_output = 0 if kv_len is None else bytes_per_element * rows * width / kv_len
+    query_and_output = 0 if kv_len is None else bytes_per_element * rows * width / require_count("kv_len", kv_len)
     return 2 * rows * width / (cache_bytes_per_token + query_and_output)
 
 
@@ -94,6 +94,7 @@ def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form:
     nope, rope, v, latent = _latent_dims(shape)
     if form not in ("absorb", "expand"):
         raise ValueError(f'form must be "absorb" or "expand"; got {form!r}.')
+    q_len, kv_len = require_count("q_len", q_len, 0), require_count("kv_len", kv_len, 0)
     width = 2 * latent + rope if form == "absorb" else nope + rope + v
     projected = 0 if expanded else latent * (nope + v) * (q_len if form == "absorb" else kv_len)
     return 2 * shape.num_heads * (q_len * kv_len * width + projected)
@@ -114,7 +115,7 @@ def absorb_crossover(shape: AttentionShape, kv_len: int | None = None) -> float:
     projection, saved = latent * (nope + v), 2 * latent - nope - v
     if kv_len is None:
         return projection / saved if saved > 0 else float("inf")
-    denominator = projection + saved * kv_len
+    denominator = projection + saved * require_count("kv_len", kv_len)
     return projection * kv_len / denominator if denominator > 0 else float("inf")
 
 
@@ -127,6 +128,24 @@ def _latent_dims(shape: AttentionShape) -> tuple[int, int, int, int]:
 def attention_parameters(d_model: int, num_heads: int, num_kv_heads: int, head_dim: int) -> int:
     """Weights of the query, key, value and output projections of one layer, without biases."""
     return 2 * d_model * head_dim * (num_heads + num_kv_heads)
+
+
+def latent_attention_parameters(shape: AttentionShape, d_model: int, q_lora_rank: int | None = None) -> int:
+    """Weights of one layer of MLA: all projections and the norms of the latents, without biases.
+
+    `q_lora_rank` is None where queries are projected straight from the hidden state (DeepSeek-V2-Lite).
+
+    Examples
+    --------
+    >>> from refattn.models import MODELS
+    >>> latent_attention_parameters(MODELS["deepseek-v3"], 7168, q_lora_rank=1536)
+    187107328
+    """
+    nope, rope, v, latent = _latent_dims(shape)
+    query = shape.num_heads * (nope + rope)
+    queries = d_model * query if q_lora_rank is None else (d_model + query + 1) * q_lora_rank
+    keys_values = d_model * (latent + rope) + latent * (shape.num_heads * (nope + v) + 1)
+    return queries + keys_values + shape.num_heads * v * d_model
 
 
 def matched_d_ff(d_model: int, d_ff: int, num_heads: int, num_kv_heads: int, head_dim: int, attention_layers: int,

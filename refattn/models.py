@@ -4,6 +4,7 @@ Every row says where its numbers were read. A row that only one person's memory 
 """
 
 import difflib
+import operator
 import re
 from dataclasses import dataclass
 
@@ -15,10 +16,15 @@ GPT2 = "karpathy/nanoGPT model.py, table of the released GPT-2 checkpoints"
 LLAMA = "LLaMA paper (arXiv 2302.13971), table 2, as two readers transcribe it"
 
 
-def _require(holds: bool, rule: str, **got: object) -> None:
-    if not holds:
-        listed = " and ".join(f"{name}={value!r}" for name, value in got.items())
-        raise ValueError(f"{next(iter(got))} must {rule}; got {listed}.")
+def require_count(name: str, value: object, least: int = 1) -> int:
+    """`value` as an int of at least `least`, for messages called `name`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer; got {name}={value!r}.") from None
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {name}={value!r}.")
+    return count
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,10 @@ class AttentionShape:
 
     Raises
     ------
+    TypeError
+        A dimension is missing or not an integer.
     ValueError
-        A dimension is missing, not a positive integer, or the head ratio is not a whole number.
+        A dimension is too small, or `num_heads` no multiple of `num_kv_heads`.
 
     Examples
     --------
@@ -71,24 +79,28 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         latent = self.kv_lora_rank is not None
-        needed = ["num_layers", "num_heads"]
-        needed += ["kv_lora_rank", "qk_nope_head_dim"] if latent else ["num_kv_heads", "head_dim"]
+        least = dict.fromkeys(["num_layers", "num_heads"] + (["kv_lora_rank", "qk_nope_head_dim"] if latent else ["num_kv_heads", "head_dim"]), 1)
         if latent:
+            if self.num_kv_heads is not None or self.head_dim is not None:
+                raise ValueError("num_kv_heads and head_dim must be left out for a latent cache; "
+                                 f"got num_kv_heads={self.num_kv_heads!r} and head_dim={self.head_dim!r}.")
             object.__setattr__(self, "qk_rope_head_dim", self.qk_rope_head_dim or 0)
-            _require(self.qk_rope_head_dim >= 0, "be at least 0", qk_rope_head_dim=self.qk_rope_head_dim)
-            _require(self.num_kv_heads is None, "be left out for a latent cache", num_kv_heads=self.num_kv_heads)
+            least["qk_rope_head_dim"] = 0
         if self.v_head_dim is None:
             object.__setattr__(self, "v_head_dim", self.qk_nope_head_dim if latent else self.head_dim)
-        for name in needed + ["v_head_dim"] + [n for n in ("window", "window_layers") if getattr(self, n) is not None]:
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, "be a positive integer", **{name: value})
-        if not latent:
-            _require(self.num_heads % self.num_kv_heads == 0, "be a multiple of num_kv_heads",
-                     num_heads=self.num_heads, num_kv_heads=self.num_kv_heads)
         if self.window is not None and self.window_layers is None:
             object.__setattr__(self, "window_layers", self.num_layers)
-        _require(not self.window_layers or self.window_layers <= self.num_layers, "be at most num_layers",
-                 window_layers=self.window_layers, num_layers=self.num_layers)
+        for name in ("v_head_dim", "window", "window_layers"):
+            if getattr(self, name) is not None:
+                least[name] = 1
+        for name, smallest in least.items():
+            object.__setattr__(self, name, require_count(name, getattr(self, name), smallest))
+        if not latent and self.num_heads % self.num_kv_heads:
+            raise ValueError("num_heads must be a multiple of num_kv_heads; "
+                             f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}.")
+        if self.window_layers is not None and self.window_layers > self.num_layers:
+            raise ValueError("window_layers must be at most num_layers; "
+                             f"got window_layers={self.window_layers} and num_layers={self.num_layers}.")
 
     @property
     def variant(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 
 from refattn.costs import decode_intensity
-from refattn.models import MODELS, AttentionShape, find_model
+from refattn.models import MODELS, AttentionShape, find_model, require_count
 
 DTYPE_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}
 
@@ -38,6 +38,7 @@ def cache_elements(shape: AttentionShape, context: int, batch: int = 1) -> int:
     >>> cache_elements(MODELS["gpt-oss-20b"], 8192) // (24 * 1024)    # half the layers keep 128 tokens
     4160
     """
+    context, batch = require_count("context", context, 0), require_count("batch", batch, 0)
     windowed = shape.window_layers or 0
     tokens = (shape.num_layers - windowed) * context + windowed * min(context, shape.window or context)
     return batch * tokens * shape.cached_per_token
@@ -51,7 +52,7 @@ def cache_bytes(shape: AttentionShape, context: int, batch: int = 1, bits: int =
     Fraction
         Exact, also for 6-bit caches; an integer value compares and prints as one.
     """
-    return Fraction(cache_elements(shape, context, batch) * bits, 8)
+    return Fraction(cache_elements(shape, context, batch) * require_count("bits", bits), 8)
 
 
 def fp8_bytes(narrow: int, wide: int = 0, tile: int = 128) -> int:
@@ -145,14 +146,12 @@ def run(args) -> int:
             report = [_summary(name, shape, dtype) for name, shape in MODELS.items()]
             print(json.dumps(report, indent=2) if args.json else _listing(report, dtype))
             return 0
-        for option, least in (("context", 0), ("batch", 1)):
-            if getattr(args, option) < least:
-                raise ValueError(f"{option} must be at least {least}; got {option}={getattr(args, option)}.")
+        context, batch = require_count("context", args.context, 0), require_count("batch", args.batch, 1)
         name, shape = _requested(args)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         print(f"refattn kv: {error.args[0]}", file=sys.stderr)
         return 2
-    report = _report(name, shape, args.context, args.batch, dtype)
+    report = _report(name, shape, context, batch, dtype)
     print(json.dumps(report, indent=2) if args.json else _page(report, shape))
     return 0
 
@@ -170,11 +169,12 @@ def _requested(args) -> tuple[str, AttentionShape]:
         if given:
             raise ValueError("model must come alone; got --model and dimensions. Leave one of them out.")
         return find_model(args.model)
-    if not given:
-        raise ValueError("model must be given; got neither --model nor dimensions. See refattn kv --list, "
-                         "or give --layers 32 --heads 32 --kv-heads 8 --head-dim 128.")
+    latent = "kv_lora_rank" in given
+    if not latent and not {"num_heads", "num_kv_heads", "head_dim"} <= given.keys():
+        raise ValueError("model must be given, or --heads, --kv-heads and --head-dim, or --kv-lora-rank; "
+                         f"got {', '.join(given) or 'nothing'}. See refattn kv --list.")
     assumed = {"num_layers": 1}
-    if "kv_lora_rank" in given:  # neither enters the size of a latent cache; DeepSeek's choice, for the other kinds
+    if latent:  # neither enters the size of a latent cache; DeepSeek's choice, for the other kinds
         assumed |= {"num_heads": 128, "qk_nope_head_dim": 128}
     assumed = {field: value for field, value in assumed.items() if field not in given}
     source = "the command line" + "".join(f", assuming {field}={value}" for field, value in assumed.items())
