@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from refattn import costs, sizes
+from refattn import costs, goldens, sizes
 from refattn.models import ALIASES, MODELS, AttentionShape, find_model
 
 V2, V3, LITE = MODELS["deepseek-v2"], MODELS["deepseek-v3"], MODELS["deepseek-v2-lite"]
@@ -356,3 +356,18 @@ def test_kv_refuses_with_exit_code_2(kv, arguments, message):
     assert (code, out) == (2, "")
     assert err.startswith("refattn kv: ") and message in err
     assert "Traceback" not in err
+
+
+# ---- formulas against arrays -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, kv_heads", [("MHA_minilm_layer0", 12), ("GQA_minilm_layer0_12to4", 4), ("MQA_minilm_layer0_12to1", 1)])
+def test_cache_elements_count_real_keys_and_values(name, kv_heads):
+    arrays = goldens.load(name).arguments
+    shape = AttentionShape(num_layers=1, num_heads=12, num_kv_heads=kv_heads, head_dim=32)
+    assert sizes.cache_elements(shape, arrays["key"].shape[-2]) == arrays["key"].size + arrays["value"].size
+
+
+def test_cache_elements_count_real_latents():
+    arrays = goldens.load("MLA_minilm_layer0_absorb").arguments
+    shape = AttentionShape(num_layers=1, num_heads=12, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=8, v_head_dim=32)
+    assert sizes.cache_elements(shape, 14) == arrays["kv_latent"].size + arrays["k_rope"].size
