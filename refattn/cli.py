@@ -1,0 +1,94 @@
+"""The `refattn` command: one subcommand a module, each with `add_parser(subparsers)` and `run(args) -> exit code`."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+
+from refattn._version import __version__
+
+MODULES = {
+    "verify": "refattn.verify",
+    "kv": "refattn.sizes",
+    "doctor": "refattn.doctor",
+    "vectors": "refattn.oracle.vectors",
+    "check": "refattn.oracle.check_command",
+    "diagnose": "refattn.oracle.diagnose_command",
+}
+EXAMPLES = {
+    "verify": "refattn verify                              check this installation against every golden it ships",
+    "kv": "refattn kv --model llama3-8b                size of the key/value cache of a model",
+    "doctor": "refattn doctor                              what this machine offers the compiled kernels",
+}
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+
+
+def main(argv=None):
+    """Run the `refattn` command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Default: the arguments of the process.
+
+    Returns
+    -------
+    int
+        0 when all is well, 1 when a check found something wrong, 2 for bad usage, 130 when interrupted, 141 when the reader of
+        standard output went away.
+
+    Examples
+    --------
+    >>> from refattn.cli import main
+    >>> main(["--version"])
+    refattn 0.1.0
+    0
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("\nrefattn: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain again
+        return BROKEN_PIPE
+
+
+def dispatch(argv):
+    parser = make_parser(argv)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed the help, the version or the error
+        return stop.code or 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE_ERROR
+    return args.run(args)
+
+
+def make_parser(argv):
+    """The parser with the subcommand that argv names, or with all of them when it names none: `refattn kv` need not load the others."""
+    present = [name for name, module in MODULES.items() if installed(module)]
+    parser = argparse.ArgumentParser(
+        prog="refattn",
+        description="The attention reference that kernel authors trust: exact MHA, MQA, GQA and MLA, and an oracle around it.",
+        epilog="examples:\n" + "\n".join(f"  {EXAMPLES[name]}" for name in present if name in EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"refattn {__version__}")
+    subparsers = parser.add_subparsers(title="subcommands", dest="command", metavar="COMMAND")
+    for name in argv[:1] if argv and argv[0] in present else present:
+        importlib.import_module(MODULES[name]).add_parser(subparsers)
+    return parser
+
+
+def installed(module):
+    """Whether a module exists, without running more than its package."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
