@@ -1,0 +1,92 @@
+"""What options do to a tile of scores[key, lane], in the order of the contract: softcap, ALiBi, bias, hide; dropout comes after the softmax.
+
+Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row.
+"""
+
+import numpy as np
+
+from cpu_kernels.jit import leaf
+from cpu_kernels.kernels.exponential import tanh
+from cpu_kernels.vector import building_block
+
+
+def _tile(scores, num_keys, stride):
+    return scores[0][scores[1] : scores[1] + num_keys * stride].reshape(num_keys, stride)
+
+
+def _lanes(pair, stride):
+    return pair[0][pair[1] : pair[1] + stride]
+
+
+def _softcap(vectors, num_keys, scores, stride, cap):
+    tile = _tile(scores, num_keys, stride)
+    tile[:] = cap * np.tanh(tile)
+
+
+@building_block(python=_softcap)
+def softcap(emit, vectors, num_keys, scores, stride, cap):
+    """scores = cap * tanh(scores); the division by the cap is part of the query's scale."""
+    for_each_vector(emit, vectors, num_keys, scores, stride, lambda score, key, lane: tanh(emit, score) * cap)
+
+
+def _alibi(vectors, num_keys, scores, stride, slope, position):
+    with np.errstate(all="ignore"):
+        _tile(scores, num_keys, stride)[:] -= _lanes(slope, stride) * np.abs(_lanes(position, stride) - np.arange(num_keys)[:, None])
+
+
+@building_block(python=_alibi)
+def alibi(emit, vectors, num_keys, scores, stride, slope, position):
+    """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the tile's first key."""
+    def penalise(score, key, lane):
+        distance = emit.absolute(emit.load(position, lane) - emit.number(key))
+        return score - emit.load(slope, lane) * distance
+
+    for_each_vector(emit, vectors, num_keys, scores, stride, penalise)
+
+
+def _hide_outside(vectors, num_keys, scores, stride, first, last):
+    tile, key = _tile(scores, num_keys, stride), np.arange(num_keys)[:, None]
+    tile[~((_lanes(first, stride) <= key) & (key < _lanes(last, stride)))] = -np.inf
+
+
+@building_block(python=_hide_outside)
+def hide_outside(emit, vectors, num_keys, scores, stride, first, last):
+    """-inf for the keys of the tile outside each lane's range [first, last). A select, not a sum: what was there may be NaN."""
+    def hide(score, key, lane):
+        here = emit.number(key)
+        inside = emit.builder.and_(emit.load(first, lane) <= here, emit.load(last, lane) > here)
+        return emit.select(inside, score, -np.inf)
+
+    for_each_vector(emit, vectors, num_keys, scores, stride, hide)
+
+
+def for_each_vector(emit, vectors, num_keys, scores, stride, change):
+    with emit.loop(num_keys) as key:
+        row = emit.at(scores, emit.multiply(key, stride))
+        with emit.loop(vectors) as vector:
+            lane = emit.multiply(vector, emit.lanes)
+            emit.store(change(emit.load(row, lane), key, lane), row, lane)
+
+
+# What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] + key * key_stride, strides may be 0.
+
+
+@leaf
+def add_bias(scratch, scores, stride, first, last, bias, rows, row0, key_stride, log2e):
+    """Add bias[lane, key] to the scores of keys [first, last); -inf hides."""
+    for lane in range(stride):
+        at = rows[row0 + lane] + first * key_stride
+        for key in range(last - first):
+            added = bias[at + key * key_stride]
+            here = scores + key * stride + lane
+            scratch[here] = added if added == -np.inf else scratch[here] + added * log2e
+
+
+@leaf
+def keep_where(scratch, scores, stride, first, last, mask, rows, row0, key_stride, otherwise):
+    """Set scores of keys [first, last) to `otherwise` where mask[lane, key] is 0."""
+    for lane in range(stride):
+        at = rows[row0 + lane] + first * key_stride
+        for key in range(last - first):
+            if mask[at + key * key_stride] == 0:
+                scratch[scores + key * stride + lane] = otherwise
