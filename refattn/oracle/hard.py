@@ -1,0 +1,130 @@
+"""The rigorous bound: every rounding goes the worst way.
+
+With delta_j the error of score j (`score_error.py`), o the exact output and v_j the values, a kernel that makes no other error is off by
+exactly sum_j p_j (e^delta_j - 1) (v_j - o) / sum_k p_k e^delta_k, because the p_j (v_j - o) add up to 0. Common shifts cancel and constant
+values give no error. Conversion of the weights, the two sums and the final roundings come on top. `README.md` has the steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.oracle.operands import gamma
+from refattn.oracle.score_error import ScoreError
+from refattn.oracle.spec import KernelSpec
+from refattn.oracle.tiles import Tile
+
+LARGEST_EXPONENT = 700.0  # exp beyond it leaves float64
+
+
+def weight_rounding(tile, spec):
+    """Largest error of converting each weight, as a share of the row sum, (R, S); None where weights are not converted.
+
+    Rounding x is off by at most max(u x, half the subnormal step), and never by more than x. Weights are relative to the row maximum, or
+    already normalised in eager kernels.
+    """
+    u = spec.weight.unit_roundoff
+    if u == 0.0 or (u <= spec.softmax.unit_roundoff and spec.weight.smallest_normal <= spec.softmax.smallest_normal):
+        return None
+    size = 1.0 if spec.normalises_first else tile.total
+    stored = tile.weights * size
+    return np.minimum(stored, np.maximum(u * stored, spec.weight_underflow * tile.keep_scale)) / size
+
+
+def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
+    """Bounds of the output, (R, E), and of the lse, (R,)."""
+    u, u_sum = spec.softmax.unit_roundoff, spec.accumulator_roundoff
+    p, kept, value = tile.weights, tile.kept, np.abs(tile.value.exact)
+    magnitude = np.abs(tile.output)
+    growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
+    excess = np.expm1(np.minimum(error.largest, LARGEST_EXPONENT))
+    least = (p / growth).sum(axis=1, keepdims=True)  # lower bound of the kernel's row sum over the exact one
+    shift = (p * excess).sum(axis=1, keepdims=True)
+    if tile.sink is not None:
+        share, sink_error = sink_share(tile, spec, error)
+        least, shift = least + share * np.exp(-sink_error), shift + share * np.expm1(sink_error)
+
+    moved = (kept * excess) @ value
+    gross = kept @ value + moved
+    keep = kept / np.where(p > 0, p, 1.0)
+    rounded, rounded_sum = 0.0, 0.0
+    if rounding is not None:
+        rounded = (rounding * keep * growth) @ value
+        rounded_sum = (rounding * growth).sum(axis=1, keepdims=True)
+
+    # output before its own rounding: scores and weights, sums, row sum
+    if spec.denominator == "rounded":
+        least = np.where(least > rounded_sum, least - rounded_sum, 0.0)
+        off = (moved + rounded + (shift + rounded_sum) * magnitude) / least
+    else:
+        off = (moved + shift * magnitude + rounded) / least
+    count, rises = tile.count.astype(np.float64), error.most_rises
+    if tile.value.largest_error is not None:
+        off = off + ((kept * growth) @ tile.value.largest_error) * (1.0 + spec.weight.unit_roundoff) / least
+    passes = gamma(count, u_sum) + gamma(2 * rises + 4 + 2 * (tile.keep_scale != 1.0), u)
+    if tile.latent is None:
+        off = off + passes * (gross + rounded) / least
+    else:
+        off = off + _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least)
+    largest_value = value.max(axis=0, initial=0.0)
+    if tile.latent is None and tile.value.largest_error is None:
+        # a mean of values stays among them, whatever the weights; only conversions and sums leave that range
+        converted = 0.0 if rounding is None else (rounding / np.where(p > 0, p, 1.0)).max(axis=1, keepdims=True, initial=0.0)
+        off = np.fmin(off, largest_value * tile.keep_scale * (1 + converted) * (1 + passes) + magnitude)
+    tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+    off = off + tiny * (count * largest_value * tile.keep_scale + count + rises + 4)
+    row_sum = gamma(count + 2 * rises + 2, u)
+    off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
+    overflows = (1.0 if spec.normalises_first else tile.total) * gross >= 0.5 * spec.accumulator.largest
+    output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec.flushes_subnormals))
+
+    above = (p * growth).sum(axis=1) + (0.0 if tile.sink is None else (share * np.exp(sink_error))[:, 0])
+    spread = np.maximum(np.log(np.maximum(above, 1.0)), -np.log(np.minimum(least[:, 0], 1.0))) - np.log1p(-np.minimum(row_sum[:, 0], 1.0))
+    top, log = lse_magnitudes(tile)
+    level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
+    spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny
+    return output, written(spread, level, spec.lse, False)
+
+
+def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least):
+    """The absorbed form's own roundings: the sum over keys in the latent space, the stored latent output, and its product with w_uv."""
+    latent, w_uv = np.abs(tile.latent), np.abs(tile.w_uv).T
+    moved = (kept * excess) @ latent
+    rounded = 0.0 if rounding is None else (rounding * keep * growth) @ latent
+    gross = (kept @ latent + moved + rounded) / least
+    middle = np.abs(kept @ tile.latent)
+    off = (moved + shift * middle + rounded) / least + passes * gross
+    stored = spec.intermediate.unit_roundoff
+    rank = tile.latent.shape[1]
+    after = gamma(rank, spec.accumulator_roundoff) * (1 + stored) + stored
+    return (passes * gross + after * (middle + off) + spec.intermediate.half_subnormal_step) @ w_uv
+
+
+def sink_share(tile, spec, error):
+    """The sink's share of the row sum, (R, 1), and the error of its exponent."""
+    u = spec.softmax.unit_roundoff
+    sink = np.where(tile.sink > -np.inf, tile.sink, 0.0)[:, None]
+    share = np.where((tile.sink > -np.inf)[:, None] & np.isfinite(tile.lse)[:, None], np.exp(tile.sink[:, None] - tile.lse[:, None]), 0.0)
+    share = np.where(np.isnan(share), 0.0, share)
+    drop = np.maximum(tile.maximum[:, None] - sink, 0.0)
+    # the maximum of the keys may lie below the sink and carries the error of a score
+    top = error.largest.max(axis=1, keepdims=True, initial=0.0)
+    off = u * (4 * np.abs(sink) + 3 * np.abs(drop) + 2 * np.abs(tile.maximum[:, None]))
+    return share, off + u * top + (1 + error.most_rises) * (2 * spec.exp_error + 2 * u)
+
+
+def lse_magnitudes(tile):
+    """|row maximum| and |log of the row sum|, for the maximum with and without the sink, whichever is larger. (R,), (R,)"""
+    largest_key = np.where(tile.visible, tile.biased, -np.inf).max(axis=1, initial=-np.inf)
+    largest_key = np.where(np.isfinite(largest_key), largest_key, tile.maximum)
+    lse = np.where(np.isfinite(tile.lse), tile.lse, 0.0)
+    return (
+        np.maximum(np.abs(tile.maximum), np.abs(largest_key)),
+        np.maximum(np.abs(lse - tile.maximum), np.abs(lse - largest_key)),
+    )
+
+
+def written(off, magnitude, form, flushes):
+    """The error after the result is rounded to its format."""
+    step = form.smallest_normal if flushes else form.half_subnormal_step
+    return off + np.maximum(form.unit_roundoff * (magnitude + off), step)

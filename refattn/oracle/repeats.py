@@ -1,0 +1,58 @@
+"""Keys that occur more than once: their scores, weights and roundings are equal bit for bit, so their errors add up instead of cancelling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MOST_GROUPS = 64  # more sets of equal keys than this are treated together, each as its size times the sum of squares
+
+
+def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
+    """The index sets, of two or more, of equal rows of `key` (S, D)."""
+    if len(key) < 2:
+        return []
+    rows = np.ascontiguousarray(key + 0.0).view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()  # + 0.0: -0.0 equals 0.0
+    _, inverse, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    if counts.max() == 1:
+        return []
+    order = np.argsort(inverse.ravel(), kind="stable")
+    return [members for members in np.split(order, np.cumsum(counts)[:-1]) if len(members) > 1]
+
+
+def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
+    """sum over sets of equal keys of square * (sum over the set of weight * value - share * centre)^2; most sets hold one key.
+
+    Parameters
+    ----------
+    weights : ndarray (R, S)
+    squares : ndarray (R, S) or float
+        One factor for each key, equal within a set (the largest is taken).
+    value : ndarray (S, E)
+    repeats : list of index arrays, from `repeated_keys`
+    centre : ndarray (R, E), optional
+    shares : ndarray (R, S), optional
+        Given with centre.
+
+    Returns
+    -------
+    ndarray (R, E)
+    """
+    factor = np.broadcast_to(np.asarray(squares, dtype=np.float64), weights.shape)
+    largest = [factor[:, members].max(axis=1, keepdims=True) for members in repeats] if len(repeats) <= MOST_GROUPS else None
+    if repeats:
+        factor = factor.copy()
+        for members in repeats if largest is None else ():
+            factor[:, members] *= len(members)
+        if largest is not None:
+            factor[:, np.concatenate(repeats)] = 0.0
+    total = (weights**2 * factor) @ value**2
+    if centre is not None:
+        mixed = weights * shares * factor
+        total = total - 2.0 * centre * (mixed @ value) + centre**2 * (shares**2 * factor).sum(axis=1, keepdims=True)
+        total = np.maximum(total, 0.0)
+    for members, square in zip(repeats if largest is not None else (), largest or (), strict=True):
+        joint = weights[:, members] @ value[members]
+        if centre is not None:
+            joint = joint - shares[:, members].sum(axis=1, keepdims=True) * centre
+        total = total + square * joint**2
+    return total

@@ -1,0 +1,245 @@
+"""The statistical bound: roundings are independent and centred, so their sum grows with the root of the number of terms.
+
+Hoeffding's inequality for sum_i r_i x_i with |r_i| <= 1 independent and centred: it exceeds lambda sqrt(sum x_i^2) with probability at most
+2 exp(-lambda^2 / 2). Four kinds of error are not of that kind and are added linearly: an error that all scores of a row share in
+proportion, the truncation of an accumulator, the common rounding of weights that lie close together, weights flushed to 0.
+`README.md` has the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.repeats import repeated_keys, sum_of_squares
+from refattn.oracle.score_error import ScoreError
+from refattn.oracle.spec import KernelSpec
+from refattn.oracle.tiles import Tile
+
+CHUNKS = 32  # partial sums of a row that are looked at
+# Mean square of a rounding over the square of its range: a third, times the mean of (power of two below x / x)^2, about one half.
+ROUNDING_VARIANCE = 0.17
+SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
+FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
+
+
+@dataclass
+class Tight:
+    """Shapes (R, E) and (R,)."""
+
+    output: np.ndarray
+    lse: np.ndarray
+    output_sigma: np.ndarray
+    lse_sigma: np.ndarray
+    effective: np.ndarray
+
+
+@dataclass
+class Sums:
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E): sum of squares of the roundings, and what truncation adds."""
+
+    square: np.ndarray
+    truncation: np.ndarray
+    largest_partial: np.ndarray  # largest |partial sum|
+
+
+def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
+    u = spec.softmax.unit_roundoff
+    p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
+    magnitude = np.where(np.isfinite(output), np.abs(output), 0.0)
+    output = np.where(np.isfinite(output), output, 0.0)
+    repeats = repeated_keys(tile.key.exact)
+
+    ties = _ties(tile)
+
+    # scores; exp turns an error of the size r into expm1(r), and the row sum moves too
+    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square), LARGEST_EXPONENT)) / multiplier
+    moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
+    stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
+    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
+    linear = np.zeros_like(magnitude)
+    for direction in error.common:
+        linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
+    variance = ROUNDING_VARIANCE * sum_of_squares(kept, error.square, value, repeats, output, p) + linear**2
+    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+
+    # conversion of the weights
+    if rounding is not None:
+        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output, magnitude)
+        square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
+
+    # the two sums, rescaled and divided
+    products = _products(tile, spec, kept)
+    row_sum = _sums(p, np.ones((p.shape[1], 1)), tile.visible, spec.sum_block, u, False)
+    more = u**2 * (error.rises + 5.0)
+    sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
+    square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
+    equal = u * ties.drift / (2.0 * spec.sum_block)
+    steady = products.truncation + equal * (magnitude + products.largest_partial)
+    linear, variance = linear + steady, variance + steady**2
+
+    if tile.value.largest_error is not None:
+        values = kept**2 @ tile.value.typical_error**2
+        square, variance = square + values, variance + ROUNDING_VARIANCE * values
+    if spec.splits > 1:
+        joined = 2 * u * _lse_level(tile) * _split_shift(tile, kept, p, output)
+        linear, variance = linear + joined, variance + joined**2
+
+    count = tile.count.astype(np.float64)
+    tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+    off = linear + multiplier * np.sqrt(square) + tiny * (count * np.abs(value).max(axis=0, initial=0.0) + count + 4)
+    bound = written(off, magnitude, spec.output, spec.flushes_subnormals)
+    sigma = np.where(first_order, np.sqrt(variance + spec.output.step(output) ** 2 / 12.0), np.inf)
+
+    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
+    shares = (p**2).sum(axis=1)
+    effective = np.clip(1.0 / np.where(shares > 0, shares, 1.0), 1.0, max(output.shape[1], 1))
+    return Tight(bound, lse, sigma, lse_sigma, effective)
+
+
+@dataclass
+class Ties:
+    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and the sum of share * number of keys."""
+
+    share: np.ndarray
+    drift: np.ndarray
+
+
+def _ties(tile):
+    """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
+
+    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds.
+    """
+    drop = np.sort(np.where(tile.visible, tile.drop, np.inf).astype(np.float32), axis=1)
+    rows, keys = drop.shape
+    share, drift = np.zeros((rows, 1)), np.zeros((rows, 1))
+    if keys < 2:
+        return Ties(share, drift)
+    equal = (drop[:, 1:] == drop[:, :-1]) & (drop[:, 1:] < np.inf) & (drop[:, 1:] > 0)
+    for row in np.flatnonzero(equal.any(axis=1)):
+        values, counts = np.unique(drop[row], return_counts=True)
+        tied = (counts > 1) & (values > 0) & (values < np.inf)
+        mass = counts[tied] * np.exp(-values[tied].astype(np.float64)) / tile.total[row, 0]
+        share[row], drift[row] = mass.sum(), (mass * counts[tied]).sum()
+    return Ties(np.minimum(share, 1.0), drift)
+
+
+def _converted(tile, spec, rounding, repeats, ties, output, magnitude):
+    """Square sum, linear part and variance of converting the weights.
+
+    Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
+    moves the row by up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
+    """
+    p, kept, value = tile.weights, tile.kept, tile.value.exact
+    u = spec.weight.unit_roundoff
+    size = 1.0 if spec.normalises_first else tile.total
+    stored = p * size * spec.weight_scale
+    relative = rounding / np.where(p > 0, p, 1.0)
+    step = np.where(p > 0, spec.weight.step(stored) / np.where(p > 0, stored, 1.0), 0.0)
+    flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
+    step = np.where(flushed, 0.0, step)
+    if spec.denominator == "rounded":
+        square = sum_of_squares(kept, relative**2, value, repeats, output, p)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
+        linear = np.zeros_like(magnitude)
+    else:
+        square = sum_of_squares(kept, relative**2, value, repeats)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats)
+        mean = (p * tile.drop).sum(axis=1, keepdims=True)
+        spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) - mean**2, 0.0))
+        linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
+        if not repeats and ties.share.any():
+            linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
+        variance = variance + linear**2 / 3.0
+    if flushed.any():
+        lost = np.where(flushed, kept, 0.0) @ value
+        if spec.denominator == "rounded":
+            lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
+        linear, variance = linear + np.abs(lost), variance + lost**2
+    return square, linear, variance
+
+
+def _products(tile, spec, kept):
+    """Errors of the sum of weights times values; in the absorbed form it runs over latents and is stored before it meets w_uv."""
+    u = spec.accumulator_roundoff
+    if tile.latent is None:
+        return _sums(kept, tile.value.exact, tile.visible, spec.sum_block, u, spec.truncates)
+    inner = _sums(kept, tile.latent, tile.visible, spec.sum_block, u, spec.truncates)
+    middle = (kept @ tile.latent) ** 2
+    w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
+    stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
+    return Sums(
+        inner.square @ w2 + stored * (middle @ w2), inner.truncation @ np.abs(tile.w_uv).T, inner.largest_partial @ np.abs(tile.w_uv).T
+    )
+
+
+def _sums(weights, x, visible, block, u, truncates):
+    """Errors of sum_j weights_j x_j with one rounding of relative size u for each addition.
+
+    An addition rounds the partial sum it makes, so the square sum is u^2 times the sum of squared partial sums: `block` terms among
+    themselves, then the block onto what came before. Partial sums are taken at CHUNKS places in the order of the keys and in the reverse,
+    whichever gives more; between them the terms are treated as a random walk.
+    """
+    rows, keys = weights.shape
+    count = visible.sum(axis=1, keepdims=True).astype(np.float64)
+    squares = weights**2 @ x**2
+    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
+    forward = np.zeros((rows, x.shape[1]))
+    total = weights @ x
+    sums = {name: np.zeros_like(total) for name in ("forward", "backward", "inside", "forward_size", "backward_size", "largest")}
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        here = visible[:, first:last].sum(axis=1, keepdims=True)
+        additions = np.where(here > 0, np.maximum(here / block, 1.0), 0.0)
+        part = weights[:, first:last] @ x[first:last]
+        backward = total - forward
+        forward = forward + part
+        sums["forward"] += additions * forward**2
+        sums["backward"] += additions * backward**2
+        sums["forward_size"] += additions * np.abs(forward)
+        sums["backward_size"] += additions * np.abs(backward)
+        sums["inside"] += part**2
+        sums["largest"] = np.maximum(sums["largest"], np.maximum(np.abs(forward), np.abs(backward)))
+    inside = np.minimum(count, block)
+    square = np.maximum(sums["forward"], sums["backward"]) + (count / block) * 0.5 * squares
+    square = square + inside * (0.5 * squares + sums["inside"] / 3.0)
+    # Truncation loses between 0 and u of each partial sum, half of that in the mean.
+    truncation = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
+    return Sums(u**2 * square, truncation, sums["largest"])
+
+
+def _lse_level(tile):
+    """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with it."""
+    top, log = lse_magnitudes(tile)
+    return (4 * top + 6 * log + 2)[:, None]
+
+
+def _split_shift(tile, kept, p, output):
+    """Largest |sum over a run of leading keys of p (v - o)|, (R, E): what an error of one split's lse can move."""
+    keys = p.shape[1]
+    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
+    running, largest = np.zeros_like(output), np.zeros_like(output)
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        running = running + kept[:, first:last] @ tile.value.exact[first:last]
+        running = running - p[:, first:last].sum(axis=1, keepdims=True) * output
+        largest = np.maximum(largest, np.abs(running))
+    return 2.0 * largest
+
+
+def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
+    u = spec.softmax.unit_roundoff
+    ones = np.ones((tile.weights.shape[1], 1))
+    square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0)
+    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + equal[:, 0]
+    if rounding is not None and spec.denominator == "rounded":
+        linear = linear + rounding.sum(axis=1)
+    if tile.sink is not None:
+        share, sink_error = sink_share(tile, spec, error)
+        linear = linear + (share * sink_error)[:, 0]
+    top, log = lse_magnitudes(tile)
+    level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
+    fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
+    bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, False)
+    sigma = np.sqrt(ROUNDING_VARIANCE * square + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
+    return bound, sigma
