@@ -8,14 +8,7 @@ import sys
 
 from refattn._version import __version__
 
-MODULES = {
-    "verify": "refattn.verify",
-    "kv": "refattn.sizes",
-    "doctor": "refattn.doctor",
-    "vectors": "refattn.oracle.vectors",
-    "check": "refattn.oracle.check_command",
-    "diagnose": "refattn.oracle.diagnose_command",
-}
+MODULES = {"verify": "refattn.verify", "kv": "refattn.sizes", "doctor": "refattn.doctor"}
 EXAMPLES = {
     "verify": "refattn verify                              check this installation against every golden it ships",
     "kv": "refattn kv --model llama3-8b                size of the key/value cache of a model",

