@@ -262,7 +262,8 @@ def run_stages(
     stages: Stages = CORRECT,
     arithmetic: Arithmetic | None = None,
     sample: Sample | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    with_size: bool = False,
+) -> tuple[np.ndarray, ...]:
     """Compute output and lse of a problem through the given stages.
 
     Parameters
@@ -275,16 +276,18 @@ def run_stages(
         Default: what a fused kernel does for the query's dtype.
     sample : Sample, optional
         Compute only these sequences, heads and rows.
+    with_size : bool
+        Also return `gross`, the weighted sum of abs(value), and `reach`, the largest
+        abs(scale) * norm(query) * norm(key) of each row: what rounding errors are relative to.
 
     Returns
     -------
-    output : (*batch, H, T, E), or (N, h, t, E) of the sample
-    lse : (*batch, H, T), or (N, h, t) of the sample
+    output : (N, H, T, E), or (n, h, t, E) of the sample; batch axes are flattened
+    lse : (N, H, T), or (n, h, t) of the sample
+    gross, reach : shapes of output and lse
     """
     arithmetic = arithmetic or Arithmetic.for_dtype(problem.query.dtype)
-    batch = problem.query.shape[:-3]
     problem = stages.prepare(one_batch_axis(problem))
-    whole = sample is None
     sample = sample or Sample.everything(problem)
     rows, heads, sequences = sample.rows, sample.heads, sample.sequences
     offset = np.asarray(problem.q_offset)[sequences]
@@ -296,13 +299,23 @@ def run_stages(
         np.asarray(problem.kv_lengths)[sequences][:, None, None, None],
     )
     run.stages = stages
+    width = problem.v_head_dim
     with np.errstate(all="ignore"):
+        if with_size:
+            run.problem = dataclasses.replace(problem, value=np.concatenate([problem.value, np.abs(problem.value)], axis=-1))
         output, lse = _over_tiles(run, stages, np.ix_(sequences, heads, rows))
+        output, gross = output[..., :width], output[..., width:]
         output, lse = stages.deliver(problem, output, lse)
         output, lse = output.astype(arithmetic.output), lse.astype(arithmetic.lse)
-    if whole and len(batch) != 1:
-        output, lse = output.reshape(batch + output.shape[1:]), lse.reshape(batch + lse.shape[1:])
-    return output, lse
+    return (output, lse, np.abs(gross), _reach(run)) if with_size else (output, lse)
+
+
+def _reach(run: Run) -> np.ndarray:
+    problem, sample = run.problem, run.sample
+    q = problem.query[np.ix_(sample.sequences, sample.heads, sample.rows)].astype(np.float64)
+    k = problem.key[np.ix_(sample.sequences, sample.heads // problem.group_size)].astype(np.float64)
+    longest = np.sqrt(np.where(np.isfinite(k), k, 0) ** 2 @ np.ones(k.shape[-1])).max(-1, initial=0.0)
+    return np.abs(problem.scale) * np.linalg.norm(np.where(np.isfinite(q), q, 0), axis=-1) * longest[..., None]
 
 
 def _over_tiles(run: Run, stages: Stages, query_index) -> tuple[np.ndarray, np.ndarray]:
@@ -325,6 +338,8 @@ def _over_tiles(run: Run, stages: Stages, query_index) -> tuple[np.ndarray, np.n
         w = stages.weigh(run, s, new_top)
         total = stages.denominator(run, total, factor, w)
         w = stages.round_weights(run, stages.drop(run, w, columns))
+        if problem.dropout_mask is not None:
+            keep = keep & run.plane(problem.dropout_mask, columns)
         weighted = stages.accumulate(run, weighted, factor, w, value[:, :, first:stop].astype(kind), keep)
         top = new_top
     return stages.finish(run, top, total, weighted)

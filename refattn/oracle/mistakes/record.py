@@ -71,8 +71,8 @@ class Mistake:
     families: tuple[str, ...] = ()
     issues: tuple[str, ...] = ()
 
-    def applies(self, problem: Problem) -> bool:
-        """Whether this problem gives the mistake a chance to show."""
+    def applies(self, problem) -> bool:
+        """Whether this dense problem, or the problem of the mistake's own form, gives the mistake a chance to show."""
         return all(NEEDS[name](problem) for name in self.needs)
 
 
@@ -99,6 +99,8 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "no mask": lambda p: p.mask is None,
     "bias": lambda p: p.bias is not None,
     "softcap": lambda p: p.softcap is not None,
+    "shifted": lambda p: p.bias is not None or p.alibi_slopes is not None,
+    "lse": lambda p: True,  # whoever asks also checks that an lse was handed over
     "alibi": lambda p: p.alibi_slopes is not None,
     "sinks": lambda p: p.sinks is not None,
     "dropout": lambda p: p.dropout_mask is not None,
@@ -113,6 +115,7 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "other head size": lambda p: p.head_dim != p.v_head_dim,
     "batch = heads": lambda p: int(np.prod(p.query.shape[:-3])) == p.num_heads > 1,
     "own scale": lambda p: not np.isclose(p.scale, p.head_dim**-0.5),
+    "own mla scale": lambda p: not np.isclose(p.scale, (p.q_nope.shape[-1] + p.q_rope.shape[-1]) ** -0.5),
     "keys": lambda p: p.kv_len > 1,
     "rows": lambda p: p.q_len > 1,
     "slopes differ": lambda p: p.alibi_slopes is not None and _some(np.diff(p.alibi_slopes)),

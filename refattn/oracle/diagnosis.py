@@ -1,0 +1,352 @@
+"""`diagnose`: which mistake or foreign convention explains a wrong result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import numpy as np
+
+from refattn.interop import as_float_array
+from refattn.oracle.forms import checked_form, input_dtype, output_shape
+from refattn.oracle.hypotheses import Evidence, Fit, Hypothesis, choose_samples, single_hypotheses
+from refattn.oracle.location import isolated, locate
+from refattn.oracle.mistakes.merge import MERGES, merged
+from refattn.oracle.parameter_fits import fitted_hypotheses
+from refattn.oracle.spec import kernel_spec
+
+SAME = 0.02  # predictions closer than this share of the bound are the same prediction
+PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
+AXES = ("batch", "heads", "length", "dim")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One explanation.
+
+    Attributes
+    ----------
+    id : str
+        Of the mistake; two joined by " + ".
+    says : str
+        What the kernel did.
+    remedy : str
+        What makes the result agree, where an option or another reading does.
+    bound_used : float
+        Largest error that remains, over what rounding can explain; at most 1 means that it explains everything.
+    residual : float
+        Root mean square of what remains, in the same unit.
+    explains : bool
+    same_as : tuple of str
+        Other mistakes that predict the same numbers on these inputs.
+    issues : tuple of str
+        Public reports.
+    """
+
+    id: str
+    says: str
+    remedy: str
+    bound_used: float
+    residual: float
+    explains: bool
+    same_as: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()
+
+    def __str__(self):
+        if not self.explains:
+            return f"{self.says}: the error shrinks to {self.residual:.3g} of the bound (rms), but does not vanish"
+        closing = f"with {self.remedy} the output agrees" if self.remedy else "that reproduces the output"
+        text = f"{self.says}; {closing} (bound used {self.bound_used:.2g})"
+        if self.same_as:
+            text += f"; on these inputs the same as: {', '.join(self.same_as)}"
+        if self.issues:
+            text += f" [seen in {self.issues[0]}]"
+        return text
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found, best first.
+
+    Attributes
+    ----------
+    verdict : {"agrees", "explained", "unexplained"}
+    findings : tuple of Finding
+    location : str
+        Where the error lives; filled when nothing explains it.
+    tried : int
+        Hypotheses looked at.
+    seconds : float
+    sampled : bool
+        Whether only some heads and rows were looked at.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    location: str = ""
+    tried: int = 0
+    seconds: float = 0.0
+    sampled: bool = False
+
+    @property
+    def best(self) -> Finding | None:
+        return self.findings[0] if self.findings else None
+
+    def __str__(self):
+        if self.verdict == "agrees":
+            return f"The result agrees with the reference (bound used {self.findings[0].bound_used:.2g}); nothing to explain."
+        lines = []
+        if self.verdict == "explained":
+            lines += [str(self.findings[0])]
+            lines += [f"  also possible: {finding}" for finding in self.findings[1:4] if finding.explains]
+        else:
+            lines += [f"None of {self.tried} hypotheses explains the result.", self.location]
+            lines += [f"  nearest: {finding}" for finding in self.findings[:3]]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict:
+        """Plain values, for reports."""
+        return {
+            "verdict": self.verdict,
+            "findings": [vars(finding) | {"same_as": list(finding.same_as), "issues": list(finding.issues)} for finding in self.findings],
+            "location": self.location, "tried": self.tried, "seconds": self.seconds, "sampled": self.sampled,
+        }  # fmt: skip
+
+
+def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **options) -> Diagnosis:
+    """Find the mistake or foreign convention that explains a result.
+
+    Parameters
+    ----------
+    actual : array_like
+        Output of the kernel. In the wrong axis order it is recognised by its shape or its numbers.
+    *arrays : array_like
+        query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`) or `paged_attention`
+        (with `block_table`); or the six arrays of `latent_attention`; or `outputs, lses` of `merge_states`.
+    lse : array_like, optional
+        The kernel's lse. Some mistakes show nowhere else.
+    spec : KernelSpec, str or dtype, optional
+        The arithmetic the kernel claims; default: a fused kernel of the query's dtype.
+    pairs : bool
+        Try two mistakes together when none alone explains the result.
+    seconds : float
+        Stop trying pairs after this long.
+    **options
+        Of the function; `rope=Rope(...)` when query and key are given before rotation.
+
+    Returns
+    -------
+    Diagnosis
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the function itself, and for an `actual` of another size.
+
+    Notes
+    -----
+    Large problems are sampled: a few sequences, heads and rows, so the cost is that of a few hundred small attentions.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> from refattn.oracle.diagnosis import diagnose
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((2, 4, n, 8)) for n in (3, 7, 7))
+    >>> from_torch = refattn.attention(query, key, value, causal=True, q_offset=0)
+    >>> diagnose(from_torch, query, key, value, causal=True).best.remedy
+    'q_offset=0'
+    """
+    start = time.monotonic()
+    if len(arrays) == 2:
+        return _diagnose_merge(actual, *arrays, lse=lse)
+    checked = checked_form(*arrays, **options)
+    spec = kernel_spec(spec, input_dtype(checked))
+    actual, lse = as_float_array(actual, "actual"), None if lse is None else as_float_array(lse, "lse")
+    samples = choose_samples(checked)
+    shape = output_shape(checked)
+    readings, shapes_agree = _readings(actual, lse, shape)
+    if not shapes_agree:
+        return _by_shape(checked, readings, spec, samples, shape, actual.shape, start)
+    evidence = Evidence(checked, actual, lse, spec, samples)
+    whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[-1] >= np.prod(shape, dtype=np.int64)
+    if evidence.baseline.explains and _smooth(evidence):
+        agreed = Finding("", "the result agrees with the reference", "", evidence.baseline.used, evidence.baseline.residual, True)
+        return Diagnosis("agrees", (agreed,), seconds=time.monotonic() - start, sampled=not whole)
+    fits = [fit for fit in map(evidence.fit, single_hypotheses(checked, lse is not None)) if fit is not None]
+    tried = len(fits)
+    if not any(_convincing(fit, evidence) for fit in fits):
+        extra = [fit for fit in fitted_hypotheses(evidence) if fit is not None]
+        fits, tried = fits + extra, tried + len(extra)
+    lonely = isolated(evidence) if not any(_convincing(fit, evidence) for fit in fits) and whole else None
+    if lonely:
+        return Diagnosis("explained", (Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True),), "", tried,
+                         time.monotonic() - start)  # fmt: skip
+    if pairs and not any(_convincing(fit, evidence) for fit in fits):
+        extra, count = _pairs(evidence, fits, start + seconds)
+        fits, tried = fits + extra, tried + count
+    findings = _ranked(fits, evidence)
+    explained = bool(findings) and findings[0].explains
+    location = "" if explained else locate(checked, actual, lse, spec)
+    return Diagnosis("explained" if explained else "unexplained", findings, location, tried, time.monotonic() - start, not whole)
+
+
+def _smooth(evidence) -> bool:
+    """Whether what the reference leaves is as small as rounding makes it, not only within its bound."""
+    return evidence.baseline.residual < 0.5
+
+
+def _convincing(fit: Fit, evidence) -> bool:
+    return fit.explains and fit.residual < 0.5 * max(evidence.baseline.residual, 1e-300) or fit.explains and evidence.baseline.mismatched > 0
+
+
+def _ranked(fits, evidence, keep=8) -> tuple[Finding, ...]:
+    """Explanations first, fewer mistakes first, then by what remains; equal predictions are folded into one finding."""
+    order = {id(fit): index for index, fit in enumerate(fits)}
+    base = evidence.baseline
+
+    def key(fit):
+        better = fit.explains and (fit.residual < 0.9 * base.residual or base.mismatched > 0)
+        return (not better, len(fit.hypothesis.mistakes) if better else 0, fit.mismatched, _rung(fit.residual), order[id(fit)])
+
+    fits = sorted(fits, key=key)
+    findings: list[Finding] = []
+    heads: list[Fit] = []
+    for fit in fits:
+        twin = next((i for i, head in enumerate(heads) if _same_prediction(head, fit, evidence)), None)
+        better = not key(fit)[0]
+        if twin is not None:
+            first = findings[twin]
+            if fit.hypothesis.id not in (first.id, *first.same_as) and len(fit.hypothesis.mistakes) == len(heads[twin].hypothesis.mistakes):
+                findings[twin] = Finding(**{**vars(first), "same_as": (*first.same_as, fit.hypothesis.id)})
+        elif len(findings) < keep:
+            heads.append(fit)
+            h = fit.hypothesis
+            findings.append(Finding(h.id, h.says, h.remedy, fit.used, fit.residual, better, (), h.issues))
+    return tuple(findings)
+
+
+def _rung(residual: float) -> int:
+    """Residuals within one percent count as equal, so that catalogue order decides between equal predictions."""
+    return int(round(np.log(max(residual, 1e-30)) / np.log(1.01)))
+
+
+def _same_prediction(first: Fit, second: Fit, evidence) -> bool:
+    for a, b, unit in zip(first.predicted, second.predicted, evidence.yardstick, strict=True):
+        if a.shape != b.shape or a.size == 0 and unit.size:
+            return False
+        fine = np.isfinite(a) & np.isfinite(b)
+        if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+            return False
+        with np.errstate(over="ignore"):
+            if np.max(np.abs(a[fine] - b[fine]) / unit[fine], initial=0.0) > SAME:
+                return False
+    return bool(first.predicted)
+
+
+def _pairs(evidence, fits, deadline):
+    """Two mistakes together: screened on a small sample, confirmed on the whole one."""
+    singles: dict[str, Hypothesis] = {}
+    for fit in sorted(fits, key=lambda fit: (fit.mismatched, fit.residual)):
+        mistakes = fit.hypothesis.mistakes
+        if len(mistakes) == 1 and not mistakes[0].rounding:
+            singles.setdefault(mistakes[0].id, fit.hypothesis)
+    small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, choose_samples(evidence.checked, PAIR_WORK))
+    screened, count = [], 0
+    candidates = sorted(combinations(range(len(singles)), 2), key=sum)
+    ordered = list(singles.values())
+    for first, second in candidates:
+        if time.monotonic() > deadline:
+            break
+        for pair in ((ordered[first], ordered[second]), (ordered[second], ordered[first])):
+            tile = next((h.tile for h in pair if h.mistakes[0].tiled), 64)
+            try:
+                fit = small.fit(Hypothesis(pair[0].mistakes + pair[1].mistakes, tile))
+            except (ValueError, IndexError, TypeError):  # the second change does not fit what the first made of the problem
+                continue
+            count += 1
+            if fit is not None:
+                screened.append(fit)
+        if sum(_convincing(fit, small) for fit in screened) >= 8:
+            break
+    screened.sort(key=lambda fit: (fit.mismatched, fit.residual))
+    return [fit for fit in (evidence.fit(s.hypothesis) for s in screened[:12]) if fit is not None], count
+
+
+# shapes and axis order
+
+
+def _readings(actual, lse, shape):
+    """Ways to bring an array of the wrong shape into the right one: (words, remedy, array)."""
+    if actual.shape == shape and (lse is None or lse.shape == shape[:-1]):
+        return [], True
+    found = []
+    if actual.size != np.prod(shape, dtype=np.int64):
+        return found, False
+    if actual.ndim == len(shape):
+        for order in permutations(range(actual.ndim)):
+            if tuple(actual.shape[axis] for axis in order) == shape and order != tuple(range(actual.ndim)):
+                found.append((f"its axes are {_axis_names(order)}", f"actual.transpose{order}", actual.transpose(order)))
+    if actual.shape == shape:
+        found.append(("the output is as expected, the lse is not", "", actual))
+    found.append((f"it has shape {actual.shape}", f"actual.reshape{shape}", actual.reshape(shape)))
+    if len(shape) >= 3:
+        swapped = shape[:-3] + (shape[-2], shape[-3], shape[-1])
+        found.append((f"it has shape {actual.shape} and is laid out (..., length, heads, dim)", f"actual.reshape{swapped}.swapaxes(-2, -3)",
+                      actual.reshape(swapped).swapaxes(-2, -3)))  # fmt: skip
+    return found, False
+
+
+def _axis_names(order):
+    names = AXES[-len(order) :]
+    place = {axis: names[i] for i, axis in enumerate(order)}
+    return "(" + ", ".join(place[axis] for axis in range(len(order))) + ")"
+
+
+def _by_shape(checked, readings, spec, samples, shape, got, start):
+    fits = [(words, remedy, Evidence(checked, array, None, spec, samples).baseline) for words, remedy, array in readings]
+    fits.sort(key=lambda item: (item[2].mismatched, item[2].residual))
+    findings = tuple(
+        Finding("axis_order", f"the output should have shape {shape}; {words}", remedy, fit.used, fit.residual, fit.explains) for words, remedy, fit in fits
+    )
+    verdict = "explained" if findings and findings[0].explains else "unexplained"
+    location = f"The output should have shape {shape}, the actual one has {got}."
+    return Diagnosis(verdict, findings, "" if verdict == "explained" else location, len(findings), time.monotonic() - start)
+
+
+# merging
+
+
+def _diagnose_merge(actual, outputs, lses, *, lse):
+    start = time.monotonic()
+    outputs = np.stack([as_float_array(x, "outputs").astype(np.float64) for x in outputs])
+    lses = np.stack([as_float_array(x, "lses").astype(np.float64) for x in lses])
+    actual = as_float_array(actual, "actual")
+    unit = 64 * np.finfo(actual.dtype if actual.dtype in (np.float32, np.float64) else np.float32).eps * (np.abs(outputs).max(0) + 1)
+    if actual.dtype.itemsize == 2:
+        unit = unit + 2.0**-7 * np.abs(outputs).max(0)
+    got = [actual.astype(np.float64), None if lse is None else as_float_array(lse, "lse").astype(np.float64)]
+
+    def compare(predicted):
+        want_output, want_lse = predicted
+        used = 0.0
+        for a, b, bound in ((got[0], want_output, unit), (got[1], want_lse, 1e-5)):
+            if a is None:
+                continue
+            fine = np.isfinite(a) & np.isfinite(b)
+            if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+                return np.inf
+            used = max(used, np.max(np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0), initial=0.0))
+        return float(used)
+
+    base = compare(merged(outputs, lses))
+    if base <= 1:
+        return Diagnosis("agrees", (Finding("", "the result agrees", "", base, base, True),), seconds=time.monotonic() - start)
+    ranked = sorted(((compare(m.merge(outputs, lses)), index, m) for index, m in enumerate(MERGES)), key=lambda item: item[:2])
+    findings = tuple(Finding(m.id, m.says, "", used, used, used <= 1, (), m.issues) for used, _, m in ranked)
+    explained = findings[0].explains
+    return Diagnosis("explained" if explained else "unexplained", findings, "" if explained else "No known merge mistake explains it.",
+                     len(findings), time.monotonic() - start)  # fmt: skip
+
+

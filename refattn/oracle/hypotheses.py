@@ -1,0 +1,236 @@
+"""Hypotheses: what a result would be if the kernel had made a mistake of the catalogue, and how well that explains the actual one.
+
+A hypothesis is predicted on a sample of sequences, heads and rows, in float64 (mistakes of precision in the kernel's own arithmetic), and
+compared with the actual result. The yardstick is a simple bound of the rounding error of a correct kernel of the same specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refattn.oracle.forms import dense_parts, possible, run_form, split_result
+from refattn.oracle.mistakes.catalogue import CATALOGUE
+from refattn.oracle.mistakes.record import Mistake
+from refattn.oracle.staged import Sample, one_batch_axis
+
+TILES_TO_TRY = (16, 32, 64, 128, 256)
+WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
+LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
+LAMBDA = 6.0  # standard deviations a random walk of roundings is allowed
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` indices below count: the ends, their neighbours, and evenly between."""
+    if count <= wanted:
+        return np.arange(count)
+    ends = [0, 1, count - 2, count - 1] if wanted >= 6 else [0, count - 1]
+    between = np.linspace(0, count - 1, wanted - len(ends) + 2).astype(int)[1:-1]
+    return np.unique(np.concatenate([ends, between]))
+
+
+def choose_samples(checked, work: int = WHOLE_WORK) -> list[Sample]:
+    """One sample a dense part, together about `work` multiplications."""
+    parts = [one_batch_axis(part) for part in dense_parts(checked)]
+    samples = []
+    for part in parts:
+        sequences, heads, rows = part.query.shape[:3]
+        per_row = max(part.kv_len * (part.head_dim + part.v_head_dim), 1) * len(parts)
+        affordable = max(work // per_row, 12)
+        if sequences * heads * rows > affordable:
+            sequences = min(sequences, 2)
+            heads = min(heads, max(4, min(8, affordable // (12 * sequences))))
+            rows = min(rows, max(affordable // (sequences * heads), 6))
+        full = Sample.everything(part)
+        samples.append(Sample(spread(len(full.sequences), sequences), spread(len(full.heads), heads), spread(len(full.rows), rows)))
+    return samples
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Some mistakes together, and the tile size they are tried with. No mistakes: the reference itself."""
+
+    mistakes: tuple[Mistake, ...] = ()
+    tile: int = 64
+
+    @property
+    def id(self) -> str:
+        return " + ".join(mistake.id for mistake in self.mistakes)
+
+    @property
+    def says(self) -> str:
+        words = " and ".join(mistake.says for mistake in self.mistakes)
+        return f"{words} (tile of {self.tile} keys)" if any(mistake.tiled for mistake in self.mistakes) else words
+
+    @property
+    def remedy(self) -> str:
+        return ", ".join(mistake.remedy for mistake in self.mistakes if mistake.remedy)
+
+    @property
+    def issues(self) -> tuple[str, ...]:
+        return tuple(issue for mistake in self.mistakes for issue in mistake.issues)
+
+
+@dataclass
+class Fit:
+    """How well a hypothesis explains the actual result.
+
+    Attributes
+    ----------
+    used : float
+        Largest error left over its bound; at most 1 means explained.
+    residual : float
+        Root mean square of the errors left, over the bound of the reference.
+    mismatched : float
+        Share of elements that are NaN or infinite on one side only.
+    predicted : tuple of ndarray
+        What it predicts, flattened.
+    """
+
+    hypothesis: Hypothesis
+    used: float
+    residual: float
+    mismatched: float
+    predicted: tuple[np.ndarray, ...] = field(repr=False, default=())
+
+    @property
+    def explains(self) -> bool:
+        return self.mismatched == 0 and self.used <= 1
+
+
+class Evidence:
+    """An actual result, the sample it is looked at on, and the yardstick.
+
+    Parameters
+    ----------
+    checked
+        What `forms.checked_form` returns.
+    actual, lse : ndarray
+        In the shape of the right result; lse may be None.
+    spec : KernelSpec
+    samples : list of Sample
+    """
+
+    def __init__(self, checked, actual, lse, spec, samples):
+        self.checked, self.spec, self.samples = checked, spec, samples
+        self.actual, self.lse = actual, lse
+        self.observed = self._cut(actual, lse)
+        self.reference = self._predict(Hypothesis())
+        self.yardstick = self._bounds(self.reference)
+        self.baseline = self._compare(Hypothesis(), self.reference, self.observed)
+
+    def _cut(self, actual, lse):
+        outputs, lses = [], []
+        for sample, output, norm in zip(
+            self.samples, split_result(self.checked, actual), split_result_lse(self.checked, lse), strict=True
+        ):
+            index = np.ix_(sample.sequences, sample.heads, sample.rows)
+            outputs.append(output[index].astype(np.float64).ravel())
+            lses.append(np.zeros(0) if norm is None else norm[index].astype(np.float64).ravel())
+        return _joined(outputs), _joined(lses)
+
+    def _predict(self, hypothesis):
+        parts = run_form(self.checked, *hypothesis.mistakes, tile=hypothesis.tile, samples=self.samples, with_size=True)
+        if parts is None:
+            return None
+        width = [output.shape[-1] for output, *_ in parts]
+        output, lse, gross, reach = (_joined([np.asarray(part[i], np.float64).ravel() for part in parts]) for i in range(4))
+        row_reach = _joined([np.repeat(part[3].ravel(), count) for part, count in zip(parts, width, strict=True)])
+        return output, lse if self.lse is not None else np.zeros(0), gross, row_reach, reach if self.lse is not None else np.zeros(0)
+
+    def _bounds(self, predicted):
+        """Bounds of output and lse around a prediction: not rigorous, of the right size."""
+        output, lse, gross, row_reach, reach = predicted
+        spec, keys = self.spec, max(max((len(s.rows) for s in self.samples), default=1), self._keys())
+        u, dim = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff), self._dim()
+        coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
+        with np.errstate(all="ignore"):
+            share = lambda size: u * (LAMBDA * (dim**0.5 + 3) * size + 12) + 2 * coarse * size + 4 * spec.exp_error + self._cap_error()  # noqa: E731
+            off = gross * (2 * spec.weight.unit_roundoff + LAMBDA * u * keys**0.5) + share(row_reach) * (gross + np.abs(output))
+            out_bound = off + spec.output.unit_roundoff * np.abs(output) + 4 * spec.output.half_subnormal_step
+            lse_bound = share(reach) + (4 * u + spec.lse.unit_roundoff) * (np.abs(lse) + 4)
+        return _finite(out_bound), _finite(lse_bound)
+
+    def _cap_error(self):
+        caps = [part.softcap for part in dense_parts(self.checked) if part.softcap is not None]
+        return self.spec.tanh_error * max(caps, default=0.0)
+
+    def _keys(self):
+        return max((part.kv_len for part in dense_parts(self.checked)), default=1)
+
+    def _dim(self):
+        return max((part.head_dim for part in dense_parts(self.checked)), default=1)
+
+    def _compare(self, hypothesis, predicted, observed):
+        bounds = self._bounds(predicted)
+        used, squares, count, wrong = 0.0, 0.0, 0, 0
+        for want, got, bound, unit in zip(predicted[:2], observed, bounds, self.yardstick, strict=True):
+            fine = np.isfinite(want) & np.isfinite(got)
+            same = fine | (np.isnan(want) & np.isnan(got)) | (want == got)
+            wrong += int((~same).sum())
+            count += want.size
+            left = np.abs(got[fine] - want[fine])
+            with np.errstate(over="ignore"):
+                used = max(used, float(np.max(left / bound[fine], initial=0.0)))
+                squares += float((np.minimum(left / unit[fine], LARGEST_RATIO) ** 2).sum())
+        count = max(count, 1)
+        return Fit(hypothesis, used, (squares / count) ** 0.5, wrong / count, predicted[:2])
+
+    def fit(self, hypothesis: Hypothesis) -> Fit | None:
+        """Compare the actual result with what the hypothesis predicts; None if it cannot be predicted."""
+        rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
+        others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
+        if any(mistake.random or (mistake.relayout is not None and mistake.reread is None) for mistake in others) or len(rereads) > 1:
+            return None
+        with np.errstate(all="ignore"):
+            predicted = self._predict(Hypothesis(others, hypothesis.tile)) if others else self.reference
+            if predicted is None:
+                return None
+            observed = self.observed
+            for mistake in rereads:
+                observed = self._cut(*self._reread(mistake))
+            fit = self._compare(hypothesis, predicted, observed)
+        if rereads:
+            fit.predicted = (np.zeros(0), np.zeros(0))
+        return fit
+
+    def _reread(self, mistake):
+        actual, lse = self.actual, self.lse
+        batch = actual.shape[:-3]
+        count = (int(np.prod(batch, dtype=np.int64)),)
+        flat, flat_lse = actual.reshape(count + actual.shape[-3:]), None if lse is None else lse.reshape(count + lse.shape[-2:])
+        output, norm = mistake.reread(flat, flat_lse)
+        return output.reshape(actual.shape), None if norm is None else norm.reshape(lse.shape)
+
+    def fit_reinterpreted(self, actual, lse) -> Fit:
+        """The reference against another reading of the actual result."""
+        return self._compare(Hypothesis(), self.reference, self._cut(actual, lse))
+
+
+def split_result_lse(checked, lse):
+    """`split_result` for an lse, by giving it a last axis and taking it away."""
+    parts = split_result(checked, None if lse is None else np.asarray(lse)[..., None])
+    return [None if part is None else part[..., 0] for part in parts]
+
+
+def single_hypotheses(checked, with_lse: bool) -> Iterator[Hypothesis]:
+    """Every mistake that can show on this problem, with every tile size it depends on."""
+    keys = max((part.kv_len for part in dense_parts(checked)), default=0)
+    for mistake in CATALOGUE:
+        if mistake.random or ("lse" in mistake.needs and not with_lse) or not possible(mistake, checked):
+            continue
+        if mistake.relayout is not None and mistake.reread is None:
+            continue
+        sizes = [tile for tile in TILES_TO_TRY if tile < keys] or [TILES_TO_TRY[0]]
+        for tile in sizes if mistake.tiled else (64,):
+            yield Hypothesis((mistake,), tile)
+
+
+def _joined(arrays):
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def _finite(bound):
+    return np.where(np.isfinite(bound), np.maximum(bound, 1e-300), 1e-300)
