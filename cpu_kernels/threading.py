@@ -21,7 +21,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from .cpu_limits import allowed_cpus, available_threads
-from .jit import BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
+from .jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
 
 # Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
 WORK_PER_THREAD = 100.0
@@ -177,14 +177,14 @@ class _Job:
 
     def close(self):
         """Let no more helpers in and wait for the others, whatever signals arrive: they still write to the caller's arrays."""
-        with self.lock:
-            self.closed = True
-            waiting = self.active > 0
         interrupt = None
-        while waiting:
+        while True:
             try:
+                with self.lock:
+                    self.closed = True
+                    if not self.active:
+                        break
                 self.idle.acquire()
-                waiting = False
             except BaseException as error:  # a signal handler raised, as Ctrl-C does
                 interrupt = error
                 self.stop()
