@@ -7,6 +7,22 @@ does not depend on who computes it.
 Why not Numba's `parallel=True`: its workqueue layer aborts the process when two Python threads meet in it, its OpenMP layer kills a forked child,
 exceptions inside `prange` are lost, and thread count and layer are global settings that belong to the host program. Here the caller never waits for
 a helper that has not started: it can always finish alone, so no number of callers can deadlock, and `fork` loses nothing but idle helpers.
+
+Measured against `prange` (2 CPUs of a cloud machine, Numba 0.68, medians in microseconds of one call; items are chains of multiply-adds):
+
+=======================================  ======  ====  ===================  =================
+work                                     serial  pool  prange on workqueue  prange on OpenMP
+=======================================  ======  ====  ===================  =================
+2 items of nothing                            2     9                   96                  1
+2 items of 35                                37    50                  139                 21
+64 items of 17                             1100   590                  682                550
+64 items falling from 34 to 0 (causal)     1098   600                  970                827
+1 item of 330, 32 of 10                     660   377                  636                504
+64 items of 17, after 3 ms of pause        1174   752                 1230                579
+=======================================  ======  ====  ===================  =================
+
+OpenMP wakes faster because its threads spin between calls, on CPU time of the host program; with the same shared counter inside `prange` it is 5 %
+ahead of the pool on long calls. Below 200 microseconds neither pays on such a machine, so `run` stays in the calling thread.
 """
 
 import contextlib
