@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from fake_gpu import FakeGpu
 from refattn.interop import as_array, as_bool_array, as_float_array, as_int_array
 
 NUMBERS = np.arange(24.0).reshape(2, 3, 4)
@@ -15,19 +16,6 @@ class Attributes:
 
     def __init__(self, **attributes):
         self.__dict__.update(attributes)
-
-
-class FakeGpu:
-    """A tensor in GPU memory as DLPack describes it; copying it to the CPU behind the caller's back would work."""
-
-    def __init__(self, device_type, device_id=0):
-        self.place = (device_type, device_id)
-
-    def __dlpack_device__(self):
-        return self.place
-
-    def __array__(self, dtype=None, copy=None):
-        return NUMBERS
 
 
 NOT_ON_CPU = "Pass query.cpu() (cupy: query.get(), jax: jax.device_get(query))."

@@ -47,6 +47,12 @@ BAD = table(
     ("head_dim", {"key": real(2, 3, 5, 4)}, ValueError, "query and key must have the same head_dim >= 1; got query head_dim 8, key head_dim 4."),
     ("value length", {"value": real(2, 3, 4, 7)}, ValueError, "value must have shape (2, 3, 5, any) to match key; got value.shape=(2, 3, 4, 7)."),
     (
+        "q_offset",
+        {"q_offset": 0},
+        TypeError,
+        "q_offset must be left out: in block-local attention row i stands at key position i.",
+    ),
+    (
         "mask of one block",
         {"mask": yes(2, 2)},
         ValueError,

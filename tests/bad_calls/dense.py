@@ -18,7 +18,12 @@ PER_HEAD = "alibi_slopes must have shape (6,) or (2, 6)"
 BAD = table(
     "attention",
     # kind and dtype
-    ("query integer", {"query": np.ones((2, 6, 4, 8), int)}, TypeError, f"query {FLOATING}; got query.dtype=int64. Cast it with np.asarray(query, np.float32)."),
+    (
+        "query integer",
+        {"query": np.ones((2, 6, 4, 8), int)},
+        TypeError,
+        f"query {FLOATING}; got query.dtype=int64. Cast it with np.asarray(query, np.float32).",
+    ),
     ("key bool", {"key": yes(2, 3, 5, 8)}, TypeError, f"key {FLOATING}; got key.dtype=bool. Cast it with np.asarray(key, np.float32)."),
     ("value complex", {"value": np.ones((2, 3, 5, 7), complex)}, TypeError, f"value {REAL}; got value.dtype=complex128."),
     ("query object", {"query": np.full((2, 6, 4, 8), None)}, TypeError, f"query {REAL}; got query.dtype=object."),

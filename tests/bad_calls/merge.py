@@ -89,9 +89,9 @@ BAD = table(
         "lses[0] must have shape (6,) to match outputs[0]; got lses[0].shape=(6, 4).",
     ),
     (
-        "output too large",
+        "states too large",
         {"outputs": [endless(2**36, 4, 8)] * 2, "lses": [endless(2**36, 4)] * 2},
         MemoryError,
-        "output and lse must fit in memory; got sizes that need 18432.0 GiB and 4.0 GiB are available.",
+        "states must fit in memory; got sizes that need 36864.0 GiB and 4.0 GiB are available.",
     ),
 )

@@ -8,9 +8,13 @@ from fake_gpu import FakeGpu
 
 CAUSAL_WINDOW = "A causal window of the last n keys is causal=True, window=(n - 1, None)."
 CPU = "Pass bias.cpu() (cupy: bias.get(), jax: jax.device_get(bias))."
-TOO_LARGE = 2**53 + 1
+
+NAMES = "bias, mask, scale, causal, window, softcap, alibi_slopes, sinks, kv_lengths, q_offset, dropout_mask, dropout_rate"
 
 BAD = [
+    ("option of another library", {"is_causal": True}, TypeError, f"options must be among {NAMES}; got is_causal."),
+    ("size as an option", {"num_heads": 6}, TypeError, f"options must be among {NAMES}; got num_heads."),
+    ("internal name", {"scores_shape": (6, 4, 5)}, TypeError, f"options must be among {NAMES}; got scores_shape."),
     ("scale nan", {"scale": math.nan}, ValueError, "scale must be finite; got scale=nan."),
     ("scale inf", {"scale": math.inf}, ValueError, "scale must be finite; got scale=inf."),
     ("scale float32 inf", {"scale": np.float32(-math.inf)}, ValueError, "scale must be finite; got scale=-inf."),

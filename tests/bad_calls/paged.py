@@ -92,7 +92,12 @@ BAD = table(
         ValueError,
         "block_table must hold pages between 0 and -1 within each length; got block_table[0, 0]=9.",
     ),
-    ("kv_lengths none", {"kv_lengths": None}, TypeError, "kv_lengths must be given: without it the filled part of the last page is unknown; got kv_lengths=None."),
+    (
+        "kv_lengths none",
+        {"kv_lengths": None},
+        TypeError,
+        "kv_lengths must be given: without it the filled part of the last page is unknown; got kv_lengths=None.",
+    ),
     (
         "kv_lengths beyond the table",
         {"kv_lengths": [16, 5]},
