@@ -11,10 +11,10 @@ _HOME = {
     "ErrorBound": "bounds",
     "error_bound": "bounds",
     "Report": "report",
-    "assert_attention_close": "check",
-    "check": "check",
-    "EmulatedKernel": "emulate",
-    "emulate": "emulate",
+    "assert_attention_close": "verdict",
+    "check": "verdict",
+    "EmulatedKernel": "emulation",
+    "emulate": "emulation",
 }
 
 __all__ = sorted(_HOME)

@@ -145,8 +145,8 @@ class KernelSpec:
         """Largest absolute error of converting one weight, relative to a weight of 1 at the row maximum."""
         return self.weight.half_subnormal_step / self.weight_scale
 
-    def to_json(self) -> dict:
-        """Plain values, for reports and vector packs; `KernelSpec.from_json` reads them back."""
+    def to_dict(self) -> dict:
+        """Plain values, for reports and vector packs; `KernelSpec.from_dict` reads them back."""
         plain = dataclasses.asdict(self)
         for name in FORMAT_FIELDS:
             form = getattr(self, name)
@@ -154,8 +154,8 @@ class KernelSpec:
         return plain
 
     @classmethod
-    def from_json(cls, plain: dict) -> KernelSpec:
-        """The spec that `to_json` wrote."""
+    def from_dict(cls, plain: dict) -> KernelSpec:
+        """The spec that `to_dict` wrote."""
         return cls(**plain)
 
     @classmethod

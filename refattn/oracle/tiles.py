@@ -64,6 +64,7 @@ class Tile:
     drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
     visible: np.ndarray  # (R, S) bool
     broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
+    infinite: np.ndarray | None  # (R,) smallest weight of a visible value that is not finite; None where all are
     weights: np.ndarray  # (R, S) softmax weights
     kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
     total: np.ndarray  # (R, 1) softmax denominator relative to the row maximum, >= 1
@@ -136,7 +137,7 @@ class _Cut:
 
     def stacked(self, array):
         """(..., rows, S) as (R, S)."""
-        return np.broadcast_to(array, self.shape).reshape(-1, self.shape[2])
+        return np.broadcast_to(array, self.shape).reshape(self.shape[0] * self.shape[1], self.shape[2])
 
     def plane(self, name):
         array = getattr(self.options, name)
@@ -178,10 +179,12 @@ def _tile(place, group, cut, visible, output, lse):
     exponentials = only(np.exp(-drop))
     total = exponentials.sum(axis=1, keepdims=True) + (0.0 if sink is None else np.exp(sink - maximum)[:, None])
     weights = exponentials / np.maximum(total, 1.0)
+    holes = ~np.isfinite(value.exact).all(axis=1)
+    infinite = np.where(visible[:, holes], exponentials[:, holes], np.inf).min(axis=1) if holes.any() else None
     return Tile(
         place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
         alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,
-        visible=visible, broken=broken, weights=weights,
+        visible=visible, broken=broken, infinite=infinite, weights=weights,
         kept=weights if keep is None else np.where(keep, weights * options.keep_scale, 0.0), total=np.maximum(total, 1.0),
         maximum=maximum, sink=sink, count=visible.sum(axis=1, keepdims=True), query=_finite(query), key=_finite(key), value=_finite(value),
         latent=None if group.latent is None else group.latent.latent[cut.keys],

@@ -1,0 +1,231 @@
+"""The verdict: is a kernel's result as good as its arithmetic allows?
+
+Four tiers, each finding what the ones before cannot:
+
+    positions   NaN and infinities stand exactly where they must
+    hard        no element beyond the rigorous bound: beyond it the kernel is wrong, or its spec
+    tight       no element beyond the statistical bound
+    aggregate   the root mean square of error / sigma is about 1 at most: errors too small to stick out, but everywhere
+
+A signed bias of the errors is reported as a warning; inputs can cause one without a mistake.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.interop import as_float_array
+from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.operands import operands
+from refattn.oracle.report import Measure, Report, layout_hint
+from refattn.oracle.spec import kernel_spec
+from refattn.oracle.tiles import tiles
+
+# Correct kernels measure 0.6 to 1.1; beyond this their arithmetic is not the one claimed.
+RMS_LIMIT = 1.3
+RMS_DEVIATIONS = 6.0
+BIAS_LIMIT = 6.0
+
+
+def check(
+    actual, *arrays, lse=None, spec=None, reference=None, function="attention", rows=None, seed=0,
+    failure_probability=FAILURE_PROBABILITY, **options,
+) -> Report:
+    """Compare a kernel's output, and lse if given, with the exact result and the error its arithmetic allows.
+
+    Parameters
+    ----------
+    actual : array_like, floating point
+        The kernel's output.
+    *arrays : array_like
+        The positional arrays of `function`: query, key, value for attention.
+    lse : array_like, optional
+        The kernel's lse, natural logarithm.
+    spec : KernelSpec, str, dtype or None
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, None one in the dtype of `actual`.
+    reference : callable, optional
+        Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes: `cpu_kernels.attention_with_lse`.
+    function : str
+        "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
+    rows : int, optional
+        Check the errors of so many rows of each head, the first and the last among them, and not of all.
+    seed : int
+        Picks those rows.
+    failure_probability : float
+        That a correct kernel fails the tight tier.
+    **options
+        Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs.
+
+    Returns
+    -------
+    Report
+        True in a boolean context when the kernel passes.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of the function in `refattn`. A wrong shape of `actual` or `lse` is a failed report, not an exception.
+
+    Notes
+    -----
+    Cost: about fifteen products the size of Q K^T in float64 and a few hundred MiB besides the results, whatever the shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from refattn.oracle import EmulatedKernel, KernelSpec, check
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(2, 16, 8)).astype(np.float32)
+    >>> spec = KernelSpec.flash("float32")
+    >>> output, lse = EmulatedKernel(spec)(x, x, x, causal=True)
+    >>> report = check(output, x, x, x, lse=lse, spec=spec, causal=True)
+    >>> report.passed
+    True
+    >>> check(output, x, x, x, spec=spec).passed  # the kernel forgot nothing, the caller did
+    False
+    """
+    inferred = spec is None
+    actual = as_float_array(actual, "actual")
+    lse = None if lse is None else as_float_array(lse, "lse")
+    spec = kernel_spec(spec, actual.dtype)
+    call = operands(function, arrays, options, spec)
+    report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
+    results = {"output": (actual, call.output_shape), "lse": (lse, call.lse_shape)}
+    for name, (array, shape) in results.items():
+        if array is not None and array.shape != shape:
+            report.refuse(name, f"must have shape {shape}; got {array.shape}.{layout_hint(array.shape, shape)}")
+    if report.failed:
+        return report
+
+    exact = dict(zip(("output", "lse"), exact_results(function, arrays, options, reference), strict=True))
+    multiplier = hoeffding_multiplier(call, failure_probability)
+    measures = [Measure(name, shape, call.lse_shape) for name, (array, shape) in results.items() if array is not None]
+    pick = None if rows is None else _row_picker(rows, seed)
+    for tile in tiles(call, exact["output"], exact["lse"], rows=pick):
+        bound = bound_tile(tile, spec, multiplier)
+        for measure in measures:
+            _compare(measure, results[measure.name][0], tile, bound, spec)
+    for measure in measures:
+        measure.finish(getattr(spec, measure.name), RMS_LIMIT, RMS_DEVIATIONS, BIAS_LIMIT)
+        if pick is not None:
+            measure.other_positions(results[measure.name][0], exact[measure.name], getattr(spec, measure.name))
+        report.add(measure)
+    _note_dtypes(report, results, spec)
+    return report
+
+
+def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> None:
+    """`check`, raising AssertionError with the report when the kernel fails; parameters are those of `check`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((1, 2, 4), dtype=np.float32)
+    >>> assert_attention_close(x, x, x, x)
+    >>> assert_attention_close(1.001 * x, x, x, x)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    AssertionError: attention: FAIL (hard, tight, aggregate), bound used ..., worst at head 0 row 0 dim 0
+    ...
+    """
+    __tracebackhide__ = True
+    report = check(actual, *arrays, lse=lse, spec=spec, **options)
+    if not report.passed:
+        raise AssertionError(report.text())
+
+
+def _name(reference):
+    module = getattr(reference, "__module__", "") or ""
+    return ".".join(part for part in (module.split(".")[0], getattr(reference, "__name__", repr(reference))) if part)
+
+
+def _row_picker(count, seed):
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
+        raise TypeError(f"rows must be an integer; got rows={count!r}.")
+    if count < 1:
+        raise ValueError(f"rows must be at least 1; got rows={count}.")
+
+    def pick(q_len):
+        if q_len <= count:
+            return np.arange(q_len)
+        rng = np.random.default_rng(seed)
+        inner = rng.choice(np.arange(1, q_len - 1), size=max(count - 2, 0), replace=False)
+        return np.unique(np.concatenate([[0], inner, [q_len - 1]]))
+
+    return pick
+
+
+def _compare(measure, actual, tile, bound, spec):
+    """One tile's output or lse."""
+    with np.errstate(all="ignore"):
+        if measure.name == "output":
+            got = np.asarray(tile.place.output(actual), dtype=np.float64)
+            expected, hard, tight, sigma = tile.output, bound.output_hard, bound.output_tight, bound.output_sigma
+        else:
+            got = np.asarray(tile.place.lse(actual), dtype=np.float64)[:, None]
+            expected, hard, tight, sigma = tile.lse[:, None], bound.lse_hard[:, None], bound.lse_tight[:, None], bound.lse_sigma[:, None]
+        right, finite = _positions(got, expected, hard, tile, spec, measure.name)
+        error = np.where(finite, np.abs(got - expected), 0.0)
+        claimed = finite & (hard < np.inf)
+        usual = finite & (sigma > 0) & (sigma < np.inf)
+        deviation = np.where(usual, (got - expected) / np.where(usual, sigma, 1.0), 0.0)
+        centred = usual & (_zero_mean(tile) if measure.name == "output" else False)
+        new = _first_occurrence(expected)
+        effective = np.where(new & usual.any(axis=1), bound.effective if measure.name == "output" else 1.0, 0.0)
+        ratios = [np.where(error <= 0, 0.0, np.where(claimed, error / limit, 0.0)) for limit in (hard, tight)]
+        measure.update(
+            tile.place, got=got, expected=expected, wrong=~right, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
+            tight=tight, ratios=ratios, deviation=deviation, usual=usual, signed=np.where(centred, deviation * np.sign(expected), 0.0),
+            centred=centred, effective=effective,
+        )  # fmt: skip
+
+
+def _positions(got, expected, hard, tile, spec, name):
+    """Where got is finite or not as it must be, and where both are finite.
+
+    Finite results beyond the largest number of the format become infinities, or that number where the format saturates. An infinite value
+    whose weight a kernel may flush to 0 may give NaN in place of the infinity.
+    """
+    form = getattr(spec, name)
+    same = np.isnan(got) & np.isnan(expected) | (got == expected)
+    finite = np.isfinite(got) & np.isfinite(expected)
+    may_overflow = np.isfinite(expected) & (np.abs(expected) + hard >= form.overflow_threshold)
+    overflowed = may_overflow & ((got == np.copysign(np.inf, expected)) | np.isnan(got) & (hard == np.inf))
+    right = same | finite | overflowed | (hard == np.inf)
+    if name == "lse":
+        right |= ~(expected < np.inf) & ~(got < np.inf)  # +inf or NaN: a row poisoned by a score of +inf or NaN
+    elif tile.infinite is not None:
+        least = max(spec.weight.half_subnormal_step / spec.weight_scale, spec.softmax.smallest_normal) * 2.0
+        right |= (tile.infinite < least)[:, None] & ~np.isfinite(expected) & ~np.isfinite(got)
+    return right, finite & ~((np.abs(got) >= form.largest) & may_overflow)
+
+
+def _zero_mean(tile):
+    """Value columns without an offset, (E,): where an offset moves all outputs alike, so do roundings."""
+    value = tile.value.exact
+    count = len(value)
+    if count < 16:
+        return np.zeros(value.shape[1], dtype=bool)
+    return np.abs(value.sum(axis=0)) <= 4.0 * np.sqrt((value**2).sum(axis=0))
+
+
+def _first_occurrence(expected):
+    """Rows that are not a copy of an earlier one, (R,): equal rows have equal errors and count once."""
+    if expected.shape[1] == 0 or len(expected) == 0:
+        return np.ones(len(expected), dtype=bool)
+    rows = np.ascontiguousarray(expected).view(np.dtype((np.void, 8 * expected.shape[1]))).ravel()
+    first = np.zeros(len(expected), dtype=bool)
+    first[np.unique(rows, return_index=True)[1]] = True
+    return first
+
+
+def _note_dtypes(report, results, spec):
+    for name, (array, _) in results.items():
+        form = getattr(spec, name)
+        if array is None or form.unit_roundoff == 0.0:
+            continue
+        itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+        if itemsize.get(array.dtype.name, 8) < itemsize.get(form.name, 0):
+            report.warn(f"{name} has dtype {array.dtype.name}, narrower than the {form.name} the spec writes.")
+
+
