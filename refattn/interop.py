@@ -4,7 +4,7 @@ NumPy has no bfloat16, cannot see a torch tensor that requires a gradient, and q
 once: the data of any CPU array-like as an `ndarray`, without a copy where NumPy can address it, or a `TypeError` that names the argument.
 
 `torch` is only looked up among the modules already loaded: who passes a tensor has imported it. `ml_dtypes`, which gives NumPy its bfloat16, is
-imported when a bfloat16 torch tensor arrives; without it those 16 bits become the upper half of a float32, which is exact.
+imported when a bfloat16 tensor of torch or MLX arrives; without it those 16 bits become the upper half of a float32, which is exact.
 """
 
 import sys
@@ -31,7 +31,7 @@ def as_array(x, name):
     Returns
     -------
     numpy.ndarray
-        Boolean, integer or real floating; bfloat16 has the dtype of `ml_dtypes`, or float32 where a torch tensor arrives and `ml_dtypes` is missing.
+        Boolean, integer or real floating; bfloat16 has the dtype of `ml_dtypes`, or becomes float32 where `ml_dtypes` is missing.
         May be read-only.
 
     Raises
@@ -222,6 +222,8 @@ def _from_protocol(x, name):
     _refuse_other_devices(x, name)
     if type(x).__module__.startswith("scipy.sparse"):
         raise TypeError(f"{name} must be a dense array; got type({name})={type(x).__name__}. Pass {name}.toarray().")
+    if _has_buffer(x) and (buffer := memoryview(x)).format == "bfloat16":  # MLX; NumPy knows no such format
+        return _bfloat16_from_bits(np.frombuffer(x if buffer.c_contiguous else buffer.tobytes(), np.uint16).reshape(buffer.shape))
     readers = [np.asarray]
     if hasattr(x, "__dlpack__"):
         # Before NumPy falls back to wrapping the object itself.

@@ -268,6 +268,25 @@ def test_jax_tracer_is_refused():
         jax.jit(lambda query: as_array(query, "query"))(NUMBERS)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_mlx(dtype):
+    mx = pytest.importorskip("mlx.core")
+    given = mx.arange(24, dtype=mx.float32).reshape(2, 3, 4).astype(getattr(mx, dtype))
+    views = [
+        (given, NUMBERS),
+        (given * 1, NUMBERS),
+        (given.transpose(2, 0, 1), NUMBERS.transpose(2, 0, 1)),
+        (given[:, ::2], NUMBERS[:, ::2]),
+        (given[::-1], NUMBERS[::-1]),
+        (mx.broadcast_to(given[:1], (5, 3, 4)), np.broadcast_to(NUMBERS[:1], (5, 3, 4))),
+        (given[:, :0], NUMBERS[:, :0]),
+        (given[1, 2, 3], NUMBERS[1, 2, 3]),
+    ]
+    for view, numbers in views:
+        taken = as_float_array(view, "query")
+        assert taken.dtype.name == dtype and np.array_equal(taken.astype(np.float64), numbers)
+
+
 def test_importing_loads_no_library():
     program = (
         "import sys, numpy, refattn.interop as interop; interop.as_array([1.0], 'query');"
