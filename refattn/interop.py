@@ -48,6 +48,8 @@ def as_array(x, name):
         ...
     TypeError: query must be an array of real numbers; got query=None.
     """
+    if type(x) is np.ndarray:
+        return _native(x, name)
     if x is None:
         raise TypeError(f"{name} must be an array of real numbers; got {name}=None.")
     if isinstance(x, (str, bytes, bytearray, type)):
@@ -59,9 +61,11 @@ def as_array(x, name):
         array = _from_torch(x, name)
     elif isinstance(x, (list, tuple)):
         array = _from_sequence(x, name)
+    elif isinstance(x, (int, float)):
+        array = np.asarray(x)
     else:
         array = _from_protocol(x, name)
-    return _native(array, x, name)
+    return _native(array, name)
 
 
 def as_float_array(x, name):
@@ -82,7 +86,7 @@ def as_float_array(x, name):
     array = as_array(x, name)
     if is_float(array.dtype):
         return array
-    if array.dtype == bool and name == "bias":
+    if array.dtype.kind == "b" and name == "bias":
         hint = "Pass boolean masks as mask."
     else:
         hint = f"Cast it with np.asarray({name}, np.float32)."
@@ -105,7 +109,7 @@ def as_bool_array(x, name):
     TypeError: mask must be bool; got mask.dtype=float64. Pass additive masks as bias.
     """
     array = as_array(x, name)
-    if array.dtype == bool:
+    if array.dtype.kind == "b":
         return array
     if is_float(array.dtype) and name == "mask":
         hint = "Pass additive masks as bias."
@@ -140,16 +144,19 @@ def as_int_array(x, name):
         return array.astype(np.int64)  # NumPy reads an empty list as float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, np.int64).")
-    if array.dtype == np.uint64 and array.size:
-        largest = _distinct(array).max()
-        if largest >= 2**63:
-            raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
-    return array if array.dtype == np.int64 else _as_dtype(array, np.int64)
+    if array.dtype.itemsize < 8:
+        return _as_dtype(array, np.int64)
+    if array.dtype.kind == "i":
+        return array
+    largest = _distinct(array).max(initial=0)
+    if largest >= 2**63:
+        raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
+    return _as_dtype(array, np.int64)
 
 
 def is_float(dtype):
     """Whether `dtype` is one of the four input dtypes: float16, bfloat16, float32, float64."""
-    return dtype in (np.float16, np.float32, np.float64) or dtype.name == "bfloat16"
+    return dtype.char in "efd" or dtype.type.__name__ == "bfloat16"
 
 
 def _from_ndarray(x, name):
@@ -271,10 +278,9 @@ def _has_buffer(x):
     return True
 
 
-def _native(array, x, name):
+def _native(array, name):
     dtype = array.dtype
-    extension = dtype.kind == "V" and dtype.type.__module__.startswith("ml_dtypes")
-    if dtype.kind not in "biuf" and not extension:
+    if dtype.kind not in "biuf" and not (dtype.kind == "V" and dtype.type.__module__.startswith("ml_dtypes")):
         raise TypeError(f"{name} must be an array of real numbers; got {name}.dtype={dtype}.")
     if not dtype.isnative:
         return _as_dtype(array, dtype.newbyteorder("="))
