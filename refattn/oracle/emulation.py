@@ -29,7 +29,8 @@ class EmulatedKernel:
     reverse : bool
         Take the blocks of keys from the last to the first.
     inexact_functions : bool
-        Spread the exponential and tanh over the whole error the spec allows, from a fixed seed, in place of the accurate ones of NumPy.
+        Spread the exponential and tanh over the whole error the spec allows, by a hash of their argument, in place of the accurate ones
+        of NumPy.
     first_block : int or None
         Length of the first block, so that block edges fall elsewhere.
     seed : int
@@ -83,7 +84,6 @@ class _Run:
     def __init__(self, kernel: EmulatedKernel):
         self.kernel, self.spec = kernel, kernel.spec
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
-        self.rng = np.random.default_rng(kernel.seed)
 
     def load(self, x):
         return round_to(x, self.spec.input).astype(self.kind)
@@ -105,15 +105,15 @@ class _Run:
         key, value = self.store(latent @ w_uk.T, middle), self.store(latent @ w_uv.T, middle)
         return (np.concatenate([q_nope, q_rope], -1)[None], np.concatenate([key, k_rope], -1), value), None
 
-    def function(self, exact, error):
-        """A function's values with the relative error a kernel may have, in the working format."""
+    def function(self, exact, x, error):
+        """A function's values at x with the relative error a kernel may have, in the working format; equal x give equal values."""
         if self.kernel.inexact_functions:
             spread = max(error - self.spec.softmax.unit_roundoff, 0.0)
-            exact = exact * (1.0 + spread * self.rng.uniform(-1.0, 1.0, size=exact.shape))
+            exact = exact * (1.0 + spread * _scrambled(x, self.kernel.seed))
         return exact.astype(self.kind)
 
     def exp(self, x):
-        return self.function(np.exp(x.astype(np.float64)), self.spec.exp_error)
+        return self.function(np.exp(x.astype(np.float64)), x, self.spec.exp_error)
 
     @property
     def plain(self):
@@ -155,7 +155,7 @@ class _Run:
     def scores(self, query, key, options: Options):
         spec, scale = self.spec, self.kind(options.scale)
         if spec.scaled_query.unit_roundoff:
-            return self.product(self.store(query * scale, spec.scaled_query), key.T)
+            return self.cap(self.product(self.store(query * scale, spec.scaled_query), key.T), options.softcap)
         products = self.store(self.product(query, key.T), spec.score)
         return self.cap(self.store(products * scale, spec.score), options.softcap)
 
@@ -163,7 +163,8 @@ class _Run:
         if softcap is None:
             return scores
         form, softcap = self.spec.score, self.kind(softcap)
-        tangent = self.function(np.tanh(self.store(scores / softcap, form).astype(np.float64)), self.spec.tanh_error)
+        ratio = self.store(scores / softcap, form)
+        tangent = self.function(np.tanh(ratio.astype(np.float64)), ratio, self.spec.tanh_error)
         return self.store(softcap * self.store(tangent, form), form)
 
     def attention(self, query, key, value, options: Options, index, heads, finish):
@@ -280,3 +281,11 @@ class _Run:
         edges = list(range(first + min(self.kernel.first_block or size, size), last, size))
         ranges = list(zip([first, *edges], [*edges, last], strict=True)) if last > first else []
         return ranges[::-1] if self.kernel.reverse else ranges
+
+
+def _scrambled(x, seed):
+    """Numbers in [-1, 1) that look random but depend on the bits of x alone."""
+    bits = np.ascontiguousarray(x, dtype=np.float64).view(np.uint64) ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
+    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):  # the finaliser of MurmurHash3
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+SMALLEST_FLOAT64 = 5e-324  # half of the subnormal step of float64 itself is not a float64
+
+
 @dataclass(frozen=True)
 class NumberFormat:
     """A binary floating-point format, described by what rounding to it costs.
@@ -39,7 +42,9 @@ class NumberFormat:
     @property
     def half_subnormal_step(self) -> float:
         """Largest absolute error of rounding below ``smallest_normal``."""
-        return self.unit_roundoff * self.smallest_normal
+        if self.unit_roundoff == 0.0:
+            return 0.0
+        return max(self.unit_roundoff * self.smallest_normal, SMALLEST_FLOAT64)
 
     @property
     def overflow_threshold(self) -> float:

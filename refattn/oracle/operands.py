@@ -124,7 +124,7 @@ def _dense_part(problem: Problem, spec, output_at=(Ellipsis,), lse_at=(Ellipsis,
         heads = slice(kv_head * size, (kv_head + 1) * size)
         query = Operand(_float64(problem.query[index][heads])).rounded_to(spec.input)
         return Group(
-            _scaled(query, spec),
+            _scaled(query, spec, problem.scale),
             Operand(_float64(problem.key[index][kv_head, :length])).rounded_to(spec.input),
             Operand(_float64(problem.value[index][kv_head, :length])).rounded_to(spec.input),
         )
@@ -134,12 +134,12 @@ def _dense_part(problem: Problem, spec, output_at=(Ellipsis,), lse_at=(Ellipsis,
     )
 
 
-def _scaled(query, spec):
+def _scaled(query, spec, scale):
     """The query a kernel scales and rounds before the first product; the error is stated on the unscaled query."""
     form = spec.scaled_query
-    if form.unit_roundoff == 0.0:
+    if form.unit_roundoff == 0.0 or scale == 0.0:
         return query
-    own = form.unit_roundoff * np.abs(finite(query.exact))
+    own = form.unit_roundoff * np.abs(finite(query.exact)) + form.half_subnormal_step / abs(scale)
     if query.largest_error is None:
         return Operand(query.exact, own, own)
     return Operand(query.exact, query.largest_error * (1 + form.unit_roundoff) + own, np.hypot(query.typical_error, own))
@@ -204,10 +204,10 @@ def _latent(arrays, options, spec):
             absorbed = _product(q_nope, w_uk.exact, w_uk, spec)  # (T, N) @ (N, C)
             query, key = _joined(absorbed, q_rope), _joined(latent, k_rope)
             value = _product(latent, w_uv.exact.T, _transposed(w_uv), None)
-            return Group(_scaled(_stacked(query), spec), key, value, Latent(finite(latent.exact), finite(w_uv.exact)), shared)
+            return Group(_scaled(_stacked(query), spec, problem.scale), key, value, Latent(finite(latent.exact), finite(w_uv.exact)), shared)
         key = _joined(_product(latent, w_uk.exact.T, _transposed(w_uk), spec), k_rope)  # (S, C) @ (C, N)
         value = _product(latent, w_uv.exact.T, _transposed(w_uv), spec)
-        return Group(_scaled(_stacked(_joined(q_nope, q_rope)), spec), key, value, None, shared)
+        return Group(_scaled(_stacked(_joined(q_nope, q_rope)), spec, problem.scale), key, value, None, shared)
 
     part = Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
     return Call(iter([part]), (*problem.q_nope.shape[:-1], problem.w_uv.shape[1]), problem.q_nope.shape[:-1])

@@ -16,6 +16,13 @@ from refattn.oracle.operands import chain, gamma
 from refattn.oracle.tiles import Tile
 
 
+# Mean square over the square of the range. A rounding: a third, times the mean of (power of two below x / x)^2, about one half. The error
+# of a function: a third, anything in its range.
+ROUNDING_VARIANCE = 0.17
+FUNCTION_VARIANCE = 1.0 / 3.0
+SECOND_ORDER = 1e-8  # variance of a score from which its mean effect on the weight counts
+
+
 @dataclass
 class ScoreError:
     """Shapes: R rows, S keys; 0 where hidden.
@@ -25,7 +32,9 @@ class ScoreError:
     largest : ndarray (R, S)
         Rigorous bound of abs(log(kernel's weight / exact weight)) before normalisation, up to a common factor.
     square : ndarray (R, S)
-        Sum of squares of the ranges of its independent roundings.
+        Sum of squares of the ranges of its independent roundings and function errors.
+    variance : ndarray (R, S)
+        What that sum of squares amounts to in the mean.
     common : list of ndarray (R, S)
         Errors of one sign pattern for a whole row, each a bound times a direction: the rounding of a constant (scale, log2 e, slope) and
         the truncation of the accumulator shift all scores of a row in proportion.
@@ -37,6 +46,7 @@ class ScoreError:
 
     largest: np.ndarray
     square: np.ndarray
+    variance: np.ndarray
     common: list
     rises: np.ndarray
     most_rises: np.ndarray
@@ -61,8 +71,12 @@ def score_error(tile: Tile, spec) -> ScoreError:
         systematic = systematic + np.linalg.norm(tile.query.typical_error, axis=1, keepdims=True) / np.where(size == 0, 1.0, size)
     common = systematic * tile.scores
 
+    functions = 0.0
     if tile.softcap is not None:
         largest, square, common = _capped(tile, spec, largest, square, common)
+        functions = spec.tanh_error**2 * tile.capped**2
+        # Where tanh hardly bends, a stored x / cap rounds back to itself: the bend is lost for all scores alike.
+        common = common + np.sign(tile.capped) * np.minimum(np.abs(tile.scores - tile.capped), u_store * np.abs(tile.capped))
 
     # ALiBi and bias: their own rounding, then one addition each
     terms = np.abs(tile.capped)
@@ -95,16 +109,19 @@ def score_error(tile: Tile, spec) -> ScoreError:
     exp_error = -np.log1p(-spec.exp_error)
     rises, most_rises = _rises(tile, spec)
     largest = largest + 2 * u * np.abs(tile.biased) + 3 * u * drop + exp_error + most_rises * (exp_error + 2 * u)
-    square = square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2) + (1 + rises) * spec.exp_error**2 + 2 * rises * u**2
+    square = square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2) + 2 * rises * u**2
+    functions = functions + (1 + rises) * spec.exp_error**2
     if spec.splits > 1:  # weights exp(lse of the split - lse), each lse rounded
         largest = largest + 8 * u * (np.abs(tile.biased) + drop + 1.0) + exp_error
 
     claimed = _in_range(tile, spec, magnitude)
     hide = tile.visible
-    return ScoreError(
-        np.where(hide, largest, 0.0), np.where(hide, square, 0.0), [np.where(hide, part, 0.0) for part in [common, *separate]],
-        rises, most_rises, claimed,
-    )  # fmt: skip
+    square, variance = square + functions, ROUNDING_VARIANCE * square + FUNCTION_VARIANCE * functions
+    square, variance = np.where(hide, square, 0.0), np.where(hide, variance, 0.0)
+    common = [np.where(hide, part, 0.0) for part in [common, *separate]]
+    if variance.max(initial=0.0) > SECOND_ORDER:
+        common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
+    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, most_rises, claimed)
 
 
 def _products(tile):
@@ -134,7 +151,7 @@ def _capped(tile, spec, largest, square, common):
     bound = passed + spec.tanh_error * (y + passed)
     bound = bound + (2 * u + 2 * u_store) * (y + bound)
     slope = 1.0 / np.cosh(np.minimum(x / cap, 350.0)) ** 2
-    square = slope**2 * (square + (2 * u**2 + u_store**2) * x**2) + (spec.tanh_error**2 + 2 * u**2 + 2 * u_store**2) * y**2
+    square = slope**2 * (square + (2 * u**2 + u_store**2) * x**2) + (2 * u**2 + 2 * u_store**2) * y**2
     return bound, square, slope * common + spec.tanh_error * tile.capped
 
 

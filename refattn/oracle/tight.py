@@ -8,19 +8,18 @@ proportion, the truncation of an accumulator, the common rounding of weights tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.operands import Operand
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
-from refattn.oracle.score_error import ScoreError
+from refattn.oracle.score_error import ROUNDING_VARIANCE, ScoreError
 from refattn.oracle.spec import KernelSpec
 from refattn.oracle.tiles import Tile
 
 CHUNKS = 32  # partial sums of a row that are looked at
-# Mean square of a rounding over the square of its range: a third, times the mean of (power of two below x / x)^2, about one half.
-ROUNDING_VARIANCE = 0.17
 SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
@@ -38,19 +37,20 @@ class Tight:
 
 @dataclass
 class Sums:
-    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E): sum of squares of the roundings, and what truncation adds."""
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E): sum of squares of the roundings, and what has one sign throughout."""
 
     square: np.ndarray
-    truncation: np.ndarray
+    steady: np.ndarray
     largest_partial: np.ndarray  # largest |partial sum|
 
 
 def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
     u = spec.softmax.unit_roundoff
+    unit, tile = _in_units(tile)
     p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
-    magnitude = np.where(np.isfinite(output), np.abs(output), 0.0)
-    output = np.where(np.isfinite(output), output, 0.0)
+    magnitude = np.abs(output)
     repeats = repeated_keys(tile.key.exact)
+    apart = tile.alibi is not None or tile.bias is not None
 
     ties = _ties(tile)
 
@@ -58,16 +58,16 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square), LARGEST_EXPONENT)) / multiplier
     moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
     stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
-    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
+    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p, apart)
     linear = np.zeros_like(magnitude)
     for direction in error.common:
         linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
-    variance = ROUNDING_VARIANCE * sum_of_squares(kept, error.square, value, repeats, output, p) + linear**2
+    variance = sum_of_squares(kept, error.variance, value, repeats, output, p, apart) + linear**2
     first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
 
     # conversion of the weights
     if rounding is not None:
-        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output, magnitude)
+        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, apart, ties, output)
         square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
 
     # the two sums, rescaled and divided
@@ -76,8 +76,11 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     more = u**2 * (error.rises + 5.0)
     sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
     square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
-    equal = u * ties.drift / (2.0 * spec.sum_block)
-    steady = products.truncation + equal * (magnitude + products.largest_partial)
+    equal = np.minimum(0.5 * u * ties.count / spec.sum_block, ties.share)
+    pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
+    again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
+    again = 0.5 * spec.accumulator_roundoff * again / spec.sum_block
+    steady = products.steady + (row_sum.steady + equal) * magnitude + again * products.largest_partial
     linear, variance = linear + steady, variance + steady**2
 
     if tile.value.largest_error is not None:
@@ -89,50 +92,75 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
 
     count = tile.count.astype(np.float64)
     tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
-    off = linear + multiplier * np.sqrt(square) + tiny * (count * np.abs(value).max(axis=0, initial=0.0) + count + 4)
-    bound = written(off, magnitude, spec.output, spec.flushes_subnormals)
-    sigma = np.where(first_order, np.sqrt(variance + spec.output.step(output) ** 2 / 12.0), np.inf)
+    coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
+    tiny = tiny * (count * unit * np.abs(value).max(axis=0, initial=0.0) + count + 4)
+    off = unit * (linear + multiplier * np.sqrt(square)) + tiny
+    bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec.flushes_subnormals), np.inf)
+    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), spec.output.step(unit * output) / np.sqrt(12.0))
+    sigma = np.where(first_order, sigma, np.inf)
 
-    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
+    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, apart, row_sum, equal, multiplier)
     shares = (p**2).sum(axis=1)
     effective = np.clip(1.0 / np.where(shares > 0, shares, 1.0), 1.0, max(output.shape[1], 1))
-    return Tight(bound, lse, sigma, lse_sigma, effective)
+    rough = ~first_order[:, 0]
+    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
+
+
+def _in_units(tile):
+    """A power of two for each row, and the tile with values and outputs in multiples of it, so that squares stay in float64.
+
+    A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
+    """
+    output = np.where(np.isfinite(tile.output), tile.output, 0.0)
+    of_value, of_row = _power_of_two(np.abs(tile.value.exact).max(initial=0.0)), _power_of_two(tile.kept.max(axis=1, keepdims=True, initial=0.0))
+    if of_value == 1.0 and (of_row == 1.0).all():
+        return 1.0, replace(tile, output=output)
+    value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
+    latent = None if tile.latent is None else tile.latent / of_value
+    return of_value * of_row, replace(tile, value=value, latent=latent, kept=tile.kept / of_row, output=output / of_value / of_row)
+
+
+def _power_of_two(largest):
+    """The power of two above a magnitude far from 1, and 1 near it."""
+    power = np.ldexp(1.0, np.frexp(largest)[1])
+    return np.where((largest > 0) & ((power < 2.0**-200) | (power > 2.0**200)), power, 1.0)
 
 
 @dataclass
 class Ties:
-    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and the sum of share * number of keys."""
+    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and how many there are."""
 
     share: np.ndarray
-    drift: np.ndarray
+    count: np.ndarray
 
 
 def _ties(tile):
     """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
 
-    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds.
+    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A sum to which the same weight is added
+    over and over rounds the same way each time, by half a unit roundoff of it in the mean.
     """
     drop = np.sort(np.where(tile.visible, tile.drop, np.inf).astype(np.float32), axis=1)
     rows, keys = drop.shape
-    share, drift = np.zeros((rows, 1)), np.zeros((rows, 1))
+    share, count = np.zeros((rows, 1)), np.zeros((rows, 1))
     if keys < 2:
-        return Ties(share, drift)
+        return Ties(share, count)
     equal = (drop[:, 1:] == drop[:, :-1]) & (drop[:, 1:] < np.inf) & (drop[:, 1:] > 0)
     for row in np.flatnonzero(equal.any(axis=1)):
         values, counts = np.unique(drop[row], return_counts=True)
         tied = (counts > 1) & (values > 0) & (values < np.inf)
         mass = counts[tied] * np.exp(-values[tied].astype(np.float64)) / tile.total[row, 0]
-        share[row], drift[row] = mass.sum(), (mass * counts[tied]).sum()
-    return Ties(np.minimum(share, 1.0), drift)
+        share[row], count[row] = mass.sum(), counts[tied].sum()
+    return Ties(np.minimum(share, 1.0), count)
 
 
-def _converted(tile, spec, rounding, repeats, ties, output, magnitude):
+def _converted(tile, spec, rounding, repeats, apart, ties, output):
     """Square sum, linear part and variance of converting the weights.
 
     Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
     moves the row by up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
     """
-    p, kept, value = tile.weights, tile.kept, tile.value.exact
+    p, kept, value, magnitude = tile.weights, tile.kept, tile.value.exact, np.abs(output)
     u = spec.weight.unit_roundoff
     size = 1.0 if spec.normalises_first else tile.total
     stored = p * size * spec.weight_scale
@@ -141,16 +169,16 @@ def _converted(tile, spec, rounding, repeats, ties, output, magnitude):
     flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
     step = np.where(flushed, 0.0, step)
     if spec.denominator == "rounded":
-        square = sum_of_squares(kept, relative**2, value, repeats, output, p)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
+        square = sum_of_squares(kept, relative**2, value, repeats, output, p, apart)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p, apart)
         linear = np.zeros_like(magnitude)
     else:
-        square = sum_of_squares(kept, relative**2, value, repeats)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats)
+        square = sum_of_squares(kept, relative**2, value, repeats, apart=apart)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, apart=apart)
         mean = (p * tile.drop).sum(axis=1, keepdims=True)
         spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) - mean**2, 0.0))
         linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
-        if not repeats and ties.share.any():
+        if (apart or not repeats) and ties.share.any():
             linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
         variance = variance + linear**2 / 3.0
     if flushed.any():
@@ -171,7 +199,7 @@ def _products(tile, spec, kept):
     w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
     stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
     return Sums(
-        inner.square @ w2 + stored * (middle @ w2), inner.truncation @ np.abs(tile.w_uv).T, inner.largest_partial @ np.abs(tile.w_uv).T
+        inner.square @ w2 + stored * (middle @ w2), inner.steady @ np.abs(tile.w_uv).T, inner.largest_partial @ np.abs(tile.w_uv).T
     )
 
 
@@ -205,8 +233,16 @@ def _sums(weights, x, visible, block, u, truncates):
     square = np.maximum(sums["forward"], sums["backward"]) + (count / block) * 0.5 * squares
     square = square + inside * (0.5 * squares + sums["inside"] / 3.0)
     # Truncation loses between 0 and u of each partial sum, half of that in the mean.
-    truncation = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
-    return Sums(u**2 * square, truncation, sums["largest"])
+    steady = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
+    # Terms that hardly differ, compared with the last digit of the sum, all round the same way.
+    mean = total / np.maximum(count, 1.0)
+    alike = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
+    steady = steady + np.where(alike & (count > 1), 0.5 * u * (count / block) * sums["largest"], 0.0)
+    # Terms below the last digit of the sum are lost.
+    lost = np.where(weights * block < u, weights, 0.0)
+    if lost.any():
+        steady = steady + np.abs(lost @ x)
+    return Sums(u**2 * square, steady, sums["largest"])
 
 
 def _lse_level(tile):
@@ -227,11 +263,13 @@ def _split_shift(tile, kept, p, output):
     return 2.0 * largest
 
 
-def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
+def _lse(tile, spec, error, rounding, repeats, apart, row_sum, equal, multiplier):
     u = spec.softmax.unit_roundoff
     ones = np.ones((tile.weights.shape[1], 1))
-    square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0)
-    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + equal[:, 0]
+    sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0)
+    square = sum_of_squares(tile.weights, error.square, ones, repeats, apart=apart)[:, 0] + sums
+    variance = sum_of_squares(tile.weights, error.variance, ones, repeats, apart=apart)[:, 0] + ROUNDING_VARIANCE * sums
+    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady)[:, 0]
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
     if tile.sink is not None:
@@ -241,5 +279,5 @@ def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
     bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, False)
-    sigma = np.sqrt(ROUNDING_VARIANCE * square + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
+    sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
     return bound, sigma
