@@ -10,7 +10,7 @@ import numpy as np
 from refattn.core import attend, prepare_keys, prepare_values
 from refattn.memory import ensure_allocatable
 from refattn.precise import long_double, within_float64
-from refattn.problem import attention_problem, require_head_ratio
+from refattn.problem import attention_problem
 from refattn.visibility import range_mask, row_bounds
 
 BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
@@ -167,12 +167,11 @@ def attention_steps(query, key, value, **options):
     scores, capped, weights = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     biased = np.full(shape, -np.inf)
 
-    def record(at, last, steps):
-        seen = (*at, slice(0, last))
-        scores[seen] = steps.scores.high + steps.scores.low
-        capped[seen] = steps.capped.high + steps.capped.low
-        biased[seen] = steps.biased.high + steps.biased.low
-        np.divide(steps.exponentials, steps.total, out=weights[seen], where=steps.total != 0)
+    def record(at, steps):
+        tile = (*at, slice(0, steps.scores.high.shape[-1]))
+        for whole, part in ((scores, steps.scores), (capped, steps.capped), (biased, steps.biased)):
+            whole[tile] = (part.high + part.low).reshape(whole[tile].shape)
+        weights[tile] = steps.weights.reshape(weights[tile].shape)
 
     output, lse = solve(problem, record)
     return AttentionSteps(scores, capped, biased, weights, lse, output)
@@ -244,8 +243,8 @@ def solve_into(problem, output, lse, record=None):
 
 
 def solve_group(problem, index, kv_head, output, lse, record):
-    """The query heads that share one key/value head of one batch entry."""
-    group_size, q_len = problem.group_size, problem.q_len
+    """The query heads that share one key/value head of one batch entry, a block of rows at a time."""
+    group_size, q_len, head_dim = problem.group_size, problem.q_len, problem.head_dim
     length = int(problem.kv_lengths[index])
     heads = slice(kv_head * group_size, (kv_head + 1) * group_size)
     query, key, value = (
@@ -255,10 +254,7 @@ def solve_group(problem, index, kv_head, output, lse, record):
     if not within_float64(query, key, value):
         query, key, value = long_double(query, key, value)
     keys, values = prepare_keys(key), prepare_values(value)
-    per_head = {
-        "slopes": None if problem.alibi_slopes is None else problem.alibi_slopes[index][heads],
-        "sinks": None if problem.sinks is None else problem.sinks[index][heads],
-    }
+    slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
     start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)
     position = problem.q_offset[index] + np.arange(q_len)
     rows_at_once = max(1, BLOCK_SCORES // (group_size * max(length, 1)))
@@ -266,27 +262,34 @@ def solve_group(problem, index, kv_head, output, lse, record):
         rows = slice(first_row, min(first_row + rows_at_once, q_len))
         first, last = (0, length) if record else keys_of_rows(start[rows], stop[rows])
         tile = (heads, rows, slice(first, last))
+        shape = (group_size, len(position[rows]), last - first)
         bias, mask, keep = (
             None if array is None else array[index][tile] for array in (problem.bias, problem.mask, problem.dropout_mask)
         )
+        distance = None if slopes is None else np.abs(position[rows, None] - np.arange(first, last))
+        q = query[:, rows].reshape(-1, head_dim)  # [G, T, D] -> [R, D]
+        per_score = {
+            "visible": in_rows(visible_keys(start[rows], stop[rows], first, last, mask, bias), shape),
+            "keep": in_rows(keep, shape),
+            "bias": None if bias is None else in_rows(np.asarray(bias, dtype=np.float64), shape),
+            "distance": in_rows(distance, shape),
+            "slopes": None if slopes is None else np.repeat(slopes, shape[1]),
+            "sinks": None if sinks is None else np.repeat(sinks, shape[1]),
+        }
         steps = attend(
-            query[:, rows],
-            keys.columns(first, last),
-            values.rows(first, last),
-            scale=problem.scale,
-            softcap_at=problem.softcap,
-            distance=np.abs(position[rows, None] - np.arange(first, last)) if per_head["slopes"] is not None else None,
-            bias=None if bias is None else np.asarray(bias, dtype=np.float64),
-            visible=visible_keys(start[rows], stop[rows], first, last, mask, bias),
-            keep=keep,
-            keep_scale=problem.keep_scale,
-            **per_head,
-        )
+            q, keys.columns(first, last), values.rows(first, last),
+            scale=problem.scale, cap=problem.softcap, keep_scale=problem.keep_scale, **per_score,
+        )  # fmt: skip
         at = (*index, heads, rows)
-        output[at] = steps.output
-        lse[at] = steps.lse
+        output[at] = steps.output.reshape(*shape[:2], problem.v_head_dim)
+        lse[at] = steps.lse.reshape(shape[:2])
         if record:
-            record(at, last, steps)
+            record(at, steps)
+
+
+def in_rows(array, shape):
+    """An array that broadcasts to [G, T, S] as [R, S]."""
+    return None if array is None else np.broadcast_to(array, shape).reshape(shape[0] * shape[1], shape[2])
 
 
 def keys_of_rows(start, stop):

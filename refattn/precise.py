@@ -122,13 +122,13 @@ def matmul(a, b):
     return DoubleDouble(high, low)
 
 
-def multiply(x, number):
-    """x * number without rounding (Veltkamp and Dekker; Dekker 1971, section 5)."""
-    product = x * number
-    if x.dtype == np.longdouble:
+def multiply(x, y):
+    """x * y without rounding (Veltkamp and Dekker; Dekker 1971, section 5); shapes broadcast."""
+    product = x * y
+    if product.dtype == np.longdouble:
         return DoubleDouble(product, np.zeros_like(product))
-    (x_top, x_rest), (n_top, n_rest) = halves(x), halves(np.float64(number))
-    return DoubleDouble(product, ((x_top * n_top - product) + x_top * n_rest + x_rest * n_top) + x_rest * n_rest)
+    (x_top, x_rest), (y_top, y_rest) = halves(x), halves(y)
+    return DoubleDouble(product, ((x_top * y_top - product) + x_top * y_rest + x_rest * y_top) + x_rest * y_rest)
 
 
 def halves(x):
@@ -151,18 +151,7 @@ def normalised(high, low):
     return DoubleDouble(total, low - (total - high))
 
 
-def sum_last(x, largest=1.0):
-    """The sum over the last axis of a float64 array with elements in [0, about `largest`], as a double-double with axis kept."""
-    if x.dtype == np.longdouble:
-        total = x.sum(axis=-1, keepdims=True)
-        return DoubleDouble(total, np.zeros_like(total))
-    top = leading(x, 51 - x.shape[-1].bit_length(), largest)
-    return DoubleDouble(top.sum(axis=-1, keepdims=True), (x - top).sum(axis=-1, keepdims=True))
-
-
-def power_of_two_above(x, axis):
-    """The power of two above the largest finite magnitude along `axis`, 1 where there is none."""
-    largest = np.max(np.abs(x), axis=axis, where=np.isfinite(x), initial=0.0)
-    return np.ldexp(1.0, np.frexp(largest)[1])
-
-
+def power_of_two_above(x, axis, coarse=1):
+    """The power of two above the largest magnitude along `axis`, its exponent rounded to a multiple of `coarse`."""
+    exponent = np.frexp(np.max(np.abs(x), axis=axis, initial=0.0))[1]
+    return np.ldexp(1.0, np.rint(exponent / coarse).astype(int) * coarse)

@@ -1,8 +1,10 @@
 """Softcap, cap * tanh(score / cap), with the fractions of the score kept.
 
 np.tanh is good to a unit in the last place of 1, so cap * tanh would be good to a unit in the last place of cap: 50 times too coarse
-for a cap of 50. tanh(a + r) = tanh(a) + (1 - tanh(a)^2) tanh(r) / (1 + tanh(a) tanh(r)) needs that unit only of the small second
-term when a is the nearest point of a table and tanh(a) comes from it in double-double.
+for a cap of 50. Here tanh comes from a table in double-double, at the nearest point a, and the addition theorem in double-double for
+the small way r from there:
+
+    tanh(a + r) = tanh(a) + (1 - tanh(a)^2) * t * (1 - w),   t = tanh(r),   w = tanh(a) t / (1 + tanh(a) t)
 """
 
 import functools
@@ -10,44 +12,53 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from refattn.precise import DoubleDouble, halves, multiply, normalised
+from refattn.precise import DoubleDouble, add, multiply, normalised
 
-STEPS = 64  # table points per unit
-SATURATED = 22  # 1 - tanh(22) < 2**-62
+STEPS = 512  # table points per unit: |r| <= 2**-10
+SATURATED = 24  # 1 - tanh(24) < 2**-68
 
 
 @functools.cache
-def tanh_table():
-    """tanh(n / STEPS) for n from -STEPS * SATURATED to STEPS * SATURATED as a double-double, from 40-digit arithmetic."""
-    high, low = [], []
+def tables():
+    """tanh(a) and 1 - tanh(a)^2 as double-doubles at a = 0, 1 / STEPS, ... SATURATED, from 45-digit arithmetic."""
     with localcontext() as context:
-        context.prec = 40
-        for n in range(STEPS * SATURATED + 1):
-            power = (Decimal(2 * n) / STEPS).exp()
-            exact = (power - 1) / (power + 1)
-            high.append(float(exact))
-            low.append(float(exact - Decimal(high[-1])))
-    high, low = np.array(high), np.array(low)
-    return DoubleDouble(np.concatenate([-high[:0:-1], high]), np.concatenate([-low[:0:-1], low]))
+        context.prec = 45
+        step = (Decimal(2) / STEPS).exp()
+        power, tanh, slope = Decimal(1), [], []
+        for _ in range(STEPS * SATURATED + 1):
+            tanh.append(two_floats((power - 1) / (power + 1)))
+            slope.append(two_floats(4 * power / (power + 1) ** 2))
+            power *= step
+    return DoubleDouble(*np.array(tanh).T), DoubleDouble(*np.array(slope).T)
+
+
+def two_floats(exact):
+    high = float(exact)
+    return high, float(exact - Decimal(high))
 
 
 def softcap(scores, cap):
-    """cap * tanh(scores / cap) for a `DoubleDouble`, to about 2**-60 of cap."""
-    high, low = scores
-    if high.dtype == np.longdouble:
-        return DoubleDouble(cap * np.tanh(high / cap), low)
-    table = tanh_table()
-    edge = STEPS * SATURATED
-    point = np.rint(np.clip(high * (STEPS / cap), -edge, edge))
-    cap_top, cap_rest = halves(np.float64(cap))
-    anchor = point / STEPS
-    remainder = (((high - anchor * cap_top) - anchor * cap_rest) + low) / cap
-    remainder = np.clip(remainder, -1 / STEPS, 1 / STEPS)  # only beyond SATURATED, where tanh no longer moves
-    square = remainder * remainder
-    tanh_remainder = remainder * (1 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
-    index = np.where(np.isnan(point), 0, point + edge).astype(np.intp)
-    tanh_anchor = table.high[index]
-    slope = (1 - tanh_anchor) * (1 + tanh_anchor)
-    correction = slope * tanh_remainder / (1 + tanh_anchor * tanh_remainder)
-    product = multiply(table.high, cap)
-    return normalised(product.high[index], (product.low + cap * table.low)[index] + cap * correction)
+    """cap * tanh(scores / cap) for a `DoubleDouble`, to about 2**-70 of cap."""
+    if scores.high.dtype == np.longdouble:
+        return DoubleDouble(cap * np.tanh(scores.high / cap), scores.low)
+    sign = np.where(scores.high < 0, -1.0, 1.0)
+    quotient = scores.high * sign / cap
+    back = multiply(np.where(np.isfinite(quotient), quotient, 0.0), cap)
+    missing = (((scores.high * sign - back.high) - back.low) + scores.low * sign) / cap  # quotient + missing is score / cap
+    index = np.rint(np.where(quotient < SATURATED, quotient, SATURATED) * STEPS).astype(np.intp)
+    remainder = normalised(np.minimum(quotient, SATURATED) - index / STEPS, np.where(quotient < SATURATED, missing, 0.0))
+    square = remainder.high * remainder.high
+    small = DoubleDouble(remainder.high, remainder.low - remainder.high * square * (1 / 3 - square * (2 / 15)))  # tanh(remainder)
+    tanh, slope = (DoubleDouble(table.high[index], table.low[index]) for table in tables())
+    moved = product_of(slope, small)
+    part = tanh.high * (small.high + small.low)
+    w = part / (1 + part)
+    moved = normalised(moved.high, moved.low - (moved.high + moved.low) * w)
+    capped = product_of(normalised(*add(moved, tanh.high)), DoubleDouble(np.float64(cap), 0.0))
+    return normalised(capped.high * sign, (capped.low + cap * tanh.low) * sign)
+
+
+def product_of(x, y):
+    """x * y of two double-doubles."""
+    product = multiply(x.high, y.high)
+    return DoubleDouble(product.high, product.low + (x.high * y.low + x.low * y.high))

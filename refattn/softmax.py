@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refattn.precise import DoubleDouble, sum_last
+from refattn.precise import DoubleDouble, add, normalised
 
 
 def softmax(scores, sinks=None):
@@ -10,30 +10,44 @@ def softmax(scores, sinks=None):
 
     Parameters
     ----------
-    scores : DoubleDouble, shape [..., T, S]
+    scores : DoubleDouble, shape [R, S]
         Hidden entries are -inf.
-    sinks : ndarray, shape broadcasting to [..., T, 1], optional
+    sinks : ndarray, shape [R], optional
         A logit that joins the total and has no value.
 
     Returns
     -------
-    exponentials : ndarray, shape [..., T, S]
+    exponentials : ndarray, shape [R, S]
         exp(score - largest); divided by `total` they are the weights.
-    total : ndarray, shape [..., T, 1]
+    total : ndarray, shape [R, 1]
         0 for a row that sees nothing.
-    lse : ndarray, shape [..., T]
-        Natural logarithm of the sum of exp(score); -inf for a row that sees nothing.
+    lse : ndarray, shape [R]
+        Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
     """
     high, low = scores
-    num_keys = high.shape[-1]
-    if sinks is not None:
-        column = np.broadcast_to(sinks, (*high.shape[:-1], 1))
-        high, low = np.concatenate([high, column], axis=-1), np.concatenate([low, np.zeros_like(column)], axis=-1)
+    if high.shape[-1] == 0:
+        high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
     largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
     exponentials = np.exp((high - np.where(empty, 0.0, pivot.high)) + (low - pivot.low))
-    total = sum_last(exponentials)
-    # exp(0) = 1 is the pivot's own share: log1p of the others keeps what log of the total would round away
-    lse = pivot.high + (pivot.low + np.log1p(np.where(empty, 0.0, (total.high - 1) + total.low)))
-    return exponentials[..., :num_keys], total.high + total.low, lse[..., 0]
+    # the pivot's own exponential is 1: summing the others apart keeps what log of the total would round away
+    np.put_along_axis(exponentials, largest, 0.0, -1)
+    others = exponentials.sum(axis=-1, keepdims=True)
+    np.put_along_axis(exponentials, largest, np.where(empty, 0.0, np.exp(pivot.high - pivot.high)), -1)
+    total = np.where(empty, 0.0, 1.0) + others
+    lse = np.where(empty, -np.inf, pivot.high + (pivot.low + np.log1p(others)))
+    if sinks is not None:
+        total, lse = with_sink(sinks[:, None], pivot, others, total, lse)
+    return exponentials[:, : scores.high.shape[-1]], total, lse[:, 0]
+
+
+def with_sink(sink, pivot, others, total, lse):
+    """Total and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
+    apart = normalised(*add(DoubleDouble(-pivot.high, -pivot.low), sink))  # sink - largest score
+    fraction = np.where(np.isfinite(apart.high), apart.low, 0.0)
+    share = np.where(sink == -np.inf, 0.0, np.exp(apart.high) * (1 + fraction))
+    below = np.where(total == 0, 0.0, total * np.exp(-apart.high) * (1 - fraction))
+    joined = np.where(apart.high > 0, sink + np.log1p(below), pivot.high + (pivot.low + np.log1p(others + share)))
+    joined = np.where(total == 0, sink, np.where(sink == -np.inf, lse, joined))
+    return np.where(total == 0, 0.0, total + share), joined
