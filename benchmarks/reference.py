@@ -59,8 +59,8 @@ def main():
             raise SystemExit(f"results differ by {apart}")
         ours, theirs = (np.array(taken) for taken in take_turns((exact, plain), arguments.rounds))
         ratio = np.median(theirs / ours)
-        label = "causal" if causal else "full"
-        print(f"{label:>7}: refattn {np.median(ours):8.3f} s   plain NumPy {np.median(theirs):8.3f} s   {ratio:5.2f} times as fast   apart {apart:.1e}")
+        times = f"refattn {np.median(ours):8.3f} s   plain NumPy {np.median(theirs):8.3f} s   {ratio:5.2f} times as fast"
+        print(f"{'causal' if causal else 'full':>7}: {times}   apart {apart:.1e}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ A case is a declaration; `Case.build(dtype)` turns it into arrays, the same ones
 `arrays` maps the positional argument names of the case's function, in order, to ndarrays; `options` maps keyword names to values.
 How a case spells its options:
 
-    bias, mask, dropout   "shape" or "shape:content"; a shape of up to two letters is broadcast from the right, one of four letters stands for
-                          (batch axes, heads, rows, keys); the digit 1 is an axis of length one and "0" the empty shape. Contents: bias
+    bias, mask, dropout   "shape" or "shape:content"; a shape of up to two letters is broadcast from the right, one of four letters
+                          stands for (batch axes, heads, rows, keys); the digit 1 is an axis of length one and "0" the empty shape. Contents: bias
                           "inf" sprinkles -inf, "big" is of the order 1e4; mask "rows" hides whole rows, "all" hides everything.
                           dropout is a pair (shape, rate).
     kv_lengths, q_offset  an int, or "array": one value for each sequence, with 0 and the full length among the lengths
@@ -28,7 +28,7 @@ from families import FAMILIES
 
 @dataclass(frozen=True)
 class Sizes:
-    """Lengths of all axes a case may need; `batch` holds the leading axes (none, one or two). The last three rows belong to one function each."""
+    """Lengths of all axes a case may need; `batch` holds the leading axes (none, one or two)."""
 
     batch: tuple = (2,)
     num_kv_heads: int = 3
@@ -106,7 +106,7 @@ LAYOUTS = {
 }
 
 
-# ---- options ------------------------------------------------------------------------------------------------------------------------------
+# ---- options ----------------------------------------------------------------------------------------------------------------------------
 
 
 def option_shape(letters, shape):
@@ -154,7 +154,7 @@ def _build_options(declared, rng, shape, dtype):
     return options
 
 
-# ---- arrays of each function: (arrays, structure options, full shape of the scores) ------------------------------------------------------
+# ---- arrays of each function: (arrays, structure options, full shape of the scores) -----------------------------------------------------
 
 
 def _attention(case, rng, dtype):
@@ -238,7 +238,7 @@ _BUILDERS = {
 }
 
 
-# ---- the table ----------------------------------------------------------------------------------------------------------------------------
+# ---- the table --------------------------------------------------------------------------------------------------------------------------
 
 # Values of each factor, the default first. `_pairwise` makes every pair of values of two factors meet in some case.
 _FACTORS = {
@@ -343,15 +343,25 @@ def _table():
         for sizes in (Sizes(batch=(5,)), Sizes((3,), 2, 4, 1, 19, 7, 3), Sizes((7,), 1, 3, 23, 13, 2, 11)):
             shape = f"{sizes.q_len}x{sizes.kv_len}"
             add(f"packed-{shape}-{number}", "packed_attention", sizes, **options)
-    for number, options in enumerate(shared + [{"mask": "bhts", "bias": "1h1s:inf"}, {"q_offset": "array", "causal": True, "dropout": ("b1ts", 0.3)}]):
+    for number, options in enumerate(
+        shared + [{"mask": "bhts", "bias": "1h1s:inf"}, {"q_offset": "array", "causal": True, "dropout": ("b1ts", 0.3)}]
+    ):
         for sizes in (Sizes((3,), kv_len=20), Sizes((5,), 2, 4, 1, 24, 7, 3, page_size=8), Sizes((2,), 1, 3, 7, 13, 2, 11, page_size=1)):
             shape = f"{sizes.q_len}x{sizes.kv_len}"
             add(f"paged-{shape}-{number}", "paged_attention", sizes, kv_lengths="array", **options)
     add("paged-sliced", "paged_attention", Sizes((3,), kv_len=20), layout="sliced", kv_lengths="array", causal=True)
-    for number, options in enumerate(shared + [{"mask": "b1ts", "bias": "bhts"}, {"kv_lengths": "array", "q_offset": "array", "causal": True}]):
+    for number, options in enumerate(
+        shared + [{"mask": "b1ts", "bias": "bhts"}, {"kv_lengths": "array", "q_offset": "array", "causal": True}]
+    ):
         for sizes in (Sizes((2,), 1, 3), Sizes((), 1, 5, 1, 23, v_head_dim=2, nope_dim=11, latent_dim=3), Sizes((2, 2), 1, 2, 13, 13)):
             for form in ("absorb", "expand"):
-                add(f"latent-{len(sizes.batch)}-{sizes.q_len}x{sizes.kv_len}-{number}-{form}", "latent_attention", sizes, form=form, **options)
+                add(
+                    f"latent-{len(sizes.batch)}-{sizes.q_len}x{sizes.kv_len}-{number}-{form}",
+                    "latent_attention",
+                    sizes,
+                    form=form,
+                    **options,
+                )
     add("latent-transposed", "latent_attention", Sizes((2,), 1, 3), layout="transposed", causal=True)
     for number, options in enumerate(shared + [{"mask": "bhts", "bias": "ts"}, {"kv_lengths": "array", "dropout": ("bhts", 0.4)}]):
         for block_size in (1, 3, 13, 5, 50):

@@ -1,7 +1,8 @@
 """One row of attention in exact arithmetic: integers for dot products, mpmath for exp, log and tanh.
 
 Floats are whole multiples of a power of two, so dot products of them are integers and come out exactly; the sum of weights times values
-too, after the weights are cut off 2200 bits below the largest. What remains is rounding 200 bits behind the binary point of the logits: 40 digits better than what is tested.
+too, after the weights are cut off 2200 bits below the largest. What remains is rounding 200 bits behind the binary point of the
+logits: 40 digits better than what is tested.
 """
 
 from typing import NamedTuple

@@ -116,7 +116,7 @@ def uniform(rng, query, key, value, dtype):
 FAMILIES = {
     family.__name__: family
     for family in (
-        ordinary, large_positive, large_negative, large_mixed, one_hot, ascending, descending, sink_key, cancellation, offset, positive, tiny,
-        subnormal, ties, uniform,
+        ordinary, large_positive, large_negative, large_mixed, one_hot, ascending, descending, sink_key, cancellation, offset, positive,
+        tiny, subnormal, ties, uniform,
     )
 }  # fmt: skip

@@ -58,7 +58,9 @@ def naive_bounds(query, key, value, steps, *, scale=None, bias=None, dropout_rat
     p = steps.weights
     logits = np.where(seen, steps.biased, -np.inf)
     top = logits.max(axis=-1, keepdims=True, initial=-np.inf)
-    top = np.maximum(top, -np.where(np.isfinite(steps.lse), -steps.lse, np.inf)[..., None])  # a sink may be the largest: then lse is near it
+    top = np.maximum(
+        top, -np.where(np.isfinite(steps.lse), -steps.lse, np.inf)[..., None]
+    )  # a sink may be the largest: then lse is near it
     below = visible(np.where(seen, top, 0.0) - visible(logits))
     below = np.abs(below)
     average = lambda x: (p * x).sum(axis=-1, keepdims=True)
@@ -92,6 +94,6 @@ def uniform_bounds(eta, largest_term, largest_value, lse, kv_len, *, dropout_rat
     entropy = math.log(kv_len + 2)
     keep = 1.0 if dropout_rate is None else 1 / (1 - dropout_rate)
     output = keep * largest_value * (2 * eps + UNIT * (2 * entropy + 12 + OUTPUT_UNITS + extra_units))
-    return output * SECOND_ORDER + (kv_len + 2) * SMALLEST, (eps + UNIT * (3 * entropy + 5 + np.nan_to_num(np.abs(lse), posinf=0.0))) * SECOND_ORDER + lse_bound(
-        lse, kv_len, times=0
-    )
+    return output * SECOND_ORDER + (kv_len + 2) * SMALLEST, (
+        eps + UNIT * (3 * entropy + 5 + np.nan_to_num(np.abs(lse), posinf=0.0))
+    ) * SECOND_ORDER + lse_bound(lse, kv_len, times=0)
