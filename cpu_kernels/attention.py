@@ -19,6 +19,30 @@ def attention_with_lse(query, key, value, **options):
     return solve_dense(attention_problem(query, key, value, **options), True)
 
 
+def multi_head_attention(query, key, value, **options):
+    """`attention` with as many key/value heads as query heads."""
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != problem.num_heads:
+        raise ValueError(
+            f"multi_head_attention must have num_kv_heads equal to num_heads; "
+            f"got query heads {problem.num_heads}, key heads {problem.num_kv_heads}."
+        )
+    return solve_dense(problem, False)[0]
+
+
+def multi_query_attention(query, key, value, **options):
+    """`attention` with one key/value head for all query heads."""
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != 1:
+        raise ValueError(f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}.")
+    return solve_dense(problem, False)[0]
+
+
+def grouped_query_attention(query, key, value, **options):
+    """`attention` with each key/value head shared by a group of query heads."""
+    return attention(query, key, value, **options)
+
+
 def solve_dense(problem, wants_lse):
     """Output and, if wanted, lse of a checked `Problem`."""
     query, key, value = problem.query, problem.key, problem.value

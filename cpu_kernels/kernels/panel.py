@@ -61,15 +61,15 @@ def unpack(emit, vectors, num_dims, panel, stride, scale, y, rows):
                 builder.store(emit.extract(row, i), emit.at(target, dim))
 
 
-def _fill(count, x, value):
-    x[0][x[1] : x[1] + count] = value
+def _clear(count, x):
+    x[0][x[1] : x[1] + count] = 0
 
 
-@building_block(python=_fill)
-def fill(emit, count, x, value):
-    """x = value over `count` elements, a multiple of the lanes."""
+@building_block(python=_clear)
+def clear(emit, count, x):
+    """x = 0 over `count` elements, a multiple of the lanes."""
     with emit.loop(count, step=emit.lanes) as i:
-        emit.store(emit.vector(value), x, i)
+        emit.store(emit.vector(0.0), x, i)
 
 
 def _probe(vectors, num_dims, panel, stride, verdict):

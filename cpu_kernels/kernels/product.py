@@ -1,6 +1,6 @@
 """The microkernel: matrix products of which one operand is read where the caller left it.
 
-    C[i, :] (+)= sum_k A[i, k] * B[k, :]
+    C[i, :] = C[i, :] * rescale + sum_k A[i, k] * B[k, :]
 
 B and C are panels in scratch: rows of `vectors` vector registers, `stride` elements apart. A is any memory: its element (i, k) lies at
 `rows[i] + columns[k]`, so keys and values need neither packing nor a contiguous axis, and pages are no special case. A tile of C stays in registers
@@ -16,41 +16,37 @@ TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
 PAIR = 2
 
 
-def _product(vectors, num_rows, depth, c, a, rows, columns, b, stride):
-    _product_add(vectors, num_rows, depth, c, a, rows, columns, b, stride, None)
-
-
-def _product_add(vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale):
-    (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0) = c, a, rows, columns, b
+def _product(vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale, fresh):
+    (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
     num_rows += num_rows % PAIR
     b = b[b0 : b0 + depth * stride].reshape(depth, stride)
     c = c[c0 : c0 + num_rows * stride].reshape(num_rows, stride)
     where = a0 + rows[r0 : r0 + num_rows, None] + columns[None, k0 : k0 + depth]
     with np.errstate(all="ignore"):
-        scaled = 0 if rescale is None else c * rescale[0][rescale[1] : rescale[1] + stride]
-        c[...] = scaled + a[where] @ b
+        c[...] = (0 if fresh else c * rescale[f0 : f0 + stride]) + a[where] @ b
 
 
-def emit_product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale):
+@building_block(python=_product)
+def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale, fresh):
+    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for one row more when num_rows is odd."""
     for width in emit.cases(vectors, range(1, MAX_VECTORS + 1)):
         tile = TILE_ROWS[width]
         whole = emit.builder.sub(num_rows, emit.builder.srem(num_rows, emit.integer(tile)))
         with emit.loop(whole, step=tile) as row:
-            emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, stride, rescale)
+            emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, stride, rescale, fresh)
         with emit.loop(num_rows, start=whole, step=PAIR) as row:
-            emit_tile(emit, width, PAIR, row, depth, c, a, rows, columns, b, stride, rescale)
+            emit_tile(emit, width, PAIR, row, depth, c, a, rows, columns, b, stride, rescale, fresh)
 
 
-def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, stride, rescale):
+def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, stride, rescale, fresh):
     grid = [(i, j) for i in range(height) for j in range(width)]
     a_rows = [emit.at(a, emit.load_scalar(rows, emit.add(row, i))) for i in range(height)]
     c_rows = [emit.at(c, emit.multiply(emit.add(row, i), stride)) for i in range(height)]
-    if rescale is None:
-        start = dict.fromkeys(grid, emit.vector(0.0))
-    else:
+    sums = {at: emit.variable(emit.vector(0.0)) for at in grid}
+    with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
         factor = [emit.load(rescale, j * emit.lanes) for j in range(width)]
-        start = {(i, j): emit.load(c_rows[i], j * emit.lanes) * factor[j] for i, j in grid}
-    sums = {at: emit.variable(start[at]) for at in grid}
+        for i, j in grid:
+            emit.assign(sums[i, j], emit.load(c_rows[i], j * emit.lanes) * factor[j])
     with emit.loop(depth) as k:
         column = emit.load_scalar(columns, k)
         b_row = emit.at(b, emit.multiply(k, stride))
@@ -62,15 +58,3 @@ def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, stride, r
                 emit.assign(sums[i, j], total)
     for i, j in grid:
         emit.store(emit.value(sums[i, j]), c_rows[i], j * emit.lanes)
-
-
-@building_block(python=_product)
-def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride):
-    """C = A B. `rows` and C must have room for one row more when num_rows is odd."""
-    emit_product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, None)
-
-
-@building_block(python=_product_add)
-def product_add(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale):
-    """C = C * rescale + A B, with one factor a column in `rescale`."""
-    emit_product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale)

@@ -1,0 +1,70 @@
+"""Multiply rows by one matrix a head: y[h, row, :] = x[h, row, :] . W[h], the up-projections of latent attention.
+
+The same building blocks as attention: rows become lanes of a packed panel, the matrix is broadcast from where it lies.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cpu_kernels.jit import driver, next_item
+from cpu_kernels.kernels.panel import pack, unpack
+from cpu_kernels.kernels.product import PAIR, product
+from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
+
+
+class Projection(NamedTuple):
+    """Sizes and strides in elements; matrix element (k, n) of head h lies at h * w_head + k * w_in + n * w_out."""
+
+    num_heads: int
+    dims_in: int
+    dims_out: int
+    x_head: int
+    x_dim: int
+    w_head: int
+    w_in: int
+    w_out: int
+    y_head: int
+    one: float  # of the dtype
+
+
+def projection_scratch(dims_in, dims_out, itemsize):
+    """(integers, elements in all) of a thread's scratch."""
+    width = MAX_VECTORS * VECTOR_BYTES // itemsize
+    ints = -(-(dims_in + dims_out + PAIR + 2 * width) // 8) * 8
+    return ints, ints * 8 // itemsize + (dims_in + dims_out + PAIR + 1) * width
+
+
+@driver
+def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
+    """Item = (head, block of rows), heads slowest; x_rows and y_rows hold the offset of every row within head 0."""
+    width = MAX_VECTORS * VECTOR_BYTES // scratch.itemsize
+    size = width // MAX_VECTORS
+    panel = num_ints * 8 // scratch.itemsize
+    ints = scratch[:panel].view(np.int64)
+    columns, rows, x_at = 0, shape.dims_in, shape.dims_in + shape.dims_out + PAIR
+    y_at = x_at + width
+    result = panel + shape.dims_in * width
+    ones = result + (shape.dims_out + PAIR) * width
+    for k in range(shape.dims_in):
+        ints[columns + k] = k * shape.w_in
+    for i in range(shape.dims_out + PAIR):
+        ints[rows + i] = max(0, min(i, shape.dims_out - 1)) * shape.w_out
+    for lane in range(width):
+        scratch[ones + lane] = 1
+    blocks = (len(x_rows) + width - 1) // width
+    n = next_item(counter)
+    while n >= 0:
+        head, first = n // blocks, n % blocks * width
+        count = min(width, len(x_rows) - first)
+        vectors = (count + size - 1) // size
+        stride = vectors * size
+        for lane in range(stride):
+            row = first + min(lane, count - 1)
+            ints[x_at + lane] = head * shape.x_head + x_rows[row]
+            ints[y_at + lane] = head * shape.y_head + y_rows[row]
+        pack(vectors, shape.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), shape.x_dim, shape.one)
+        product(vectors, shape.dims_out, shape.dims_in, (scratch, result), (w, head * shape.w_head), (ints, rows), (ints, columns),
+                (scratch, panel), stride, (scratch, ones), 1)  # fmt: skip
+        unpack(vectors, shape.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
+        n = next_item(counter)

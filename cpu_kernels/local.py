@@ -1,0 +1,44 @@
+"""Attention inside blocks of the sequence: the functions of `refattn.local`, fast. Every block is a sequence of its own."""
+
+import math
+
+import numpy as np
+
+from cpu_kernels.operands import dense, optional, results
+from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
+from refattn.problem import block_local_problem
+
+
+def block_local_attention(query, key, value, *, block_size, **options):
+    """Self-attention in which row i sees only the keys of its own block, i // block_size."""
+    return solve_block_local(block_local_problem(query, key, value, block_size, **options), False)[0]
+
+
+def block_local_attention_with_lse(query, key, value, *, block_size, **options):
+    """`block_local_attention` and its log-sum-exp, shape (..., H, T)."""
+    return solve_block_local(block_local_problem(query, key, value, block_size, **options), True)
+
+
+def solve_block_local(problem, wants_lse):
+    whole, num_blocks = problem.whole, problem.num_blocks
+    dtype = compute_dtype(whole.query, whole.key, whole.value)
+    output, lse, *written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)
+    first = np.arange(num_blocks) * problem.block_size
+    rows = np.minimum(first + problem.block_size, whole.q_len) - first
+    batch = math.prod(whole.batch_shape)
+
+    def cut(operand, columns=0):
+        """Every block begins at its own row, and at its own column of a bias or mask."""
+        steps = first * (operand.strides[1] + columns * operand.strides[2])
+        return operand._replace(starts=(np.broadcast_to(operand.starts, batch)[:, None] + steps).ravel())
+
+    operands = Operands(*(cut(x) for x in (dense(whole.query, dtype), dense(whole.key, dtype), dense(whole.value, dtype), *written)))
+    kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows)
+    sequences = Sequences(np.tile(rows, batch), kv_lens.ravel(), np.zeros(batch * num_blocks, np.int64), np.repeat(np.arange(batch), num_blocks))
+    tiles = {
+        "bias": cut(optional(whole.bias, dtype), 1),
+        "mask": cut(optional(whole.mask, np.uint8), 1),
+        "keep": cut(optional(whole.dropout_mask, np.uint8), 1),
+    }
+    solve(whole, operands, sequences, whole.num_kv_heads, whole.group_size, (whole.head_dim, 0, whole.v_head_dim), **tiles)
+    return output.astype(whole.query.dtype, copy=False), lse
