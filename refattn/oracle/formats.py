@@ -49,7 +49,9 @@ class NumberFormat:
     @property
     def overflow_threshold(self) -> float:
         """Magnitude from which round-to-nearest no longer gives a finite number (half a step above ``largest``)."""
-        return self.largest * (1.0 + 0.5 * self.unit_roundoff)
+        if math.isinf(self.largest):
+            return math.inf
+        return self.largest + self.unit_roundoff * math.ldexp(0.5, math.frexp(self.largest)[1])
 
     def step(self, x) -> np.ndarray:
         """Spacing of the format's numbers at each ``|x|`` (float64 in, float64 out)."""
