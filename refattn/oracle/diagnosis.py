@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -17,6 +19,9 @@ from refattn.oracle.parameter_fits import fitted_hypotheses
 from refattn.oracle.spec import kernel_spec
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
+CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation
+PAIRS_AFTER_HIT = 600  # how long to look on for a better pair once one fits the small sample
+CONFIRMED_PAIRS = 16
 PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
 AXES = ("batch", "heads", "length", "dim")
 
@@ -171,60 +176,71 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **o
         return _by_shape(checked, readings, spec, samples, shape, actual.shape, start)
     evidence = Evidence(checked, actual, lse, spec, samples)
     whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[-1] >= np.prod(shape, dtype=np.int64)
-    if evidence.baseline.explains and _smooth(evidence):
-        agreed = Finding("", "the result agrees with the reference", "", evidence.baseline.used, evidence.baseline.residual, True)
-        return Diagnosis("agrees", (agreed,), seconds=time.monotonic() - start, sampled=not whole)
+    ranking = Ranking(evidence)
     fits = [fit for fit in map(evidence.fit, single_hypotheses(checked, lse is not None)) if fit is not None]
     tried = len(fits)
-    if not any(_convincing(fit, evidence) for fit in fits):
-        extra = [fit for fit in fitted_hypotheses(evidence) if fit is not None]
+    if evidence.baseline.explains and not any(map(ranking.better, fits)):
+        agreed = Finding("", "the result agrees with the reference", "", evidence.baseline.used, evidence.baseline.residual, True)
+        return Diagnosis("agrees", (agreed,), tried=tried, seconds=time.monotonic() - start, sampled=not whole)
+    if not any(map(ranking.better, fits)):
+        extra = fitted_hypotheses(evidence)
         fits, tried = fits + extra, tried + len(extra)
-    lonely = isolated(evidence) if not any(_convincing(fit, evidence) for fit in fits) and whole else None
-    if lonely:
-        return Diagnosis("explained", (Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True),), "", tried,
-                         time.monotonic() - start)  # fmt: skip
-    if pairs and not any(_convincing(fit, evidence) for fit in fits):
-        extra, count = _pairs(evidence, fits, start + seconds)
-        fits, tried = fits + extra, tried + count
-    findings = _ranked(fits, evidence)
+    if not any(map(ranking.better, fits)):
+        lonely = isolated(evidence) if whole else None
+        if lonely:
+            finding = Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True)
+            return Diagnosis("explained", (finding,), "", tried, time.monotonic() - start)
+        if pairs:
+            extra, count = _pairs(evidence, fits, start + seconds)
+            fits, tried = fits + extra, tried + count
+    findings = ranking.findings(fits)
     explained = bool(findings) and findings[0].explains
     location = "" if explained else locate(checked, actual, lse, spec)
     return Diagnosis("explained" if explained else "unexplained", findings, location, tried, time.monotonic() - start, not whole)
 
 
-def _smooth(evidence) -> bool:
-    """Whether what the reference leaves is as small as rounding makes it, not only within its bound."""
-    return evidence.baseline.residual < 0.5
+class Ranking:
+    """Orders fits: explanations first, fewer mistakes first, then by what remains; equal predictions are folded into one finding."""
 
+    def __init__(self, evidence: Evidence):
+        self.evidence = evidence
+        self.floor = evidence.floor()
 
-def _convincing(fit: Fit, evidence) -> bool:
-    return fit.explains and fit.residual < 0.5 * max(evidence.baseline.residual, 1e-300) or fit.explains and evidence.baseline.mismatched > 0
+    def better(self, fit: Fit) -> bool:
+        """Whether the fit explains the result, and clearly better than no mistake does."""
+        return fit.explains and fit.residual < CLEARLY * self.floor
 
-
-def _ranked(fits, evidence, keep=8) -> tuple[Finding, ...]:
-    """Explanations first, fewer mistakes first, then by what remains; equal predictions are folded into one finding."""
-    order = {id(fit): index for index, fit in enumerate(fits)}
-    base = evidence.baseline
-
-    def key(fit):
-        better = fit.explains and (fit.residual < 0.9 * base.residual or base.mismatched > 0)
-        return (not better, len(fit.hypothesis.mistakes) if better else 0, fit.mismatched, _rung(fit.residual), order[id(fit)])
-
-    fits = sorted(fits, key=key)
-    findings: list[Finding] = []
-    heads: list[Fit] = []
-    for fit in fits:
-        twin = next((i for i, head in enumerate(heads) if _same_prediction(head, fit, evidence)), None)
-        better = not key(fit)[0]
-        if twin is not None:
-            first = findings[twin]
-            if fit.hypothesis.id not in (first.id, *first.same_as) and len(fit.hypothesis.mistakes) == len(heads[twin].hypothesis.mistakes):
-                findings[twin] = Finding(**{**vars(first), "same_as": (*first.same_as, fit.hypothesis.id)})
-        elif len(findings) < keep:
-            heads.append(fit)
+    def findings(self, fits, keep=8) -> tuple[Finding, ...]:
+        order = {id(fit): index for index, fit in enumerate(fits)}
+        found: list[Finding] = []
+        heads: list[Fit] = []
+        for fit in sorted(fits, key=lambda fit: (*self._key(fit), order[id(fit)])):
+            twin = next((i for i, head in enumerate(heads) if self._same(head, fit)), None)
             h = fit.hypothesis
-            findings.append(Finding(h.id, h.says, h.remedy, fit.used, fit.residual, better, (), h.issues))
-    return tuple(findings)
+            if twin is None:
+                if len(found) < keep:
+                    heads.append(fit)
+                    found.append(Finding(h.id, h.says, h.remedy, fit.used, fit.residual, self.better(fit), (), h.issues))
+            elif h.id not in (found[twin].id, *found[twin].same_as) and len(h.mistakes) == len(heads[twin].hypothesis.mistakes):
+                found[twin] = dataclasses.replace(found[twin], same_as=(*found[twin].same_as, h.id))
+        return tuple(found)
+
+    def _key(self, fit):
+        better = self.better(fit)
+        return not better, len(fit.hypothesis.mistakes) if better else 0, fit.mismatched, _rung(fit.residual)
+
+    def _same(self, first: Fit, second: Fit) -> bool:
+        for a, b, unit in zip(first.predicted, second.predicted, self.evidence.yardstick, strict=True):
+            if a.shape != b.shape or a.size == 0 and unit.size:
+                return False
+            fine = np.isfinite(a) & np.isfinite(b)
+            if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+                return False
+            with np.errstate(over="ignore", invalid="ignore"):
+                ratio = np.abs(a[fine] - b[fine]) / np.where(np.isfinite(unit[fine]), unit[fine], 1e-9 * (1 + np.abs(a[fine])))
+                if np.max(np.nan_to_num(ratio, nan=0.0), initial=0.0) > SAME:
+                    return False
+        return True
 
 
 def _rung(residual: float) -> int:
@@ -232,46 +248,38 @@ def _rung(residual: float) -> int:
     return int(round(np.log(max(residual, 1e-30)) / np.log(1.01)))
 
 
-def _same_prediction(first: Fit, second: Fit, evidence) -> bool:
-    for a, b, unit in zip(first.predicted, second.predicted, evidence.yardstick, strict=True):
-        if a.shape != b.shape or a.size == 0 and unit.size:
-            return False
-        fine = np.isfinite(a) & np.isfinite(b)
-        if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
-            return False
-        with np.errstate(over="ignore"):
-            if np.max(np.abs(a[fine] - b[fine]) / unit[fine], initial=0.0) > SAME:
-                return False
-    return bool(first.predicted)
-
-
 def _pairs(evidence, fits, deadline):
-    """Two mistakes together: screened on a small sample, confirmed on the whole one."""
+    """Two mistakes together: screened on a small sample, the best confirmed on the whole one."""
     singles: dict[str, Hypothesis] = {}
     for fit in sorted(fits, key=lambda fit: (fit.mismatched, fit.residual)):
         mistakes = fit.hypothesis.mistakes
         if len(mistakes) == 1 and not mistakes[0].rounding:
             singles.setdefault(mistakes[0].id, fit.hypothesis)
     small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, choose_samples(evidence.checked, PAIR_WORK))
-    screened, count = [], 0
-    candidates = sorted(combinations(range(len(singles)), 2), key=sum)
-    ordered = list(singles.values())
-    for first, second in candidates:
-        if time.monotonic() > deadline:
+    hypotheses = list(singles.values())
+    screened, left_to_try = [], math.inf
+    for first, second in sorted(combinations(range(len(hypotheses)), 2), key=sum):
+        if time.monotonic() > deadline or left_to_try <= 0:
             break
-        for pair in ((ordered[first], ordered[second]), (ordered[second], ordered[first])):
-            tile = next((h.tile for h in pair if h.mistakes[0].tiled), 64)
-            try:
-                fit = small.fit(Hypothesis(pair[0].mistakes + pair[1].mistakes, tile))
-            except (ValueError, IndexError, TypeError):  # the second change does not fit what the first made of the problem
-                continue
-            count += 1
-            if fit is not None:
-                screened.append(fit)
-        if sum(_convincing(fit, small) for fit in screened) >= 8:
-            break
-    screened.sort(key=lambda fit: (fit.mismatched, fit.residual))
-    return [fit for fit in (evidence.fit(s.hypothesis) for s in screened[:12]) if fit is not None], count
+        left_to_try -= 1
+        for hypothesis in _together(hypotheses[first], hypotheses[second]):
+            left = small.screen(hypothesis)
+            screened.append((left, len(screened), hypothesis))
+            if left < 1:
+                left_to_try = min(left_to_try, PAIRS_AFTER_HIT)
+    screened.sort(key=lambda item: item[:2])
+    confirmed = [evidence.fit(hypothesis) for _, _, hypothesis in screened[:CONFIRMED_PAIRS]]
+    return [fit for fit in confirmed if fit is not None], len(screened)
+
+
+def _together(first: Hypothesis, second: Hypothesis):
+    """Both mistakes at once, in both orders where the order can matter."""
+    one, two = first.mistakes[0], second.mistakes[0]
+    tile = second.tile if two.tiled else first.tile
+    yield Hypothesis((one, two), tile)
+    changes_inputs = [mistake.prepare is not None or mistake.prepare_tile is not None for mistake in (one, two)]
+    if all(changes_inputs):
+        yield Hypothesis((two, one), tile)
 
 
 # shapes and axis order

@@ -19,6 +19,8 @@ from refattn.oracle.staged import Sample, one_batch_axis
 TILES_TO_TRY = (16, 32, 64, 128, 256)
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
 LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
+SCREEN_RATIO = 1e4  # where one element stops counting while screening
+SMALLEST_BOUND = 1e-300
 LAMBDA = 6.0  # standard deviations a random walk of roundings is allowed
 
 
@@ -121,6 +123,15 @@ class Evidence:
         self.yardstick = self._bounds(self.reference)
         self.baseline = self._compare(Hypothesis(), self.reference, self.observed)
 
+    def floor(self) -> float:
+        """The residual of a kernel without mistakes: the reference, or one that rounds as the input's dtype does, whichever is closer."""
+        residuals = [self.baseline.residual + self.baseline.mismatched * LARGEST_RATIO]
+        for tile in (*TILES_TO_TRY, max(self._keys(), 1)):
+            predicted = self._predict(Hypothesis((), tile), own=True)
+            fit = self._compare(Hypothesis(), predicted, self.observed)
+            residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
+        return min(residuals)
+
     def _cut(self, actual, lse):
         outputs, lses = [], []
         for sample, output, norm in zip(
@@ -131,8 +142,8 @@ class Evidence:
             lses.append(np.zeros(0) if norm is None else norm[index].astype(np.float64).ravel())
         return _joined(outputs), _joined(lses)
 
-    def _predict(self, hypothesis):
-        parts = run_form(self.checked, *hypothesis.mistakes, tile=hypothesis.tile, samples=self.samples, with_size=True)
+    def _predict(self, hypothesis, own=False):
+        parts = run_form(self.checked, *hypothesis.mistakes, tile=hypothesis.tile, own=own, samples=self.samples, with_size=True)
         if parts is None:
             return None
         width = [output.shape[-1] for output, *_ in parts]
@@ -151,7 +162,7 @@ class Evidence:
             off = gross * (2 * spec.weight.unit_roundoff + LAMBDA * u * keys**0.5) + share(row_reach) * (gross + np.abs(output))
             out_bound = off + spec.output.unit_roundoff * np.abs(output) + 4 * spec.output.half_subnormal_step
             lse_bound = share(reach) + (4 * u + spec.lse.unit_roundoff) * (np.abs(lse) + 4)
-        return _finite(out_bound), _finite(lse_bound)
+        return out_bound, lse_bound
 
     def _cap_error(self):
         caps = [part.softcap for part in dense_parts(self.checked) if part.softcap is not None]
@@ -172,9 +183,12 @@ class Evidence:
             wrong += int((~same).sum())
             count += want.size
             left = np.abs(got[fine] - want[fine])
+            bound = _usable(bound, bound)[fine]
+            unit = _usable(unit[fine], bound)
+            unit = np.where(unit < 1e-6 * bound, bound, unit)  # a row that is exactly 0 in the reference
             with np.errstate(over="ignore"):
-                used = max(used, float(np.max(left / bound[fine], initial=0.0)))
-                squares += float((np.minimum(left / unit[fine], LARGEST_RATIO) ** 2).sum())
+                used = max(used, float(np.max(left / bound, initial=0.0)))
+                squares += float((np.minimum(left / unit, LARGEST_RATIO) ** 2).sum())
         count = max(count, 1)
         return Fit(hypothesis, used, (squares / count) ** 0.5, wrong / count, predicted[:2])
 
@@ -195,6 +209,28 @@ class Evidence:
         if rereads:
             fit.predicted = (np.zeros(0), np.zeros(0))
         return fit
+
+    def screen(self, hypothesis: Hypothesis) -> float:
+        """About the residual of `fit`, without its bounds: for looking at thousands of hypotheses."""
+        rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
+        others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
+        if len(rereads) > 1:
+            return np.inf
+        tile = hypothesis.tile if any(mistake.tiled for mistake in others) else max(self._keys(), 1)
+        parts = run_form(self.checked, *others, tile=tile, samples=self.samples)
+        if parts is None:
+            return np.inf
+        observed = self._cut(*self._reread(rereads[0])) if rereads else self.observed
+        total, count = 0.0, 0
+        for i in range(2 if self.lse is not None else 1):
+            want = _joined([np.asarray(part[i], np.float64).ravel() for part in parts])
+            got, unit = observed[i], _usable(self.yardstick[i], 1e-6)
+            fine = np.isfinite(want) & np.isfinite(got)
+            same = fine | (np.isnan(want) & np.isnan(got)) | (want == got)
+            with np.errstate(over="ignore"):
+                total += float(np.minimum(np.abs(got[fine] - want[fine]) / unit[fine], SCREEN_RATIO).sum()) + SCREEN_RATIO * int((~same).sum())
+            count += want.size
+        return total / max(count, 1)
 
     def _reread(self, mistake):
         actual, lse = self.actual, self.lse
@@ -232,5 +268,7 @@ def _joined(arrays):
     return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
-def _finite(bound):
-    return np.where(np.isfinite(bound), np.maximum(bound, 1e-300), 1e-300)
+def _usable(bound, otherwise):
+    """A bound to divide by: `otherwise` where it is not finite, never 0."""
+    bound = np.where(np.isfinite(bound), bound, otherwise)
+    return np.where(np.isfinite(bound), np.maximum(bound, SMALLEST_BOUND), SMALLEST_BOUND)

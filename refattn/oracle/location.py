@@ -66,7 +66,7 @@ def _wrong(got, want, unit):
     fine = np.isfinite(got) & np.isfinite(want)
     same = (np.isnan(got) & np.isnan(want)) | (got == want)
     with np.errstate(all="ignore"):
-        return np.where(fine, np.abs(got - want) > unit, ~same)
+        return np.where(fine, np.abs(got - want) > np.where(np.isfinite(unit), unit, np.inf), ~same)
 
 
 def _by_part(wrong, samples, width):

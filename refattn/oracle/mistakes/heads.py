@@ -81,6 +81,8 @@ def _roll(name, by, axis):
 def _cap_before_scale(run, q, k):
     scale, softcap = run.problem.scale, run.problem.softcap
     product = q @ np.swapaxes(k, -1, -2)
+    if softcap is None:
+        return product * run.arithmetic.compute(scale)
     return (softcap * np.tanh(product / softcap) * scale).astype(q.dtype)
 
 

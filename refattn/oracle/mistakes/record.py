@@ -131,10 +131,10 @@ def stages_of(*mistakes: Mistake, tile: int = 64) -> Stages | None:
         changed.update(mistake.stages)
 
     def prepare(problem):
-        for mistake in mistakes:
-            if mistake.prepare is not None:
+        for mistake in mistakes:  # the one before may have taken away what the next one needs
+            if mistake.prepare is not None and mistake.applies(problem):
                 problem = mistake.prepare(problem)
-            if mistake.prepare_tile is not None:
+            if mistake.prepare_tile is not None and mistake.applies(problem):
                 problem = mistake.prepare_tile(problem, tile)
         return problem
 

@@ -12,7 +12,7 @@ from refattn.oracle.staged import accumulate, cap, finish, finite_or_zero, posit
 def _hidden_before_cap(run, s, keep):
     """The softcap squeezes an already hidden score to -softcap."""
     softcap = run.problem.softcap
-    return np.where(keep, s, -softcap).astype(s.dtype)
+    return np.where(keep, s, -np.inf if softcap is None else -softcap).astype(s.dtype)
 
 
 def _cap_last(run, s, columns):
