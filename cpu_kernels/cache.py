@@ -26,10 +26,10 @@ import numpy as np
 from numba.core import config, sigutils
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from .compile_notice import notice
+from .numba_internals import prepare_to_load
 from .private_folder import PrivateFolder, Refused, usual_places
 
 PACKAGE = Path(__file__).parent
@@ -37,9 +37,6 @@ FORMAT = b"cpu_kernels compiled code, format 1\n"
 KEPT_STATES = 8
 # Numba settings that change the code made from the same source.
 CODE_SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
-# Numba releases in which starting the run-time system is all that loaded code needs (a test checks it). Others get everything a compiler needs,
-# which takes eight times as long.
-QUICK_START_RELEASES = {(0, 68)}
 
 
 def source_digest(package=PACKAGE):
@@ -125,7 +122,7 @@ def _read_entry(folder, name, sig, target_context):
     payload = content[head + 32:]
     try:
         if content[:head] == FORMAT and hashlib.sha256(payload).digest() == content[head:head + 32]:
-            _prepare(target_context)
+            prepare_to_load(target_context)
             compiled = CompileResult._rebuild(target_context, *pickle.loads(payload))
             if tuple(compiled.signature.args) == tuple(sigutils.normalize_signature(sig)[0]):
                 return compiled
@@ -133,13 +130,6 @@ def _read_entry(folder, name, sig, target_context):
         pass
     folder.remove(name)
     return None
-
-
-def _prepare(target_context):
-    if numba.version_info.short in QUICK_START_RELEASES:
-        rtsys.initialize(target_context)
-    else:
-        target_context.refresh()
 
 
 class _Place:

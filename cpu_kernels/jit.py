@@ -41,6 +41,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic as numba_intrinsic
 
 from .cache import CodeCache
+from .numba_internals import compile_leaf
 
 INTERPRETED = bool(config.DISABLE_JIT)
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
@@ -50,8 +51,8 @@ OPTIONS = dict(fastmath={"contract"}, error_model="numpy", nogil=True, no_cfunc_
 
 
 def leaf(function):
-    """A function that drivers and other leaves call, inlined into them by LLVM. Not cached: its callers' code contains it."""
-    return njit(forceinline=True, **OPTIONS)(function)
+    """A function that drivers and other leaves call, inlined into them by LLVM. Not cached: its callers' code contains it. Python cannot call it."""
+    return compile_leaf(function, dict(forceinline=True, **OPTIONS))
 
 
 def driver(function=None, *, variant=()):

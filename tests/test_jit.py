@@ -60,8 +60,9 @@ def test_numba_options_live_in_one_file(path):
     keywords = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     assert not names & {"prange"}
     assert "parallel" not in keywords
-    if path.name != "jit.py":
+    if path.name not in ("jit.py", "numba_internals.py"):
         assert not names & {"njit", "jit", "vectorize", "guvectorize", "stencil", "cfunc"}
+    if path.name != "jit.py":
         assert not keywords & {"fastmath", "boundscheck", "nogil", "error_model"}
 
 
@@ -314,3 +315,60 @@ def open_text(path):
 
 def test_switches_are_plain_values():
     assert INTERPRETED is bool(INTERPRETED) and BOUNDS_CHECKED is bool(BOUNDS_CHECKED)
+
+
+# -- what is taken from Numba's inside --------------------------------------------------------------------------------------------------------
+
+
+@compiled_only
+def test_python_cannot_call_a_leaf():
+    """Neither before nor after a driver has compiled it."""
+    numbers = np.float64(1), np.float64(2)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="nan_rules is a leaf, which only compiled functions can call"):
+            nan_rules(*numbers)
+        nan_rules_driver(*numbers, np.empty(6))
+    with np.errstate(all="ignore"):
+        assert nan_rules.py_func(*numbers)[1] == 0
+
+
+ANY_RELEASE = """
+import numba
+numba.version_info = numba.version_info._replace(short=(0, 99))
+from cpu_kernels import numba_internals
+assert not numba_internals.TESTED
+"""
+
+
+@compiled_only
+def test_other_numba_releases_take_the_slow_way(copy):
+    assert copy.python(ANY_RELEASE + FIRST_CALL)[0] == "([1.0, 8.0, 27.0], 0, 1)"
+    assert copy.python(ANY_RELEASE + FIRST_CALL)[0] == "([1.0, 8.0, 27.0], 1, 0)"
+
+
+@compiled_only
+def test_leaves_call_leaves_and_the_math_library(copy):
+    copy.source("sample.py").write_text("""
+import math
+from .jit import driver, leaf
+
+@leaf
+def inner(x):
+    return math.exp(x) + math.floor(x)
+
+@leaf
+def outer(x, n):
+    total = 0.0
+    for i in range(n):
+        total += inner(x[i])
+    return total
+
+@driver
+def kernel(x):
+    return outer(x, x.size) + outer(x, 1)
+""")
+    code = "import numpy as np; from cpu_kernels.sample import kernel; print(kernel(np.array([0.5, 1.5])), sum(kernel.stats.cache_hits.values()))"
+    expected = 2 * np.exp(0.5) + np.exp(1.5) + 1
+    for hits in (0, 1):
+        value, found = copy.python(code)[0].split()
+        assert float(value) == pytest.approx(expected, rel=1e-15) and int(found) == hits
