@@ -12,6 +12,9 @@ import numpy as np
 from refattn.interop import as_bool_array, as_float_array, as_int_array
 
 LARGEST_OFFSET = 2**53  # positions stay exact in float64, where ALiBi multiplies them
+OPTION_NAMES = (
+    "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate",
+)  # fmt: skip
 UNLIMITED = 2**60  # wider than any array; keeps `position - left` inside int64
 
 
@@ -21,6 +24,8 @@ def checked_options(
     q_len,
     kv_len,
     head_dim,
+    scores_shape=None,
+    /,
     *,
     bias=None,
     mask=None,
@@ -34,19 +39,21 @@ def checked_options(
     q_offset=None,
     dropout_mask=None,
     dropout_rate=None,
-    scores_shape=None,
+    **unknown,
 ):
     """Return the options as the fields of `refattn.problem.Problem`.
 
     `batch_shape` is the shape of `kv_lengths` and `q_offset`; `scores_shape` is what bias and masks broadcast to, by default
     `(*batch_shape, num_heads, q_len, kv_len)`. Packed sequences set it apart: there q_len and kv_len are arrays, one entry a sequence.
     """
+    for name in unknown:
+        raise TypeError(f"options must be among {', '.join(OPTION_NAMES)}; got {name}.")
     if scores_shape is None:
         scores_shape = (*batch_shape, num_heads, q_len, kv_len)
     left, right = checked_window(window, causal)
     kv_lengths = checked_lengths(kv_lengths, batch_shape, kv_len)
     return {
-        "bias": None if bias is None else fitted(checked_bias(bias), "bias", scores_shape),
+        "bias": None if bias is None else fitted(as_float_array(bias, "bias"), "bias", scores_shape),
         "mask": None if mask is None else fitted(as_bool_array(mask, "mask"), "mask", scores_shape),
         "scale": 1 / math.sqrt(head_dim) if scale is None else checked_number(scale, "scale"),
         "left": left,
@@ -64,7 +71,10 @@ def checked_number(value, name):
     """A finite real number as a Python float."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number; got {name}={value!r} of type {type(value).__name__}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # integers and fractions can be larger
+        number = math.inf if value > 0 else -math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite; got {name}={number}.")
     return number
@@ -102,12 +112,6 @@ def checked_side(side, name):
     return min(int(side), UNLIMITED)
 
 
-def checked_bias(bias):
-    if getattr(bias, "dtype", None) == np.bool_:
-        raise TypeError("bias must be floating point; got bias.dtype=bool. Pass boolean masks as mask.")
-    return as_float_array(bias, "bias")
-
-
 def fitted(array, name, scores_shape):
     """`array` as a read-only view of `scores_shape`; nothing is copied.
 
@@ -126,13 +130,21 @@ def fitted(array, name, scores_shape):
 
 
 def checked_slopes(alibi_slopes, batch_shape, num_heads):
-    slopes = as_float_array(alibi_slopes, "alibi_slopes").astype(np.float64)
+    slopes = as_float_array(alibi_slopes, "alibi_slopes")
     full = (*batch_shape, num_heads)
     if slopes.shape not in ((num_heads,), full):
         raise ValueError(f"alibi_slopes must have shape {per_head(full)}; got alibi_slopes.shape={slopes.shape}.")
-    if not np.isfinite(slopes).all():
-        raise ValueError(f"alibi_slopes must be finite; got alibi_slopes={slopes}.")
+    slopes = slopes.astype(np.float64)
+    infinite = ~np.isfinite(slopes)
+    if infinite.any():
+        raise ValueError(f"alibi_slopes must be finite; got {first('alibi_slopes', slopes, infinite)}.")
     return np.broadcast_to(slopes, full)
+
+
+def first(name, array, wrong):
+    """The first wrong element, as text."""
+    index = np.argwhere(wrong)[0]
+    return f"{name}[{', '.join(map(str, index))}]={array[tuple(index)]}"
 
 
 def per_head(full):
@@ -140,11 +152,13 @@ def per_head(full):
 
 
 def checked_sinks(sinks, batch_shape, num_heads):
-    sinks = as_float_array(sinks, "sinks").astype(np.float64)
+    sinks = as_float_array(sinks, "sinks")
     if sinks.shape != (num_heads,):
         raise ValueError(f"sinks must have shape {(num_heads,)}, one logit a query head; got sinks.shape={sinks.shape}.")
-    if not (sinks < np.inf).all():
-        raise ValueError(f"sinks must be finite or -inf; got sinks={sinks}.")
+    sinks = sinks.astype(np.float64)
+    wrong = ~(sinks < np.inf)
+    if wrong.any():
+        raise ValueError(f"sinks must be finite or -inf; got {first('sinks', sinks, wrong)}.")
     return np.broadcast_to(sinks, (*batch_shape, num_heads))
 
 

@@ -186,8 +186,7 @@ def packed_problem(query, key, value, cu_q, cu_kv, **options):
     if len(cu_q) != len(cu_kv):
         raise ValueError(f"cu_q and cu_kv must have the same length, one more than there are sequences; got {len(cu_q)} and {len(cu_kv)}.")
     checked = checked_options(
-        (len(cu_q) - 1,), num_heads, np.diff(cu_q), np.diff(cu_kv), head_dim,
-        scores_shape=(num_heads, total_q, total_kv), **options,
+        (len(cu_q) - 1,), num_heads, np.diff(cu_q), np.diff(cu_kv), head_dim, (num_heads, total_q, total_kv), **options
     )  # fmt: skip
     ensure_allocatable(8 * num_heads * total_q * (value.shape[-1] + 1), "output and lse")
     return PackedProblem(query=query, key=key, value=value, cu_q=cu_q, cu_kv=cu_kv, **checked)
