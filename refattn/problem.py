@@ -96,9 +96,14 @@ def attention_problem(query, key, value, **options):
         expected = ", ".join(str(size) for size in key.shape[:-1])
         hint = " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
         raise ValueError(f"value must have shape ({expected}, any) to match key; got value.shape={value.shape}.{hint}")
+    require_memory(query.shape[:-3], num_heads, q_len, value.shape[-1])
     checked = checked_options(query.shape[:-3], num_heads, q_len, kv_len, head_dim, **options)
-    ensure_allocatable(8 * math.prod(query.shape[:-1]) * (value.shape[-1] + 1), "output and lse")
     return Problem(query=query, key=key, value=value, **checked)
+
+
+def require_memory(batch_shape, num_heads, q_len, v_head_dim):
+    """Output and lse, and the length and offset of every batch entry, must fit."""
+    ensure_allocatable(8 * math.prod(batch_shape) * (num_heads * q_len * (v_head_dim + 1) + 2), "output and lse")
 
 
 def floating(**arrays):
@@ -181,14 +186,14 @@ def packed_problem(query, key, value, cu_q, cu_kv, **options):
     require_head_dim(head_dim, key_head_dim)
     if value.shape[:2] != key.shape[:2]:
         raise ValueError(f"value must have shape ({num_kv_heads}, {total_kv}, any) to match key; got value.shape={value.shape}.")
+    require_memory((), num_heads, total_q, value.shape[-1])
     require_boundaries(cu_q, "cu_q", total_q, "query")
     require_boundaries(cu_kv, "cu_kv", total_kv, "key")
     if len(cu_q) != len(cu_kv):
-        raise ValueError(f"cu_q and cu_kv must have the same length, one more than there are sequences; got {len(cu_q)} and {len(cu_kv)}.")
+        raise ValueError(f"cu_q and cu_kv must have the same length, one more than there are sequences; got len(cu_q)={len(cu_q)}, len(cu_kv)={len(cu_kv)}.")
     checked = checked_options(
         (len(cu_q) - 1,), num_heads, np.diff(cu_q), np.diff(cu_kv), head_dim, (num_heads, total_q, total_kv), **options
     )  # fmt: skip
-    ensure_allocatable(8 * num_heads * total_q * (value.shape[-1] + 1), "output and lse")
     return PackedProblem(query=query, key=key, value=value, cu_q=cu_q, cu_kv=cu_kv, **checked)
 
 
@@ -196,8 +201,11 @@ def require_boundaries(boundaries, name, total, of):
     if boundaries.ndim != 1 or len(boundaries) < 1:
         raise ValueError(f"{name} must have shape (num_sequences + 1,); got {name}.shape={boundaries.shape}.")
     if boundaries[0] != 0 or boundaries[-1] != total:
-        raise ValueError(f"{name} must run from 0 to the total length of {of}, {total}; got {name}[0]={boundaries[0]}, {name}[-1]={boundaries[-1]}.")
-    falls = np.flatnonzero(np.diff(boundaries) < 0)
+        raise ValueError(
+            f"{name} must run from 0 to the total length of {of}, {total}; got {name}[0]={boundaries[0]}, {name}[-1]={boundaries[-1]}. "
+            "Lengths become boundaries with np.cumsum([0, *lengths])."
+        )
+    falls = np.flatnonzero(boundaries[1:] < boundaries[:-1])  # differences could wrap around int64
     if len(falls):
         at = falls[0]
         raise ValueError(f"{name} must not decrease; got {name}[{at}]={boundaries[at]}, {name}[{at + 1}]={boundaries[at + 1]}.")
@@ -246,17 +254,18 @@ def paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **opti
         raise ValueError(f"block_table must have shape ({batch}, max_pages), one row a sequence; got block_table.shape={block_table.shape}.")
     if kv_lengths is None:
         raise TypeError("kv_lengths must be given: without it the filled part of the last page is unknown; got kv_lengths=None.")
+    require_memory((batch,), num_heads, q_len, value_pages.shape[-1])
     capacity = block_table.shape[1] * page_size
     checked = checked_options((batch,), num_heads, q_len, capacity, head_dim, kv_lengths=kv_lengths, **options)
-    used = np.arange(block_table.shape[1]) * page_size < checked["kv_lengths"][:, None]
-    wrong = used & ((block_table < 0) | (block_table >= num_pages))
+    num_used = -(-checked["kv_lengths"] // page_size)
+    table = block_table[:, : num_used.max(initial=0)]
+    wrong = (np.arange(table.shape[1]) < num_used[:, None]) & ((table < 0) | (table >= num_pages))
     if wrong.any():
         b, page = np.argwhere(wrong)[0]
         raise ValueError(
             f"block_table must hold pages between 0 and {num_pages - 1} within each length; "
             f"got block_table[{b}, {page}]={block_table[b, page]}."
         )
-    ensure_allocatable(8 * math.prod(query.shape[:-1]) * (value_pages.shape[-1] + 1), "output and lse")
     return PagedProblem(query=query, key_pages=key_pages, value_pages=value_pages, block_table=block_table, **checked)
 
 
@@ -278,6 +287,8 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **option
     q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = floating(
         q_nope=q_nope, q_rope=q_rope, kv_latent=kv_latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv
     )
+    if not isinstance(form, str):
+        raise TypeError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     if form not in ("absorb", "expand"):
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     at_least_axes(3, "(heads, length, dim)", q_nope=q_nope, q_rope=q_rope)
@@ -302,8 +313,8 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **option
             "num_heads, qk_nope_head_dim + qk_rope_head_dim and kv_lora_rank must be at least 1; "
             f"got q_nope.shape={q_nope.shape}, q_rope.shape={q_rope.shape}, kv_latent.shape={kv_latent.shape}."
         )
+    require_memory(batch_shape, num_heads, q_len, w_uv.shape[1])
     checked = checked_options(batch_shape, num_heads, q_len, kv_len, nope + rope, **options)
-    ensure_allocatable(8 * math.prod(q_nope.shape[:-1]) * (w_uv.shape[1] + 1), "output and lse")
     return LatentProblem(
         q_nope=q_nope, q_rope=q_rope, kv_latent=kv_latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv, form=form, **checked
     )
@@ -341,9 +352,12 @@ def block_local_problem(query, key, value, block_size, **options):
         raise TypeError("q_offset must be left out: in block-local attention row i stands at key position i.")
     whole = attention_problem(query, key, value, q_offset=0, **options)
     if whole.q_len != whole.kv_len:
-        raise ValueError(f"query and key must have the same length, both are cut at the same places; got q_len {whole.q_len}, kv_len {whole.kv_len}.")
+        raise ValueError(
+            "query and key must have the same length, both are cut at the same places; "
+            f"got query.shape={whole.query.shape}, key.shape={whole.key.shape}."
+        )
     if isinstance(block_size, (bool, np.bool_)) or not isinstance(block_size, (int, np.integer)):
         raise TypeError(f"block_size must be an integer; got block_size={block_size!r} of type {type(block_size).__name__}.")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1; got block_size={block_size}.")
-    return BlockLocalProblem(whole=whole, block_size=int(block_size))
+    return BlockLocalProblem(whole=whole, block_size=min(int(block_size), max(whole.q_len, 1)))
