@@ -1,0 +1,42 @@
+"""Run a function of cpu_kernels and hold its result against the bound that its arithmetic allows."""
+
+import numpy as np
+
+import cpu_kernels.attention
+import cpu_kernels.latent
+import cpu_kernels.local
+import cpu_kernels.packed
+import cpu_kernels.paged
+from refattn.oracle import KernelSpec, check
+
+FUNCTIONS = {
+    "attention": cpu_kernels.attention.attention_with_lse,
+    "packed_attention": cpu_kernels.packed.packed_attention_with_lse,
+    "paged_attention": cpu_kernels.paged.paged_attention_with_lse,
+    "latent_attention": cpu_kernels.latent.latent_attention_with_lse,
+    "block_local_attention": cpu_kernels.local.block_local_attention_with_lse,
+}
+
+
+def spec(dtype):
+    """What the kernels claim: scale folded into the query, exponentials and tanh within 2 ulp, weights below the smallest normal number dropped."""
+    arithmetic = "float64" if dtype == "float64" else "float32"
+    roundoff = 2.0**-53 if dtype == "float64" else 2.0**-24
+    return KernelSpec.flash(arithmetic).replace(
+        name=f"cpu_kernels {dtype}", input=dtype, output=dtype, scaled_query=arithmetic, intermediate=arithmetic, exp_error=4 * roundoff,
+        tanh_error=8 * roundoff, flushes_subnormals=True,
+    )  # fmt: skip
+
+
+def assert_right(function, arrays, options, dtype):
+    """Output and lse within the bounds, rigorous and statistical, non-finite numbers where they must be."""
+    arrays = list(arrays)
+    output, lse = FUNCTIONS[function](*arrays, **options)
+    if output.shape[-1] == 0:  # nothing but lse to check, which values have no part in
+        arrays[2] = np.ones((*arrays[2].shape[:-1], 1), arrays[2].dtype)
+        one, same = FUNCTIONS[function](*arrays, **options)
+        assert output.shape == (*one.shape[:-1], 0) and np.array_equal(lse, same)
+        return output, lse
+    report = check(output, *arrays, lse=lse, spec=spec(dtype), function=function, **options)
+    assert report.passed, str(report)
+    return output, lse

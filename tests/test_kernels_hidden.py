@@ -1,0 +1,95 @@
+"""What is hidden never shows, whatever it holds; what is visible and not finite poisons exactly the rows that see it."""
+
+import numpy as np
+import pytest
+from cases import CASES, Case, Sizes
+from kernel_checks import FUNCTIONS, assert_right
+
+import refattn
+
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+HIDING = [
+    Case("causal", sizes=Sizes((2,), 2, 2, 37, 41, 16, 19), options={"causal": True, "q_offset": 0}),
+    Case("window", sizes=Sizes((2,), 1, 3, 101, 131, 8, 16), options={"window": (5, 3)}),
+    Case("lengths", sizes=Sizes((3,), 1, 2, 5, 211, 8, 16), options={"kv_lengths": "array"}),
+    Case("mask", sizes=Sizes((2,), 2, 2, 17, 23, 8, 7), options={"mask": "bhts"}),
+    Case("bias", sizes=Sizes((2,), 2, 2, 17, 23, 8, 7), options={"bias": "bhts:inf"}),
+    Case("split", sizes=Sizes((1,), 1, 2, 1, 4099, 8, 16), options={"window": (4000, 0)}),
+]
+
+
+def visible(case, arrays, options):
+    """(batch, heads, rows, keys): where the reference gives weight to a key, every value finite."""
+    flat = [np.zeros_like(arrays["query"]), np.zeros_like(arrays["key"]), arrays["value"]]
+    return refattn.attention_steps(*flat, **options).weights > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("junk", NOT_FINITE, ids=str)
+@pytest.mark.parametrize("case", HIDING, ids=str)
+def test_hidden_keys_may_hold_anything(case, junk, dtype):
+    arrays, options = case.build(dtype)
+    clean = FUNCTIONS[case.function](*arrays.values(), **options)
+    seen = visible(case, arrays, options)
+    group = arrays["query"].shape[1] // arrays["key"].shape[1]
+    unseen = ~seen.reshape(seen.shape[0], -1, group, *seen.shape[2:]).any(axis=(2, 3))  # [batch, kv heads, keys]
+    assert unseen.any() or case.id in ("mask", "bias")
+    if case.id in ("mask", "bias"):  # hide a few keys from everybody
+        name, hidden = case.id, np.arange(23) % 5 == 2
+        options[name] = np.where(hidden, False if name == "mask" else -np.inf, options[name]).astype(options[name].dtype)
+        clean, unseen = FUNCTIONS[case.function](*arrays.values(), **options), np.broadcast_to(hidden, unseen.shape)
+    for name in ("key", "value"):
+        arrays[name] = np.where(unseen[..., None], junk, arrays[name]).astype(dtype)
+    dirty = FUNCTIONS[case.function](*arrays.values(), **options)
+    assert np.array_equal(clean[0], dirty[0]) and np.array_equal(clean[1], dirty[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("junk", NOT_FINITE, ids=str)
+@pytest.mark.parametrize("case", HIDING, ids=str)
+def test_values_poison_the_rows_that_see_them(case, junk, dtype):
+    """Some elements of some values: the columns and rows affected, and the errors elsewhere, are those of the reference."""
+    arrays, options = case.build(dtype)
+    rng = np.random.default_rng(1)
+    value = arrays["value"]
+    arrays["value"] = np.where((rng.random(value.shape[:-1]) < 0.1)[..., None] & (rng.random(value.shape) < 0.3), junk, value).astype(dtype)
+    assert_right(case.function, arrays.values(), options, dtype)
+
+
+@pytest.mark.parametrize("name", ["key", "query"])
+@pytest.mark.parametrize("case", HIDING, ids=str)
+def test_nan_scores_poison_the_rows_that_see_them(case, name):
+    arrays, options = case.build("float32")
+    x = arrays[name]
+    arrays[name] = np.where((np.random.default_rng(2).random(x.shape[:-1]) < 0.05)[..., None], np.nan, x).astype(np.float32)
+    expected = refattn.attention_with_lse(*arrays.values(), **options)
+    for ours, theirs in zip(FUNCTIONS[case.function](*arrays.values(), **options), expected):
+        assert np.array_equal(np.isnan(ours), np.isnan(theirs))
+
+
+def test_infinite_score():
+    query, key = np.ones((1, 2, 1), np.float32), np.array([[[1.0], [np.inf], [2.0]]], np.float32)
+    output, lse = FUNCTIONS["attention"](query, key, np.ones((1, 3, 2), np.float32), causal=True, q_offset=0)
+    assert (output[0, 0] == 1).all() and np.isnan(output[0, 1]).all() and np.isnan(lse[0, 1])
+    output, lse = FUNCTIONS["attention"](-query, key, np.ones((1, 3, 2), np.float32))
+    assert (output == 1).all() and np.isfinite(lse).all()
+
+
+def test_unused_pages_are_never_followed():
+    case = next(case for case in CASES if case.id == "paged-11x20-1")
+    arrays, options = case.build("float32")
+    clean = FUNCTIONS["paged_attention"](*arrays.values(), **options)
+    size = arrays["key_pages"].shape[2]
+    used = -(-np.asarray(options["kv_lengths"]) // size)
+    table = np.array(options["block_table"], np.int64)
+    table[np.arange(table.shape[1]) >= used[:, None]] = 2**62
+    live = np.unique(np.concatenate([row[:count] for row, count in zip(options["block_table"], used)]))
+    for name in ("key_pages", "value_pages"):
+        pages = np.full_like(arrays[name], np.nan)
+        pages[live] = arrays[name][live]
+        for row, length in zip(options["block_table"], options["kv_lengths"]):
+            if length % size:
+                pages[row[length // size], :, length % size :] = np.nan
+        arrays[name] = pages
+    dirty = FUNCTIONS["paged_attention"](*arrays.values(), **(options | {"block_table": table}))
+    assert np.array_equal(clean[0], dirty[0]) and np.array_equal(clean[1], dirty[1])
