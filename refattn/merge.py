@@ -3,6 +3,7 @@
 import numpy as np
 
 from refattn.interop import as_float_array
+from refattn.memory import ensure_allocatable
 
 
 def merge_states(outputs, lses):
@@ -48,8 +49,12 @@ def merge_states(outputs, lses):
 
 def checked_states(outputs, lses):
     """Both as float64 arrays stacked on the first axis."""
+    outputs, lses = as_sequence(outputs, "outputs"), as_sequence(lses, "lses")
     if len(outputs) != len(lses) or len(outputs) == 0:
-        raise ValueError(f"outputs and lses must hold the same number of states, at least one; got {len(outputs)} outputs, {len(lses)} lses.")
+        raise ValueError(
+            "outputs and lses must hold the same number of states, at least one; "
+            f"got len(outputs)={len(outputs)}, len(lses)={len(lses)}."
+        )
     outputs = [as_float_array(output, f"outputs[{n}]") for n, output in enumerate(outputs)]
     lses = [as_float_array(lse, f"lses[{n}]") for n, lse in enumerate(lses)]
     for n, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
@@ -57,4 +62,14 @@ def checked_states(outputs, lses):
             raise ValueError(f"outputs must all have the same shape (..., length, dim); got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}.")
         if lse.shape != output.shape[:-1]:
             raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
+    ensure_allocatable(8 * len(outputs) * (outputs[0].size + lses[0].size), "states")
     return np.stack(outputs).astype(np.float64), np.stack(lses).astype(np.float64)
+
+
+def as_sequence(states, name):
+    if isinstance(states, (list, tuple)):
+        return states
+    stacked = as_float_array(states, name)
+    if stacked.ndim < 1:
+        raise ValueError(f"{name} must be a sequence of arrays or one stacked array; got {name}.shape=().")
+    return stacked
