@@ -185,7 +185,7 @@ ROWS = 13
 OPTIONS = {
     "plain": {}, "causal": dict(causal=True), "window": dict(window=(4, 1)), "softcap": dict(softcap=3.0), "scale": dict(scale=0.3),
     "sinks": dict(sinks=np.linspace(-1, 2, 6)), "alibi": dict(alibi_slopes=2.0 ** -np.arange(1, 7)), "offset": dict(causal=True, q_offset=-3),
-    "lengths": dict(kv_lengths=17), "mask": dict(mask=np.random.default_rng(5).random((ROWS, 29)) < 0.4),
+    "lengths": dict(kv_lengths=17), "empty": dict(kv_lengths=0), "mask": dict(mask=np.random.default_rng(5).random((ROWS, 29)) < 0.4),
     "bias": dict(bias=np.random.default_rng(6).standard_normal((6, ROWS, 29))),
     "dropout": dict(dropout_mask=np.random.default_rng(7).random((ROWS, 29)) < 0.7, dropout_rate=0.3),
 }
