@@ -35,17 +35,22 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     """Bounds of the output, (R, E), and of the lse, (R,)."""
     u, u_sum = spec.softmax.unit_roundoff, spec.accumulator_roundoff
     p, kept, value = tile.weights, tile.kept, np.abs(tile.value.exact)
-    magnitude = np.abs(tile.output)
+    output = np.where(np.isfinite(tile.output), tile.output, 0.0)
+    magnitude = np.abs(output)
     growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
     excess = np.expm1(np.minimum(error.largest, LARGEST_EXPONENT))
     least = (p / growth).sum(axis=1, keepdims=True)  # lower bound of the kernel's row sum over the exact one
     shift = (p * excess).sum(axis=1, keepdims=True)
+    sink_shift = 0.0
     if tile.sink is not None:
         share, sink_error = sink_share(tile, spec, error)
-        least, shift = least + share * np.exp(-sink_error), shift + share * np.expm1(sink_error)
+        least, sink_shift = least + share * np.exp(-sink_error), share * np.expm1(sink_error)
 
-    moved = (kept * excess) @ value
-    gross = kept @ value + moved
+    # |v - o| <= |v - c| + |o - c| for any c: the mean of the values, so that an offset of all of them costs nothing
+    centre = tile.value.exact.mean(axis=0) if tile.keep_scale == 1.0 and len(value) else np.zeros(value.shape[1])
+    apart, from_centre = np.abs(tile.value.exact - centre), np.abs(output - centre)
+    moved = (kept * excess) @ apart + shift * from_centre + sink_shift * magnitude
+    gross = (kept * growth) @ value
     keep = kept / np.where(p > 0, p, 1.0)
     rounded, rounded_sum = 0.0, 0.0
     if rounding is not None:
@@ -55,9 +60,11 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     # output before its own rounding: scores and weights, sums, row sum
     if spec.denominator == "rounded":
         least = np.where(least > rounded_sum, least - rounded_sum, 0.0)
-        off = (moved + rounded + (shift + rounded_sum) * magnitude) / least
+        if rounding is not None:
+            moved = moved + (rounding * keep * growth) @ apart + rounded_sum * from_centre
+        off = moved / least
     else:
-        off = (moved + shift * magnitude + rounded) / least
+        off = (moved + rounded) / least
     count, rises = tile.count.astype(np.float64), error.most_rises
     if tile.value.largest_error is not None:
         off = off + ((kept * growth) @ tile.value.largest_error) * (1.0 + spec.weight.unit_roundoff) / least
@@ -75,11 +82,19 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     off = off + tiny * (count * largest_value * tile.keep_scale + count + rises + 4)
     row_sum = gamma(count + 2 * rises + 2, u)
     off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
-    overflows = (1.0 if spec.normalises_first else tile.total) * gross >= 0.5 * spec.accumulator.largest
+    reached = np.fmin((1.0 if spec.normalises_first else tile.total) * gross, count * largest_value * tile.keep_scale)
+    overflows = reached >= 0.5 * spec.accumulator.largest
     output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec.flushes_subnormals))
 
     above = (p * growth).sum(axis=1) + (0.0 if tile.sink is None else (share * np.exp(sink_error))[:, 0])
-    spread = np.maximum(np.log(np.maximum(above, 1.0)), -np.log(np.minimum(least[:, 0], 1.0))) - np.log1p(-np.minimum(row_sum[:, 0], 1.0))
+    if spec.denominator == "rounded" and rounding is not None:
+        above = above + rounded_sum[:, 0]
+    spread = np.maximum(np.log(np.maximum(above, 1.0)), -np.log(np.minimum(least[:, 0], 1.0)))
+    most = error.largest.max(axis=1, initial=0.0)  # no sum of exponentials moves by more than the largest exponent
+    most = most if tile.sink is None else np.maximum(most, sink_error[:, 0])
+    most = most if spec.denominator == "unrounded" else np.inf
+    spread = np.where(error.largest.max(axis=1, initial=0.0) > LARGEST_EXPONENT, most, spread)
+    spread = spread - np.log1p(-np.minimum(row_sum[:, 0], 1.0))
     top, log = lse_magnitudes(tile)
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny

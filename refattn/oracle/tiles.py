@@ -34,7 +34,7 @@ class Place:
     def output(self, array):
         """These rows of a whole output, (R, E)."""
         picked = self._heads(array, self.part.output_at)[:, self.rows]
-        return picked.reshape(-1, picked.shape[-1])
+        return picked.reshape(math.prod(picked.shape[:-1]), picked.shape[-1])
 
     def lse(self, array):
         """These rows of a whole lse, (R,)."""

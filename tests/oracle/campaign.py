@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from families import FAMILIES
 
