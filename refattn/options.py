@@ -15,6 +15,7 @@ LARGEST_OFFSET = 2**53  # positions stay exact in float64, where ALiBi multiplie
 OPTION_NAMES = (
     "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate",
 )  # fmt: skip
+LARGEST_SOFTCAP = 2.0**900  # caps nothing, and its products stay inside float64
 UNLIMITED = 2**60  # wider than any array; keeps `position - left` inside int64
 
 
@@ -84,7 +85,7 @@ def checked_softcap(softcap):
     cap = checked_number(softcap, "softcap")
     if cap <= 0:
         raise ValueError(f"softcap must be greater than 0; got softcap={cap}. Pass None to leave scores uncapped.")
-    return cap
+    return min(cap, LARGEST_SOFTCAP)
 
 
 def checked_window(window, causal):

@@ -90,6 +90,31 @@ def test_errors_come_before_any_work(function, of):
         assert peak < 2**20, reason
 
 
+FARTHEST = {
+    "softcap largest": {"softcap": 1.7e308},
+    "softcap smallest": {"softcap": 5e-324},
+    "scale zero": {"scale": 0},
+    "scale smallest": {"scale": 5e-324},
+    "window beyond int64": {"window": (10**30, 10**30)},
+    "window and offset": {"window": (2**53, 2**53), "q_offset": -(2**53)},
+    "offset largest": {"q_offset": 2**53, "causal": True},
+    "dropout nearly 1": {"dropout_mask": [[True]], "dropout_rate": 1 - 2**-53},
+    "nothing to see": {"kv_lengths": 0, "sinks": [0.0] * 6},
+    "all hidden": {"mask": [[False]], "sinks": [0.0] * 6},
+}
+
+
+@pytest.mark.parametrize("extreme", FARTHEST)
+def test_farthest_values_are_accepted(extreme):
+    for array in refattn.attention_with_lse(**GOOD_CALLS["attention"] | FARTHEST[extreme]):
+        assert np.isfinite(array).all()
+
+
+def test_a_huge_softcap_caps_nothing():
+    call = GOOD_CALLS["attention"]
+    assert np.array_equal(refattn.attention(**call, softcap=1.7e308), refattn.attention(**call))
+
+
 def results(returned):
     return returned if isinstance(returned, tuple) else (returned,)
 
