@@ -112,7 +112,8 @@ def test_farthest_values_are_accepted(extreme):
 
 def test_a_huge_softcap_caps_nothing():
     call = GOOD_CALLS["attention"]
-    assert np.array_equal(refattn.attention(**call, softcap=1.7e308), refattn.attention(**call))
+    difference = refattn.attention(**call, softcap=1.7e308) - refattn.attention(**call)
+    assert np.abs(difference).max() <= 4 * 2**-53  # values are at most 1
 
 
 def results(returned):
