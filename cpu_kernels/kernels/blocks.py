@@ -76,7 +76,8 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         ints[at + START * stride] = start
         ints[at + STOP * stride] = stop
         # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees it, and small numbers round less.
-        nearest = min(max(position, start), max(stop - 1, start))
+        # Not with a sink, whose own logit would take part in the rounding.
+        nearest = position if shape.has_sinks or start == stop else min(max(position, start), stop - 1)
         ints[at + NEAREST * stride] = nearest
         ints[at + AWAY * stride] = abs(position - nearest)
         if start < stop:
@@ -86,7 +87,7 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         if shape.has_alibi:
             slope = heads[group.head + g].slope
         if with_sinks:
-            sink = heads[group.head + g].sink + slope * abs(position - nearest)
+            sink = heads[group.head + g].sink
         scratch[panel.lanes + PEAK * stride + lane] = sink
         scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf else 0.0
         scratch[panel.lanes + SLOPE * stride + lane] = slope
