@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.core import attend, prepare_keys, prepare_values
 from refattn.memory import ensure_allocatable
-from refattn.precise import long_double, within_float64
+from refattn.precise import DoubleDouble, divide, long_double, sums_within_float64, within_float64
 from refattn.problem import attention_problem
 from refattn.visibility import range_mask, row_bounds
 
@@ -171,7 +171,7 @@ def attention_steps(query, key, value, **options):
         tile = (*at, slice(0, steps.scores.high.shape[-1]))
         for whole, part in ((scores, steps.scores), (capped, steps.capped), (biased, steps.biased)):
             whole[tile] = (part.high + part.low).reshape(whole[tile].shape)
-        weights[tile] = steps.weights.reshape(weights[tile].shape)
+        weights[tile] = divide(DoubleDouble(steps.exponentials, 0.0), steps.total).reshape(weights[tile].shape)
 
     output, lse = solve(problem, record)
     return AttentionSteps(scores, capped, biased, weights, lse, output)
@@ -251,8 +251,10 @@ def solve_group(problem, index, kv_head, output, lse, record):
         np.asarray(array, dtype=np.float64)
         for array in (problem.query[index][heads], problem.key[index][kv_head, :length], problem.value[index][kv_head, :length])
     )
-    if not within_float64(query, key, value):
-        query, key, value = long_double(query, key, value)
+    if not within_float64(query, key):
+        query, key = long_double(query, key)
+    if not sums_within_float64(value):
+        (value,) = long_double(value)
     keys, values = prepare_keys(key), prepare_values(value)
     slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
     start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)

@@ -20,6 +20,7 @@ from refattn.precise import (
     DoubleDouble,
     Split,
     add,
+    divide,
     matmul,
     multiply,
     power_of_two_above,
@@ -52,7 +53,8 @@ class Steps(NamedTuple):
     scores: DoubleDouble  # [R, S]
     capped: DoubleDouble  # [R, S]
     biased: DoubleDouble  # [R, S]
-    weights: np.ndarray  # [R, S]
+    exponentials: np.ndarray  # [R, S], the weights times total
+    total: DoubleDouble  # [R, 1]
     lse: np.ndarray  # [R]
     output: np.ndarray  # [R, E]
 
@@ -68,7 +70,7 @@ def prepare_values(v):
     infinite = [(key, v[key]) for key in np.flatnonzero(~finite)]
     v = np.where(finite[:, None], v, 0.0) if infinite else v
     if v.dtype == np.longdouble:
-        return Values(split_unit(v), np.ones(len(v)), np.ones(v.shape[1]), infinite)
+        return Values(split_unit(v), np.ones(len(v), v.dtype), np.ones(v.shape[1]), infinite)
     column = power_of_two_above(v, 0, COARSE)
     power = power_of_two_above(v / column, -1)
     return Values(split_unit(v / column / power[:, None]), power, column, infinite)
@@ -108,7 +110,7 @@ def attend(
     exponentials, total, lse = softmax(biased, sinks)
     kept = exponentials if keep is None else np.where(keep, exponentials, 0.0)
     summed = weigh(kept, values, seen(visible, keep))  # [R, S] @ [S, E] -> [R, E]
-    return Steps(scores, capped, biased, ratio(exponentials, total), lse, ratio(summed, total) * keep_scale)
+    return Steps(scores, capped, biased, exponentials, total, lse, divide(summed, total) * keep_scale)
 
 
 def hide(scores, visible):
@@ -124,17 +126,12 @@ def seen(visible, keep):
     return visible & keep
 
 
-def ratio(parts, total):
-    """parts / total, 0 in rows that see nothing."""
-    return np.divide(parts, total, out=np.zeros_like(parts), where=total != 0)
-
-
 def weigh(exponentials, values, seen):
     """sum_j exponential_ij value_j, [R, S] x [S, E] -> [R, E]; a value that is not finite reaches the rows that see it."""
     scaled = exponentials * values.power  # [R, S]
     summed = matmul(DoubleDouble(scaled, np.zeros_like(scaled)), values.unit)  # [R, S] @ [S, E] -> [R, E]
-    output = (summed.high + summed.low) * values.column
+    summed = DoubleDouble(summed.high * values.column, summed.low * values.column)
     for key, value in values.infinite:
         here = slice(None) if seen is None else seen[:, key]
-        output[here] += exponentials[here, key, None] * value
-    return output
+        summed.high[here] += exponentials[here, key, None] * value
+    return summed

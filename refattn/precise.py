@@ -50,6 +50,15 @@ def within_float64(*arrays):
     return True
 
 
+def sums_within_float64(array):
+    """Whether weighted sums of this array's finite elements keep their digits: none too large, none but 0 near the subnormals."""
+    magnitude = np.abs(array)
+    finite = np.isfinite(array)
+    largest = np.max(magnitude, where=finite, initial=0.0)
+    smallest = np.min(magnitude, where=finite & (magnitude > 0), initial=1.0)
+    return largest <= 2.0**LARGEST_EXPONENT and smallest >= 2.0 ** (-2 * LARGEST_EXPONENT)
+
+
 def long_double(*arrays):
     """The arrays in long double, where that is wider than float64."""
     if np.finfo(np.longdouble).maxexp <= np.finfo(np.float64).maxexp:
@@ -146,12 +155,30 @@ def add(x, y):
 
 
 def normalised(high, low):
-    """The same sum with |low| at most half an ulp of high."""
-    total = high + low
-    return DoubleDouble(total, low - (total - high))
+    """The same sum with |low| at most half an ulp of high (two-sum: either may be the larger)."""
+    return add(DoubleDouble(high, 0.0), low)
 
 
 def power_of_two_above(x, axis, coarse=1):
     """The power of two above the largest magnitude along `axis`, its exponent rounded to a multiple of `coarse`."""
     exponent = np.frexp(np.max(np.abs(x), axis=axis, initial=0.0))[1]
     return np.ldexp(1.0, np.rint(exponent / coarse).astype(int) * coarse)
+
+
+def sum_last(x):
+    """The sum over the last axis of elements in [0, about 1], axis kept: the leading bits add up exactly."""
+    if x.dtype == np.longdouble:
+        total = x.sum(axis=-1, keepdims=True)
+        return DoubleDouble(total, np.zeros_like(total))
+    top = leading(x, 51 - x.shape[-1].bit_length(), 1.0)
+    return DoubleDouble(top.sum(axis=-1, keepdims=True), (x - top).sum(axis=-1, keepdims=True))
+
+
+def divide(x, y):
+    """x / y of two double-doubles as one number, y normalised; 0 where y is 0."""
+    x = normalised(*x)
+    quotient = np.divide(x.high, y.high, out=np.zeros_like(x.high), where=y.high != 0)
+    back = multiply(quotient, y.high)
+    missing = ((x.high - back.high) - back.low) + (x.low - quotient * y.low)
+    correction = np.divide(missing, y.high, out=np.zeros_like(quotient), where=y.high != 0)
+    return np.where(np.isfinite(correction), quotient + correction, quotient)

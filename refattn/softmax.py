@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refattn.precise import DoubleDouble, add, normalised
+from refattn.precise import DoubleDouble, add, normalised, sum_last
 
 
 def softmax(scores, sinks=None):
@@ -19,7 +19,7 @@ def softmax(scores, sinks=None):
     -------
     exponentials : ndarray, shape [R, S]
         exp(score - largest); divided by `total` they are the weights.
-    total : ndarray, shape [R, 1]
+    total : DoubleDouble, shape [R, 1]
         0 for a row that sees nothing.
     lse : ndarray, shape [R]
         Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
@@ -27,27 +27,45 @@ def softmax(scores, sinks=None):
     high, low = scores
     if high.shape[-1] == 0:
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
+    if not (np.abs(low) < 1).all():  # leading digits cancelled: high alone no longer says which score is the largest
+        high, low = normalised(high, low)
+        low = np.where(np.isfinite(high), low, 0.0)
     largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
-    exponentials = np.exp((high - np.where(empty, 0.0, pivot.high)) + (low - pivot.low))
+    itself = np.where(empty, 0.0, pivot.high - pivot.high)  # 0, and NaN where the largest score is not a number or +inf
+    exponentials = exp_apart(DoubleDouble(high, low), pivot, empty)
     # the pivot's own exponential is 1: summing the others apart keeps what log of the total would round away
     np.put_along_axis(exponentials, largest, 0.0, -1)
-    others = exponentials.sum(axis=-1, keepdims=True)
-    np.put_along_axis(exponentials, largest, np.where(empty, 0.0, np.exp(pivot.high - pivot.high)), -1)
-    total = np.where(empty, 0.0, 1.0) + others
-    lse = np.where(empty, -np.inf, pivot.high + (pivot.low + np.log1p(others)))
+    others = sum_last(exponentials)
+    share = np.where(empty, 0.0, 1.0 + itself)
+    np.put_along_axis(exponentials, largest, share, -1)
+    total = normalised(*add(others, share))
+    lse = np.where(empty, -np.inf, pivot.high + (itself + pivot.low + np.log1p(others.high + others.low)))
     if sinks is not None:
         total, lse = with_sink(sinks[:, None], pivot, others, total, lse)
     return exponentials[:, : scores.high.shape[-1]], total, lse[:, 0]
+
+
+def exp_apart(scores, pivot, empty):
+    """exp(scores - pivot), with the digits that rounding the difference would drop: a far lower score may have all the value."""
+    apart = add(scores, -np.where(empty, 0.0, pivot.high))
+    below = np.where(apart.high == -np.inf, 0.0, apart.low - pivot.low)
+    difference = apart.high + below
+    exponentials = np.exp(difference)
+    dropped = below - (difference - apart.high)
+    return np.where(exponentials > 0, exponentials + exponentials * dropped, exponentials)
 
 
 def with_sink(sink, pivot, others, total, lse):
     """Total and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
     apart = normalised(*add(DoubleDouble(-pivot.high, -pivot.low), sink))  # sink - largest score
     fraction = np.where(np.isfinite(apart.high), apart.low, 0.0)
-    share = np.where(sink == -np.inf, 0.0, np.exp(apart.high) * (1 + fraction))
-    below = np.where(total == 0, 0.0, total * np.exp(-apart.high) * (1 - fraction))
-    joined = np.where(apart.high > 0, sink + np.log1p(below), pivot.high + (pivot.low + np.log1p(others + share)))
-    joined = np.where(total == 0, sink, np.where(sink == -np.inf, lse, joined))
-    return np.where(total == 0, 0.0, total + share), joined
+    none, empty = sink == -np.inf, total.high == 0
+    share = np.where(none, 0.0, np.exp(apart.high) * (1 + fraction))
+    scores_below_sink = total.high * np.exp(-apart.high) * (1 - fraction)
+    scores_above_sink = others.high + (others.low + share)
+    joined = np.where(apart.high > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
+    total = add(total, np.where(empty, 0.0, share))
+    total = normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0))
+    return total, np.where(empty, sink, np.where(none, lse, joined))
