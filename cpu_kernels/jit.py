@@ -30,10 +30,11 @@ NUMBA_BOUNDSCHECK=1    array accesses raise IndexError; the compiled code is cac
 NUMBA_CPU_NAME, NUMBA_CPU_FEATURES    compile for less than this machine; `cpu_features` reports what is left
 """
 
-from functools import cache
+from functools import cache, wraps
 from types import FunctionType
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import config, types
@@ -71,9 +72,10 @@ def driver(function=None, *, variant=()):
     if function is None:
         return lambda wrapped: driver(wrapped, variant=variant)
     variant = (*variant, *_closed_over(function, required=not variant))
+    if INTERPRETED:
+        return _with_record_attributes(function)
     dispatcher = njit(**OPTIONS)(function)
-    if not INTERPRETED:
-        dispatcher._cache = CodeCache(function, variant)
+    dispatcher._cache = CodeCache(function, variant)
     return dispatcher
 
 
@@ -157,6 +159,14 @@ def next_item(typingctx, counter):
         return builder.select(builder.icmp_signed("<", item, limit), item, int64(-1))
 
     return types.int64(counter), codegen
+
+
+def _with_record_attributes(function):
+    """The plain function; structured arrays reach it as `np.recarray`, whose elements have their fields as attributes, as Numba's records do."""
+    @wraps(function)
+    def call(*args):
+        return function(*(arg.view(np.recarray) if isinstance(arg, np.ndarray) and arg.dtype.names else arg for arg in args))
+    return call
 
 
 def _closed_over(function: FunctionType, required: bool):
