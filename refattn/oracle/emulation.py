@@ -86,7 +86,13 @@ class _Run:
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
 
     def load(self, x):
-        return round_to(x, self.spec.input).astype(self.kind)
+        return self.flush(round_to(x, self.spec.input).astype(self.kind))
+
+    def flush(self, x):
+        """Subnormals of the working format as 0, where the spec allows it."""
+        if not self.spec.flushes_subnormals:
+            return x
+        return np.where(np.abs(x) < self.spec.softmax.smallest_normal, self.kind(0), x)
 
     def store(self, x, form):
         return round_to(x, form).astype(self.kind)
@@ -110,7 +116,7 @@ class _Run:
         if self.kernel.inexact_functions:
             spread = max(error - self.spec.softmax.unit_roundoff, 0.0)
             exact = exact * (1.0 + spread * _scrambled(x, self.kernel.seed))
-        return exact.astype(self.kind)
+        return self.flush(exact.astype(self.kind))
 
     def exp(self, x):
         return self.function(np.exp(x.astype(np.float64)), x, self.spec.exp_error)
@@ -126,7 +132,7 @@ class _Run:
         for first in range(0, a.shape[-1], step):
             terms = slice(first, first + step)
             if self.plain:
-                total = total + a[..., terms] @ b[terms]
+                total = self.flush(total + self.flush(a[..., terms] @ b[terms]))
             else:
                 total = self.rounded_sum(total, self.rounded_block(a[..., terms], b[terms]))
         return total
@@ -202,15 +208,15 @@ class _Run:
             output, lse = self.split(tile, value, sinks, dropped, (*query.shape[:2], value.shape[-1]))
         if finish is not None:
             output = finish(output)
-        return round_to(output.astype(np.float64), self.spec.output), round_to(lse.astype(np.float64), self.spec.lse)
+        return round_to(self.flush(output).astype(np.float64), self.spec.output), round_to(lse.astype(np.float64), self.spec.lse)
 
     def eager(self, tile, value, sinks, dropped):
         scores = tile(0, len(value))
         top = scores.max(axis=-1, initial=-np.inf)
         if sinks is not None:
             top = np.maximum(top, sinks)
-        base = np.where(top > -np.inf, top, self.kind(0))
-        exponentials = np.where(scores > -np.inf, self.exp(scores - base[..., None]), self.kind(0))
+        base = np.where(top == -np.inf, self.kind(0), top)
+        exponentials = np.where(scores == -np.inf, self.kind(0), self.exp(scores - base[..., None]))
         total = self.add_up(np.zeros_like(top), exponentials)
         if sinks is not None:
             total = total + np.where(sinks > -np.inf, self.exp(sinks - base), self.kind(0))
@@ -226,7 +232,7 @@ class _Run:
             return self.accumulate(output, weights, value)
         output = self.accumulate(output, weights, np.where(broken[:, None], self.kind(0), value))
         for key in np.flatnonzero(broken):
-            output = output + np.where(weights[..., key, None] > 0, weights[..., key, None] * value[key], self.kind(0))
+            output = output + np.where(weights[..., key, None] == 0, self.kind(0), weights[..., key, None] * value[key])
         return output
 
     def convert(self, weights):
@@ -244,8 +250,8 @@ class _Run:
             return states[0]
         lses = np.stack([lse for _, lse in states])
         top = lses.max(axis=0)
-        base = np.where(np.isfinite(top), top, self.kind(0))
-        shares = np.where(lses > -np.inf, self.exp(lses - base), self.kind(0))
+        base = np.where(top == -np.inf, self.kind(0), top)
+        shares = np.where(lses == -np.inf, self.kind(0), self.exp(lses - base))
         total = shares.sum(axis=0, dtype=self.kind)
         safe = np.where(total == 0, self.kind(1), total)
         output = np.zeros(shape, self.kind)
@@ -263,9 +269,9 @@ class _Run:
         for first, last in self.blocks(first_key, last_key):
             scores = tile(first, last)
             new = np.maximum(top, scores.max(axis=-1, initial=-np.inf))
-            base = np.where(new > -np.inf, new, kind(0))
-            shrink = np.where(top == new, kind(1), np.where(top > -np.inf, self.exp(top - base), kind(0)))
-            weights = np.where(scores > -np.inf, self.exp(scores - base[..., None]), kind(0))
+            base = np.where(new == -np.inf, kind(0), new)
+            shrink = np.where(top == new, kind(1), np.where(top == -np.inf, kind(0), self.exp(top - base)))
+            weights = np.where(scores == -np.inf, kind(0), self.exp(scores - base[..., None]))
             weights = np.where(scores == base[..., None], kind(1), weights)  # exp(0) is exact in every library
             converted = self.convert(dropped(weights, first, last))
             summed = weights if self.spec.denominator == "unrounded" else self.convert(weights)
@@ -273,7 +279,7 @@ class _Run:
             output = self.weigh(output * shrink[..., None], converted, value[first:last])
             top = new
         safe = np.where(total == 0, kind(1), total)
-        return output / safe[..., None], np.where(total == 0, -np.inf, np.where(top > -np.inf, top, kind(0)) + np.log(safe))
+        return output / safe[..., None], np.where(total == 0, -np.inf, np.where(top == -np.inf, kind(0), top) + np.log(safe))
 
     def blocks(self, first, last):
         """Key ranges in the order they are taken."""

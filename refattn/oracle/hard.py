@@ -78,13 +78,13 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
         # a mean of values stays among them, whatever the weights; only conversions and sums leave that range
         converted = 0.0 if rounding is None else (rounding / np.where(p > 0, p, 1.0)).max(axis=1, keepdims=True, initial=0.0)
         off = np.fmin(off, largest_value * tile.keep_scale * (1 + converted) * (1 + passes) + magnitude)
-    tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
-    off = off + tiny * (count * largest_value * tile.keep_scale + count + rises + 4)
+    tiny = smallest_lost(spec)  # of a weight, of a product, of a sum; all products together lose no more than they are
+    off = off + tiny * (count * largest_value * tile.keep_scale + rises + 5) + np.fmin(tiny * count, gross / least)
     row_sum = gamma(count + 2 * rises + 2, u)
     off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
     reached = np.fmin((1.0 if spec.normalises_first else tile.total) * gross, count * largest_value * tile.keep_scale)
     overflows = reached >= 0.5 * spec.accumulator.largest
-    output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec.flushes_subnormals))
+    output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec))
 
     above = (p * growth).sum(axis=1) + (0.0 if tile.sink is None else (share * np.exp(sink_error))[:, 0])
     if spec.denominator == "rounded" and rounding is not None:
@@ -98,7 +98,7 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     top, log = lse_magnitudes(tile)
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny
-    return output, written(spread, level, spec.lse, False)
+    return output, written(spread, level, spec.lse, spec)
 
 
 def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least):
@@ -139,7 +139,12 @@ def lse_magnitudes(tile):
     )
 
 
-def written(off, magnitude, form, flushes):
+def smallest_lost(spec):
+    """What an operation of the working format may lose however small its result."""
+    return spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+
+
+def written(off, magnitude, form, spec):
     """The error after the result is rounded to its format."""
-    step = form.smallest_normal if flushes else form.half_subnormal_step
-    return off + np.maximum(form.unit_roundoff * (magnitude + off), step)
+    step = max(form.half_subnormal_step, spec.softmax.smallest_normal if spec.flushes_subnormals else 0.0)
+    return off + np.maximum(form.unit_roundoff * (magnitude + off), step if form.unit_roundoff else 0.0)

@@ -56,6 +56,7 @@ class ScoreError:
 def score_error(tile: Tile, spec) -> ScoreError:
     u, u_dot, u_store = spec.softmax.unit_roundoff, spec.accumulator_roundoff, spec.score.unit_roundoff
     tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+    tiny = tiny * (1.0 + np.abs(tile.query.exact).max(initial=0.0) + np.abs(tile.key.exact).max(initial=0.0))  # also of a flushed operand
     dim = tile.head_dim
     magnitude, input_error, input_square, square_products = _products(tile)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, smallest_lost, written
 from refattn.oracle.operands import Operand
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
 from refattn.oracle.score_error import ROUNDING_VARIANCE, ScoreError
@@ -91,11 +91,13 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
         linear, variance = linear + joined, variance + joined**2
 
     count = tile.count.astype(np.float64)
-    tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+    tiny, size = smallest_lost(spec), np.abs(value)
     coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
-    tiny = tiny * (count * unit * np.abs(value).max(axis=0, initial=0.0) + count + 4)
+    matters = tiny * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
+    products_lost = np.fmin(tiny * count, unit * (kept @ size)) if matters else tiny * count
+    tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
-    bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec.flushes_subnormals), np.inf)
+    bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec), np.inf)
     sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), spec.output.step(unit * output) / np.sqrt(12.0))
     sigma = np.where(first_order, sigma, np.inf)
 
@@ -278,6 +280,6 @@ def _lse(tile, spec, error, rounding, repeats, apart, row_sum, equal, multiplier
     top, log = lse_magnitudes(tile)
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
-    bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, False)
+    bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, spec)
     sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
     return bound, sigma
