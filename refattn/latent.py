@@ -3,9 +3,12 @@
 Axes: N qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank, E v_head_dim; B, H, T, S as in `refattn.attention`.
 """
 
+import math
+
 import numpy as np
 
 from refattn.attention import solve
+from refattn.memory import ensure_allocatable
 from refattn.problem import Problem, latent_problem
 
 
@@ -76,6 +79,8 @@ def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *
 
 def expand(p):
     """Keys and values of every head from the latents: Multi-Head Attention, head_dim N + R."""
+    per_key = p.w_uk.shape[0] * (2 * p.w_uk.shape[1] + p.k_rope.shape[-1] + p.w_uv.shape[1])
+    ensure_allocatable(8 * math.prod(p.kv_latent.shape[:-1]) * per_key, "keys and values of every head")
     latent, w_uk, w_uv = (np.asarray(array, dtype=np.float64) for array in (p.kv_latent[..., None, :, :], p.w_uk, p.w_uv))
     k_nope = latent @ w_uk.swapaxes(-1, -2)  # [..., 1, S, C] @ [H, C, N] -> [..., H, S, N]
     k_rope = np.broadcast_to(p.k_rope[..., None, :, :], (*k_nope.shape[:-1], p.k_rope.shape[-1]))
@@ -91,6 +96,9 @@ def expand(p):
 
 def absorb(p):
     """Queries and outputs in the latent space: Multi-Query Attention, the values are the latent part of the keys."""
+    rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
+    rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
+    ensure_allocatable(8 * (rows * (3 * rank + rope) + keys * (rank + rope)), "queries, keys and outputs in the latent space")
     q_nope, w_uk, w_uv = (np.asarray(array, dtype=np.float64) for array in (p.q_nope, p.w_uk, p.w_uv))
     q_latent = q_nope @ w_uk  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
     output, lse = solve(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from refattn.attention import solve_into
+from refattn.memory import ensure_group_allocatable
 from refattn.problem import block_local_problem
 
 
@@ -43,6 +44,7 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     """`block_local_attention` and its log-sum-exp, shape (..., H, T), float64."""
     problem = block_local_problem(query, key, value, block_size, **options)
     whole = problem.whole
+    ensure_group_allocatable(whole.group_size, problem.block_size, whole.head_dim, whole.v_head_dim)
     output = np.zeros((*whole.query.shape[:-1], whole.v_head_dim))
     lse = np.empty(whole.query.shape[:-1])
     for n in range(problem.num_blocks):

@@ -28,3 +28,11 @@ def ensure_allocatable(nbytes, what):
     if nbytes >= 2**63 or (available is not None and nbytes > available):
         has = "" if available is None else f" and {available / 2**30:.1f} GiB are available"
         raise MemoryError(f"{what} must fit in memory; got sizes that need {nbytes / 2**30:.1f} GiB{has}.")
+
+
+def ensure_group_allocatable(group_size, kv_len, head_dim, v_head_dim):
+    """Raise MemoryError when what attention holds for the heads of one key/value head does not fit.
+
+    Counted low, so that nothing feasible is refused: two float64 copies of the keys and the values, eight numbers for each score of one row.
+    """
+    ensure_allocatable(8 * kv_len * (2 * (head_dim + v_head_dim) + 8 * group_size), "keys, values and scores of one group")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from refattn.attention import solve_into
+from refattn.memory import ensure_group_allocatable
 from refattn.problem import packed_problem
 
 
@@ -43,7 +44,10 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     """`packed_attention` and its log-sum-exp, shape (H, total_q), float64."""
     problem = packed_problem(query, key, value, cu_q, cu_kv, **options)
-    output = np.zeros((*problem.query.shape[:-1], problem.value.shape[-1]))
+    num_heads, _, head_dim = problem.query.shape
+    num_kv_heads, _, v_head_dim = problem.value.shape
+    ensure_group_allocatable(num_heads // num_kv_heads, int(problem.kv_lengths.max(initial=0)), head_dim, v_head_dim)
+    output = np.zeros((*problem.query.shape[:-1], v_head_dim))
     lse = np.empty(problem.query.shape[:-1])
     for n in range(problem.num_sequences):
         rows = slice(problem.cu_q[n], problem.cu_q[n + 1])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from refattn.attention import solve_into
+from refattn.memory import ensure_group_allocatable
 from refattn.problem import paged_problem
 
 
@@ -48,7 +49,10 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
     """`paged_attention` and its log-sum-exp, shape (B, H, T), float64."""
     problem = paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options)
-    output = np.zeros((*problem.query.shape[:-1], problem.value_pages.shape[-1]))
+    _, num_heads, _, head_dim = problem.query.shape
+    _, num_kv_heads, _, v_head_dim = problem.value_pages.shape
+    ensure_group_allocatable(num_heads // num_kv_heads, int(problem.kv_lengths.max(initial=0)), head_dim, v_head_dim)
+    output = np.zeros((*problem.query.shape[:-1], v_head_dim))
     lse = np.empty(problem.query.shape[:-1])
     for b in range(len(problem.query)):
         solve_into(problem.sequence(b), output[b], lse[b])

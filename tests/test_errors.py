@@ -63,11 +63,56 @@ def test_no_argument_is_modified(function, of):
         assert np.array_equal(given, before[name]), name
 
 
-def test_steps_that_cannot_be_allocated():
-    query, key, value = endless(2, 6, 2**15, 8), endless(2, 3, 2**15, 8), endless(2, 3, 2**15, 7)
+N = 2**33
+ONE_GROUP = "keys, values and scores of one group must fit in memory; got sizes that need 2432.0 GiB and 4.0 GiB are available."
+TOO_LARGE = {
+    "packed_attention": (
+        {"query": endless(1, 1, 8), "key": endless(1, N, 8), "value": endless(1, N, 7), "cu_q": [0, 1], "cu_kv": [0, N]},
+        ONE_GROUP,
+    ),
+    "paged_attention": (
+        {
+            "query": endless(1, 1, 1, 8),
+            "key_pages": endless(1, 1, N, 8),
+            "value_pages": endless(1, 1, N, 7),
+            "block_table": [[0]],
+            "kv_lengths": N,
+        },
+        ONE_GROUP,
+    ),
+    "latent_attention": (
+        {
+            "q_nope": endless(6, 1, 8),
+            "q_rope": endless(6, 1, 3),
+            "kv_latent": endless(N, 16),
+            "k_rope": endless(N, 3),
+            "w_uk": endless(6, 8, 16),
+            "w_uv": endless(6, 7, 16),
+        },
+        "queries, keys and outputs in the latent space must fit in memory; got sizes that need 1216.0 GiB and 4.0 GiB are available.",
+    ),
+    "attention_steps": (
+        {"query": endless(1, 1, 2**16, 8), "key": endless(1, 1, 2**16, 8), "value": endless(1, 1, 2**16, 7)},
+        "attention_steps must fit in memory; got sizes that need 128.0 GiB and 4.0 GiB are available.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_sizes_that_only_the_reference_cannot_hold(name):
+    """It copies the keys and values of a group to float64, which the kernels do not."""
+    arguments, message = TOO_LARGE[name]
     with pytest.raises(MemoryError) as raised:
-        refattn.attention_steps(query, key, value)
-    assert str(raised.value) == "attention_steps must fit in memory; got sizes that need 384.0 GiB and 4.0 GiB are available."
+        getattr(refattn, name)(**arguments)
+    assert str(raised.value) == message
+
+
+def test_expanded_heads_that_cannot_be_allocated():
+    with pytest.raises(MemoryError) as raised:
+        refattn.latent_attention(**TOO_LARGE["latent_attention"][0], form="expand")
+    assert str(raised.value) == (
+        "keys and values of every head must fit in memory; got sizes that need 9984.0 GiB and 4.0 GiB are available."
+    )
 
 
 @pytest.mark.parametrize("function, of", list(named_functions()))
