@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 LARGEST_EXPONENT = 400
+SMALLEST_VALUE_EXPONENT = -1000  # times a weight that counts it stays above the subnormals
 VELTKAMP = 2.0**27 + 1
 
 
@@ -56,7 +57,7 @@ def sums_within_float64(array):
     finite = np.isfinite(array)
     largest = np.max(magnitude, where=finite, initial=0.0)
     smallest = np.min(magnitude, where=finite & (magnitude > 0), initial=1.0)
-    return largest <= 2.0**LARGEST_EXPONENT and smallest >= 2.0 ** (-2 * LARGEST_EXPONENT)
+    return largest <= 2.0**LARGEST_EXPONENT and smallest >= 2.0**SMALLEST_VALUE_EXPONENT
 
 
 def long_double(*arrays):
