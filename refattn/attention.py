@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refattn.core import attend, prepare_keys, prepare_values
-from refattn.memory import ensure_allocatable
+from refattn.memory import ensure_allocatable, ensure_group_allocatable
 from refattn.precise import DoubleDouble, divide, long_double, sums_within_float64, within_float64
 from refattn.problem import attention_problem
 from refattn.visibility import range_mask, row_bounds
@@ -228,6 +228,7 @@ def grouped_query_attention(query, key, value, **options):
 
 def solve(problem, record=None):
     """Output and lse of a checked `Problem`, one group and one block of rows at a time."""
+    ensure_group_allocatable(problem.group_size, int(problem.kv_lengths.max(initial=0)), problem.head_dim, problem.v_head_dim)
     output = np.zeros((*problem.query.shape[:-1], problem.v_head_dim))
     lse = np.empty(problem.query.shape[:-1])
     solve_into(problem, output, lse, record)

@@ -66,6 +66,7 @@ def test_no_argument_is_modified(function, of):
 N = 2**33
 ONE_GROUP = "keys, values and scores of one group must fit in memory; got sizes that need 2432.0 GiB and 4.0 GiB are available."
 TOO_LARGE = {
+    "attention": ({"query": endless(1, 1, 1, 8), "key": endless(1, 1, N, 8), "value": endless(1, 1, N, 7)}, ONE_GROUP),
     "packed_attention": (
         {"query": endless(1, 1, 8), "key": endless(1, N, 8), "value": endless(1, N, 7), "cu_q": [0, 1], "cu_kv": [0, N]},
         ONE_GROUP,
