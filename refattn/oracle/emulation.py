@@ -84,6 +84,7 @@ class _Run:
     def __init__(self, kernel: EmulatedKernel):
         self.kernel, self.spec = kernel, kernel.spec
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
+        self.plain = self.spec.accumulator.name == np.dtype(self.kind).name  # sums round as the working format does
 
     def load(self, x):
         return self.flush(round_to(x, self.spec.input).astype(self.kind))
@@ -120,11 +121,6 @@ class _Run:
 
     def exp(self, x):
         return self.function(np.exp(x.astype(np.float64)), x, self.spec.exp_error)
-
-    @property
-    def plain(self):
-        """Whether sums round as the working format does."""
-        return self.spec.accumulator.name == np.dtype(self.kind).name
 
     def accumulate(self, total, a, b):
         """total + a @ b: `sum_block` terms among themselves, then onto the total."""

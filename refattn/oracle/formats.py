@@ -164,7 +164,7 @@ def round_to(x, target, *, truncate=False) -> np.ndarray:
     target = number_format(target, "target")
     x = np.asarray(x)
     out_dtype = x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float64)
-    if target.unit_roundoff == 0.0 or target.name == out_dtype.name:
+    if target.unit_roundoff == 0.0 or target.name == ("float32" if out_dtype == np.float32 else "float64"):
         return x.astype(out_dtype)
     if not truncate and out_dtype == np.float32 and target.name == "bfloat16":
         return _round_float32_to_bfloat16(x)
