@@ -13,6 +13,7 @@ import numpy as np
 U64, U32 = 2.0**-53, 2.0**-24
 OUTPUT_UNITS = 4  # of 2**-53 * sum_j p_j |v_j|
 LSE_ULPS = 8
+RUNS, WORTH_REPEATING = 3, 0.005  # the best time of three, of runs below 5 ms
 REMAINDER_ROUNDING = 2.0**-8  # output_low and lse_low are stored as bfloat16
 
 
@@ -41,9 +42,13 @@ def computed_by(package, case, allowance, warm_up=False):
     try:
         if warm_up:
             function(**case.arguments, **case.options)
-        started = time.perf_counter()
-        output, lse = function(**case.arguments, **case.options)
-        seconds = time.perf_counter() - started
+        seconds = math.inf
+        for _ in range(RUNS):
+            started = time.perf_counter()
+            output, lse = function(**case.arguments, **case.options)
+            seconds = min(seconds, time.perf_counter() - started)
+            if seconds > WORTH_REPEATING:
+                break
     except Exception as error:  # a failing case must be named, whatever failed
         return Outcome(error=math.nan, units=math.nan, of_bound=math.nan, failure=f"raised {type(error).__name__}: {error}")
     outcome = Outcome(seconds=seconds)
