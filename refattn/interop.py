@@ -310,4 +310,4 @@ def _not_on_cpu(name, device):
 
 
 def _ragged(name):
-    return TypeError(f"{name} must be rectangular; got nested sequences of different lengths. packed_attention takes ragged batches.")
+    return TypeError(f"{name} must be rectangular; got nested sequences of different lengths. Pad the shorter ones.")

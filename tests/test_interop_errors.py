@@ -19,7 +19,7 @@ class Attributes:
 
 
 NOT_ON_CPU = "Pass query.cpu() (cupy: query.get(), jax: jax.device_get(query))."
-RAGGED = "query must be rectangular; got nested sequences of different lengths. packed_attention takes ragged batches."
+RAGGED = "query must be rectangular; got nested sequences of different lengths. Pad the shorter ones."
 REAL = "query must be an array of real numbers; got "
 
 

@@ -53,7 +53,7 @@ BAD = table(
         "query ragged",
         {"query": [[[[1.0, 2.0], [3.0]]]]},
         TypeError,
-        "query must be rectangular; got nested sequences of different lengths. packed_attention takes ragged batches.",
+        "query must be rectangular; got nested sequences of different lengths. Pad the shorter ones.",
     ),
     # rank
     ("query without heads", {"query": real(4, 8)}, ValueError, f"query must have at least 3 axes, {LAYOUT}; got query.shape=(4, 8)."),

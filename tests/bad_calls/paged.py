@@ -78,7 +78,7 @@ BAD = table(
         "block_table ragged",
         {"block_table": [[9, 0, 3], [1]]},
         TypeError,
-        "block_table must be rectangular; got nested sequences of different lengths. packed_attention takes ragged batches.",
+        "block_table must be rectangular; got nested sequences of different lengths. Pad the shorter ones.",
     ),
     ("block_table of one sequence", {"block_table": [9, 0, 3]}, ValueError, f"{TABLE}; got block_table.shape=(3,)."),
     ("block_table of another batch", {"block_table": [[9, 0, 3]]}, ValueError, f"{TABLE}; got block_table.shape=(1, 3)."),
