@@ -13,7 +13,7 @@ import numpy as np
 U64, U32 = 2.0**-53, 2.0**-24
 OUTPUT_UNITS = 4  # of 2**-53 * sum_j p_j |v_j|
 LSE_ULPS = 8
-RUNS, WORTH_REPEATING = 3, 0.005  # the best time of three, of runs below 5 ms
+RUNS, WORTH_REPEATING = 3, 0.05  # the best time of three, of runs below 50 ms
 REMAINDER_ROUNDING = 2.0**-8  # output_low and lse_low are stored as bfloat16
 
 
