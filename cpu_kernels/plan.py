@@ -114,6 +114,9 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
         keep_head=keep.strides[0], keep_row=keep.strides[1], keep_key=keep.strides[2],
         output_head=output.strides[0], output_row=output.strides[1], lse_head=lse.strides[0],
     )  # fmt: skip
+    vector = lanes(dtype)
+    whole = head_dim % vector == 0 and v_head_dim % vector == 0 and not rope_dim
+    fields["contiguous"] = whole and fields["key_dim"] == 1 and fields["value_dim"] == 1
     fields.update(zip(SCRATCH, scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, dtype.itemsize)))
     shapes = np.array([tuple(fields[name] for name in shape_dtype(dtype).names)], shape_dtype(dtype))
     items, joins, num_slots, flops = work_items(groups, shapes[0], dtype)

@@ -233,13 +233,16 @@ class Emitter:
             rows = [self.shuffle(rows[r // 2], rows[r // 2 + half], high if r % 2 else low) for r in range(self.lanes)]
         return rows
 
-    def sum_lanes(self, vec):
-        """The sum over lanes as an LLVM scalar, by halving: a fixed order."""
-        width = self.lanes // 2
-        while width:
-            vec = vec + self.shuffle(vec, vec, [(i + width) % self.lanes for i in range(self.lanes)])
-            width //= 2
-        return self.extract(vec, 0)
+    def sum_each(self, vectors):
+        """A vector whose lane i is the sum over the lanes of vectors[i]; as many vectors as lanes. Halves are added to halves, a fixed order."""
+        segment = self.lanes
+        while len(vectors) > 1:
+            starts = range(0, 2 * self.lanes, segment)
+            halves = [[start + i for start in starts for i in range(at, at + segment // 2)] for at in (0, segment // 2)]
+            pairs = zip(vectors[::2], vectors[1::2])
+            vectors = [self.shuffle(left, right, halves[0]) + self.shuffle(left, right, halves[1]) for left, right in pairs]
+            segment //= 2
+        return vectors[0]
 
 
 def building_block(python):

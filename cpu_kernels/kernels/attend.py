@@ -16,10 +16,12 @@ from cpu_kernels.kernels.blocks import (
     ALL_START, ALL_STOP, BIAS_AT, KEEP_AT, LEFT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, RIGHT, SLOPE, SOME_START, SOME_STOP, START,
     STOP, TOTAL, finish, open_panel, panel_of,
 )  # fmt: skip
+from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores
 from cpu_kernels.kernels.panel import probe
 from cpu_kernels.kernels.product import product
 from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, softcap
 from cpu_kernels.kernels.softmax import softmax_step
+from cpu_kernels.vector import MAX_VECTORS
 
 
 @driver
@@ -38,12 +40,14 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
         for index in range(PANELS):
             panel = panel_of(shape, scratch, index, item)
             if panel.stride:
-                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, shape.has_sinks and item.first_key == 0)
+                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, shape.has_sinks and item.first_key == 0,
+                           careful)  # fmt: skip
                 ranges = panel.ints + RANGES * panel.stride
                 key_start, key_stop = min(key_start, ints[ranges + SOME_START]), max(key_stop, ints[ranges + SOME_STOP])
         key_start, key_stop = max(key_start, item.first_key), min(key_stop, item.last_key)
-        for first in range(key_start, key_stop, shape.key_tile):
-            last = min(first + shape.key_tile, key_stop)
+        key_tile = shape.key_tile * (MAX_VECTORS if panel_of(shape, scratch, 0, item).few_rows else 1)  # scores of as many elements
+        for first in range(key_start, key_stop, key_tile):
+            last = min(first + key_tile, key_stop)
             find_keys(shape, group, pages, first, last, ints)
             for index in range(PANELS):
                 panel = panel_of(shape, scratch, index, item)
@@ -53,7 +57,7 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
                     attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful)
         # A hidden key has weight 0, and 0 * inf is NaN: a block whose sums are not finite is computed again, infinite values apart.
         if careful or all_finite(shape, item, scratch):
-            close_block(shape, item, scratch, ints, output, lse, states)
+            close_block(shape, item, scratch, ints, output, lse, states, careful)
             n, careful = next_item(counter), False
         else:
             careful = True
@@ -69,9 +73,9 @@ def stretch(table, at, count, stride):
 
 @leaf
 def find_keys(shape, group, pages, first, last, ints):
-    """Offsets of keys and values [first, last), page by page, and one more that repeats the last."""
+    """Offsets of keys and values [first, last), page by page, and KEY_PADDING more that repeat the last: products work in pairs or more."""
     page, slot = first // shape.page_size, first % shape.page_size
-    for i in range(last - first + 1):
+    for i in range(last - first + KEY_PADDING):
         if slot == shape.page_size:
             page, slot = page + 1, 0
         number = pages[group.page_table + page]
@@ -86,13 +90,17 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
     """One panel over the keys [first, last), which begin at entry `skip` of the tables."""
     vectors, stride, count = panel.vectors, panel.stride, last - first
     scores, one = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride)
-    product(vectors, count, shape.head_dim, scores, (key, 0), (ints, shape.key_rows + skip), (ints, shape.key_dims), (scratch, panel.query), stride,
-            one, 1)  # fmt: skip
+    value_rows = shape.value_rows + skip
+    if panel.few_rows:
+        row_scores(panel.few_rows, count, shape.head_dim, scores, (scratch, panel.query), (key, 0), (ints, shape.key_rows + skip), (value, 0),
+                   (ints, value_rows), shape.v_head_dim)  # fmt: skip
+    else:
+        product(vectors, count, shape.head_dim, scores, (key, 0), (ints, shape.key_rows + skip), (ints, shape.key_dims), (scratch, panel.query),
+                stride, one, 1)  # fmt: skip
     if shape.rope_dim:
         product(vectors, count, shape.rope_dim, scores, (key_rope, 0), (ints, shape.key_rope_rows + skip), (ints, shape.key_rope_dims),
                 (scratch, panel.query + shape.head_dim * stride), stride, one, 0)  # fmt: skip
     change_scores(shape, panel, first, last, scratch, ints, bias, mask)
-    value_rows = shape.value_rows + skip
     if careful:
         collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
     softmax_step(vectors, count, scores, stride, (scratch, panel.lanes + PEAK * stride), (scratch, panel.lanes + TOTAL * stride),
@@ -104,8 +112,13 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
     while at <= count:  # all keys at once, or run by run between the values that are not finite
         infinite = at < count and not is_finite(value, ints[value_rows + at], shape)
         if at == count or infinite:
-            product(vectors, shape.v_head_dim, at - done, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows + done),
-                    (scratch, shape.scores + done * stride), stride, (scratch, rescale), 0)  # fmt: skip
+            weights = (scratch, shape.scores + done * stride)
+            if panel.few_rows:
+                row_output(panel.few_rows, at - done, shape.v_head_dim, (scratch, panel.output), (value, 0), (ints, value_rows + done), weights,
+                           (scratch, rescale))  # fmt: skip
+            else:
+                product(vectors, shape.v_head_dim, at - done, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows + done),
+                        weights, stride, (scratch, rescale), 0)  # fmt: skip
             rescale, done = panel.lanes + ONE * stride, at + 1
         if infinite:
             add_finite_part(shape, panel, value, ints[value_rows + at], scratch, shape.scores + at * stride)
@@ -183,13 +196,14 @@ def all_finite(shape, item, scratch):
 
 
 @leaf
-def close_block(shape, item, scratch, ints, output, lse, states):
+def close_block(shape, item, scratch, ints, output, lse, states, careful):
     """Finish the rows, or leave the unfinished sums for `join`."""
     for index in range(PANELS):
         panel = panel_of(shape, scratch, index, item)
         stride, size = panel.stride, shape.v_head_dim * panel.stride
-        for i in range(size):
-            scratch[panel.output + i] += scratch[panel.infinities + i]
+        if careful:
+            for i in range(size):
+                scratch[panel.output + i] += scratch[panel.infinities + i]
         if stride and item.state < 0:
             finish(shape, panel, scratch, ints, output, lse)
         elif stride:

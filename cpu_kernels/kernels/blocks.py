@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.jit import leaf
+from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS
 from cpu_kernels.kernels.panel import clear, pack, unpack
 from cpu_kernels.kernels.product import PAIR
 from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
@@ -37,6 +38,7 @@ class Panel(NamedTuple):
     infinities: int
     lanes: int  # array NAME of the lanes begins at lanes + NAME * stride
     ints: int
+    few_rows: int  # rows that the products of few_rows.py compute, 0 where those of product.py do
 
 
 @leaf
@@ -51,17 +53,20 @@ def panel_of(shape, scratch, index, item):
     output = query + query_dims * width
     infinities = output + output_dims * width
     lanes = infinities + output_dims * width
-    return Panel(row, vectors, vectors * size, query, output, infinities, lanes, shape.panel_ints + index * (LANE_INTS * width + 4))
+    num_rows, few_rows = item.last_row - item.first_row, 0
+    if shape.contiguous:
+        for count in ROW_COUNTS[::-1]:
+            few_rows = count if num_rows <= count else few_rows
+    return Panel(row, vectors, vectors * size, query, output, infinities, lanes, shape.panel_ints + index * (LANE_INTS * width + 4), few_rows)
 
 
 @leaf
-def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks):
+def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
     """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has been seen already."""
     stride = panel.stride
     some_start, some_stop, all_start, all_stop = 1 << 62, 0, 0, 1 << 62
+    i, g = panel.row // shape.group_size, panel.row % shape.group_size
     for lane in range(stride):
-        row = min(panel.row + lane, last_row - 1)
-        i, g = row // shape.group_size, row % shape.group_size
         at = panel.ints + lane
         ints[at + QUERY_AT * stride] = group.query + g * shape.query_head + i * shape.query_row
         ints[at + ROPE_AT * stride] = group.query_rope + g * shape.query_rope_head + i * shape.query_rope_row
@@ -92,15 +97,26 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf else 0.0
         scratch[panel.lanes + SLOPE * stride + lane] = slope
         scratch[panel.lanes + ONE * stride + lane] = 1.0
+        if panel.row + lane + 1 < last_row:
+            g += 1
+            if g == shape.group_size:
+                i, g = i + 1, 0
     at = panel.ints + RANGES * stride
     ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = some_start, some_stop, all_start, all_stop
-    pack(panel.vectors, shape.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), shape.query_dim,
-         shape.query_scale)  # fmt: skip
+    if panel.few_rows:
+        for r in range(panel.few_rows):
+            for dim in range(shape.head_dim):
+                x = query[ints[panel.ints + QUERY_AT * stride + r] + dim * shape.query_dim]
+                scratch[panel.query + r * shape.head_dim + dim] = x * shape.query_scale
+    else:
+        pack(panel.vectors, shape.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), shape.query_dim,
+             shape.query_scale)  # fmt: skip
     if shape.rope_dim:
         pack(panel.vectors, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), stride, (query_rope, 0),
              (ints, panel.ints + ROPE_AT * stride), shape.query_rope_dim, shape.query_scale)  # fmt: skip
     clear(shape.v_head_dim * stride, (scratch, panel.output))
-    clear(shape.v_head_dim * stride, (scratch, panel.infinities))
+    if careful:
+        clear(shape.v_head_dim * stride, (scratch, panel.infinities))
 
 
 @leaf
@@ -122,12 +138,12 @@ def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):
     """Values of the fields `tables.SCRATCH`."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
     starts, end = [], 0
-    for size in (*[key_tile + PAIR] * 3, head_dim + PAIR, rope_dim + PAIR, v_head_dim + PAIR, PANELS * (LANE_INTS * width + 4)):
+    for size in (*[MAX_VECTORS * key_tile + KEY_PADDING] * 3, head_dim + PAIR, rope_dim + PAIR, v_head_dim + PAIR, PANELS * (LANE_INTS * width + 4)):
         starts.append(end)
         end += size
     panels = -(-end // 8) * 64 // itemsize
     scores = panels + PANELS * (head_dim + rope_dim + 2 * (v_head_dim + PAIR) + LANE_FLOATS) * width
-    return (*starts, panels, scores, scores + (key_tile + PAIR) * width)
+    return (*starts, panels, scores, scores + (key_tile + KEY_PADDING) * width)
 
 
 def state_panel_size(v_head_dim, itemsize):

@@ -18,7 +18,7 @@ def join(counter, scratch, shapes, items, groups, heads, query, query_rope, outp
         for index in range(PANELS):
             panel = panel_of(shape, scratch, index, item)
             if panel.stride:
-                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False)
+                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, False)
                 for slot in range(item.state, item.state + item.num_states):
                     add_state(shape, panel, scratch, states, (slot * PANELS + index) * shape.state_panel)
                 finish(shape, panel, scratch, ints, output, lse)
