@@ -140,6 +140,7 @@ FARTHEST = {
     "scale zero": {"scale": 0},
     "scale smallest": {"scale": 5e-324},
     "window beyond int64": {"window": (10**30, 10**30)},
+    "window on one side": {"window": (None, 0)},
     "window and offset": {"window": (2**53, 2**53), "q_offset": -(2**53)},
     "offset largest": {"q_offset": 2**53, "causal": True},
     "dropout nearly 1": {"dropout_mask": [[True]], "dropout_rate": 1 - 2**-53},

@@ -161,6 +161,26 @@ def test_foreign_errors_are_named():
     assert str(raised.value) == "value must be an array NumPy can read; got type(value)=Broken, which says: lost connection"
 
 
+def test_lists_that_hold_broken_objects():
+    class Broken:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("lost connection")
+
+    with pytest.raises(TypeError) as raised:
+        as_array([1.0, Broken()], "value")
+    assert str(raised.value) == "value must be an array of real numbers; got type(value)=list."
+
+
+def test_a_device_that_cannot_be_told():
+    class Lost:
+        def __dlpack_device__(self):
+            raise RuntimeError("lost connection")
+
+    with pytest.raises(TypeError) as raised:
+        as_array(Lost(), "value")
+    assert str(raised.value) == "value must be an array of real numbers; got type(value)=Lost."
+
+
 def test_memory_errors_of_foreign_objects_pass_through():
     class Greedy:
         def __array__(self, dtype=None, copy=None):
