@@ -24,8 +24,8 @@ from refattn.precise import (
     matmul,
     multiply,
     power_of_two_above,
-    split_columns,
-    split_unit,
+    product_of,
+    split,
 )
 from refattn.softcap import softcap
 from refattn.softmax import softmax
@@ -56,24 +56,27 @@ class Steps(NamedTuple):
     exponentials: np.ndarray  # [R, S], the weights times total
     total: DoubleDouble  # [R, 1]
     lse: np.ndarray  # [R]
-    output: np.ndarray  # [R, E]
+    output: DoubleDouble  # [R, E]
 
 
 def prepare_keys(k):
-    """[S, D] -> split [D, S]."""
-    return split_columns(k.T)
+    """DoubleDouble [S, D] -> Split [D, S]."""
+    return split(DoubleDouble(k.high.T, k.low.T))
 
 
 def prepare_values(v):
-    """[S, E] -> Values."""
-    finite = np.isfinite(v).all(axis=-1)
-    infinite = [(key, v[key]) for key in np.flatnonzero(~finite)]
-    v = np.where(finite[:, None], v, 0.0) if infinite else v
-    if v.dtype == np.longdouble:
-        return Values(split_unit(v), np.ones(len(v), v.dtype), np.ones(v.shape[1]), infinite)
-    column = power_of_two_above(v, 0, COARSE)
-    power = power_of_two_above(v / column, -1)
-    return Values(split_unit(v / column / power[:, None]), power, column, infinite)
+    """DoubleDouble [S, E] -> Values."""
+    finite = np.isfinite(v.high).all(axis=-1)
+    infinite = [(key, v.high[key]) for key in np.flatnonzero(~finite)]
+    if infinite:
+        v = DoubleDouble(*(np.where(finite[:, None], part, 0.0) for part in v))
+    num_keys, v_head_dim = v.high.shape
+    if v.high.dtype == np.longdouble:
+        return Values(split(v), np.ones(num_keys, np.longdouble), np.ones(v_head_dim), infinite)
+    column = power_of_two_above(v.high, 0, COARSE)
+    power = power_of_two_above(v.high / column, -1)
+    unit = DoubleDouble(*(part / column / power[:, None] for part in v))
+    return Values(split(unit, largest=1.0), power, column, infinite)
 
 
 def attend(
@@ -83,7 +86,7 @@ def attend(
 
     Parameters
     ----------
-    q : ndarray, shape [R, D], float64 or long double like keys and values
+    q : DoubleDouble, shape [R, D], float64 or long double like keys
     keys : Split, shape [D, S], from `prepare_keys`
     values : Values of S keys, from `prepare_values`
     scale : float
@@ -98,7 +101,7 @@ def attend(
     -------
     Steps
     """
-    scores = matmul(multiply(q, scale), keys)  # [R, D] @ [D, S] -> [R, S]
+    scores = matmul(product_of(q, DoubleDouble(np.float64(scale), 0.0)), keys)  # [R, D] @ [D, S] -> [R, S]
     capped = scores if cap is None else softcap(scores, cap)
     biased = capped
     if slopes is not None:
@@ -110,7 +113,7 @@ def attend(
     exponentials, total, lse = softmax(biased, sinks)
     kept = exponentials if keep is None else np.where(keep, exponentials, 0.0)
     summed = weigh(kept, values, seen(visible, keep))  # [R, S] @ [S, E] -> [R, E]
-    return Steps(scores, capped, biased, exponentials, total, lse, divide(summed, total) * keep_scale)
+    return Steps(scores, capped, biased, exponentials, total, lse, product_of(divide(summed, total), DoubleDouble(np.float64(keep_scale), 0.0)))
 
 
 def hide(scores, visible):

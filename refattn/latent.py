@@ -3,13 +3,15 @@
 Axes: N qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank, E v_head_dim; B, H, T, S as in `refattn.attention`.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
-from refattn.attention import solve
 from refattn.memory import ensure_allocatable
+from refattn.precise import DoubleDouble, long_double, matmul, normalised, split, within_float64
 from refattn.problem import Problem, latent_problem
+from refattn.solve import solve_into
 
 
 def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
@@ -68,8 +70,18 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` and its log-sum-exp, shape (..., H, T), float64."""
     problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options)
-    with np.errstate(all="ignore"):  # unused slots may hold NaN
-        return expand(problem) if form == "expand" else absorb(problem)
+    with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
+        return (expand if form == "expand" else absorb)(without_unused_slots(problem))
+
+
+def without_unused_slots(p):
+    """Zeros where the latents of keys past kv_lengths would be: what lies there must not even decide the precision."""
+    kv_len = p.kv_latent.shape[-2]
+    if (p.kv_lengths == kv_len).all():
+        return p
+    used = np.arange(kv_len) < p.kv_lengths[..., None]  # [..., S]
+    kv_latent, k_rope = (np.where(used[..., None], array, array.dtype.type(0)) for array in (p.kv_latent, p.k_rope))
+    return dataclasses.replace(p, kv_latent=kv_latent, k_rope=k_rope)
 
 
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
@@ -78,35 +90,72 @@ def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *
 
 
 def expand(p):
-    """Keys and values of every head from the latents: Multi-Head Attention, head_dim N + R."""
-    per_key = p.w_uk.shape[0] * (2 * p.w_uk.shape[1] + p.k_rope.shape[-1] + p.w_uv.shape[1])
-    ensure_allocatable(8 * math.prod(p.kv_latent.shape[:-1]) * per_key, "keys and values of every head")
-    latent, w_uk, w_uv = (np.asarray(array, dtype=np.float64) for array in (p.kv_latent[..., None, :, :], p.w_uk, p.w_uv))
-    k_nope = latent @ w_uk.swapaxes(-1, -2)  # [..., 1, S, C] @ [H, C, N] -> [..., H, S, N]
-    k_rope = np.broadcast_to(p.k_rope[..., None, :, :], (*k_nope.shape[:-1], p.k_rope.shape[-1]))
-    return solve(
-        Problem(
-            query=np.concatenate([p.q_nope, p.q_rope], axis=-1, dtype=np.float64),
-            key=np.concatenate([k_nope, k_rope], axis=-1, dtype=np.float64),
-            value=latent @ w_uv.swapaxes(-1, -2),  # [..., 1, S, C] @ [H, C, E] -> [..., H, S, E]
-            **p.options(),
+    """Keys and values of one head after the other from the latents: Multi-Head Attention, head_dim N + R."""
+    rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
+    per_key = 2 * (rank + p.w_uk.shape[1] + rope + p.w_uv.shape[1])
+    ensure_allocatable(8 * math.prod(p.kv_latent.shape[:-1]) * per_key, "keys and values of one head")
+    output, lse = np.zeros((*p.q_nope.shape[:-1], p.w_uv.shape[1])), np.empty(p.q_nope.shape[:-1])
+    latent = exact(p.kv_latent)
+    for h in range(p.q_nope.shape[-3]):
+        here = (..., slice(h, h + 1), slice(None), slice(None))
+        k_nope = normalised(*matmul(latent, transposed(p.w_uk[h])))  # [..., S, C] @ [C, N] -> [..., S, N]
+        value = normalised(*matmul(latent, transposed(p.w_uv[h])))  # [..., S, C] @ [C, E] -> [..., S, E]
+        head = Problem(
+            query=beside(p.q_nope[here], p.q_rope[here]),
+            key=beside(k_nope.high, p.k_rope)[..., None, :, :],
+            key_low=beside(k_nope.low, np.zeros_like(p.k_rope))[..., None, :, :],
+            value=value.high[..., None, :, :],
+            value_low=value.low[..., None, :, :],
+            **options_of_head(p, h),
         )
-    )
+        solve_into(head, output[here], lse[here[:-1]])
+    return output, lse
 
 
 def absorb(p):
     """Queries and outputs in the latent space: Multi-Query Attention, the values are the latent part of the keys."""
     rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
     rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
-    ensure_allocatable(8 * (rows * (3 * rank + rope) + keys * (rank + rope)), "queries, keys and outputs in the latent space")
-    q_nope, w_uk, w_uv = (np.asarray(array, dtype=np.float64) for array in (p.q_nope, p.w_uk, p.w_uv))
-    q_latent = q_nope @ w_uk  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
-    output, lse = solve(
-        Problem(
-            query=np.concatenate([q_latent, p.q_rope], axis=-1, dtype=np.float64),
-            key=np.concatenate([p.kv_latent, p.k_rope], axis=-1, dtype=np.float64)[..., None, :, :],
-            value=p.kv_latent[..., None, :, :],
-            **p.options(),
-        )
+    ensure_allocatable(8 * (rows * (6 * rank + rope) + keys * (rank + rope)), "queries, keys and outputs in the latent space")
+    q_latent = matmul(exact(p.q_nope), split(exact(p.w_uk)))  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    in_latent = Problem(
+        query=beside(q_latent.high, p.q_rope),
+        query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),
+        key=beside(p.kv_latent, p.k_rope)[..., None, :, :],
+        value=p.kv_latent[..., None, :, :],
+        **p.options(),
     )
-    return output @ w_uv.swapaxes(-1, -2), lse  # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
+    latent = DoubleDouble(np.zeros_like(q_latent.high), np.zeros_like(q_latent.high))
+    lse = np.empty(p.q_nope.shape[:-1])
+    solve_into(in_latent, latent.high, lse, output_low=latent.low)
+    output = matmul(latent, transposed(p.w_uv))  # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
+    return (output.high + output.low).astype(np.float64), lse
+
+
+def exact(array):
+    """A caller's array as a double-double: in float64, or long double where its products would leave that range."""
+    array = np.asarray(array, dtype=np.float64)
+    plain = DoubleDouble(array, np.zeros_like(array))
+    return plain if within_float64(array) else long_double(plain)
+
+
+def transposed(w):
+    """[..., N, C] as the right-hand factor [..., C, N]."""
+    return split(exact(w.swapaxes(-1, -2)))
+
+
+def beside(nope, rope):
+    """The parts with and without position side by side on the last axis."""
+    return np.concatenate([nope, np.asarray(rope, dtype=np.float64)], axis=-1, dtype=np.result_type(nope, np.float64))
+
+
+def options_of_head(p, h):
+    """The options of query head h alone, its head axis kept."""
+    options = p.options()
+    for name in ("bias", "mask", "dropout_mask"):
+        if options[name] is not None:
+            options[name] = options[name][..., h : h + 1, :, :]
+    for name in ("alibi_slopes", "sinks"):
+        if options[name] is not None:
+            options[name] = options[name][..., h : h + 1]
+    return options

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refattn.attention import solve_into
+from refattn.solve import solve_into
 from refattn.memory import ensure_group_allocatable
 from refattn.problem import block_local_problem
 

@@ -27,7 +27,7 @@ class DoubleDouble(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A right-hand factor of `matmul`: whole = top + rest, top short enough for exact products. Shapes [K, N]."""
+    """A right-hand factor of `matmul`: top + rest, top short enough for exact products; whole is their float64 sum. Shapes [..., K, N]."""
 
     whole: np.ndarray
     top: np.ndarray
@@ -60,14 +60,15 @@ def sums_within_float64(array):
     return largest <= 2.0**LARGEST_EXPONENT and smallest >= 2.0**SMALLEST_VALUE_EXPONENT
 
 
-def long_double(*arrays):
-    """The arrays in long double, where that is wider than float64."""
+def long_double(x):
+    """A double-double in long double, where that is wider than float64."""
     if np.finfo(np.longdouble).maxexp <= np.finfo(np.float64).maxexp:
         raise OverflowError(
             f"elements must be between 2**-{LARGEST_EXPONENT} and 2**{LARGEST_EXPONENT} on this platform, "
             "whose long double is no wider than float64; got larger or smaller ones."
         )
-    return [np.asarray(array, dtype=np.longdouble) for array in arrays]
+    whole = np.asarray(x.high, dtype=np.longdouble) + x.low
+    return DoubleDouble(whole, np.zeros_like(whole))
 
 
 def exact_bits(inner):
@@ -86,22 +87,16 @@ def largest_along(x, axis):
     return np.max(np.abs(x), axis=axis, keepdims=True, initial=0.0)
 
 
-def split_columns(x):
-    """Split [K, N], each column on its own scale: what one key holds cannot touch the scores of another."""
-    bits = exact_bits(x.shape[0])
-    if x.dtype == np.longdouble:
-        return Split(x, x, x, bits)
-    top = leading(x, bits, largest_along(x, 0))
-    return Split(x, top, x - top, bits)
+def split(x, largest=None):
+    """Split a double-double [..., K, N]; each column on its own scale, or all on that of `largest`.
 
-
-def split_unit(x):
-    """Split [K, N] with all elements at most 1, on one scale."""
-    bits = exact_bits(x.shape[0])
-    if x.dtype == np.longdouble:
-        return Split(x, x, x, bits)
-    top = leading(x, bits, 1.0)
-    return Split(x, top, x - top, bits)
+    On its own scale, what one column holds cannot touch the products of another.
+    """
+    bits = exact_bits(x.high.shape[-2])
+    if x.high.dtype == np.longdouble:
+        return Split(x.high, x.high, x.low, bits)
+    top = leading(x.high, bits, largest_along(x.high, -2) if largest is None else largest)
+    return Split(x.high, top, (x.high - top) + x.low, bits)
 
 
 def matmul(a, b):
@@ -109,14 +104,14 @@ def matmul(a, b):
 
     Parameters
     ----------
-    a : DoubleDouble, shape [M, K]
-    b : Split, shape [K, N]
+    a : DoubleDouble, shape [..., M, K]
+    b : Split, shape [..., K, N]
 
     Returns
     -------
-    DoubleDouble, shape [M, N]; the IEEE product with low = 0 where a row of a or a column of b is not finite
+    DoubleDouble, shape [..., M, N]; the IEEE product with low = 0 where a row of a or a column of b is not finite
     """
-    if a.high.dtype == np.longdouble:
+    if np.longdouble in (a.high.dtype, b.whole.dtype):
         product = a.high @ b.whole
         return DoubleDouble(product, np.zeros_like(product))
     a_top = leading(a.high, b.bits, largest_along(a.high, -1))
@@ -141,6 +136,13 @@ def multiply(x, y):
     return DoubleDouble(product, ((x_top * y_top - product) + x_top * y_rest + x_rest * y_top) + x_rest * y_rest)
 
 
+def product_of(x, y):
+    """x * y of two double-doubles."""
+    product = multiply(x.high, y.high)
+    low = product.low + (x.high * y.low + x.low * y.high)
+    return normalised(product.high, np.where(np.isfinite(product.high), low, 0.0))
+
+
 def halves(x):
     """x as a sum of two numbers of 26 bits each."""
     top = VELTKAMP * x
@@ -156,8 +158,9 @@ def add(x, y):
 
 
 def normalised(high, low):
-    """The same sum with |low| at most half an ulp of high (two-sum: either may be the larger)."""
-    return add(DoubleDouble(high, 0.0), low)
+    """The same sum with |low| at most half an ulp of high, 0 where high is not finite; either may be the larger."""
+    total, rest = add(DoubleDouble(high, 0.0), low)
+    return DoubleDouble(total, np.where(np.isfinite(total), rest, 0.0))
 
 
 def power_of_two_above(x, axis, coarse=1):
@@ -176,10 +179,10 @@ def sum_last(x):
 
 
 def divide(x, y):
-    """x / y of two double-doubles as one number, y normalised; 0 where y is 0."""
+    """x / y of two double-doubles, y normalised; 0 where y is 0."""
     x = normalised(*x)
     quotient = np.divide(x.high, y.high, out=np.zeros_like(x.high), where=y.high != 0)
     back = multiply(quotient, y.high)
     missing = ((x.high - back.high) - back.low) + (x.low - quotient * y.low)
     correction = np.divide(missing, y.high, out=np.zeros_like(quotient), where=y.high != 0)
-    return np.where(np.isfinite(correction), quotient + correction, quotient)
+    return normalised(quotient, np.where(np.isfinite(correction), correction, 0.0))

@@ -44,6 +44,9 @@ class Problem(Options):
     query: np.ndarray
     key: np.ndarray
     value: np.ndarray
+    query_low: np.ndarray | None = None  # what float64 drops of arrays that are themselves computed; never set for a caller's
+    key_low: np.ndarray | None = None
+    value_low: np.ndarray | None = None
 
     @property
     def batch_shape(self):

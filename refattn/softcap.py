@@ -12,7 +12,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from refattn.precise import DoubleDouble, add, multiply, normalised
+from refattn.precise import DoubleDouble, add, multiply, normalised, product_of
 
 STEPS = 512  # table points per unit: |r| <= 2**-10
 SATURATED = 24  # 1 - tanh(24) < 2**-68
@@ -56,9 +56,3 @@ def softcap(scores, cap):
     moved = normalised(moved.high, moved.low - (moved.high + moved.low) * w)
     capped = product_of(normalised(*add(moved, tanh.high)), DoubleDouble(np.float64(cap), 0.0))
     return normalised(capped.high * sign, (capped.low + cap * tanh.low) * sign)
-
-
-def product_of(x, y):
-    """x * y of two double-doubles."""
-    product = multiply(x.high, y.high)
-    return DoubleDouble(product.high, product.low + (x.high * y.low + x.low * y.high))

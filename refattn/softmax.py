@@ -29,7 +29,6 @@ def softmax(scores, sinks=None):
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
     if not (np.abs(low) < 1).all():  # leading digits cancelled: high alone no longer says which score is the largest
         high, low = normalised(high, low)
-        low = np.where(np.isfinite(high), low, 0.0)
     largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
@@ -59,13 +58,12 @@ def exp_apart(scores, pivot, empty):
 
 def with_sink(sink, pivot, others, total, lse):
     """Total and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
-    apart = normalised(*add(DoubleDouble(-pivot.high, -pivot.low), sink))  # sink - largest score
-    fraction = np.where(np.isfinite(apart.high), apart.low, 0.0)
+    apart = add(DoubleDouble(-pivot.high, -pivot.low), sink)  # sink - largest score
+    apart, fraction = normalised(apart.high, np.where(np.isfinite(apart.high), apart.low, 0.0))
     none, empty = sink == -np.inf, total.high == 0
-    share = np.where(none, 0.0, np.exp(apart.high) * (1 + fraction))
-    scores_below_sink = total.high * np.exp(-apart.high) * (1 - fraction)
+    share = np.where(none, 0.0, np.exp(apart) * (1 + fraction))
+    scores_below_sink = total.high * np.exp(-apart) * (1 - fraction)
     scores_above_sink = others.high + (others.low + share)
-    joined = np.where(apart.high > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
+    joined = np.where(apart > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
     total = add(total, np.where(empty, 0.0, share))
-    total = normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0))
-    return total, np.where(empty, sink, np.where(none, lse, joined))
+    return normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0)), np.where(empty, sink, np.where(none, lse, joined))
