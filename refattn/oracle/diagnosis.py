@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.interop import as_float_array
 from refattn.oracle.forms import checked_form, input_dtype, output_shape
-from refattn.oracle.hypotheses import Evidence, Fit, Hypothesis, choose_samples, single_hypotheses
+from refattn.oracle.hypotheses import OTHER_TILES, Evidence, Fit, Hypothesis, choose_samples, single_hypotheses, worst_place
 from refattn.oracle.location import isolated, locate
 from refattn.oracle.mistakes.merge import MERGES, merged
 from refattn.oracle.parameter_fits import fitted_hypotheses
@@ -61,8 +61,11 @@ class Finding:
     def __str__(self):
         if not self.explains:
             return f"{self.says}: the error shrinks to {self.residual:.3g} of the bound (rms), but does not vanish"
-        closing = f"with {self.remedy} the output agrees" if self.remedy else "that reproduces the output"
+        spelled = any(sign in self.remedy for sign in "=()")  # an option or an expression, not advice
+        closing = f"with {self.remedy} the output agrees" if spelled else "that reproduces the output"
         text = f"{self.says}; {closing} (bound used {self.bound_used:.2g})"
+        if self.remedy and not spelled:
+            text += f"; to do: {self.remedy}"
         if self.same_as:
             text += f"; on these inputs the same as: {', '.join(self.same_as)}"
         if self.issues:
@@ -136,7 +139,7 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **o
     pairs : bool
         Try two mistakes together when none alone explains the result.
     seconds : float
-        Stop trying pairs after this long.
+        Time for other tile sizes and pairs, when no single mistake explains the result.
     **options
         Of the function; `rope=Rope(...)` when query and key are given before rotation.
 
@@ -169,13 +172,14 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **o
     checked = checked_form(*arrays, **options)
     spec = kernel_spec(spec, input_dtype(checked))
     actual, lse = as_float_array(actual, "actual"), None if lse is None else as_float_array(lse, "lse")
-    samples = choose_samples(checked)
     shape = output_shape(checked)
     readings, shapes_agree = _readings(actual, lse, shape)
     if not shapes_agree:
-        return _by_shape(checked, readings, spec, samples, shape, actual.shape, start)
-    evidence = Evidence(checked, actual, lse, spec, samples)
+        return _by_shape(checked, readings, spec, choose_samples(checked), shape, actual.shape, start)
+    samples = choose_samples(checked)
     whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[-1] >= np.prod(shape, dtype=np.int64)
+    worst = (-1, 0) if whole else worst_place(checked, actual, lse, spec)
+    evidence = Evidence(checked, actual, lse, spec, samples if whole else choose_samples(checked, worst=worst))
     ranking = Ranking(evidence)
     fits = [fit for fit in map(evidence.fit, single_hypotheses(checked, lse is not None)) if fit is not None]
     tried = len(fits)
@@ -191,8 +195,12 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **o
             finding = Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True)
             return Diagnosis("explained", (finding,), "", tried, time.monotonic() - start)
         if pairs:
-            extra, count = _pairs(evidence, fits, start + seconds)
-            fits, tried = fits + extra, tried + count
+            small = Evidence(checked, actual, lse, spec, choose_samples(checked, PAIR_WORK, worst))
+            deadline = time.monotonic() + seconds
+            for search in (_other_tiles, _pairs):
+                if not any(map(ranking.better, fits)):
+                    extra, count = search(evidence, small, fits, deadline)
+                    fits, tried = fits + extra, tried + count
     findings = ranking.findings(fits)
     explained = bool(findings) and findings[0].explains
     location = "" if explained else locate(checked, actual, lse, spec)
@@ -221,7 +229,7 @@ class Ranking:
                 if len(found) < keep:
                     heads.append(fit)
                     found.append(Finding(h.id, h.says, h.remedy, fit.used, fit.residual, self.better(fit), (), h.issues))
-            elif h.id not in (found[twin].id, *found[twin].same_as) and len(h.mistakes) == len(heads[twin].hypothesis.mistakes):
+            elif len(h.mistakes) == len(heads[twin].hypothesis.mistakes) and not _known(h.id, found[twin]):
                 found[twin] = dataclasses.replace(found[twin], same_as=(*found[twin].same_as, h.id))
         return tuple(found)
 
@@ -243,22 +251,45 @@ class Ranking:
         return True
 
 
+def _known(id, finding) -> bool:
+    """Whether a finding names these mistakes already, in any order."""
+    return any(sorted(id.split(" + ")) == sorted(known.split(" + ")) for known in (finding.id, *finding.same_as))
+
+
 def _rung(residual: float) -> int:
     """Residuals within one percent count as equal, so that catalogue order decides between equal predictions."""
     return int(round(np.log(max(residual, 1e-30)) / np.log(1.01)))
 
 
-def _pairs(evidence, fits, deadline):
+def _confirmed(evidence, screened, count):
+    """The best of what was screened, compared on the whole sample; `screened` holds (residual, index, hypothesis)."""
+    best = sorted(screened, key=lambda item: item[:2])[:count]
+    fits = [evidence.fit(hypothesis) for _, _, hypothesis in best]
+    return [fit for fit in fits if fit is not None]
+
+
+def _other_tiles(evidence, small, fits, deadline):
+    """Mistakes of tiles with tile sizes that are no powers of two, or very large."""
+    del fits
+    screened = []
+    for hypothesis in single_hypotheses(evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True):
+        if time.monotonic() > deadline:
+            break
+        screened.append((small.screen(hypothesis), len(screened), hypothesis))
+    return _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
+
+
+def _pairs(evidence, small, fits, deadline):
     """Two mistakes together: screened on a small sample, the best confirmed on the whole one."""
     singles: dict[str, Hypothesis] = {}
     for fit in sorted(fits, key=lambda fit: (fit.mismatched, fit.residual)):
         mistakes = fit.hypothesis.mistakes
         if len(mistakes) == 1 and not mistakes[0].rounding:
             singles.setdefault(mistakes[0].id, fit.hypothesis)
-    small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, choose_samples(evidence.checked, PAIR_WORK))
     hypotheses = list(singles.values())
     screened, left_to_try = [], math.inf
-    for first, second in sorted(combinations(range(len(hypotheses)), 2), key=sum):
+    # one mistake of a pair often helps alone, so the best singles meet all others early
+    for first, second in sorted(combinations(range(len(hypotheses)), 2), key=lambda pair: (pair[0] + 1) * (pair[1] + 1)):
         if time.monotonic() > deadline or left_to_try <= 0:
             break
         left_to_try -= 1
@@ -267,9 +298,7 @@ def _pairs(evidence, fits, deadline):
             screened.append((left, len(screened), hypothesis))
             if left < 1:
                 left_to_try = min(left_to_try, PAIRS_AFTER_HIT)
-    screened.sort(key=lambda item: item[:2])
-    confirmed = [evidence.fit(hypothesis) for _, _, hypothesis in screened[:CONFIRMED_PAIRS]]
-    return [fit for fit in confirmed if fit is not None], len(screened)
+    return _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
 
 
 def _together(first: Hypothesis, second: Hypothesis):

@@ -17,9 +17,11 @@ from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.staged import Sample, one_batch_axis
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
+OTHER_TILES = (8, 24, 48, 80, 96, 112, 144, 160, 176, 192, 224, 384, 512, 1024, 2048)
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
 LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
 SCREEN_RATIO = 1e4  # where one element stops counting while screening
+LOWEST = -1e30
 SMALLEST_BOUND = 1e-300
 LAMBDA = 6.0  # standard deviations a random walk of roundings is allowed
 
@@ -33,21 +35,52 @@ def spread(count: int, wanted: int) -> np.ndarray:
     return np.unique(np.concatenate([ends, between]))
 
 
-def choose_samples(checked, work: int = WHOLE_WORK) -> list[Sample]:
-    """One sample a dense part, together about `work` multiplications."""
+def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
+    """At most `wanted` indices below count without a pattern: `first`, its neighbour, and others at random but always the same."""
+    if count <= wanted:
+        return np.arange(count)
+    near = [first, (first + 1) % count]
+    others = np.random.default_rng(count).permutation([i for i in range(count) if i not in near])
+    return np.sort(np.array([*near, *others][:wanted]))
+
+
+def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, int] = (-1, 0)) -> list[Sample]:
+    """One sample a dense part, everything if that takes at most `work` multiplications, else little more than that.
+
+    `worst` is the sequence and head to have in any case. With one sequence it is not the first, so that mistakes that use the first for
+    all of them show.
+    """
     parts = [one_batch_axis(part) for part in dense_parts(checked)]
     samples = []
     for part in parts:
         sequences, heads, rows = part.query.shape[:3]
         per_row = max(part.kv_len * (part.head_dim + part.v_head_dim), 1) * len(parts)
-        affordable = max(work // per_row, 12)
-        if sequences * heads * rows > affordable:
-            sequences = min(sequences, 2)
-            heads = min(heads, max(4, min(8, affordable // (12 * sequences))))
-            rows = min(rows, max(affordable // (sequences * heads), 6))
-        full = Sample.everything(part)
-        samples.append(Sample(spread(len(full.sequences), sequences), spread(len(full.heads), heads), spread(len(full.rows), rows)))
+        affordable = work // per_row
+        if sequences * heads * rows <= affordable:
+            samples.append(Sample.everything(part))
+            continue
+        streams = max(work // 8 // per_row, 3)  # reading the keys of one head costs about as much as eight rows of it
+        heads_taken = min(heads, max(3, min(6, streams)))
+        sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
+        rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
+        samples.append(Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), spread(rows, rows_taken)))
     return samples
+
+
+def worst_place(checked, actual, lse, spec) -> tuple[int, int]:
+    """(sequence, head) where a look at a few rows shows the largest error; only for forms of one dense part."""
+    parts = [one_batch_axis(part) for part in dense_parts(checked)]
+    if len(parts) != 1 or not parts[0].q_len:
+        return -1, 0
+    sequences, heads, rows = parts[0].query.shape[:3]
+    sample = Sample(picked(sequences, 16), picked(heads, 16), picked(rows, 2, rows // 2))
+    evidence = Evidence(checked, actual, lse, spec, [sample])
+    want, got = evidence.reference[0], evidence.observed[0]
+    with np.errstate(all="ignore"):
+        ratio = np.nan_to_num(np.abs(got - want) / evidence.yardstick[0], nan=0.0 if np.isnan(want).any() else np.inf)
+    by_head = ratio.reshape(len(sample.sequences), len(sample.heads), -1).max(axis=-1, initial=0.0)
+    at = np.unravel_index(int(np.argmax(by_head)), by_head.shape)
+    return int(sample.sequences[at[0]]), int(sample.heads[at[1]])
 
 
 @dataclass(frozen=True)
@@ -178,6 +211,7 @@ class Evidence:
         bounds = self._bounds(predicted)
         used, squares, count, wrong = 0.0, 0.0, 0, 0
         for want, got, bound, unit in zip(predicted[:2], observed, bounds, self.yardstick, strict=True):
+            want, got = _level_minimum(want), _level_minimum(got)
             fine = np.isfinite(want) & np.isfinite(got)
             same = fine | (np.isnan(want) & np.isnan(got)) | (want == got)
             wrong += int((~same).sum())
@@ -251,7 +285,7 @@ def split_result_lse(checked, lse):
     return [None if part is None else part[..., 0] for part in parts]
 
 
-def single_hypotheses(checked, with_lse: bool) -> Iterator[Hypothesis]:
+def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:
     """Every mistake that can show on this problem, with every tile size it depends on."""
     keys = max((part.kv_len for part in dense_parts(checked)), default=0)
     for mistake in CATALOGUE:
@@ -259,13 +293,20 @@ def single_hypotheses(checked, with_lse: bool) -> Iterator[Hypothesis]:
             continue
         if mistake.relayout is not None and mistake.reread is None:
             continue
-        sizes = [tile for tile in TILES_TO_TRY if tile < keys] or [TILES_TO_TRY[0]]
+        if tiled_only and not mistake.tiled:
+            continue
+        sizes = [tile for tile in tiles if tile < keys] or [tiles[0]]
         for tile in sizes if mistake.tiled else (64,):
             yield Hypothesis((mistake,), tile)
 
 
 def _joined(arrays):
     return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def _level_minimum(x):
+    """Finite stand-ins for -inf made equal, whichever minimum they are of."""
+    return np.where((x < LOWEST) & (x > -np.inf), LOWEST, x)
 
 
 def _usable(bound, otherwise):

@@ -301,35 +301,35 @@ def run_stages(
     run.stages = stages
     width = problem.v_head_dim
     with np.errstate(all="ignore"):
-        if with_size:
-            run.problem = dataclasses.replace(problem, value=np.concatenate([problem.value, np.abs(problem.value)], axis=-1))
-        output, lse = _over_tiles(run, stages, np.ix_(sequences, heads, rows))
+        output, lse, reach = _over_tiles(run, stages, np.ix_(sequences, heads, rows), with_size)
         output, gross = output[..., :width], output[..., width:]
         output, lse = stages.deliver(problem, output, lse)
         output, lse = output.astype(arithmetic.output), lse.astype(arithmetic.lse)
-    return (output, lse, np.abs(gross), _reach(run)) if with_size else (output, lse)
+    return (output, lse, np.abs(gross), reach) if with_size else (output, lse)
 
 
-def _reach(run: Run) -> np.ndarray:
-    problem, sample = run.problem, run.sample
-    q = problem.query[np.ix_(sample.sequences, sample.heads, sample.rows)].astype(np.float64)
-    k = problem.key[np.ix_(sample.sequences, sample.heads // problem.group_size)].astype(np.float64)
-    longest = np.sqrt(np.where(np.isfinite(k), k, 0) ** 2 @ np.ones(k.shape[-1])).max(-1, initial=0.0)
-    return np.abs(problem.scale) * np.linalg.norm(np.where(np.isfinite(q), q, 0), axis=-1) * longest[..., None]
+def _norms(x: np.ndarray) -> np.ndarray:
+    """Euclidean norms along the last axis, 0 where not finite."""
+    x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+    return np.sqrt(np.nan_to_num(np.einsum("...d,...d->...", x, x), nan=0.0, posinf=0.0)).astype(np.float64)
 
 
-def _over_tiles(run: Run, stages: Stages, query_index) -> tuple[np.ndarray, np.ndarray]:
+def _over_tiles(run: Run, stages: Stages, query_index, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     problem, kind = run.problem, run.arithmetic.compute
     q = problem.query[query_index].astype(kind)
     kv_index = np.ix_(run.sample.sequences, run.sample.heads // problem.group_size)
     key, value = problem.key[kv_index], problem.value[kv_index]
+    reach = None
+    if with_size:
+        value = np.concatenate([value, np.abs(value)], axis=-1)
+        reach = np.abs(problem.scale) * _norms(q) * _norms(key).max(-1, initial=0.0)[..., None]
     shape = q.shape[:-1] + (1,)
     top, total = stages.start(run, shape)
     weighted = np.zeros(q.shape[:-1] + (value.shape[-1],), kind)
     spans = stages.tiles(run)
     for count, (first, stop) in enumerate(spans, 1):
         columns = np.arange(first, stop)
-        s = stages.score(run, q, key[:, :, first:stop].astype(kind))
+        s = stages.score(run, q, key[:, :, first:stop].astype(kind, copy=False))
         s = stages.shift(run, stages.cap(run, s), columns)
         keep = np.broadcast_to(stages.visible(run, columns), s.shape)
         s = stages.hide(run, s, keep)
@@ -340,6 +340,6 @@ def _over_tiles(run: Run, stages: Stages, query_index) -> tuple[np.ndarray, np.n
         w = stages.round_weights(run, stages.drop(run, w, columns))
         if problem.dropout_mask is not None:
             keep = keep & run.plane(problem.dropout_mask, columns)
-        weighted = stages.accumulate(run, weighted, factor, w, value[:, :, first:stop].astype(kind), keep)
+        weighted = stages.accumulate(run, weighted, factor, w, value[:, :, first:stop].astype(kind, copy=False), keep)
         top = new_top
-    return stages.finish(run, top, total, weighted)
+    return *stages.finish(run, top, total, weighted), reach

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
+from refattn.oracle.staged import hide
 
 
 
@@ -94,7 +95,7 @@ def _without_tail_dims(problem):
 
 
 HEADS = (
-    Mistake("heads_tiled", "query head h reads key head h % num_kv_heads (tile instead of repeat)", "reorder the query heads",
+    Mistake("heads_tiled", "query head h reads key head h % num_kv_heads (tile instead of repeat)", "key.repeat(group_size, axis=-3) in place of np.tile",
             ("true groups",), _read_heads(lambda h, H, K: h % K), issues=("onnx/onnx #7274", "apple/axlearn #842", "nntile/nntile #347")),
     Mistake("heads_divided_by_kv_heads", "query head h reads key head h // num_kv_heads instead of h // group_size", "", ("true groups",),
             _read_heads(lambda h, H, K: min(h // K, K - 1)), issues=("JT-Ushio/MHA2MLA section 2.1",)),
@@ -127,8 +128,7 @@ HEADS = (
     Mistake("scale_zero", "the scale is 0: every visible key has the same weight", "scale=0.0", (), _scale(lambda p: 0.0),
             issues=("SKaiNET-developers/SKaiNET #880",)),
     Mistake("exponent_base_two", "weights are 2**score instead of exp(score)", "scale=scale * ln 2", (),
-            stages={"weigh": lambda run, s, top: np.exp2(s - np.where(top == -np.inf, 0, top)),
-                    "correction": lambda run, old, new, last: np.where(old == -np.inf, 0, np.exp2(old - np.where(new == -np.inf, 0, new)))}),
+            stages={"hide": lambda run, s, keep: hide(run, s * run.arithmetic.compute(math.log(2)), keep)}),
     Mistake("exponent_log2e_twice", "log2(e) is applied twice", "scale=scale / ln 2", (), _scale(lambda p: p.scale / math.log(2))),
     Mistake("softcap_before_scale", "the softcap is applied before the scale", "", ("softcap",),
             stages={"score": _cap_before_scale, "cap": lambda run, s: s}),
