@@ -16,6 +16,7 @@ POISON = [np.nan, np.inf, -np.inf, 3e4, 1e-300]
 GARBAGE = [*POISON, 1e300]
 DENSE = [case for case in BY_FUNCTION["attention"] if case.layout == "contiguous"]
 HIDING = [c for c in DENSE if {"mask", "causal", "window", "kv_lengths", "bias"} & set(c.options) or "causal" in c.id]
+NOT_EMPTY = [c for c in HIDING if c.sizes.q_len and c.sizes.kv_len and all(c.sizes.batch)]
 
 
 def seen_by(case, arrays, options):
@@ -68,13 +69,11 @@ def test_keys_and_values_no_row_sees(case):
             assert (np.isclose(actual[1], expected[1], rtol=0, atol=lse_bound(expected[1], case.sizes.kv_len))).all()
 
 
-@pytest.mark.parametrize("case", HIDING[::2], ids=str)
+@pytest.mark.parametrize("case", NOT_EMPTY[::2], ids=str)
 def test_each_row_ignores_the_keys_it_does_not_see(case):
     """Poison what one row does not see, although other rows do: that row stays as it is."""
     arrays, options = case.build()
     seen = seen_by(case, arrays, options)
-    if not seen.size:
-        pytest.skip("no rows or no keys")
     expected = refattn.attention_with_lse(*arrays.values(), **options)
     gauge = refattn.attention(arrays["query"], arrays["key"], np.abs(arrays["value"]), **options)
     row = tuple(np.random.default_rng(case.seed).integers(seen.shape[:-1]))
@@ -175,11 +174,9 @@ def test_other_blocks_and_other_sequences(poison):
     assert_same_bits([x[:, kept] for x in actual], [x[:, kept] for x in expected])
 
 
-@pytest.mark.parametrize("case", HIDING[::2], ids=str)
+@pytest.mark.parametrize("case", NOT_EMPTY[::2], ids=str)
 def test_nan_in_a_visible_key_poisons_exactly_the_rows_that_see_it(case):
     arrays, options = case.build()
-    if not arrays["key"].size or not arrays["query"].size:
-        pytest.skip("no rows or no keys")
     expected = refattn.attention_with_lse(*arrays.values(), **options)
     seen = seen_by(case, arrays, options)
     rng = np.random.default_rng(case.seed)
