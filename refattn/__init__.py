@@ -1,5 +1,7 @@
 """The attention reference that kernel authors trust: MHA, MQA, GQA and MLA, exact, in NumPy."""
 
+import importlib
+
 from refattn._version import __version__ as __version__
 from refattn.attention import AttentionSteps as AttentionSteps
 from refattn.attention import attention as attention
@@ -18,3 +20,11 @@ from refattn.packed import packed_attention as packed_attention
 from refattn.packed import packed_attention_with_lse as packed_attention_with_lse
 from refattn.paged import paged_attention as paged_attention
 from refattn.paged import paged_attention_with_lse as paged_attention_with_lse
+
+_LOADED_ON_USE = ("convert", "costs", "goldens", "models", "oracle", "sizes")
+
+
+def __getattr__(name):
+    if name in _LOADED_ON_USE:
+        return importlib.import_module(f"refattn.{name}")
+    raise AttributeError(f"module 'refattn' has no attribute {name!r}")
