@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 from cpu_kernels import cpu_limits
 from cpu_kernels import threading as pool
-from cpu_kernels.jit import COUNTER_LIMIT, INTERPRETED, driver, next_item
+from cpu_kernels.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, driver, next_item
 from cpu_kernels.threading import get_num_threads, num_threads, run, set_num_threads, thread_scratch
 from package_copy import PackageCopy
 
@@ -537,19 +537,28 @@ def test_overhead_of_a_small_call():
     assert min(times) < 10e-6
 
 
-@compiled_only
-@pytest.mark.skipif(len(cpu_limits.allowed_cpus() or range(os.cpu_count())) < 2, reason="needs two CPUs")
-def test_two_threads_are_faster_than_one():
-    """On a machine of one's own nearly twice; here anything that shows that the GIL is released."""
-    def seconds(count):
-        with num_threads(count):
-            start = time.perf_counter()
-            sums_of(64, length=40_000)
-            return time.perf_counter() - start
+@driver
+def tick_until_interleaved(counter, scratch, ticks, met):
+    """Counts `ticks` up until some count is missing in between, and a while longer for the other thread to notice too."""
+    item = next_item(counter)
+    while item >= 0:
+        before, left = next_item(ticks), 1_000_000_000
+        while left > 0:
+            now = next_item(ticks)
+            if now > before + 1 and met[item] == 0:
+                met[item], left = 1, 1_000_000
+            before, left = now, left - 1
+        item = next_item(counter)
 
-    seconds(2)
-    rounds = [(seconds(1), seconds(2)) for _ in range(9)]
-    assert min(two / one for one, two in rounds) < 0.8
+
+@compiled_only
+def test_compiled_drivers_run_side_by_side():
+    """Two threads inside compiled code at once: neither holds the GIL."""
+    ticks, met = np.zeros(COUNTER_SIZE, np.int64), np.zeros(2, np.int64)
+    ticks[COUNTER_LIMIT] = np.iinfo(np.int64).max
+    with num_threads(2):
+        run(tick_until_interleaved, 2, ticks, met, cost=LARGE)
+    assert met.any()
 
 
 def test_module_docstring_example():

@@ -1,0 +1,64 @@
+#!/bin/sh
+# Run the kernel tests on builds other than this machine's own.
+#
+#   tests/kernel_builds.sh [BUILD ...]        default: all
+#
+#   interpreted   kernels and their building blocks as plain Python: every access checked by NumPy, every line visible to debuggers
+#   bounds        compiled with bounds checks; an access outside an array raises IndexError, on whichever thread
+#   avx2, plain   compiled for x86-64 CPUs without AVX-512, and without any extension (skipped on other architectures)
+#   coverage      line and branch coverage of cpu_kernels, interpreted and compiled runs combined; fails below COVERAGE_MINIMUM percent
+#
+# PYTHON names the interpreter. The compiled runs keep their code in a cache of their own, or in none.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python}
+COVERAGE_MINIMUM=${COVERAGE_MINIMUM:-95}
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+CASES="tests/test_kernels.py -k test_case"
+# Plain Python multiplies and adds in two roundings; this case's statistical bound knows only the fused operation of the compiled kernels.
+UNFUSED="--deselect tests/test_kernels.py::test_case[family-cancellation-float32]"
+
+kernel_tests() {
+    "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+}
+
+covered() {
+    "$PYTHON" -m coverage run --branch --parallel-mode --source=cpu_kernels -m pytest -q -p no:cacheprovider "$@"
+}
+
+x86() {
+    case $(uname -m) in
+    x86_64 | amd64) return 0 ;;
+    *) echo "skipped: not an x86-64 machine" && return 1 ;;
+    esac
+}
+
+for build in ${*:-interpreted bounds avx2 plain coverage}; do
+    echo "== kernels, $build"
+    case $build in
+    interpreted) NUMBA_DISABLE_JIT=1 kernel_tests $CASES $UNFUSED ;;
+    bounds) CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_BOUNDSCHECK=1 kernel_tests $CASES ;;
+    avx2)
+        x86 && CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=haswell \
+            NUMBA_CPU_FEATURES=+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2 kernel_tests $CASES
+        ;;
+    plain) x86 && CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=x86-64 NUMBA_CPU_FEATURES=+sse,+sse2 kernel_tests $CASES ;;
+    coverage)
+        export COVERAGE_FILE="$scratch/coverage"
+        export CPU_KERNELS_CACHE_DIR="$scratch/$build"
+        NUMBA_DISABLE_JIT=1 covered $CASES $UNFUSED
+        # Compiling runs the code that writes machine code and keeps it; the run after it loads.
+        covered tests/test_kernels.py -k "test_case and (pair or latent or paged)"
+        covered tests/test_kernels.py -k "not test_case"
+        covered tests/test_threading.py -k "not eight and not fork and not interrupt and not host and not process_ends and not affinity_is"
+        covered tests/test_cache.py -k "private_folder or old_states or usual_places or digest_covers"
+        "$PYTHON" -m coverage combine -q
+        "$PYTHON" -m coverage report --skip-covered --show-missing --fail-under="$COVERAGE_MINIMUM"
+        ;;
+    *) echo "unknown build: $build" >&2 && exit 2 ;;
+    esac
+done
