@@ -145,7 +145,7 @@ def exact_results(function, arrays, options, reference=None):
     if reference is None:
         import refattn
 
-        return getattr(refattn, f"{function}_with_lse")(*arrays, **options)
+        return getattr(refattn, f"{function.removesuffix('_with_lse')}_with_lse")(*arrays, **options)
     from refattn.interop import as_float_array
 
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]

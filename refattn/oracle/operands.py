@@ -100,8 +100,9 @@ class Call:
 def operands(function, arrays, options, spec) -> Call:
     """Check the arguments of `function` and cut the call into dense parts.
 
-    `function` is "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
+    `function` is "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention", with or without "_with_lse".
     """
+    function = function.removesuffix("_with_lse")
     if function not in FORMS:
         raise ValueError(f"function must be one of {', '.join(FORMS)}; got function={function!r}.")
     return FORMS[function](arrays, dict(options), spec)

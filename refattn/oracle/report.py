@@ -277,7 +277,7 @@ class Report:
 
     def to_json(self, **options):
         """The report as JSON text; NaN and infinities as strings, because JSON has none. `options` go to `json.dumps`."""
-        return json.dumps(_json_ready(self.to_dict()), **options)
+        return json.dumps(json_ready(self.to_dict()), **options)
 
     def picture(self, path):
         """Draw the use of the tight bound of every row, heads down and rows across, into a file.
@@ -354,11 +354,11 @@ def _largest_along_rows(use_map):
     return np.where(largest < 0, np.nan, largest).tolist()
 
 
-def _json_ready(value):
+def json_ready(value):
     if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
+        return [json_ready(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
