@@ -73,7 +73,7 @@ FORMATS = {
     "bfloat16": _format("bfloat16", 8, -126, (2 - 2.0**-7) * 2.0**127),
     "float8_e4m3fn": _format("float8_e4m3fn", 4, -6, 448, saturates=True),
     "float8_e5m2": _format("float8_e5m2", 3, -14, 57344, saturates=True),
-    # Accumulator of the FP8 tensor cores of Hopper: 13 stored fraction bits (arXiv 2412.19437, section 3.5.2: "around 14 bits").
+    # Accumulator of the FP8 tensor cores of Hopper: 13 stored fraction bits (arXiv 2412.19437, section 3.3.2: "around 14 bits").
     "e8m13": _format("e8m13", 14, -126, (2 - 2.0**-13) * 2.0**127),
 }
 _ALIASES = {

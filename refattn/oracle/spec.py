@@ -62,6 +62,13 @@ class KernelSpec:
     flushes_subnormals : bool
         Subnormals of `softmax` and `accumulator` may become 0.
 
+    Notes
+    -----
+    Where the constants come from: unit roundoffs and ranges, IEEE 754-2019 (float16, float32, float64), the bfloat16 and tfloat32 formats
+    of their makers (8 and 11 bits of precision with float32's exponents), Micikevicius et al. 2022, arXiv 2209.05433 (e4m3, e5m2);
+    truncating accumulators, Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores", PeerJ CS 7:e330; 14 bits in Hopper's FP8 units,
+    DeepSeek-AI 2024, arXiv 2412.19437, section 3.3.2; error of exp and tanh, PTX ISA ("ex2.approx.ftz.f32", "tanh.approx.f32").
+
     Examples
     --------
     >>> spec = KernelSpec.flash("bfloat16")
@@ -115,6 +122,8 @@ class KernelSpec:
                 raise ValueError(f"{name} must be at least 1; got {name}={value}.")
         if not 0.0 < _number(self.weight_scale, "weight_scale") < math.inf:
             raise ValueError(f"weight_scale must be finite and above 0; got weight_scale={self.weight_scale}.")
+        if self.weight_scale > self.weight.largest:
+            raise ValueError(f"weight_scale must be at most the largest {self.weight.name}, {self.weight.largest}; got weight_scale={self.weight_scale}.")
         if self.denominator not in ("unrounded", "rounded"):
             raise ValueError(f"denominator must be 'unrounded' or 'rounded'; got denominator={self.denominator!r}.")
         for name in ("truncates", "normalises_first", "flushes_subnormals"):

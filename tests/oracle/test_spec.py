@@ -71,6 +71,7 @@ def test_intermediate_follows_the_input():
         ({"sum_block": None}, TypeError, "sum_block must be an integer"),
         ({"splits": True}, TypeError, "splits must be an integer"),
         ({"weight_scale": 0.0}, ValueError, "weight_scale must be finite"),
+        ({"weight": "e4m3", "weight_scale": 512.0}, ValueError, "weight_scale must be at most the largest float8_e4m3fn, 448"),
         ({"denominator": "both"}, ValueError, "denominator must be"),
         ({"truncates": 1}, TypeError, "truncates must be a bool"),
         ({"weight": "float12"}, ValueError, "weight must be one of"),
