@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refattn.memory import ensure_allocatable
+from refattn.options import takes_options
 from refattn.precise import DoubleDouble, divide
 from refattn.problem import attention_problem
 from refattn.solve import solve
@@ -24,6 +25,7 @@ class AttentionSteps(NamedTuple):
     output: np.ndarray
 
 
+@takes_options
 def attention(query, key, value, **options):
     """Attention of every query row over the keys it may see, computed in float64.
 
@@ -103,6 +105,7 @@ def attention(query, key, value, **options):
     return attention_with_lse(query, key, value, **options)[0]
 
 
+@takes_options
 def attention_with_lse(query, key, value, **options):
     """`attention` and the log-sum-exp of its scores.
 
@@ -128,6 +131,7 @@ def attention_with_lse(query, key, value, **options):
     return solve(attention_problem(query, key, value, **options))
 
 
+@takes_options
 def attention_steps(query, key, value, **options):
     """Every step of `attention`, whole: for looking, teaching and telling where two computations part.
 
@@ -174,6 +178,7 @@ def attention_steps(query, key, value, **options):
     return AttentionSteps(scores, capped, biased, weights, lse, output)
 
 
+@takes_options
 def multi_head_attention(query, key, value, **options):
     """`attention` with as many key/value heads as query heads (Vaswani et al. 2017, section 3.2.2).
 
@@ -194,6 +199,7 @@ def multi_head_attention(query, key, value, **options):
     return solve(problem)[0]
 
 
+@takes_options
 def multi_query_attention(query, key, value, **options):
     """`attention` with one key/value head for all query heads (Shazeer 2019, section 3).
 
@@ -209,6 +215,7 @@ def multi_query_attention(query, key, value, **options):
     return solve(problem)[0]
 
 
+@takes_options
 def grouped_query_attention(query, key, value, **options):
     """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section 2.2).
 

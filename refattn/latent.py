@@ -9,11 +9,13 @@ import math
 import numpy as np
 
 from refattn.memory import ensure_allocatable
+from refattn.options import takes_options
 from refattn.precise import DoubleDouble, long_double, matmul, normalised, split, within_float64
 from refattn.problem import Problem, latent_problem
 from refattn.solve import solve_into
 
 
+@takes_options
 def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """Multi-head Latent Attention (MLA) from its cache: the latents and the shared rotary keys.
 
@@ -67,6 +69,7 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     return latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)[0]
 
 
+@takes_options
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` and its log-sum-exp, shape (..., H, T), float64."""
     problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options)
@@ -84,6 +87,7 @@ def without_unused_slots(p):
     return dataclasses.replace(p, kv_latent=kv_latent, k_rope=k_rope)
 
 
+@takes_options
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` under the name of its paper."""
     return latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)

@@ -1,12 +1,16 @@
 """Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes when it is done right."""
 
+import functools
+
 import numpy as np
 
 from refattn.solve import solve_into
 from refattn.memory import ensure_group_allocatable
+from refattn.options import takes_options
 from refattn.problem import block_local_problem
 
 
+@functools.partial(takes_options, without=("q_offset",))
 def block_local_attention(query, key, value, *, block_size, **options):
     """Self-attention in which row i sees only the keys of its own block, i // block_size.
 
@@ -40,6 +44,7 @@ def block_local_attention(query, key, value, *, block_size, **options):
     return block_local_attention_with_lse(query, key, value, block_size=block_size, **options)[0]
 
 
+@functools.partial(takes_options, without=("q_offset",))
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     """`block_local_attention` and its log-sum-exp, shape (..., H, T), float64."""
     problem = block_local_problem(query, key, value, block_size, **options)

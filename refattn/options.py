@@ -4,6 +4,7 @@ Every rule about bias, mask, scale, causal, window, softcap, ALiBi, sinks, lengt
 else. Causality is a window whose right side is 0, so nothing after this file knows the word.
 """
 
+import inspect
 import math
 import numbers
 
@@ -66,6 +67,16 @@ def checked_options(
         "q_offset": checked_offset(q_offset, batch_shape, kv_lengths, q_len),
         **checked_dropout(dropout_mask, dropout_rate, scores_shape),
     }
+
+
+def takes_options(function, without=()):
+    """Show the options by name in the signature of a function that passes **options on, for help() and editors."""
+    own = inspect.signature(function).parameters
+    shared = inspect.signature(checked_options).parameters
+    shown = [parameter for parameter in own.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    shown += [shared[name] for name in OPTION_NAMES if name not in own and name not in without]
+    function.__signature__ = inspect.Signature(shown)
+    return function
 
 
 def checked_number(value, name):

@@ -4,9 +4,11 @@ import numpy as np
 
 from refattn.solve import solve_into
 from refattn.memory import ensure_group_allocatable
+from refattn.options import takes_options
 from refattn.problem import packed_problem
 
 
+@takes_options
 def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     """Attention within each of N sequences that lie end to end.
 
@@ -41,6 +43,7 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     return packed_attention_with_lse(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options)[0]
 
 
+@takes_options
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     """`packed_attention` and its log-sum-exp, shape (H, total_q), float64."""
     problem = packed_problem(query, key, value, cu_q, cu_kv, **options)

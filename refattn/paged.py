@@ -4,9 +4,11 @@ import numpy as np
 
 from refattn.solve import solve_into
 from refattn.memory import ensure_group_allocatable
+from refattn.options import takes_options
 from refattn.problem import paged_problem
 
 
+@takes_options
 def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
     """Attention over a paged key/value cache.
 
@@ -46,6 +48,7 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     return paged_attention_with_lse(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options)[0]
 
 
+@takes_options
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
     """`paged_attention` and its log-sum-exp, shape (B, H, T), float64."""
     problem = paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options)

@@ -43,12 +43,13 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
     query = operand(problem.query, problem.query_low, index, heads)
     key = operand(problem.key, problem.key_low, index, kv_head, slice(length))
     value = operand(problem.value, problem.value_low, index, kv_head, slice(length))
-    if not within_float64(query.high, key.high):
+    slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
+    if not within_float64(query.high, key.high, *([] if slopes is None else [slopes])):
         query, key = long_double(query), long_double(key)
+        slopes = None if slopes is None else slopes.astype(np.longdouble)
     if not sums_within_float64(value.high):
         value = long_double(value)
     keys, values = prepare_keys(key), prepare_values(value)
-    slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
     start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)
     position = problem.q_offset[index] + np.arange(q_len)
     rows_at_once = max(1, BLOCK_SCORES // (group_size * max(length, 1)))
