@@ -1,11 +1,7 @@
 """Attention over dense arrays: the functions of `refattn.attention`, fast."""
 
-import math
-
-import numpy as np
-
 from cpu_kernels.operands import dense, results
-from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
+from cpu_kernels.plan import Operands, batch_entries, compute_dtype, solve
 from refattn.problem import attention_problem
 
 
@@ -47,9 +43,8 @@ def solve_dense(problem, wants_lse):
     """Output and, if wanted, lse of a checked `Problem`."""
     query, key, value = problem.query, problem.key, problem.value
     dtype = compute_dtype(query, key, value)
-    count = math.prod(problem.batch_shape)
-    output, lse, *written = results(problem.batch_shape, problem.num_heads, problem.q_len, problem.v_head_dim, dtype, wants_lse)
-    sequences = Sequences(np.full(count, problem.q_len), problem.kv_lengths.reshape(-1), problem.q_offset.reshape(-1), np.arange(count))
+    output, lse, written = results(problem.batch_shape, problem.num_heads, problem.q_len, problem.v_head_dim, dtype, wants_lse)
     operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
+    sequences = batch_entries(problem.batch_shape, problem.q_len, problem.kv_lengths, problem.q_offset)
     solve(problem, operands, sequences, problem.num_kv_heads, problem.group_size, (problem.head_dim, 0, problem.v_head_dim))
-    return output.astype(query.dtype, copy=False), lse
+    return output if output.dtype == query.dtype else output.astype(query.dtype), lse

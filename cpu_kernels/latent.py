@@ -11,7 +11,7 @@ import numpy as np
 
 from cpu_kernels.kernels.project import Projection, project, projection_scratch
 from cpu_kernels.operands import dense, flat, headless, offsets_over, results
-from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, Sequences, compute_dtype, solve
+from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, compute_dtype, solve
 from cpu_kernels.threading import run
 from cpu_kernels.vector import MAX_VECTORS, lanes
 from refattn.problem import latent_problem
@@ -43,8 +43,7 @@ def solve_latent(problem, wants_lse):
 
 def sequences_of(problem):
     *batch_shape, _, q_len, _ = problem.q_nope.shape
-    count = math.prod(batch_shape)
-    return Sequences(np.full(count, q_len), problem.kv_lengths.reshape(-1), problem.q_offset.reshape(-1), np.arange(count))
+    return batch_entries(tuple(batch_shape), q_len, problem.kv_lengths, problem.q_offset)
 
 
 def absorb(p, dtype, wants_lse):
@@ -52,7 +51,7 @@ def absorb(p, dtype, wants_lse):
     rank, rope, v_head_dim = p.kv_latent.shape[-1], p.q_rope.shape[-1], p.w_uv.shape[1]
     q_latent = np.empty((*batch_shape, num_heads, q_len, rank), dtype)
     multiply(p.q_nope, p.w_uk, (1, 2), q_latent, dtype)
-    o_latent, lse, *written = results(batch_shape, num_heads, q_len, rank, dtype, wants_lse)
+    o_latent, lse, written = results(batch_shape, num_heads, q_len, rank, dtype, wants_lse)
     latent = headless(p.kv_latent, dtype)
     operands = Operands(dense(q_latent, dtype), latent, latent, *written, dense(p.q_rope, dtype), headless(p.k_rope, dtype))
     solve(p, operands, sequences_of(p), 1, num_heads, (rank, rope, rank))
@@ -82,7 +81,7 @@ def multiply(x, w, w_axes, y, dtype):
 def expand(p, dtype, wants_lse):
     *batch_shape, num_heads, q_len, nope = p.q_nope.shape
     kv_len, rope, v_head_dim = p.kv_latent.shape[-2], p.q_rope.shape[-1], p.w_uv.shape[1]
-    output, lse, *written = results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse)
+    output, lse, written = results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse)
     one_head = math.prod(batch_shape) * kv_len * (nope + v_head_dim) * dtype.itemsize
     at_once = max(1, min(num_heads, EXPANDED_BYTES // max(one_head, 1)))
     latent = p.kv_latent[..., None, :, :]
@@ -94,7 +93,7 @@ def expand(p, dtype, wants_lse):
         multiply(latent, p.w_uk[heads], (2, 1), key, dtype)
         multiply(latent, p.w_uv[heads], (2, 1), value, dtype)
         query, query_rope = (dense(x[..., heads, :, :], dtype) for x in (p.q_nope, p.q_rope))
-        parts = (operand._replace(starts=operand.starts + first * operand.strides[0]) for operand in written)
+        parts = (operand._replace(start=first * operand.strides[0]) for operand in written)
         operands = Operands(query, dense(key, dtype), dense(value, dtype), *parts, query_rope, key_rope)
         solve(options_of(p, heads), operands, sequences_of(p), count, 1, (nope, rope, v_head_dim))
     return output, lse

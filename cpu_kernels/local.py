@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from cpu_kernels.operands import dense, optional, results
+from cpu_kernels.operands import dense, results
 from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
 from refattn.problem import block_local_problem
 
@@ -22,23 +22,13 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 def solve_block_local(problem, wants_lse):
     whole, num_blocks = problem.whole, problem.num_blocks
     dtype = compute_dtype(whole.query, whole.key, whole.value)
-    output, lse, *written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)
+    output, lse, written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)
+    operands = Operands(dense(whole.query, dtype), dense(whole.key, dtype), dense(whole.value, dtype), *written)
     first = np.arange(num_blocks) * problem.block_size
     rows = np.minimum(first + problem.block_size, whole.q_len) - first
     batch = math.prod(whole.batch_shape)
-
-    def cut(operand, columns=0):
-        """Every block begins at its own row, and at its own column of a bias or mask."""
-        steps = first * (operand.strides[1] + columns * operand.strides[2])
-        return operand._replace(starts=(np.broadcast_to(operand.starts, batch)[:, None] + steps).ravel())
-
-    operands = Operands(*(cut(x) for x in (dense(whole.query, dtype), dense(whole.key, dtype), dense(whole.value, dtype), *written)))
-    kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows)
-    sequences = Sequences(np.tile(rows, batch), kv_lens.ravel(), np.zeros(batch * num_blocks, np.int64), np.repeat(np.arange(batch), num_blocks))
-    tiles = {
-        "bias": cut(optional(whole.bias, dtype), 1),
-        "mask": cut(optional(whole.mask, np.uint8), 1),
-        "keep": cut(optional(whole.dropout_mask, np.uint8), 1),
-    }
-    solve(whole, operands, sequences, whole.num_kv_heads, whole.group_size, (whole.head_dim, 0, whole.v_head_dim), **tiles)
+    kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows).ravel()
+    entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)
+    sequences = Sequences(batch * num_blocks, whole.batch_shape, np.tile(rows, batch), kv_lens, 0, entry, entry, starts, starts)
+    solve(whole, operands, sequences, whole.num_kv_heads, whole.group_size, (whole.head_dim, 0, whole.v_head_dim))
     return output.astype(whole.query.dtype, copy=False), lse

@@ -8,11 +8,17 @@ from numpy.lib.stride_tricks import as_strided
 
 
 class Operand(NamedTuple):
-    """A tensor: flat memory, the element each sequence starts at, and the strides of the axes after the batch, in elements."""
+    """A tensor (*batch, heads, rows, last axis) as flat memory; offsets and strides in elements."""
 
     memory: np.ndarray
-    starts: np.ndarray  # (num_sequences,) int64
-    strides: tuple  # (head, row, last axis)
+    start: int
+    outer: tuple  # strides of the batch axes
+    strides: tuple  # of (heads, rows, last axis)
+
+    @property
+    def place(self):
+        """What a plan needs to know of it."""
+        return self[1:]
 
 
 def flat(x, dtype):
@@ -52,24 +58,26 @@ def offsets_over(start, shape, strides):
 
 
 def dense(x, dtype):
-    """An array (*batch, heads, rows, last axis): one sequence a batch entry."""
+    """The operand of an array (*batch, heads, rows, last axis)."""
     memory, start, strides = flat(x, dtype)
-    return Operand(memory, offsets_over(start, x.shape[:-3], strides[:-3]), strides[-3:])
+    return Operand(memory, start, strides[:-3], strides[-3:])
 
 
 def headless(x, dtype):
-    """An array (*batch, rows, last axis) that all heads share."""
+    """The operand of an array (*batch, rows, last axis) that all heads share."""
     memory, start, strides = flat(x, dtype)
-    return Operand(memory, offsets_over(start, x.shape[:-2], strides[:-2]), (0, *strides[-2:]))
+    return Operand(memory, start, strides[:-2], (0, *strides[-2:]))
 
 
 def results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse):
-    """New arrays output and lse (or None), and both as operands with one sequence a batch entry."""
+    """New arrays output and lse (or None), and both as operands."""
     output = np.empty((*batch_shape, num_heads, q_len, v_head_dim), dtype)
     lse = np.empty(output.shape[:-1], dtype) if wants_lse else None
-    starts = np.arange(math.prod(batch_shape)) * (num_heads * q_len)
-    flat_lse = lse.reshape(-1) if wants_lse else np.empty(0, dtype)
-    return output, lse, Operand(output.reshape(-1), starts * v_head_dim, (q_len * v_head_dim, v_head_dim, 1)), Operand(flat_lse, starts, (q_len, 1, 0))
+    outer = tuple(num_heads * q_len * math.prod(batch_shape[axis + 1 :]) for axis in range(len(batch_shape)))
+    return output, lse, (
+        Operand(output.reshape(-1), 0, tuple(stride * v_head_dim for stride in outer), (q_len * v_head_dim, v_head_dim, 1)),
+        Operand(lse.reshape(-1) if wants_lse else np.empty(0, dtype), 0, outer, (q_len, 1, 0)),
+    )
 
 
 _ABSENT = {}
@@ -77,16 +85,15 @@ _ABSENT = {}
 
 def absent(dtype):
     """The operand of something that is not there."""
-    dtype = np.dtype(dtype)
     if dtype not in _ABSENT:
         memory = np.zeros(1, dtype)
         memory.flags.writeable = False
-        _ABSENT[dtype] = Operand(memory, 0, (0, 0, 0))
+        _ABSENT[dtype] = Operand(memory, 0, (), (0, 0, 0))
     return _ABSENT[dtype]
 
 
 def optional(x, dtype):
-    """A bias or mask of shape (*batch, heads, rows, keys), or None."""
+    """A bias, or with dtype uint8 a mask, of shape (*batch, heads, rows, keys), or None."""
     if x is None:
         return absent(dtype)
     return dense(x.view(np.uint8) if x.dtype == np.bool_ else x, dtype)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cpu_kernels.operands import Operand, absent, flat, results
+from cpu_kernels.operands import dense, results
 from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
 from refattn.problem import packed_problem
 
@@ -22,25 +22,11 @@ def solve_packed(problem, wants_lse):
     dtype = compute_dtype(query, key, value)
     num_heads, total_q, head_dim = query.shape
     num_kv_heads, _, v_head_dim = value.shape
-    first_row, first_key = problem.cu_q[:-1], problem.cu_kv[:-1]
-    output, lse, *written = results((), num_heads, total_q, v_head_dim, dtype, wants_lse)
-
-    def along(x, first, second=0):
-        """Operand of an array (heads, rows, last axis) of which every sequence begins at its own row, and maybe column."""
-        if x is None:
-            return absent(np.uint8)
-        memory, start, strides = flat(x.view(np.uint8) if x.dtype == np.bool_ else x, np.uint8 if x.dtype == np.bool_ else dtype)
-        return Operand(memory, start + first * strides[1] + second * strides[2], strides)
-
-    operands = Operands(
-        along(query, first_row), along(key, first_key), along(value, first_key),
-        *(operand._replace(starts=first_row * operand.strides[1]) for operand in written),
+    output, lse, written = results((), num_heads, total_q, v_head_dim, dtype, wants_lse)
+    operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
+    sequences = Sequences(
+        problem.num_sequences, (), np.diff(problem.cu_q), problem.kv_lengths, problem.q_offset, 0, np.arange(problem.num_sequences),
+        problem.cu_q[:-1], problem.cu_kv[:-1],
     )  # fmt: skip
-    sequences = Sequences(np.diff(problem.cu_q), problem.kv_lengths, problem.q_offset, np.arange(problem.num_sequences))
-    tiles = {
-        "bias": absent(dtype) if problem.bias is None else along(problem.bias, first_row, first_key),
-        "mask": along(problem.mask, first_row, first_key),
-        "keep": along(problem.dropout_mask, first_row, first_key),
-    }
-    solve(problem, operands, sequences, num_kv_heads, num_heads // num_kv_heads, (head_dim, 0, v_head_dim), **tiles)
+    solve(problem, operands, sequences, num_kv_heads, num_heads // num_kv_heads, (head_dim, 0, v_head_dim))
     return output.astype(query.dtype, copy=False), lse

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cpu_kernels.operands import Operand, dense, flat, results
-from cpu_kernels.plan import Operands, Pages, Sequences, compute_dtype, solve
+from cpu_kernels.plan import Operands, Pages, batch_entries, compute_dtype, solve
 from refattn.problem import paged_problem
 
 
@@ -22,12 +22,12 @@ def solve_paged(problem, wants_lse):
     dtype = compute_dtype(query, problem.key_pages, problem.value_pages)
     batch, num_heads, q_len, head_dim = query.shape
     num_kv_heads, v_head_dim = problem.value_pages.shape[1], problem.value_pages.shape[3]
-    output, lse, *written = results((batch,), num_heads, q_len, v_head_dim, dtype, wants_lse)
+    output, lse, written = results((batch,), num_heads, q_len, v_head_dim, dtype, wants_lse)
     (key, key_stride), (value, value_stride) = (page_operand(pages, dtype) for pages in (problem.key_pages, problem.value_pages))
     table = np.array(problem.block_table, np.int64).reshape(-1)
     table.flags.writeable = False
-    entries = np.arange(batch)
-    sequences = Sequences(np.full(batch, q_len), problem.kv_lengths, problem.q_offset, entries, entries * problem.block_table.shape[1])
+    sequences = batch_entries((batch,), q_len, problem.kv_lengths, problem.q_offset)
+    sequences = sequences._replace(page_tables=sequences.entry * problem.block_table.shape[1])
     solve(
         problem, Operands(dense(query, dtype), key, value, *written), sequences, num_kv_heads, num_heads // num_kv_heads,
         (head_dim, 0, v_head_dim), pages=Pages(table, problem.page_size, key_stride, value_stride),
@@ -38,4 +38,4 @@ def solve_paged(problem, wants_lse):
 def page_operand(pages, dtype):
     """Operand of pages (num_pages, heads, page_size, dim), and the stride from page to page."""
     memory, start, strides = flat(pages, dtype)
-    return Operand(memory, start, strides[1:]), strides[0]
+    return Operand(memory, start, (), strides[1:]), strides[0]

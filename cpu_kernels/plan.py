@@ -4,6 +4,7 @@ Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block
 may depend on the number of threads: the grouping of sums, and so every bit of the result, follows from them.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,11 @@ from cpu_kernels.kernels.blocks import PANELS, scratch_layout, state_panel_size
 from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
-from cpu_kernels.operands import Operand, absent, optional
+from cpu_kernels.operands import Operand, absent, offsets_over, optional
 from cpu_kernels.threading import run
 from cpu_kernels.vector import MAX_VECTORS, lanes
 
+FLOAT32, FLOAT64, INT64, UINT8 = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64, np.uint8))
 UNLIMITED = 1 << 60
 
 # Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile rows.
@@ -31,6 +33,9 @@ STATES_BYTES = 4 << 20
 
 FLOPS_PER_MICROSECOND = 50_000.0
 
+REMEMBERED_PLANS = 64
+REMEMBERED_BYTES = 1 << 16  # of one plan
+
 
 class Operands(NamedTuple):
     query: Operand
@@ -43,13 +48,18 @@ class Operands(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """One row for each batch entry (or packed sequence, or local block)."""
+    """What is attended to on its own: batch entries, packed sequences, local blocks. Fields are one number for all or an array, one a sequence."""
 
-    q_lens: np.ndarray
-    kv_lens: np.ndarray
-    q_offsets: np.ndarray
-    batch: np.ndarray  # entry of alibi_slopes and sinks
-    page_tables: np.ndarray | int = 0  # where each one's table begins in `Pages.table`
+    count: int
+    batch_shape: tuple  # of the operands
+    q_lens: np.ndarray | int
+    kv_lens: np.ndarray | int
+    q_offsets: np.ndarray | int
+    entry: np.ndarray | int  # which batch entry of the operands
+    option_entry: np.ndarray | int  # which batch entry of slopes and sinks
+    first_row: np.ndarray | int = 0  # where it begins within the entry's rows and keys
+    first_key: np.ndarray | int = 0
+    page_tables: np.ndarray | int = 0  # where its table begins in `Pages.table`
 
 
 class Pages(NamedTuple):
@@ -61,77 +71,106 @@ class Pages(NamedTuple):
     value_stride: int
 
 
+class Plan(NamedTuple):
+    """All that does not depend on the numbers in the operands."""
+
+    shapes: np.ndarray  # one record `tables.shape_dtype`
+    groups: np.ndarray
+    items: np.ndarray
+    joins: np.ndarray
+    num_slots: int  # of the states that split keys leave
+    cost: float  # microseconds of one thread
+
+
 def compute_dtype(*arrays):
     """float64 if an operand is, else float32: narrower ones are widened."""
-    return np.dtype(np.float64 if any(x.dtype == np.float64 for x in arrays) else np.float32)
+    return FLOAT64 if any(x.dtype == FLOAT64 for x in arrays) else FLOAT32
 
 
-def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages=None, bias=None, mask=None, keep=None):
+def batch_entries(batch_shape, q_len, kv_lengths, q_offset):
+    """Every batch entry of dense operands as a sequence."""
+    count = math.prod(batch_shape)
+    entries = np.arange(count) if count > 1 else 0
+    return Sequences(count, batch_shape, q_len, kv_lengths.reshape(-1), q_offset.reshape(-1), entries, entries)
+
+
+def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages=None):
     """Compute output and lse of all sequences.
 
     Parameters
     ----------
     options : refattn.problem.Options
+    operands : Operands
+    sequences : Sequences
     dims : (head_dim, rope_dim, v_head_dim)
     pages : Pages, optional
         Without, the keys of a sequence lie evenly spaced.
-    bias, mask, keep : Operand, optional
-        In place of those made from `options`.
     """
     dtype = operands.output.memory.dtype
-    head_dim, rope_dim, v_head_dim = dims
-    bias = bias or optional(options.bias, dtype)
-    mask = mask or optional(options.mask, np.uint8)
-    keep = keep or optional(options.dropout_mask, np.uint8)
-    query_rope = operands.query_rope or absent(dtype)
-    key_rope = operands.key_rope or absent(dtype)
+    bias, mask, keep = optional(options.bias, dtype), optional(options.mask, UINT8), optional(options.dropout_mask, UINT8)
+    query_rope, key_rope = operands.query_rope or absent(dtype), operands.key_rope or absent(dtype)
     query, key, value, output, lse = operands[:5]
-
-    starts = {
-        "query": (query, group_size), "query_rope": (query_rope, group_size), "key": (key, 1), "key_rope": (key_rope, 1), "value": (value, 1),
-        "output": (output, group_size), "lse": (lse, group_size), "bias": (bias, group_size), "mask": (mask, group_size), "keep": (keep, group_size),
-    }  # fmt: skip
-    groups = group_table(starts, sequences, num_kv_heads, group_size)
-    pages = pages or Pages(absent(np.int64).memory, max(1, int(sequences.kv_lens.max(initial=0))), 0, 0)
-    wide = head_dim + rope_dim + v_head_dim >= WIDE
-    key_tile = WIDE_KEY_TILE if wide else KEY_TILE
-    capped = options.softcap is not None
-    factor = options.scale / options.softcap if capped else options.scale * LOG2E
-    fields = dict(
-        group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim,
-        left=UNLIMITED if options.left is None else options.left, right=UNLIMITED if options.right is None else options.right,
-        page_size=pages.size, key_tile=key_tile, state_panel=state_panel_size(v_head_dim, dtype.itemsize),
-        query_scale=factor, cap=options.softcap * LOG2E if capped else 0, keep_scale=options.keep_scale, log2e=LOG2E,
-        has_softcap=capped, has_alibi=options.alibi_slopes is not None, has_bias=options.bias is not None, has_mask=options.mask is not None,
-        has_keep=options.dropout_mask is not None, has_sinks=options.sinks is not None, wants_lse=lse.memory.size > 0,
-        query_head=query.strides[0], query_row=query.strides[1], query_dim=query.strides[2],
-        query_rope_head=query_rope.strides[0], query_rope_row=query_rope.strides[1], query_rope_dim=query_rope.strides[2],
-        key_page=pages.key_stride, key_row=key.strides[1], key_dim=key.strides[2],
-        key_rope_row=key_rope.strides[1], key_rope_dim=key_rope.strides[2],
-        value_page=pages.value_stride, value_row=value.strides[1], value_dim=value.strides[2],
-        bias_head=bias.strides[0], bias_row=bias.strides[1], bias_key=bias.strides[2],
-        mask_head=mask.strides[0], mask_row=mask.strides[1], mask_key=mask.strides[2],
-        keep_head=keep.strides[0], keep_row=keep.strides[1], keep_key=keep.strides[2],
-        output_head=output.strides[0], output_row=output.strides[1], lse_head=lse.strides[0],
-    )  # fmt: skip
-    vector = lanes(dtype)
-    whole = head_dim % vector == 0 and v_head_dim % vector == 0 and not rope_dim
-    fields["contiguous"] = whole and fields["key_dim"] == 1 and fields["value_dim"] == 1
-    fields.update(zip(SCRATCH, scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, dtype.itemsize)))
-    shapes = np.array([tuple(fields[name] for name in shape_dtype(dtype).names)], shape_dtype(dtype))
-    items, joins, num_slots, flops = work_items(groups, shapes[0], dtype)
+    table, *paging = pages or (absent(INT64).memory, 0, 0, 0)
+    switches = tuple(
+        x is not None for x in (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
+    )
+    scalars = (options.scale, options.softcap, options.left, options.right, options.keep_scale)
+    places = tuple(operand.place for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep))
+    plan = planned(dtype, sequences, num_kv_heads, group_size, dims, tuple(paging), (*switches, lse.memory.size > 0), scalars, places)
+    shape = plan.shapes[0]
+    scratch = int(shape["scratch_end"])
     heads = head_table(options)
-    states = np.empty(num_slots * PANELS * fields["state_panel"], dtype)
-    scratch = fields["scratch_end"]
+    states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
     run(
-        attend, len(items), shapes, items, groups, heads, pages.table, query.memory, query_rope.memory, key.memory, key_rope.memory, value.memory,
-        bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=flops / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
+        attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
+        value.memory, bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=plan.cost, scratch=scratch, dtype=dtype,
     )  # fmt: skip
-    if len(joins):
+    if plan.num_slots:
         run(
-            join, len(joins), shapes, joins, groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
+            join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
             cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
         )  # fmt: skip
+
+
+_PLANS = {}  # a decoding loop plans once: planning costs more than attending to a few keys
+
+
+def planned(dtype, sequences, *described):
+    """The plan of a call, made or remembered."""
+    key = (dtype, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in sequences), *described)
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = make_plan(dtype, sequences, *described)
+        if plan.groups.nbytes + plan.items.nbytes <= REMEMBERED_BYTES:
+            if len(_PLANS) >= REMEMBERED_PLANS:
+                _PLANS.clear()
+            _PLANS[key] = plan
+    return plan
+
+
+def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches, scalars, places):
+    head_dim, rope_dim, v_head_dim = dims
+    scale, cap, left, right, keep_scale = scalars
+    page_size, key_page, value_page = paging
+    names = ("query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep")
+    strides = {name: place[2] for name, place in zip(names, places)}
+    key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
+    whole = head_dim % lanes(dtype) == 0 and v_head_dim % lanes(dtype) == 0 and not rope_dim
+    fields = dict(
+        group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
+        right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
+        value_page=value_page, key_tile=key_tile, state_panel=state_panel_size(v_head_dim, dtype.itemsize),
+        query_scale=scale * LOG2E if cap is None else scale / cap, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
+        contiguous=whole and strides["key"][2] == 1 and strides["value"][2] == 1,
+    )  # fmt: skip
+    fields.update(zip(("has_softcap", "has_alibi", "has_bias", "has_mask", "has_keep", "has_sinks", "wants_lse"), switches))
+    for name, axes in strides.items():
+        fields.update(zip((f"{name}_head", f"{name}_row", f"{name}_key" if name in ("bias", "mask", "keep") else f"{name}_dim"), axes))
+    fields.update(zip(SCRATCH, scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, dtype.itemsize)))
+    shapes = np.array([tuple(fields[name] for name in shape_dtype(dtype).names)], shape_dtype(dtype))
+    groups = group_table(dict(zip(names, places)), sequences, num_kv_heads, group_size)
+    items, joins, num_slots, flops = work_items(groups, shapes[0], dtype)
+    return Plan(shapes, groups, items, joins, num_slots, flops / FLOPS_PER_MICROSECOND)
 
 
 NO_HEADS = np.zeros(1, HEAD)
@@ -149,17 +188,24 @@ def head_table(options):
     return heads
 
 
-def group_table(operands, sequences, num_kv_heads, group_size):
-    """One row for each (sequence, kv head); operands maps fields to (operand, heads of a group)."""
-    groups = np.empty((len(sequences.q_lens), num_kv_heads), GROUP)
+def group_table(places, sequences, num_kv_heads, group_size):
+    """One row for each (sequence, kv head)."""
+    groups = np.zeros((sequences.count, num_kv_heads), GROUP)
+    per_sequence = lambda values: np.broadcast_to(values, sequences.count)[:, None]
     heads = np.arange(num_kv_heads)
-    for name, (operand, heads_each) in operands.items():
-        groups[name] = np.asarray(operand.starts).reshape(-1, 1) + heads * (heads_each * operand.strides[0])
-    groups["head"] = (sequences.batch[:, None] * num_kv_heads + heads) * group_size
+    for name, (start, outer, (head, row, last)) in places.items():
+        entries = offsets_over(start, sequences.batch_shape, outer) if outer else np.full(math.prod(sequences.batch_shape), start)
+        along_keys = name in ("key", "key_rope", "value")
+        steps = (sequences.first_key if along_keys else sequences.first_row) * row
+        if name in ("bias", "mask", "keep"):
+            steps = steps + sequences.first_key * last
+        if len(entries):
+            groups[name] = entries[per_sequence(sequences.entry)] + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
+    groups["head"] = (per_sequence(sequences.option_entry) * num_kv_heads + heads) * group_size
     for name, values in (
         ("q_len", sequences.q_lens), ("kv_len", sequences.kv_lens), ("q_offset", sequences.q_offsets), ("page_table", sequences.page_tables),
     ):  # fmt: skip
-        groups[name] = np.asarray(values).reshape(-1, 1)
+        groups[name] = per_sequence(values)
     return groups.reshape(-1)
 
 

@@ -2,19 +2,12 @@
 
 import numpy as np
 
-import cpu_kernels.attention
-import cpu_kernels.latent
-import cpu_kernels.local
-import cpu_kernels.packed
-import cpu_kernels.paged
+import cpu_kernels
 from refattn.oracle import KernelSpec, check
 
 FUNCTIONS = {
-    "attention": cpu_kernels.attention.attention_with_lse,
-    "packed_attention": cpu_kernels.packed.packed_attention_with_lse,
-    "paged_attention": cpu_kernels.paged.paged_attention_with_lse,
-    "latent_attention": cpu_kernels.latent.latent_attention_with_lse,
-    "block_local_attention": cpu_kernels.local.block_local_attention_with_lse,
+    name: getattr(cpu_kernels, f"{name}_with_lse")
+    for name in ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 }
 
 

@@ -6,10 +6,10 @@ from cases import CASES, Case, Sizes
 from kernel_checks import FUNCTIONS, assert_right
 
 import refattn
-from cpu_kernels.attention import attention, attention_with_lse, grouped_query_attention, multi_head_attention, multi_query_attention
-from cpu_kernels.latent import latent_attention, multi_head_latent_attention
-from cpu_kernels.merge import merge_states
-from cpu_kernels.threading import num_threads
+from cpu_kernels import (
+    attention, attention_with_lse, grouped_query_attention, latent_attention, merge_states, multi_head_attention, multi_head_latent_attention,
+    multi_query_attention, num_threads,
+)  # fmt: skip
 
 # Long enough for several items, key splits and joins; every size a prime or off by one from a tile.
 LARGE = [
