@@ -47,7 +47,7 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
         least, sink_shift = least + share * np.exp(-sink_error), share * np.expm1(sink_error)
 
     # |v - o| <= |v - c| + |o - c| for any c: the mean of the values, so that an offset of all of them costs nothing
-    centre = tile.value.exact.mean(axis=0) if tile.keep_scale == 1.0 and len(value) else np.zeros(value.shape[1])
+    centre = np.zeros(value.shape[1]) if tile.dropout or not len(value) else tile.value.exact.mean(axis=0)
     apart, from_centre = np.abs(tile.value.exact - centre), np.abs(output - centre)
     moved = (kept * excess) @ apart + shift * from_centre + sink_shift * magnitude
     gross = (kept * growth) @ value

@@ -82,6 +82,10 @@ class Tile:
     shared_rounding: bool
 
     @property
+    def dropout(self):
+        return self.kept is not self.weights
+
+    @property
     def head_dim(self):
         return self.query.exact.shape[-1]
 

@@ -103,6 +103,18 @@ def test_constant_values_have_no_score_error():
         np.testing.assert_allclose(getattr(coarse, name), getattr(fine, name), rtol=1e-6)
 
 
+def test_dropout_of_rate_zero_still_drops():
+    """Half of the weights dropped and none scaled up: constant values no longer come out as they are, and their score error counts."""
+    q, k, v = sample()
+    keep = np.arange(40) % 2 == 0
+    spec = EXACT.replace(exp_error=0.01, block_size=None)
+    bound = error_bound(q, k, np.full_like(v, 1000.0), spec=spec, dropout_mask=keep[None], dropout_rate=0.0)
+    weights = refattn.attention_steps(q, k, v).weights
+    off = weights * np.where(keep, 1.01, 0.99)
+    error = np.abs(1000.0 * ((off * keep).sum(-1) / off.sum(-1) - (weights * keep).sum(-1)))
+    assert (error <= bound.output_hard[..., 0]).all() and (error > 0.2 * bound.output_hard[..., 0]).any()
+
+
 def test_saturated_softcap_forgives_score_errors():
     q, k, v = sample()
     spec = EXACT.replace(scaled_query=2.0**-8)
