@@ -1,0 +1,313 @@
+"""`check_kernel`: everything the oracle knows, run on one kernel.
+
+Sections, each a list of tests with a name:
+
+    reference     output and lse against the reference, on inputs that bring mistakes out, over options, families and shapes
+    exact         calls whose output is known bit for bit
+    identities    the kernel against itself (`properties`)
+    hidden slots  what no row may see holds NaN, or numbers: the same result
+    guards        inputs and the bytes around all buffers stay as they were; `out=` is written and nothing else
+    repeatable    equal bits when called again
+    strides       inputs that are not contiguous, not aligned, or read-only
+
+Inputs always lie between guard bands of NaN (`guards`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.callables import KernelCall, Result, Unsupported
+from refattn.oracle.guards import LAYOUTS
+from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, hidden_pairs
+from refattn.oracle.harness_report import HarnessReport, Outcome, Progress
+from refattn.oracle.inputs import AttentionInputs
+from refattn.oracle.properties import Run, identities, use_of_allowance
+from refattn.oracle.spec import KernelSpec, kernel_spec
+from refattn.oracle.verdict import check
+
+DIAGNOSED = 3  # failures that are explained; each may take seconds
+DIAGNOSIS_SECONDS = 5.0
+REPEATS = {"quick": 2, "full": 5}
+
+
+@dataclass
+class Failure(Exception):
+    """A test that the kernel did not pass."""
+
+    words: str
+    report: object = None
+    result: Result | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of the harness: `run()` returns the use of the bound or raises Failure or Unsupported."""
+
+    section: str
+    name: str
+    run: Callable[[], float | None]
+    inputs: AttentionInputs | None = None
+
+    @property
+    def id(self):
+        return f"{self.section}: {self.name}"
+
+
+def check_kernel(
+    kernel: Callable, *, function="attention", dialect="refattn", spec=None, level="quick", dtype=None, supports=None, form=None, seed=0,
+    only=None, diagnose=True, max_failures=None, progress=None,
+) -> HarnessReport:
+    """Test a kernel on everything it says it supports.
+
+    Parameters
+    ----------
+    kernel : callable
+        Called with the arrays of `function` and its options as keywords (or as `dialect` spells them); returns output or (output, lse).
+        Where its signature has `out`, that is tested too. NotImplementedError skips a test, with its message as the reason.
+    function : str
+        "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention": whose arguments it takes.
+    dialect : str
+        Library whose calling conventions the kernel has (`refattn.oracle.dialects.DIALECTS`); it gets NumPy arrays.
+    spec : KernelSpec, str, dtype or None
+        The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`.
+    level : {"quick", "full"}
+        "quick" takes seconds, "full" adds shapes, random options and other seeds, and takes minutes.
+    dtype : dtype, optional
+        Of the inputs. Default: that of the spec, or float32.
+    supports : set of str, optional
+        Names of the options it has. Default: `kernel.supports`, else the parameters of its signature, else all.
+    form : {"absorb", "expand"}, optional
+        Latent attention: which form a kernel without a parameter `form` runs. Default "absorb".
+    seed : int
+        Of all inputs.
+    only : str, optional
+        Run the tests whose section and name ("reference: normal causal") contain this.
+    diagnose : bool
+        Explain the first failures.
+    max_failures : int, optional
+        Stop after so many.
+    progress : bool, optional
+        Write progress to standard error. Default: when that is a terminal.
+
+    Returns
+    -------
+    HarnessReport
+        True in a boolean context when nothing failed; `str()` is the table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the arguments of this function; what the kernel raises is a failed test.
+
+    Examples
+    --------
+    >>> import refattn
+    >>> from refattn.oracle import check_kernel
+    >>> report = check_kernel(refattn.attention_with_lse, spec="float64", only="identities")
+    >>> report.passed, report.count("pass") > 5
+    (True, True)
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
+    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, seed, level)
+    tests = [test for test in bench.tests() if only is None or only in test.id]
+    if not tests:
+        raise ValueError(f"only must be part of the name of a test; got only={only!r}.")
+    report = HarnessReport(bench.call.name, bench.settings(), bench.spec)
+    shown = Progress(len(tests), progress)
+    diagnosed = 0
+    for test in tests:
+        shown.step(test.id)
+        outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
+        diagnosed += outcome.diagnosis is not None
+        report.outcomes.append(outcome)
+        if max_failures is not None and len(report.failures) >= max_failures:
+            break
+    shown.clear()
+    return report
+
+
+def _bench(kernel, function, dialect, spec, dtype, supports, form, seed, level):
+    call = KernelCall(kernel, function, dialect, supports)
+    if form not in (None, "absorb", "expand"):
+        raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
+    dtype = _input_dtype(dtype, spec)
+    return Bench(call, kernel_spec(spec, dtype), dtype, form, seed, level)
+
+
+def _input_dtype(dtype, spec) -> np.dtype:
+    if dtype is None:
+        name = kernel_spec(spec, np.float32).input.name if spec is not None else "float32"
+        dtype = name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _outcome(test: Trial, bench, explain) -> Outcome:
+    start = time.perf_counter()
+    outcome = Outcome(test.section, test.name, "pass", reproduce=bench.reproduction(test))
+    try:
+        outcome.use = test.run()
+    except Unsupported as reason:
+        outcome.status, outcome.words = "skip", str(reason)
+    except Failure as failure:
+        outcome.status, outcome.words, outcome.report = "FAIL", failure.words, failure.report
+        if explain and failure.result is not None and test.inputs is not None:
+            outcome.diagnosis = bench.diagnosis(test.inputs, failure.result)
+    except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
+        outcome.status, outcome.words = "FAIL", f"raised {type(error).__name__}: {error}"
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+@dataclass
+class Bench:
+    """A kernel with all that its tests need."""
+
+    call: KernelCall
+    spec: KernelSpec
+    dtype: np.dtype
+    form: str | None
+    seed: int
+    level: str
+
+    def settings(self):
+        return {"function": self.call.function, "dialect": self.call.dialect.name, "level": self.level, "dtype": self.dtype.name, "seed": self.seed}
+
+    def reproduction(self, test):
+        given = {"function": ("attention", self.call.function), "dialect": ("refattn", self.call.dialect.name), "level": ("quick", self.level),
+                 "dtype": (None, self.dtype.name), "form": (None, self.form), "seed": (None, self.seed), "only": (None, test.id)}  # fmt: skip
+        words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
+        return f"check_kernel({self.call.name}, spec={self.spec.name!r}, {', '.join(words)})"
+
+    # one call and its verdict
+
+    def options_for_check(self, options):
+        if self.call.function != "latent_attention" or "form" in options:
+            return options
+        return {"form": self.form or "absorb", **options}
+
+    def options_for_kernel(self, options):
+        if self.call.function == "latent_attention" and "form" in self.call.supports and "form" not in options:
+            return {"form": self.form or "absorb", **options}
+        return options
+
+    def run(self, arrays, options, **how) -> Result:
+        result = self.call(arrays, self.options_for_kernel(options), **how)
+        if result.damage:
+            raise Failure("; ".join(result.damage))
+        return result
+
+    def judged(self, inputs: AttentionInputs, result: Result) -> float:
+        """Use of the bound; Failure when it is exceeded."""
+        options = self.options_for_check(inputs.options)
+        report = check(result.output, *inputs.arrays, lse=result.lse, spec=self.spec, function=self.call.function, **options)
+        if not report.passed:
+            raise Failure(report.summary, report, result)
+        return max(measure.use_tight for measure in (report.output, report.lse) if measure is not None)
+
+    def diagnosis(self, inputs, result):
+        from refattn.oracle.diagnosis import diagnose
+
+        if self.call.function == "block_local_attention":
+            return None
+        options = self.options_for_check(inputs.options)
+        try:
+            return diagnose(result.output, *inputs.arrays, lse=result.lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **options)
+        except (ValueError, TypeError):  # a shape no reading fits: the report has said so
+            return None
+
+    # the sections
+
+    def tests(self) -> Iterator[Trial]:
+        function = self.call.function
+        cases = list(CASES[function](self.dtype, self.seed, self.level, self.call))
+        for inputs in cases:
+            yield Trial("reference", inputs.name, lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)), inputs)
+        for inputs in exact_inputs(function, self.dtype, self.seed):
+            yield Trial("exact", inputs.name.removeprefix("exact: "), lambda inputs=inputs: self.exact(inputs), inputs)
+        for identity in identities(function):
+            yield Trial("identities", identity.name, lambda identity=identity: self.identity(identity))
+        for name, clean, poisoned in hidden_pairs(function, self.dtype, self.seed, self.call):
+            yield Trial("hidden slots", name, lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned), poisoned)
+        plain = cases[0]
+        yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
+        yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
+        for inputs in cases[: 8 if self.level == "quick" else len(cases)]:
+            yield Trial("repeatable", inputs.name, lambda inputs=inputs: self.repeatable(inputs))
+        for layout in LAYOUTS:
+            if layout != "contiguous":
+                yield Trial("strides", layout, lambda layout=layout: self.judged(plain, self.run(plain.arrays, plain.options, layout=layout)), plain)
+
+    def exact(self, inputs):
+        result = self.run(inputs.arrays, inputs.options)
+        use = self.judged(inputs, result)
+        wrong = np.asarray(result.output, np.float64) != inputs.output
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise Failure(f"the output is {inputs.output[at]!r} exactly at {at}; got {float(result.output[at])!r}", None, result)
+        return use
+
+    def identity(self, identity):
+        options = [name for name in identity.needs if name != "lse"]
+        lacking = self.call.unsupported(options)
+        if lacking:
+            raise Unsupported(lacking)
+        run = Run(self.run, self.spec, identity.function, (self.form or "absorb") if identity.function == "latent_attention" else None)
+        worst = 0.0
+        for first, second in identity.pairs(_needing_lse(run) if "lse" in identity.needs else run, self.dtype, self.seed):
+            worst = max(worst, use_of_allowance(first, second))
+        if not worst <= 1.0:
+            raise Failure(f"{identity.says}: the two differ by {worst:.3g} times what their bounds allow together")
+        return worst
+
+    def hidden(self, clean, poisoned):
+        first, second = (self.run(inputs.arrays, inputs.options) for inputs in (clean, poisoned))
+        use = self.judged(poisoned, second)
+        self.judged(clean, first)
+        return use
+
+    def untouched(self, cases):
+        done = 0
+        for inputs in cases:
+            try:
+                result = self.call(inputs.arrays, self.options_for_kernel(inputs.options))
+            except Unsupported:
+                continue
+            done += 1
+            if result.damage:
+                raise Failure(f"{inputs.name}: {'; '.join(result.damage)}")
+        if not done:
+            raise Unsupported("no call it supports")
+
+    def out(self, inputs):
+        if not self.call.takes_out:
+            raise Unsupported("no parameter out")
+        allocated = self.run(inputs.arrays, inputs.options)
+        return self.judged(inputs, self.run(inputs.arrays, inputs.options, out_dtype=allocated.output.dtype))
+
+    def repeatable(self, inputs):
+        first = self.run(inputs.arrays, inputs.options)
+        for _ in range(REPEATS[self.level] - 1):
+            again = self.run(inputs.arrays, inputs.options)
+            if not first.same_bits(again):
+                moved = np.abs(np.asarray(first.output, np.float64) - np.asarray(again.output, np.float64))
+                raise Failure(f"called again with the same numbers it gives others: {np.count_nonzero(moved)} elements, by up to {np.nanmax(moved):.3g}")
+
+
+def _needing_lse(run):
+    def checked(*arrays, **options):
+        state = run(*arrays, **options)
+        if state.lse is None:
+            raise Unsupported("no lse")
+        return state
+
+    return checked

@@ -1,0 +1,374 @@
+"""check_kernel: correct kernels pass, each kind of misbehaviour is named, and what a kernel lacks is skipped."""
+
+import json
+
+import numpy as np
+import pytest
+
+import refattn
+from refattn.oracle import check_kernel
+from refattn.oracle.callables import KernelCall
+from refattn.oracle.emulation import EmulatedKernel
+from refattn.oracle.dialect_calls import result_from_ours, to_ours
+from refattn.oracle.guards import LAYOUTS, damage, guard_all, guarded, guarded_output
+from refattn.oracle.harness import Bench
+from refattn.oracle.mutants import correct_kernel, mutants
+from refattn.oracle.properties import IDENTITIES, State, use_of_allowance
+from refattn.oracle.spec import KernelSpec
+
+FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
+
+
+def right(query, key, value, **options):
+    """A correct float32 kernel."""
+    return correct_kernel()(query, key, value, **options)
+
+
+def status(report):
+    return {outcome.id: outcome.status for outcome in report.outcomes}
+
+
+# guards
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (5,), (3, 0, 2), ()])
+def test_layouts_keep_the_numbers_and_the_guards_notice_every_write(layout, shape):
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    g = guarded(array, "query", layout)
+    assert np.array_equal(g.view, array) and g.damage() == ""
+    outside = g.buffer.copy()
+    g.buffer[3] ^= 1
+    assert "1 guard bytes around query" in g.damage()
+    g.buffer[:] = outside
+    g.buffer[-1] ^= 1
+    assert "guard bytes" in g.damage()
+    g.buffer[:] = outside
+    if array.size and layout != "read-only":
+        g.view[(0,) * array.ndim] += 1
+        assert g.damage() == "query was changed"
+
+
+def test_everything_around_an_array_is_nan():
+    g = guarded(np.zeros((2, 3, 4), np.float32), "key", "padded")
+    everything = g.buffer.view(np.float32)
+    assert np.count_nonzero(np.isfinite(everything)) == 24
+    assert g.view.__array_interface__["data"][0] % 64 == 0
+    shifted = guarded(np.zeros((2, 3), np.float32), "key", "shifted")
+    assert shifted.view.__array_interface__["data"][0] % 64 == 4
+
+
+def test_arrays_among_the_options_are_guarded():
+    mask = np.ones((3, 5), bool)
+    _, options, guards = guard_all((np.ones((1, 3, 2)),), {"mask": mask, "causal": True}, ["query"])
+    assert options["mask"] is not mask and options["causal"] is True
+    options["mask"][0, 0] = False
+    assert damage(guards) == ["mask was changed"]
+
+
+def test_output_guards_allow_writes_inside_only():
+    out = guarded_output((2, 3), np.float32)
+    out.view[...] = 1
+    assert out.overwritten_guards() == 0
+    beyond = np.ndarray((7,), np.float32, out.buffer, out.view.__array_interface__["data"][0] - out.buffer.__array_interface__["data"][0])
+    beyond[6] = 1.0
+    assert out.overwritten_guards() > 0
+
+
+def test_unknown_layout_is_refused():
+    with pytest.raises(ValueError, match="layout must be one of"):
+        guarded(np.zeros(3), "x", "diagonal")
+
+
+# correct kernels pass
+
+
+@pytest.mark.parametrize("function, only", [("attention", "s: "), ("packed_attention", ""), ("paged_attention", ""), ("latent_attention", "s: "), ("block_local_attention", "s: ")])
+def test_the_reference_passes(function, only):
+    report = check_kernel(getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only=only)
+    assert report.passed, report.text()
+    assert report.count("pass", "strides") == 7
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_emulated_low_precision_kernel_passes(dtype):
+    pytest.importorskip("ml_dtypes")
+    spec = KernelSpec.flash(dtype)
+    report = check_kernel(EmulatedKernel(spec), spec=spec, only="reference: normal s")
+    assert report.passed, report.text()
+    assert report.settings["dtype"] == dtype
+
+
+def test_an_output_only_kernel_passes_and_skips_the_merge():
+    def kernel(query, key, value, *, causal=False):
+        return right(query, key, value, causal=causal)[0]
+
+    report = check_kernel(kernel, only="identities")
+    assert report.passed, report.text()
+    found = status(report)
+    assert found["identities: split and merged"] == "skip" and found["identities: keys past the length"] == "skip"
+    assert "no lse" in report.text() and "no kv_lengths" in report.text()
+
+
+# what is broken is found, in the section that is about it
+
+
+def failing(kernel, only, **options):
+    report = check_kernel(kernel, only=only, diagnose=False, **options)
+    assert not report.passed
+    return "\n".join(outcome.words for outcome in report.failures)
+
+
+def test_a_kernel_that_changes_its_input():
+    def kernel(query, key, value, **options):
+        query *= 1.0 + 1e-7
+        return right(query, key, value, **options)
+
+    assert "query was changed" in failing(kernel, "guards")
+
+
+def test_a_kernel_that_reads_past_the_last_row():
+    def kernel(query, key, value, **options):
+        longer = np.lib.stride_tricks.as_strided(key, (*key.shape[:-2], key.shape[-2] + 1, key.shape[-1]), key.strides)
+        bias = np.float32(1e-30) * longer[..., -1:, :1].mean()  # one number past the end, with hardly any weight
+        output, lse = right(query, key, value, **options)
+        return output + bias, lse
+
+    assert "positions" in failing(kernel, "strides: padded")
+
+
+def test_a_kernel_that_writes_past_its_output():
+    def kernel(query, key, value, *, out=None):
+        result = right(query, key, value)[0].astype(np.float32)
+        if out is not None:
+            out[...] = result
+            np.lib.stride_tricks.as_strided(out.reshape(-1), (out.size + 1,), (4,))[-1] = 0.0
+            return out
+        return result
+
+    assert "guard bytes around out" in failing(kernel, "guards: out=")
+
+
+def test_a_kernel_that_ignores_out():
+    assert "out does not hold" in failing(lambda query, key, value, out=None: right(query, key, value)[0].astype(np.float32), "guards: out=")
+
+
+def test_out_that_is_filled_and_not_returned_is_fine():
+    def kernel(query, key, value, *, out=None):
+        result = right(query, key, value)[0].astype(np.float32)
+        if out is None:
+            return result
+        out[...] = result
+
+    assert check_kernel(kernel, only="guards: out=").passed
+
+
+def test_a_kernel_that_is_not_repeatable():
+    rng = np.random.default_rng(0)
+
+    def kernel(query, key, value, **options):
+        output, lse = right(query, key, value, **options)
+        return output * np.float32(1 + 1e-7 * rng.integers(0, 2)), lse
+
+    assert "called again" in failing(kernel, "repeatable")
+
+
+def test_a_kernel_that_reads_hidden_slots():
+    def kernel(query, key, value, **options):
+        output, lse = right(query, key, value, **options)
+        return output + np.float32(0) * key.mean(), lse
+
+    assert "positions" in failing(kernel, "hidden slots")
+
+
+def test_a_kernel_for_contiguous_arrays_only():
+    def kernel(query, key, value, **options):
+        flat = np.lib.stride_tricks.as_strided(key, key.shape, np.empty(key.shape, key.dtype).strides)
+        return right(query, flat, value, **options)
+
+    found = status(check_kernel(kernel, only="strides: sliced", diagnose=False))
+    assert found == {"strides: sliced": "FAIL"}
+
+
+@pytest.mark.parametrize(
+    "name, broken",
+    [
+        ("permuted keys", lambda q, k, v, **o: right(q, k, v * np.linspace(1, 1.001, k.shape[-2], dtype=v.dtype)[:, None], **o)),
+        ("shifted logits", lambda q, k, v, **o: right(q, np.clip(k, -1, 1), v, **o)),
+        ("split and merged", lambda q, k, v, **o: (lambda s: (s[0], s[1] / np.log(2)))(right(q, k, v, **o))),
+        ("prefill and decode", lambda q, k, v, **o: right(q, k, v, **o, q_offset=0) if o.get("causal") else right(q, k, v, **o)),
+        ("causal prefix", lambda q, k, v, **o: right(q, k, v, **{**o, "causal": False})),
+        ("group and repeated heads", lambda q, k, v, **o: right(q, np.resize(k.swapaxes(0, 1), (q.shape[1], *k.swapaxes(0, 1).shape[1:])).swapaxes(0, 1),
+                                                                np.resize(v.swapaxes(0, 1), (q.shape[1], *v.swapaxes(0, 1).shape[1:])).swapaxes(0, 1), **o)),
+        ("one head at a time", lambda q, k, v, **o: right(q, k, v[:, ::-1], **o)),
+        ("one sequence at a time", lambda q, k, v, **o: right(q, np.broadcast_to(k[:1], k.shape), v, **o)),
+        ("keys past the length", lambda q, k, v, kv_lengths=None, **o: right(q, k, v, kv_lengths=None if kv_lengths is None else kv_lengths + 1, **o)),
+        ("causal as a mask", lambda q, k, v, mask=None, **o: right(q, k, v, **o)),
+    ],
+)  # fmt: skip
+def test_every_identity_of_attention_catches_something(name, broken):
+    assert "times what their bounds allow" in failing(broken, f"identities: {name}")
+
+
+def test_identities_of_the_other_forms_catch_something():
+    packed, paged = correct_kernel("packed_attention_with_lse"), correct_kernel("paged_attention_with_lse")
+    latent = lambda *a, form="absorb", **o: refattn.latent_attention_with_lse(*a, form=form, scale=0.1 if form == "absorb" else 0.1001, **o)  # noqa: E731
+    local = refattn.block_local_attention_with_lse
+    wrong = {
+        "packed_attention": lambda q, k, v, cu_q, cu_kv: packed(q, k, v, cu_q=cu_q, cu_kv=np.minimum(cu_kv + (cu_kv > 0) * (len(cu_kv) > 2), k.shape[-2])),
+        "paged_attention": lambda q, k, v, block_table, kv_lengths: paged(q, k, v, block_table=np.sort(block_table), kv_lengths=kv_lengths),
+        "latent_attention": latent,
+        "block_local_attention": lambda q, k, v, block_size, causal=False: local(q, k, v, block_size=block_size + (k.shape[-2] > 20), causal=causal),
+    }
+    for function, kernel in wrong.items():
+        name = next(i.name for i in IDENTITIES if i.function == function)
+        assert "bounds allow" in failing(kernel, f"identities: {name}", function=function)
+    drifting = lambda *a: refattn.latent_attention_with_lse(*a[:2], a[2] * np.linspace(1, 1.01, a[2].shape[-2])[:, None].astype(np.float32), *a[3:])  # noqa: E731
+    assert "bounds allow" in failing(drifting, "permuted latents", function="latent_attention")
+
+
+def test_mutants_of_every_form_are_caught_by_the_quick_level():
+    missed = []
+    for function in FUNCTIONS[:4]:
+        for mutant in mutants(f"{function}_with_lse")[::20]:
+            if not mutant.random and check_kernel(mutant, function=function, only="reference", diagnose=False, max_failures=1).passed:
+                missed.append(mutant.id)
+    assert missed == []
+
+
+def test_a_failure_carries_report_diagnosis_and_reproduction():
+    def kernel(query, key, value, *, causal=False):
+        return right(query, key, value, causal=causal, q_offset=0)
+
+    report = check_kernel(kernel, only="reference: normal causal", seed=3)
+    outcome = report.failures[0]
+    assert outcome.diagnosis.best.remedy == "q_offset=0"
+    assert "reproduce: check_kernel(kernel, spec='flash float32', dtype='float32', seed=3, only='reference: normal causal')" in report.text()
+    assert "worst at" in outcome.text()
+    again = check_kernel(kernel, seed=3, only="reference: normal causal", diagnose=False)
+    assert again.failures[0].report.output.worst == outcome.report.output.worst
+    plain = json.loads(report.to_json())
+    assert plain["passed"] is False and {"pass", "fail"} >= {o["status"] for o in plain["outcomes"]}
+
+
+def test_max_failures_stops_the_run():
+    report = check_kernel(lambda query, key, value: 1.01 * right(query, key, value)[0], only="reference", max_failures=2, diagnose=False)
+    assert len(report.failures) == 2 and report.outcomes[-1].status == "FAIL"
+
+
+def test_an_exception_is_a_failure_and_not_implemented_is_a_skip():
+    def kernel(query, key, value, *, window=None, softcap=None):
+        if window is not None:
+            raise NotImplementedError("windows come next year")
+        if softcap is not None:
+            raise RuntimeError("kernel image is invalid")
+        return right(query, key, value)
+
+    report = check_kernel(kernel, only="reference", diagnose=False)
+    found = status(report)
+    assert found["reference: normal left window"] == "skip" and found["reference: wide softcap"] == "FAIL"
+    assert found["reference: normal"] == "pass" and found["reference: normal bias"] == "skip"
+    assert "windows come next year" in report.text() and "kernel image is invalid" in report.text()
+
+
+def test_supports_is_taken_from_the_argument_the_attribute_or_the_signature():
+    def kernel(query, key, value, causal=False, softcap=None):
+        return right(query, key, value, causal=causal, softcap=softcap)
+
+    assert KernelCall(kernel).supports == {"causal", "softcap"}
+    assert KernelCall(kernel, supports=["causal"]).supports == {"causal"}
+    kernel.supports = {"softcap"}
+    assert KernelCall(kernel).supports == {"softcap"}
+    assert "window" in KernelCall(right).supports
+    assert KernelCall(kernel, supports={"dropout"}).unsupported({"dropout_mask": 1, "dropout_rate": 0.1}) == ""
+    with pytest.raises(ValueError, match="supports must hold names"):
+        check_kernel(kernel, supports={"rope"})
+
+
+def test_a_kernel_in_a_dialect():
+    def flash(**call):
+        _, arrays, options = to_ours("flash_attn", **call)
+        return result_from_ours("flash_attn", *refattn.attention_with_lse(*arrays, **options))
+
+    report = check_kernel(flash, dialect="flash_attn", spec="float64", only="reference: normal left window")
+    assert report.passed and report.count("pass") == 2, report.text()
+    sinks = check_kernel(flash, dialect="flash_attn", spec="float64", only="reference: normal sinks")
+    assert sinks.count("skip") == 2 and not sinks.passed  # flash_attn_func has none, and nothing tested is not a pass
+    top_left = lambda **call: flash(**{**call, "q": call["q"], "causal": False}) if call.get("causal") else flash(**call)  # noqa: E731
+    assert not check_kernel(top_left, dialect="flash_attn", spec="float64", only="normal causal", diagnose=False).passed
+
+
+def test_flashmla_reads_pages():
+    def flashmla(**call):
+        function, arrays, options = to_ours("flashmla", **call)
+        assert function == "paged_attention" and arrays[1].shape[1] == 1
+        return result_from_ours("flashmla", *refattn.paged_attention_with_lse(*arrays, **options), sinks=options.get("sinks"))
+
+    report = check_kernel(flashmla, function="paged_attention", dialect="flashmla", spec="float64")
+    assert report.passed, report.text()
+    assert report.count("pass", "reference") >= 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_itself_in_its_dialect():
+    torch = pytest.importorskip("torch")
+
+    def kernel(**call):
+        arrays = {name: torch.from_numpy(np.array(x)) if isinstance(x, np.ndarray) else x for name, x in call.items()}
+        return torch.nn.functional.scaled_dot_product_attention(**arrays, enable_gqa=True).numpy()
+
+    report = check_kernel(kernel, dialect="torch", only="reference: normal causal")
+    assert report.passed, report.text()
+    assert report.count("pass") > 10
+
+
+def test_level_full_adds_random_calls_of_what_is_supported():
+    def kernel(query, key, value, *, causal=False):
+        return right(query, key, value, causal=causal)
+
+    quick, full = (Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, 0, level).tests() for level in ("quick", "full"))
+    quick, full = [test.id for test in quick], [test.id for test in full]
+    assert {*quick} <= {*full} and len(full) > 3 * len(quick) and len({*full}) == len(full)
+    report = check_kernel(kernel, level="full", only=", random 1")
+    assert report.passed and report.count("skip") == 0 and report.count("pass", "reference") == 11
+
+
+def test_no_rows_and_no_keys():
+    report = check_kernel(right, level="full", only=", no ")
+    assert report.passed and report.count("pass", "reference") == 6, report.text()
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        ({"level": "slow"}, ValueError, "level must be one of quick, full"),
+        ({"function": "conv"}, ValueError, "function must be one of"),
+        ({"dialect": "tensorrt"}, ValueError, "dialect must be one of"),
+        ({"dialect": "torch", "function": "packed_attention"}, ValueError, "function must be attention for dialect torch"),
+        ({"form": "both"}, ValueError, "form must be"),
+        ({"only": "nothing like it"}, ValueError, "only must be part of"),
+        ({"supports": "causal"}, TypeError, "supports must be a set"),
+    ],
+)
+def test_wrong_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        check_kernel(right, **arguments)
+
+
+def test_a_kernel_must_be_callable():
+    with pytest.raises(TypeError, match="kernel must be callable"):
+        check_kernel(3)
+
+
+def test_progress_goes_to_standard_error_only_when_asked(capsys):
+    check_kernel(right, only="strides: padded", progress=True)
+    check_kernel(right, only="strides: padded")
+    assert capsys.readouterr().out == ""
+
+
+def test_use_of_allowance_counts_positions():
+    state = lambda x: State(np.array([x, 1.0]), None, np.full(2, 0.5), None)  # noqa: E731
+    assert use_of_allowance(state(np.nan), state(np.nan)) == 0.0
+    assert use_of_allowance(state(np.nan), state(1.0)) == np.inf
+    assert use_of_allowance(state(np.inf), state(1.0)) == np.inf
+    assert use_of_allowance(state(1.5), state(1.0)) == 0.5
