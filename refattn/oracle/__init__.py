@@ -13,6 +13,8 @@ _HOME = {
     "Report": "report",
     "assert_attention_close": "verdict",
     "check": "verdict",
+    "check_kernel": "harness",
+    "HarnessReport": "harness_report",
     "EmulatedKernel": "emulation",
     "emulate": "emulation",
 }
