@@ -15,6 +15,12 @@ _HOME = {
     "check": "verdict",
     "check_kernel": "harness",
     "HarnessReport": "harness_report",
+    "diagnose": "diagnosis",
+    "Diagnosis": "diagnosis",
+    "explain_difference": "dialects",
+    "adversarial_inputs": "inputs",
+    "exact_cases": "suites",
+    "mutation_score": "mutation",
     "EmulatedKernel": "emulation",
     "emulate": "emulation",
 }
