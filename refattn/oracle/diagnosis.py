@@ -11,7 +11,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from refattn.interop import as_float_array
-from refattn.oracle.forms import checked_form, input_dtype, output_shape
+from refattn.oracle.forms import checked_form, dense_parts, input_dtype, output_shape
 from refattn.oracle.hypotheses import OTHER_TILES, Evidence, Fit, Hypothesis, choose_samples, single_hypotheses, worst_place
 from refattn.oracle.location import isolated, locate
 from refattn.oracle.mistakes.merge import MERGES, merged
@@ -349,7 +349,13 @@ def _by_shape(checked, readings, spec, samples, shape, got, start):
     )
     verdict = "explained" if findings and findings[0].explains else "unexplained"
     location = f"The output should have shape {shape}, the actual one has {got}."
+    if len(got) == len(shape) and got[:-1] == shape[:-1]:
+        location += " Its last axis is that of the query, not of the values." if got[-1] == _query_width(checked) else ""
     return Diagnosis(verdict, findings, "" if verdict == "explained" else location, len(findings), time.monotonic() - start)
+
+
+def _query_width(checked):
+    return dense_parts(checked)[0].head_dim if dense_parts(checked) else None
 
 
 # merging

@@ -16,7 +16,7 @@ SEARCH_WORK = 2**16
 
 def fitted_hypotheses(evidence: Evidence) -> list[Fit]:
     """The best fit of each hypothesis that has a free number."""
-    found = [_factor(evidence), _scale(evidence)]
+    found = [_factor(evidence), _factor_per_key_head(evidence), _scale(evidence)]
     if evidence.lse is not None:
         found.append(_lse_constant(evidence))
     return [fit for fit in found if fit is not None]
@@ -83,6 +83,31 @@ def _factor(evidence) -> Fit | None:
         return None
     mistake = Mistake("output_factor", f"the output is {factor:.5g} times too large", f"output / {factor:.6g}",
                       deliver=lambda p, output, lse: (output * factor, lse))  # fmt: skip
+    return evidence.fit(Hypothesis((mistake,)))
+
+
+def _factor_per_key_head(evidence) -> Fit | None:
+    """A value scale (fp8 descale) that is forgotten, taken from another head, or applied twice."""
+    parts = dense_parts(evidence.checked)
+    if len(parts) != 1 or parts[0].num_kv_heads < 2:
+        return None
+    sample, group = evidence.samples[0], parts[0].group_size
+    shape = (len(sample.sequences), len(sample.heads), -1)
+    want, got = (array[0].reshape(shape) for array in (evidence.reference, evidence.observed))
+    fine = np.isfinite(want) & np.isfinite(got)
+    want, got = np.where(fine, want, 0.0), np.where(fine, got, 0.0)
+    factors = np.ones(parts[0].num_kv_heads)
+    for kv_head in range(parts[0].num_kv_heads):
+        at = sample.heads // group == kv_head
+        size = float((want[:, at] ** 2).sum())
+        if size:
+            factors[kv_head] = float((want[:, at] * got[:, at]).sum()) / size
+    if np.ptp(factors) < 1e-6:
+        return None
+    words = ", ".join(f"{factor:.4g}" for factor in factors[:8])
+    mistake = Mistake("output_factor_per_head", f"the output of each key head is off by a factor of its own ({words}): a value scale per head", "",
+                      prepare=lambda p: replace(p, value=p.value * factors.repeat(p.num_kv_heads // len(factors))[:, None, None]),
+                      issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
     return evidence.fit(Hypothesis((mistake,)))
 
 

@@ -153,6 +153,19 @@ def test_unnamed_numbers_are_fitted():
     assert found.best.says == "lse is 0.25 too large everywhere"
 
 
+def test_value_scale_per_head():
+    inputs = attention_inputs("normal", sizes=SIZES, dtype=np.float64)
+    output = refattn.attention(*inputs.arrays) * np.repeat([0.5, 3.0], 2)[:, None, None]
+    found = diagnose(output, *inputs.arrays)
+    assert found.best.id == "output_factor_per_head" and "(0.5, 3)" in found.best.says
+
+
+def test_output_allocated_with_the_width_of_the_query():
+    inputs = attention_inputs("normal", sizes=Sizes(2, 6, 2, 7, 37, 24, 20))
+    found = diagnose(np.zeros((2, 6, 7, 24), np.float32), *inputs.arrays)
+    assert str(found).endswith("Its last axis is that of the query, not of the values.")
+
+
 def test_odd_tile_sizes_are_found():
     inputs = attention_inputs("ascending", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))
     flat = attention_inputs("normal", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))

@@ -42,13 +42,14 @@ def _hide_with(fill):
     return lambda run, s, keep: np.where(keep, s, s.dtype.type(fill))
 
 
-def _leaves_all_zero(run, columns):
-    """A window is remembered, a mask is not: what `mask or causal` code does."""
-    return visible(_without(run, "mask"), columns)
+def _ring_overwritten(run, columns):
+    """A cache that keeps the window of the newest row only: older rows miss keys they may see."""
+    return visible(run, columns) & (columns >= run.kv_length - 1 - run.problem.left)
 
 
-def _without(run, name):
-    return replace(run, problem=replace(run.problem, **{name: None}))
+def _hidden_by_multiplying(run, s, keep):
+    """score + (1 - mask) * -inf: 0 * -inf is NaN wherever a key may be seen."""
+    return s + np.where(keep, 0.0, 1.0).astype(s.dtype) * s.dtype.type(-np.inf)
 
 
 def _empty(output_value, lse_value):
@@ -97,6 +98,8 @@ MASKS = (
             lambda p: replace(p, left=p.right, right=p.left)),
     Mistake("window_frees_future", "the left window switches causality off", "causal=False", ("left window", "causal"),
             lambda p: replace(p, right=None), issues=("jax-ml/jax #39576",)),
+    Mistake("window_ring_overwritten", "keys older than the window of the newest row are lost (ring cache), also for earlier rows", "",
+            ("left window", "rows"), stages={"visible": _ring_overwritten}, issues=("pytorch/executorch #20346", "Lightning-AI/litgpt #2182")),
     Mistake("mask_inverted", "the boolean mask means the opposite (True = ignore)", "mask=~mask", ("mask",),
             lambda p: replace(p, mask=~p.mask), issues=("pytorch/pytorch #170400", "huggingface/transformers #38094")),
     Mistake("mask_dropped", "the mask is ignored", "mask=None", ("mask",), lambda p: replace(p, mask=None)),
@@ -128,8 +131,9 @@ MASKS = (
     Mistake("hidden_is_finite_minimum", "hidden scores are a finite minimum: an empty row becomes the mean of all values", "", ("hidden",),
             stages={"hide": _hide_with(-2.38e38)}, families=("empty rows",), issues=("jax.nn.dot_product_attention", "microsoft/onnxruntime #28958")),
     Mistake("hidden_is_minus_5", "hidden scores are only lowered by 5", "", ("hidden",), stages={"hide": lambda run, s, keep: np.where(keep, s, s - 5)}),
-    Mistake("hidden_is_zero", "hidden scores are 0 instead of -inf", "", ("hidden",), stages={"hide": _hide_with(0.0)},
-            issues=("onnx/onnx #8068",)),
+    Mistake("hidden_by_multiplying", "hidden scores get (1 - mask) * -inf, which is NaN wherever a key may be seen", "select, do not multiply",
+            ("hidden",), stages={"hide": _hidden_by_multiplying}, issues=("onnx/onnx #8068",)),
+    Mistake("hidden_is_zero", "hidden scores are 0 instead of -inf", "", ("hidden",), stages={"hide": _hide_with(0.0)}),
     Mistake("empty_row_nan", "an empty row is NaN", "rows without a visible key must be 0", ("hidden",), stages={"finish": _empty(np.nan, np.nan)},
             families=("empty rows",), issues=("pytorch/pytorch #41508", "robertknight/rten #1321")),
     Mistake("empty_row_lse_plus_inf", "the lse of an empty row is +inf instead of -inf", "treat +inf as -inf before merging", ("hidden",),

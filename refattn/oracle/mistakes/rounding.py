@@ -30,6 +30,15 @@ def _rounded_query(target):
     return broken
 
 
+def _narrow_product(target):
+    """The unscaled product is stored narrow, and overflows where the scaled one would not."""
+
+    def broken(run, q, k):
+        return _narrow(q @ np.swapaxes(k, -1, -2), target) * run.arithmetic.compute(run.problem.scale)
+
+    return broken
+
+
 def _rounded_output(target, truncate):
     def broken(run, top, total, weighted):
         output, lse = finish(run, top, total, weighted)
@@ -98,7 +107,10 @@ ROUNDING = (
     Mistake("scores_bfloat16", "the scores are stored in bfloat16", "claim score dtype bfloat16 in the spec", stages={"score": _rounded(score, "bfloat16")},
             rounding=True),
     Mistake("scores_float16", "the scores are stored in float16", "claim score dtype float16 in the spec", stages={"score": _rounded(score, "float16")},
-            rounding=True, issues=("ultralytics/ultralytics #24990",)),
+            rounding=True),
+    Mistake("product_float16", "the product of query and key is stored in float16 before it is scaled, and may overflow", "scale the query first",
+            stages={"score": _narrow_product("float16")}, rounding=True,
+            issues=("ultralytics/ultralytics #24990", "pytorch/pytorch #60939", "mlc-ai/mlc-llm #1638")),
     Mistake("scores_capped_bfloat16", "the capped scores are stored in bfloat16", "", ("softcap",), stages={"cap": _rounded(cap, "bfloat16")}, rounding=True),
     Mistake("query_scaled_bfloat16", "the query is multiplied by the scale and rounded to bfloat16 first", "", stages={"score": _rounded_query("bfloat16")},
             rounding=True),
