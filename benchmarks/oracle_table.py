@@ -54,17 +54,17 @@ def ordinary_suite(dtype, seed=0):
 def mutant_table(dtype_names):
     rows = []
     for name in dtype_names:
-        print(f"\nMutants, {name} (caught / accepted although different / not shown by the data; false alarms on the unbroken kernel)")
-        print(f"{'rule':22s} {'inputs that bite':>28s} {'ordinary N(0, 1) inputs':>28s}")
+        print(f"\nMutants, {name}: told from the unbroken kernel (caught at all) / accepted although different / not shown by the data; false alarms")
+        print(f"{'rule':22s} {'inputs that bite':>34s} {'ordinary N(0, 1) inputs':>34s}")
         suites = [Trials(make(DTYPES[name])) for make in (default_suite, ordinary_suite)]
         for rule in RULES:
             cells = []
             for trials in suites:
                 score = trials.score(rule)
-                cells.append(f"{len(score.caught)} / {len(score.missed)} / {len(score.hidden)}; {len(score.false_alarms)} of {score.inputs}")
-                rows.append({"dtype": name, "rule": rule, "inputs": score.inputs, "caught": len(score.caught), "missed": list(score.missed),
+                cells.append(f"{len(score.told_apart)} ({len(score.caught)}) / {len(score.missed)} / {len(score.hidden)}; {len(score.false_alarms)} of {score.inputs}")
+                rows.append({"dtype": name, "rule": rule, "inputs": score.inputs, "told_apart": len(score.told_apart), "caught": len(score.caught), "missed": list(score.missed),
                              "hidden": list(score.hidden), "false_alarms": list(score.false_alarms)})  # fmt: skip
-            print(f"{rule:22s} {cells[0]:>28s} {cells[1]:>28s}", flush=True)
+            print(f"{rule:22s} {cells[0]:>34s} {cells[1]:>34s}", flush=True)
     return rows
 
 

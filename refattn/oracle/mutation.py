@@ -28,6 +28,8 @@ class MutationScore:
         Mutants whose results are bitwise those of the unbroken kernel on all these inputs: the data are too tame.
     false_alarms : tuple of str
         Inputs on which the rule rejects the unbroken kernel.
+    told_apart : tuple of str
+        Mutants rejected on an input on which the unbroken kernel is accepted: a rule that rejects everything tells nothing apart.
     inputs : int
         Inputs looked at.
     caught_by : dict
@@ -39,6 +41,7 @@ class MutationScore:
     missed: tuple[str, ...]
     hidden: tuple[str, ...]
     false_alarms: tuple[str, ...]
+    told_apart: tuple[str, ...]
     inputs: int
     caught_by: dict
 
@@ -49,8 +52,10 @@ class MutationScore:
         return len(self.caught) / total if total else 1.0
 
     def __str__(self):
-        lines = [f"{self.rule}: {len(self.caught)} of {len(self.caught) + len(self.missed) + len(self.hidden)} mutants caught on {self.inputs} inputs, "
-                 f"{len(self.false_alarms)} false alarms"]  # fmt: skip
+        total = len(self.caught) + len(self.missed) + len(self.hidden)
+        lines = [f"{self.rule}: {len(self.caught)} of {total} mutants caught on {self.inputs} inputs, {len(self.false_alarms)} false alarms"]
+        if len(self.told_apart) < len(self.caught):
+            lines.append(f"  only {len(self.told_apart)} of them on inputs on which a correct kernel passes")
         for words, names in (("too wide a tolerance for", self.missed), ("data never show", self.hidden), ("rejects a correct kernel on", self.false_alarms)):
             if names:
                 lines.append(f"  {words}: {', '.join(names)}")
@@ -95,20 +100,25 @@ class Trials:
     def score(self, value, first_only=True) -> MutationScore:
         """Judge all of it by a rule; `first_only` stops at the first input that catches a mutant."""
         judge = rule(value)
+        fooled = [o.inputs for o in self.correct if not judge.accepts(o)]
+        alarms = tuple(f"{inputs.function} {inputs.name}" for inputs in fooled)
+        fooled_ids = {id(inputs) for inputs in fooled}
         caught_by: dict[str, list[str]] = {}
-        caught, missed, hidden = [], [], []
+        caught, missed, hidden, told_apart = [], [], [], []
         for mutant in self.mutants:
-            seen = self.shown[mutant.id]
+            # inputs on which the unbroken kernel passes come first: a rejection there counts
+            seen = sorted(self.shown[mutant.id], key=lambda o: id(o.inputs) in fooled_ids)
             rejected = []
             for observation in seen:
                 if not judge.accepts(observation):
+                    if not rejected and id(observation.inputs) not in fooled_ids:
+                        told_apart.append(mutant.id)
                     rejected.append(observation.inputs.name)
                     if first_only:
                         break
             caught_by[mutant.id] = rejected
             (caught if rejected else missed if seen else hidden).append(mutant.id)
-        alarms = tuple(f"{o.inputs.function} {o.inputs.name}" for o in self.correct if not judge.accepts(o))
-        return MutationScore(judge.name, tuple(caught), tuple(missed), tuple(hidden), alarms, len(self.inputs), caught_by)
+        return MutationScore(judge.name, tuple(caught), tuple(missed), tuple(hidden), alarms, tuple(told_apart), len(self.inputs), caught_by)
 
 
 def _equal(first, second):

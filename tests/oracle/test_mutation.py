@@ -22,7 +22,7 @@ def trials(request):
 
 def test_ours_catches_them_and_accepts_correct_kernels(trials):
     score = trials.score("refattn")
-    assert set(score.caught) == {*SOME}
+    assert set(score.caught) == set(score.told_apart) == {*SOME}
     assert score.false_alarms == ()
     assert score.score == 1.0
     assert str(score) == f"refattn: {len(SOME)} of {len(SOME)} mutants caught on {len(trials.inputs)} inputs, 0 false alarms"
@@ -77,6 +77,13 @@ def test_every_published_rule_rejects_nonsense():
     seen = observe(correct_kernel(), inputs)
     broken = type(seen)(inputs, seen.output + 3, seen.lse, (seen.output + 3, seen.lse), seen.right)
     assert [name for name, judge in RULES.items() if judge.accepts(broken)] == []
+
+
+def test_a_rule_that_rejects_everything_tells_nothing_apart():
+    chosen = [mutant for mutant in MUTANTS if mutant.id in ("causal_dropped", "scale_omitted")]
+    score = mutation_score(lambda got, want: False, [attention_inputs("normal", ("causal",))], mutants=chosen)
+    assert len(score.caught) == 2 and score.told_apart == () and len(score.false_alarms) == 1
+    assert "only 0 of them on inputs on which a correct kernel passes" in str(score)
 
 
 def test_own_data_and_own_rule():
