@@ -8,9 +8,19 @@ import sys
 
 from refattn._version import __version__
 
-MODULES = {"verify": "refattn.verify", "kv": "refattn.sizes", "doctor": "refattn.doctor"}
+MODULES = {
+    "verify": "refattn.verify",
+    "check": "refattn.commands.check",
+    "diagnose": "refattn.commands.diagnose",
+    "vectors": "refattn.commands.vectors",
+    "kv": "refattn.sizes",
+    "doctor": "refattn.doctor",
+}
 EXAMPLES = {
     "verify": "refattn verify                              check this installation against every golden it ships",
+    "check": "refattn check case.npz out.safetensors      judge a result in a file",
+    "diagnose": "refattn diagnose case.npz out.npz           find the mistake behind a wrong result",
+    "vectors": "refattn vectors make DIRECTORY              golden vectors with error bounds, for tests in any language",
     "kv": "refattn kv --model llama3-8b                size of the key/value cache of a model",
     "doctor": "refattn doctor                              what this machine offers the compiled kernels",
 }

@@ -1,0 +1,1 @@
+"""Subcommands of `refattn` that judge results in files."""

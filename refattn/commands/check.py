@@ -1,0 +1,92 @@
+"""`refattn check`: is a result in a file right?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from refattn.commands.arguments import add_result_arguments
+
+LARGEST_WORK = 4 * 10**9  # multiplications; beyond them only the bounds in the file are used
+
+
+def add_parser(subparsers):
+    """Add `check` to the subcommands of `refattn`."""
+    parser = subparsers.add_parser(
+        "check",
+        help="judge results in files against golden vectors",
+        description="Compare what a kernel wrote with the exact result and with the error its arithmetic allows.",
+        epilog="exit code: 0 every result is right, 1 one is not, 2 a file cannot be used",
+    )
+    add_result_arguments(parser)
+    parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; default: the one of the case")
+    parser.add_argument("--stored", action="store_true", help="use the bounds in the file only, as a test in another language does; computes nothing")
+    parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    """Print the verdicts and return the exit code."""
+    from refattn.commands.junit import write_junit
+    from refattn.commands.results import pairs
+    from refattn.oracle.untrusted import VectorError
+
+    rows, plain = [], []
+    try:
+        spec = _spec(args.spec)
+        for pair in pairs(args.case, args.result, args.lse):
+            start = time.perf_counter()
+            status, text, facts = _judge(pair, args, spec)
+            rows.append((pair.name, status, text, time.perf_counter() - start))
+            plain.append({"name": pair.name, "status": status, "text": text, **facts})
+            if not args.json:
+                print(f"{pair.name}: {text}" if status == "pass" else f"{pair.name}\n{text}")
+        if args.junit:
+            write_junit(args.junit, "refattn check", rows)
+    except BrokenPipeError:
+        raise
+    except (VectorError, OSError, ValueError, ImportError) as error:
+        print(f"refattn check: {error}", file=sys.stderr)
+        return 2
+    statuses = {row[1] for row in rows}
+    if args.json:
+        print(json.dumps({"passed": statuses == {"pass"}, "cases": plain}, indent=2, allow_nan=False))
+    elif len(rows) > 1:
+        print(f"{sum(row[1] == 'pass' for row in rows)} of {len(rows)} results are right.")
+    return 2 if "error" in statuses or not rows else 1 if "fail" in statuses else 0
+
+
+def _spec(words):
+    if words is None:
+        return None
+    from refattn.oracle.packs import known_spec
+
+    return known_spec(words)
+
+
+def _judge(pair, args, spec):
+    """(status, text, facts for JSON) of one result."""
+    from refattn.oracle.untrusted import VectorError
+
+    try:
+        case, output, lse = pair.read()
+        if args.stored or case.work > LARGEST_WORK:
+            return _by_stored_bounds(case, output, lse)
+        report = case.check(output, lse, spec)
+    except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        return "error", str(error), {}
+    return ("pass", report.summary, {}) if report.passed else ("fail", report.text(), {"report": json.loads(report.to_json())})
+
+
+def _by_stored_bounds(case, output, lse):
+    import numpy as np
+
+    for name, got, like in (("output", output, case.output), ("lse", lse, case.lse)):
+        if got is not None and got.shape != like.shape:
+            return "fail", f"{name} must have shape {like.shape}; got {got.shape}", {}
+    good = case.within(output, lse)
+    if good.all():
+        return "pass", f"all {good.size} elements within the stored bounds", {}
+    at = tuple(int(i) for i in np.argwhere(~good)[0])
+    return "fail", f"{np.count_nonzero(~good)} of {good.size} elements beyond the stored bounds, the first at {at}", {"beyond": int(np.count_nonzero(~good))}

@@ -1,0 +1,60 @@
+"""`refattn diagnose`: which mistake or foreign convention explains a wrong result in a file?"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+from refattn.commands.arguments import add_result_arguments
+
+
+def add_parser(subparsers):
+    """Add `diagnose` to the subcommands of `refattn`."""
+    parser = subparsers.add_parser(
+        "diagnose",
+        help="find the mistake or foreign convention behind a wrong result",
+        description="Test a catalogue of mistakes and of other libraries' conventions against what a kernel wrote.",
+        epilog="exit code: 0 the result agrees with the reference, 1 it does not, 2 a file cannot be used",
+    )
+    add_result_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for pairs of mistakes, when no single one explains the result; default 20")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    """Print the diagnoses and return the exit code."""
+    from refattn.commands.results import pairs
+    from refattn.oracle.diagnosis import diagnose
+    from refattn.oracle.untrusted import VectorError
+
+    found = []
+    try:
+        for pair in pairs(args.case, args.result, args.lse):
+            case, output, lse = pair.read()
+            if case.function == "block_local_attention":
+                print(f"refattn diagnose: {pair.name}: mistakes of block_local_attention are not in the catalogue", file=sys.stderr)
+                continue
+            diagnosis = diagnose(output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options)
+            found.append((pair.name, diagnosis))
+            if not args.json:
+                print(f"{pair.name}: {diagnosis}")
+    except BrokenPipeError:
+        raise
+    except (VectorError, OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        print(f"refattn diagnose: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps({"cases": [{"name": name, **_plain(diagnosis.to_json())} for name, diagnosis in found]}, indent=2, allow_nan=False))
+    return 2 if not found else int(any(diagnosis.verdict != "agrees" for _, diagnosis in found))
+
+
+def _plain(value):
+    """Numbers that are not finite as words, because JSON has none."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,93 @@
+"""Reading what a kernel wrote, and pairing it with the case it belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refattn.oracle.npz_file import read_npy
+from refattn.oracle.untrusted import LARGEST, VectorError, as_dtype, open_regular
+from refattn.oracle.vector_io import ENDINGS, read_arrays
+from refattn.oracle.vectors import MANIFEST, VectorCase, load_case, read_pack
+
+RESULT_ENDINGS = (*(ending for ending in ENDINGS.values() if ending), ".npy", ".bin")
+
+
+@dataclass
+class Pair:
+    """A case and the file of its result, both still to be read."""
+
+    name: str
+    load_case: object
+    result: Path
+    lse: Path | None = None
+
+    def read(self) -> tuple[VectorCase, np.ndarray, np.ndarray | None]:
+        case = self.load_case()
+        output, lse = read_result(self.result, case)
+        if self.lse is not None:
+            lse = read_array(self.lse, case.lse.shape, case.spec.lse.name)
+        return case, output, lse
+
+
+def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
+    """One pair for two files; for a pack and a directory one for every case, whose result is named like it.
+
+    Raises
+    ------
+    VectorError
+        A pack without a single result, or a path that is neither.
+    """
+    case_path, result_path = Path(case_path), Path(result_path)
+    if not (case_path / MANIFEST).is_file():
+        if not case_path.exists():
+            raise VectorError(f"{case_path} must exist.")
+        yield Pair(case_path.stem, lambda: load_case(case_path), result_path, None if lse_path is None else Path(lse_path))
+        return
+    if not result_path.is_dir():
+        raise VectorError(f"{result_path} must be a directory with a result for every case of the pack, named like NAME.npz or NAME.safetensors.")
+    for entry in read_pack(case_path):
+        found = [path for ending in RESULT_ENDINGS if (path := result_path / f"{entry.name}{ending}").exists()]
+        lse = result_path / f"{entry.name}-lse{found[0].suffix}" if found else None
+        yield Pair(entry.name, entry.load, found[0] if found else result_path / f"{entry.name}.npz", lse if lse is not None and lse.exists() else None)
+
+
+def read_result(path, case) -> tuple[np.ndarray, np.ndarray | None]:
+    """Output and lse of a result file: arrays named output and lse, or a file of the output alone (.npy, or .bin without a header)."""
+    path = Path(path)
+    if not path.exists():
+        raise VectorError(f"{path.name} must exist: there is no result for this case.")
+    if path.suffix in (".npy", ".bin"):
+        return read_array(path, case.output.shape, case.spec.output.name), None
+    arrays, _ = read_arrays(path)
+    if "output" not in arrays and len(arrays) != 1:
+        raise VectorError(f"{path.name} must hold an array named output; got {', '.join(sorted(arrays)) or 'none'}.")
+    output = arrays.get("output", next(iter(arrays.values())))
+    return _floating(output, case.spec.output.name), None if "lse" not in arrays else _floating(arrays["lse"], case.spec.lse.name)
+
+
+def read_array(path, shape, format_name) -> np.ndarray:
+    """One array of a known shape. A .bin holds it in C order, little-endian; the number of its bytes says how wide the numbers are."""
+    path = Path(path)
+    with open_regular(path) as file:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise VectorError(f"{path.name} must have at most {LARGEST} bytes; got {size}.")
+        if path.suffix == ".npy":
+            return _floating(read_npy(file, size, path.name), format_name)
+        count = math.prod(shape)
+        dtypes = {8 * count: "<f8", 4 * count: "<f4", 2 * count: "<u2" if format_name == "bfloat16" else "<f2"}
+        if size not in dtypes:
+            raise VectorError(f"{path.name} must hold {count} numbers of 2, 4 or 8 bytes; got {size} bytes.")
+        return _floating(np.frombuffer(file.read(size), dtypes[size]).reshape(shape), format_name)
+
+
+def _floating(array, format_name):
+    """Bits of bfloat16 as bfloat16, where the spec writes that."""
+    if format_name == "bfloat16" and array.dtype == np.uint16:
+        return as_dtype(array, "bfloat16")
+    return array
