@@ -48,7 +48,7 @@ for build in ${*:-interpreted bounds avx2 plain coverage}; do
         ;;
     plain) x86 && CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=x86-64 NUMBA_CPU_FEATURES=+sse,+sse2 kernel_tests $CASES ;;
     coverage)
-        export COVERAGE_FILE="$scratch/coverage"
+        export COVERAGE_FILE="$scratch/measured"
         export CPU_KERNELS_CACHE_DIR="$scratch/$build"
         NUMBA_DISABLE_JIT=1 covered $CASES $UNFUSED
         # Compiling runs the code that writes machine code and keeps it; the run after it loads.

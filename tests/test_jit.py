@@ -23,7 +23,7 @@ def copy(tmp_path):
     return PackageCopy(tmp_path)
 
 
-def test_nothing_compiles_on_import(copy):
+def test_nothing_compiles_on_import(tmp_path):
     """Not on import of any module, neither in memory nor from the cache; and importing opens no cache folder."""
     code = """
 import importlib, pkgutil
@@ -48,6 +48,7 @@ assert dispatchers and not any(dispatcher.overloads for dispatcher in dispatcher
 from cpu_kernels import cache
 print(compiled, cache._place, len(names) > 8)
 """
+    copy = PackageCopy(tmp_path, whole=True)
     assert copy.python(code)[0] == "[] None True"
     assert not copy.cache.exists()
 
