@@ -3,7 +3,7 @@
 from refattn.oracle.mistakes.forms import FORMS
 from refattn.oracle.mistakes.heads import HEADS
 from refattn.oracle.mistakes.masks import MASKS
-from refattn.oracle.mistakes.record import NEEDS, Mistake, arithmetic_of, stages_of
+from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.mistakes.rounding import ROUNDING
 from refattn.oracle.mistakes.scores import SCORES
 from refattn.oracle.mistakes.tiles import TILES
@@ -11,5 +11,3 @@ from refattn.oracle.mistakes.tiles import TILES
 CATALOGUE: tuple[Mistake, ...] = MASKS + HEADS + SCORES + TILES + ROUNDING + FORMS
 
 BY_ID = {mistake.id: mistake for mistake in CATALOGUE}
-
-__all__ = ["BY_ID", "CATALOGUE", "NEEDS", "Mistake", "arithmetic_of", "stages_of"]

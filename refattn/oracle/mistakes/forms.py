@@ -9,12 +9,6 @@ from refattn.oracle.mistakes.record import Mistake
 from refattn.problem import PagedProblem
 
 
-def _options(problem):
-    from refattn.problem import Options
-
-    return {name: getattr(problem, name) for name in Options.__dataclass_fields__}
-
-
 # packed
 
 
