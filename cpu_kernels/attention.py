@@ -2,7 +2,7 @@
 
 from cpu_kernels.operands import dense, results
 from cpu_kernels.plan import Operands, batch_entries, compute_dtype, solve
-from refattn.problem import attention_problem
+from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
 
 
 def attention(query, key, value, **options):
@@ -17,21 +17,12 @@ def attention_with_lse(query, key, value, **options):
 
 def multi_head_attention(query, key, value, **options):
     """`attention` with as many key/value heads as query heads."""
-    problem = attention_problem(query, key, value, **options)
-    if problem.num_kv_heads != problem.num_heads:
-        raise ValueError(
-            f"multi_head_attention must have num_kv_heads equal to num_heads; "
-            f"got query heads {problem.num_heads}, key heads {problem.num_kv_heads}."
-        )
-    return solve_dense(problem, False)[0]
+    return solve_dense(multi_head_problem(query, key, value, **options), False)[0]
 
 
 def multi_query_attention(query, key, value, **options):
     """`attention` with one key/value head for all query heads."""
-    problem = attention_problem(query, key, value, **options)
-    if problem.num_kv_heads != 1:
-        raise ValueError(f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}.")
-    return solve_dense(problem, False)[0]
+    return solve_dense(multi_query_problem(query, key, value, **options), False)[0]
 
 
 def grouped_query_attention(query, key, value, **options):

@@ -5,7 +5,6 @@ the value, so each tile is read from memory once. "expand" makes keys and values
 """
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -95,17 +94,5 @@ def expand(p, dtype, wants_lse):
         query, query_rope = (dense(x[..., heads, :, :], dtype) for x in (p.q_nope, p.q_rope))
         parts = (operand._replace(start=first * operand.strides[0]) for operand in written)
         operands = Operands(query, dense(key, dtype), dense(value, dtype), *parts, query_rope, key_rope)
-        solve(options_of(p, heads), operands, sequences_of(p), count, 1, (nope, rope, v_head_dim))
+        solve(p.of_heads(heads), operands, sequences_of(p), count, 1, (nope, rope, v_head_dim))
     return output, lse
-
-
-def options_of(p, heads):
-    """The options cut to some of the heads."""
-    options = p.options()
-    for name in ("bias", "mask", "dropout_mask"):
-        if options[name] is not None:
-            options[name] = options[name][..., heads, :, :]
-    for name in ("alibi_slopes", "sinks"):
-        if options[name] is not None:
-            options[name] = options[name][..., heads]
-    return SimpleNamespace(**options)

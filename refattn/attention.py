@@ -10,7 +10,7 @@ import numpy as np
 from refattn.memory import ensure_allocatable
 from refattn.options import takes_options
 from refattn.precise import DoubleDouble, divide
-from refattn.problem import attention_problem
+from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
 from refattn.solve import solve
 
 
@@ -191,13 +191,7 @@ def multi_head_attention(query, key, value, **options):
         ...
     ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, key heads 2.
     """
-    problem = attention_problem(query, key, value, **options)
-    if problem.num_kv_heads != problem.num_heads:
-        raise ValueError(
-            f"multi_head_attention must have num_kv_heads equal to num_heads; "
-            f"got query heads {problem.num_heads}, key heads {problem.num_kv_heads}."
-        )
-    return solve(problem)[0]
+    return solve(multi_head_problem(query, key, value, **options))[0]
 
 
 @takes_options
@@ -210,10 +204,7 @@ def multi_query_attention(query, key, value, **options):
     >>> refattn.multi_query_attention(np.zeros((6, 1, 4)), np.zeros((1, 3, 4)), np.ones((1, 3, 4))).shape
     (6, 1, 4)
     """
-    problem = attention_problem(query, key, value, **options)
-    if problem.num_kv_heads != 1:
-        raise ValueError(f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}.")
-    return solve(problem)[0]
+    return solve(multi_query_problem(query, key, value, **options))[0]
 
 
 @takes_options

@@ -110,7 +110,7 @@ def expand(p):
             key_low=beside(k_nope.low, np.zeros_like(p.k_rope))[..., None, :, :],
             value=value.high[..., None, :, :],
             value_low=value.low[..., None, :, :],
-            **options_of_head(p, h),
+            **p.of_heads(slice(h, h + 1)).options(),
         )
         solve_into(head, output[here], lse[here[:-1]])
     return output, lse
@@ -151,15 +151,3 @@ def transposed(w):
 def beside(nope, rope):
     """The parts with and without position side by side on the last axis."""
     return np.concatenate([nope, np.asarray(rope, dtype=np.float64)], axis=-1, dtype=np.result_type(nope, np.float64))
-
-
-def options_of_head(p, h):
-    """The options of query head h alone, its head axis kept."""
-    options = p.options()
-    for name in ("bias", "mask", "dropout_mask"):
-        if options[name] is not None:
-            options[name] = options[name][..., h : h + 1, :, :]
-    for name in ("alibi_slopes", "sinks"):
-        if options[name] is not None:
-            options[name] = options[name][..., h : h + 1]
-    return options

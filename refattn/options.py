@@ -16,6 +16,9 @@ LARGEST_OFFSET = 2**53  # positions stay exact in float64, where ALiBi multiplie
 OPTION_NAMES = (
     "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate",
 )  # fmt: skip
+PER_SCORE = ("bias", "mask", "dropout_mask")  # of shape (*batch, H, T, S) once checked
+PER_HEAD = ("alibi_slopes", "sinks")  # (*batch, H)
+PER_ENTRY = ("kv_lengths", "q_offset")  # (*batch,)
 LARGEST_SOFTCAP = 2.0**900  # caps nothing, and its products stay inside float64
 UNLIMITED = 2**60  # wider than any array; keeps `position - left` inside int64
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.interop import as_float_array, as_int_array
 from refattn.memory import ensure_allocatable
-from refattn.options import checked_options
+from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE, checked_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,21 @@ class Options:
     def options(self):
         """The options alone, as keywords for another problem of the same shape."""
         return {field.name: getattr(self, field.name) for field in fields(Options)}
+
+    def of_heads(self, heads):
+        """The options of some query heads, a slice of them."""
+        places = dict.fromkeys(PER_SCORE, (..., heads, slice(None), slice(None))) | dict.fromkeys(PER_HEAD, (..., heads))
+        return Options(**cut(self.options(), places))
+
+
+def cut(options, places):
+    """The options, each of those named in `places` cut to its place where it is given."""
+    return {name: value if value is None or name not in places else value[places[name]] for name, value in options.items()}
+
+
+def cut_options(problem, index, tile):
+    """The options of one batch entry, bias and masks cut to `tile` of their (H, T, S)."""
+    return cut(problem.options(), dict.fromkeys(PER_SCORE, tile) | dict.fromkeys(PER_HEAD + PER_ENTRY, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +119,25 @@ def attention_problem(query, key, value, **options):
     return Problem(query=query, key=key, value=value, **checked)
 
 
+def multi_head_problem(query, key, value, **options):
+    """Check the arguments of `refattn.multi_head_attention`."""
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != problem.num_heads:
+        raise ValueError(
+            "multi_head_attention must have num_kv_heads equal to num_heads; "
+            f"got query heads {problem.num_heads}, key heads {problem.num_kv_heads}."
+        )
+    return problem
+
+
+def multi_query_problem(query, key, value, **options):
+    """Check the arguments of `refattn.multi_query_attention`."""
+    problem = attention_problem(query, key, value, **options)
+    if problem.num_kv_heads != 1:
+        raise ValueError(f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}.")
+    return problem
+
+
 def require_memory(batch_shape, num_heads, q_len, v_head_dim):
     """Output and lse, and the length and offset of every batch entry, must fit."""
     ensure_allocatable(8 * math.prod(batch_shape) * (num_heads * q_len * (v_head_dim + 1) + 2), "output and lse")
@@ -164,18 +198,6 @@ class PackedProblem(Options):
         return Problem(
             query=self.query[:, rows], key=self.key[:, keys], value=self.value[:, keys], **cut_options(self, n, tile)
         )
-
-
-def cut_options(problem, index, tile):
-    """The options of one batch entry, bias and masks cut to `tile` of their (H, T, S)."""
-    options = problem.options()
-    for name in ("bias", "mask", "dropout_mask"):
-        if options[name] is not None:
-            options[name] = options[name][tile]
-    for name in ("alibi_slopes", "sinks", "kv_lengths", "q_offset"):
-        if options[name] is not None:
-            options[name] = options[name][index]
-    return options
 
 
 def packed_problem(query, key, value, cu_q, cu_kv, **options):
