@@ -334,7 +334,7 @@ def _swapped(shape, a, b):
 def _of(name, indices, total):
     """ "heads 0, 2 of 8", "rows 17-63 of 64", "all 64 dims"."""
     if len(indices) == total:
-        return f"all {total} {name}"
+        return f"all {total} {name}" if total > 1 else f"the only {name[:-1]}"
     if len(indices) > 4 and indices[-1] - indices[0] + 1 == len(indices):
         return f"{name} {indices[0]}-{indices[-1]} of {total}"
     shown = ", ".join(str(i) for i in indices[:6]) + (f" and {len(indices) - 6} more" if len(indices) > 6 else "")
