@@ -1,0 +1,202 @@
+"""The pytest plugin: fixtures, options, markers, messages; and the example project that uses it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+PROJECT = Path(__file__).parents[2] / "examples" / "pytest_project"
+
+KERNELS = """
+import numpy as np, pytest, refattn
+from refattn.oracle.mutants import correct_kernel
+
+def right(query, key, value, **options):
+    return correct_kernel()(query, key, value, **options)
+
+def top_left(query, key, value, **options):
+    return correct_kernel()(query, key, value, **{**options, "q_offset": 0})
+"""
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """Run pytest on one file with the plugin alone, as if nothing else were installed."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def inner(text, *arguments):
+        pytester.makepyfile(KERNELS + text)
+        return pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "--strict-markers", *arguments)
+
+    return inner
+
+
+def test_importing_the_plugin_imports_no_numpy():
+    root = Path(__file__).parents[2]
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('refattn'); package.__path__ = [sys.argv[1]]; sys.modules['refattn'] = package\n"
+        "import refattn.pytest_plugin\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('numpy', 'refattn')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(root / "refattn")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['refattn', 'refattn.pytest_plugin']"
+
+
+def test_one_test_a_case(run):
+    result = run(
+        """
+@pytest.mark.refattn(supports={"causal"}, families={"ascending", "one-hot"})
+def test_kernel(attention_case):
+    assert set(attention_case.options) <= {"causal"} and attention_case.inputs.family in ("ascending", "one-hot")
+    assert attention_case.arrays[0].dtype == np.float32 and attention_case.spec.name == "flash float32"
+    attention_case.check(right)
+    output, lse = attention_case.reference()
+    attention_case.check(output.astype(np.float32), lse)
+""",
+        "-v",
+    )
+    outcomes = result.parseoutcomes()
+    assert outcomes["passed"] == 3 and set(outcomes) <= {"passed", "warnings", "warning"}
+    result.stdout.fnmatch_lines(["*test_kernel[[]ascending-causal[]] PASSED*", "*test_kernel[[]one-hot-causal[]] PASSED*"])
+
+
+def test_a_failure_prints_report_diagnosis_and_reproduction(run):
+    result = run(
+        """
+@pytest.mark.refattn(supports={"causal"}, families="normal")
+def test_kernel(attention_case):
+    attention_case.check(top_left)
+""",
+        "-k", "test_kernel and normal-causal and not head and not key and not row", "--refattn-seed", "4",
+    )  # fmt: skip
+    result.stdout.fnmatch_lines(
+        [
+            "*normal causal: attention: FAIL*",
+            "*worst at batch*",
+            "*diagnosis: *with q_offset=0 the output agrees*",
+            "*reproduce: pytest '*::test_kernel[[]normal-causal[]]' --refattn-level quick --refattn-seed 4",
+        ]
+    )
+
+
+def test_level_and_seed(run, pytester):
+    text = """
+@pytest.mark.refattn(supports=(), families={"normal"})
+def test_kernel(attention_case):
+    print("first", attention_case.arrays[0].flat[0])
+"""
+    quick = run(text, "-s", "-k", "normal")
+    again = run(text, "-s", "-k", "normal")
+    other = run(text, "-s", "-k", "normal", "--refattn-seed", "1")
+    numbers = [[line for line in result.outlines if "first" in line] for result in (quick, again, other)]
+    assert numbers[0] == numbers[1] != numbers[2]
+    full = run(text, "--refattn-level", "full")
+    assert full.parseoutcomes()["passed"] > 3 * quick.parseoutcomes()["passed"]
+    assert run(text, "--refattn-level", "slow").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_the_spec_of_marker_command_line_and_dtype(run):
+    text = """
+def test_default(kernel_spec):
+    assert kernel_spec.name == WORDS
+
+@pytest.mark.refattn(spec="eager float16")
+def test_marker(kernel_spec, attention_case):
+    assert kernel_spec.name == attention_case.spec.name == "eager float16" and attention_case.arrays[0].dtype == np.float16
+
+@pytest.mark.refattn(dtype="float64")
+class TestClass:
+    def test_dtype(self, kernel_spec):
+        assert kernel_spec.name == WORDS.replace("float32", "float64") or WORDS == "eager float32"
+"""
+    assert run('WORDS = "flash float32"\n' + text, "-k", "default or dtype or (marker and one-key-takes-all)").ret == 0
+    assert run('WORDS = "eager float32"\n' + text, "--refattn-spec", "eager float32", "-k", "default or dtype").ret == 0
+
+
+def test_not_implemented_is_a_skip_and_damage_a_failure(run):
+    result = run(
+        """
+def later(query, key, value, **options):
+    raise NotImplementedError("no GPU here")
+
+def careless(query, key, value, **options):
+    query[...] = 0
+    return right(query, key, value, **options)
+
+@pytest.mark.refattn(supports={"kv_lengths"}, families="uniform")
+def test_skip(attention_case):
+    attention_case.check(later)
+
+@pytest.mark.refattn(supports={"mask"}, families="poison")
+def test_damage(attention_case):
+    attention_case.check(careless)
+""",
+        "-rs",
+    )
+    result.stdout.fnmatch_lines(["*query was changed*", "*no GPU here*"])
+    assert result.parseoutcomes() == {"failed": 1, "skipped": 1}
+
+
+def test_other_forms_and_dialects(run):
+    result = run(
+        """
+from refattn.oracle.dialect_calls import result_from_ours, to_ours
+
+@pytest.mark.refattn(function="paged_attention", supports={"causal"})
+def test_paged(attention_case):
+    attention_case.check(refattn.paged_attention_with_lse)
+
+@pytest.mark.refattn(dialect="flash_attn", supports={"causal", "window"}, families="normal")
+def test_dialect(attention_case):
+    def kernel(**call):
+        _, arrays, options = to_ours("flash_attn", **call)
+        return result_from_ours("flash_attn", *refattn.attention_with_lse(*arrays, **options))
+    attention_case.check(kernel)
+""",
+        "-k", "test_paged or window",
+    )  # fmt: skip
+    outcomes = result.parseoutcomes()
+    assert "failed" not in outcomes and outcomes["passed"] > 3
+
+
+def test_the_harness_fixture(run):
+    result = run(
+        """
+@pytest.mark.refattn(supports={"causal"})
+def test_right(refattn_check_kernel):
+    assert refattn_check_kernel(right, only="strides").settings["level"] == "quick"
+
+def test_wrong(refattn_check_kernel):
+    refattn_check_kernel(top_left, supports={"causal"}, only="reference: normal causal", diagnose=False)
+"""
+    )
+    assert result.parseoutcomes()["passed"] == 1 and result.parseoutcomes()["failed"] == 1
+    result.stdout.fnmatch_lines(["*FAIL reference: normal causal*", "*reproduce: pytest '*::test_wrong' --refattn-level quick --refattn-seed 0"])
+
+
+@pytest.mark.parametrize(
+    "marker, words",
+    [("'quick'", "keyword arguments only"), ("color='red'", "got 'color'"), ("families='nonsense'", "must leave a case to run"), ("function='conv'", "function must be one of")],
+)
+def test_wrong_markers(run, marker, words):
+    result = run(f"\n@pytest.mark.refattn({marker})\ndef test_kernel(attention_case):\n    pass\n")
+    assert result.ret == pytest.ExitCode.INTERRUPTED and words in "\n".join(result.outlines)
+
+
+def test_the_example_project(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for path in PROJECT.iterdir():
+        if path.suffix in (".py", ".ini"):
+            shutil.copy(path, pytester.path)
+    result = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin")
+    outcomes = result.parseoutcomes()
+    assert "failed" not in outcomes and outcomes["passed"] > 30
+    broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "--run-broken", "-x", "-k", "test_broken")
+    broken.stdout.fnmatch_lines(
+        ["*FAIL (hard, tight, aggregate)*", "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*", "*reproduce: pytest 'test_flash_kernel.py::test_broken*"]
+    )
+    assert broken.parseoutcomes()["failed"] == 1
