@@ -21,7 +21,7 @@ def spec(dtype):
     )  # fmt: skip
 
 
-def assert_right(function, arrays, options, dtype):
+def assert_right(function, arrays, options, dtype, tiers=("positions", "hard", "tight", "aggregate")):
     """Output and lse within the bounds, rigorous and statistical, non-finite numbers where they must be."""
     arrays = list(arrays)
     output, lse = FUNCTIONS[function](*arrays, **options)
@@ -31,5 +31,6 @@ def assert_right(function, arrays, options, dtype):
         assert output.shape == (*one.shape[:-1], 0) and np.array_equal(lse, same)
         return output, lse
     report = check(output, *arrays, lse=lse, spec=spec(dtype), function=function, **options)
-    assert report.passed, str(report)
+    failed = {tier for measure in (report.output, report.lse) for tier in measure.failed}
+    assert not failed & set(tiers), str(report)
     return output, lse

@@ -65,7 +65,8 @@ def draw(seed):
 def run(seed):
     case, dtype = draw(seed)
     arrays, options = case.build(dtype)
-    assert_right(case.function, arrays.values(), options, dtype)
+    # The aggregate tier supposes errors of like size; drawn options may leave rows whose largest weights meet values of zero.
+    assert_right(case.function, arrays.values(), options, dtype, tiers=("positions", "hard", "tight"))
 
 
 @pytest.mark.parametrize("first", range(0, CALLS, CHUNK))

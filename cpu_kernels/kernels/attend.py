@@ -73,9 +73,9 @@ def stretch(table, at, count, stride):
 
 @leaf
 def find_keys(shape, group, pages, first, last, ints):
-    """Offsets of keys and values [first, last), page by page, and KEY_PADDING more that repeat the last: products work in pairs or more."""
+    """Offsets of keys and values [first, last), page by page, and some more that repeat the last: products work in pairs or more, and look ahead."""
     page, slot = first // shape.page_size, first % shape.page_size
-    for i in range(last - first + KEY_PADDING):
+    for i in range(last - first + 2 * KEY_PADDING):
         if slot == shape.page_size:
             page, slot = page + 1, 0
         number = pages[group.page_table + page]
@@ -96,10 +96,10 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
                    (ints, value_rows), shape.v_head_dim)  # fmt: skip
     else:
         product(vectors, count, shape.head_dim, scores, (key, 0), (ints, shape.key_rows + skip), (ints, shape.key_dims), (scratch, panel.query),
-                stride, one, 1)  # fmt: skip
+                one, 1)  # fmt: skip
     if shape.rope_dim:
         product(vectors, count, shape.rope_dim, scores, (key_rope, 0), (ints, shape.key_rope_rows + skip), (ints, shape.key_rope_dims),
-                (scratch, panel.query + shape.head_dim * stride), stride, one, 0)  # fmt: skip
+                (scratch, panel.query + shape.head_dim * stride), one, 0)  # fmt: skip
     change_scores(shape, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
@@ -118,7 +118,7 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
                            (scratch, rescale))  # fmt: skip
             else:
                 product(vectors, shape.v_head_dim, at - done, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows + done),
-                        weights, stride, (scratch, rescale), 0)  # fmt: skip
+                        weights, (scratch, rescale), 0)  # fmt: skip
             rescale, done = panel.lanes + ONE * stride, at + 1
         if infinite:
             add_finite_part(shape, panel, value, ints[value_rows + at], scratch, shape.scores + at * stride)

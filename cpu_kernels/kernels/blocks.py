@@ -138,7 +138,7 @@ def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):
     """Values of the fields `tables.SCRATCH`."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
     starts, end = [], 0
-    for size in (*[MAX_VECTORS * key_tile + KEY_PADDING] * 3, head_dim + PAIR, rope_dim + PAIR, v_head_dim + PAIR, PANELS * (LANE_INTS * width + 4)):
+    for size in (*[MAX_VECTORS * key_tile + 2 * KEY_PADDING] * 3, head_dim + PAIR, rope_dim + PAIR, v_head_dim + PAIR, PANELS * (LANE_INTS * width + 4)):
         starts.append(end)
         end += size
     panels = -(-end // 8) * 64 // itemsize

@@ -36,8 +36,8 @@ def add_state(shape, panel, scratch, states, state):
         peak, their_peak = scratch[peaks + lane], states[their_peaks + lane]
         highest = max(peak, their_peak)
         pivot = 0.0 if highest == -np.inf else np.float64(highest)
-        scratch[ours + lane] = 2.0 ** (peak - pivot)
-        scratch[theirs + lane] = 2.0 ** (their_peak - pivot)
+        scratch[ours + lane] = np.exp2(peak - pivot)
+        scratch[theirs + lane] = np.exp2(their_peak - pivot)
         scratch[peaks + lane] = highest
         scratch[totals + lane] = scratch[totals + lane] * scratch[ours + lane] + states[their_peaks + stride + lane] * scratch[theirs + lane]
     for dim in range(shape.v_head_dim):

@@ -2,23 +2,23 @@
 
     C[i, :] = C[i, :] * rescale + sum_k A[i, k] * B[k, :]
 
-B and C are panels in scratch: rows of `vectors` vector registers, `stride` elements apart. A is any memory: its element (i, k) lies at
+B and C are panels in scratch: rows of `vectors` vector registers, one after the other. A is any memory: its element (i, k) lies at
 `rows[i] + columns[k]`, so keys and values need neither packing nor a contiguous axis, and pages are no special case. A tile of C stays in registers
 over the whole sum; per k it costs one broadcast load a row and one vector load a column for rows x vectors fused multiply-adds.
 """
 
 import numpy as np
 
-from cpu_kernels.vector import MAX_VECTORS, building_block
+from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
 
 # Rows of the register tile for each number of vectors; what remains of the rows is done in pairs. Latency needs 8 accumulators, 32 registers hold 24.
 TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
 PAIR = 2
 
 
-def _product(vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale, fresh):
+def _product(vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh):
     (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
-    num_rows += num_rows % PAIR
+    num_rows, stride = num_rows + num_rows % PAIR, vectors * lanes(b.dtype)
     b = b[b0 : b0 + depth * stride].reshape(depth, stride)
     c = c[c0 : c0 + num_rows * stride].reshape(num_rows, stride)
     where = a0 + rows[r0 : r0 + num_rows, None] + columns[None, k0 : k0 + depth]
@@ -27,21 +27,21 @@ def _product(vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale, 
 
 
 @building_block(python=_product)
-def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, stride, rescale, fresh):
+def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh):
     """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for one row more when num_rows is odd."""
     for width in emit.cases(vectors, range(1, MAX_VECTORS + 1)):
         tile = TILE_ROWS[width]
         whole = emit.builder.sub(num_rows, emit.builder.srem(num_rows, emit.integer(tile)))
         with emit.loop(whole, step=tile) as row:
-            emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, stride, rescale, fresh)
+            emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
         with emit.loop(num_rows, start=whole, step=PAIR) as row:
-            emit_tile(emit, width, PAIR, row, depth, c, a, rows, columns, b, stride, rescale, fresh)
+            emit_tile(emit, width, PAIR, row, depth, c, a, rows, columns, b, rescale, fresh)
 
 
-def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, stride, rescale, fresh):
+def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, rescale, fresh):
     grid = [(i, j) for i in range(height) for j in range(width)]
     a_rows = [emit.at(a, emit.load_scalar(rows, emit.add(row, i))) for i in range(height)]
-    c_rows = [emit.at(c, emit.multiply(emit.add(row, i), stride)) for i in range(height)]
+    c_rows = [emit.at(c, emit.multiply(emit.add(row, i), width * emit.lanes)) for i in range(height)]
     sums = {at: emit.variable(emit.vector(0.0)) for at in grid}
     with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
         factor = [emit.load(rescale, j * emit.lanes) for j in range(width)]
@@ -49,7 +49,7 @@ def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, stride, r
             emit.assign(sums[i, j], emit.load(c_rows[i], j * emit.lanes) * factor[j])
     with emit.loop(depth) as k:
         column = emit.load_scalar(columns, k)
-        b_row = emit.at(b, emit.multiply(k, stride))
+        b_row = emit.at(b, emit.multiply(k, width * emit.lanes))
         b_vectors = [emit.load(b_row, j * emit.lanes) for j in range(width)]
         for i in range(height):
             element = emit.splat(emit.load_scalar(a_rows[i], column))
