@@ -12,13 +12,13 @@ each key is kept apart.
 """
 
 import math
-import operator
 from dataclasses import dataclass
 
 import numpy as np
 
 from refattn.attention import attention_with_lse
 from refattn.interop import as_float_array
+from refattn.options import checked_integer, takes_options
 from refattn.problem import at_least_axes, require_head_dim, require_head_ratio
 
 
@@ -102,6 +102,7 @@ class FactoredKeysValues:
         value = self.value_latent[..., None, :, :] @ self.w_uv.swapaxes(-1, -2)
         return (key, value) if self.head_axis else (key[0], value[0])
 
+    @takes_options
     def attention(self, query, **options):
         """`refattn.attention` over the factored keys and values, which are never rebuilt.
 
@@ -126,6 +127,7 @@ class FactoredKeysValues:
         """
         return self.attention_with_lse(query, **options)[0]
 
+    @takes_options
     def attention_with_lse(self, query, **options):
         """`attention` and the log-sum-exp of its scores, shape (..., H, T)."""
         query = as_float_array(query, "query")
@@ -203,7 +205,7 @@ def factor_keys_values(key, value, rank, mode="joint"):
     (288, 2048, True, True)
     """
     key, value = as_float_array(key, "key"), as_float_array(value, "value")
-    rank = _integer(rank, "rank")
+    rank = checked_integer(rank, "rank")
     at_least_axes(2, "(length, dim)", key=key, value=value)
     if key.shape[:-1] != value.shape[:-1]:
         hint = " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
@@ -241,15 +243,6 @@ def factor_keys_values(key, value, rank, mode="joint"):
         value_singular_values=value_singular_values,
         head_axis=head_axis,
     )
-
-
-def _integer(number, name):
-    if isinstance(number, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer; got {name}={number!r}.")
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {name}={number!r}.") from None
 
 
 def _ranks(rank, mode, key_shape, value_shape):

@@ -7,7 +7,8 @@
 
 from fractions import Fraction
 
-from refattn.models import AttentionShape, require_count
+from refattn.models import AttentionShape
+from refattn.options import checked_integer
 
 
 def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: int = 1, bytes_per_element: float = 2,
@@ -43,14 +44,14 @@ def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: in
     >>> decode_intensity(MODELS["falcon-7b"]), round(decode_intensity(MODELS["deepseek-v3"]), 2)
     (71.0, 241.78)
     """
-    rows = require_count("q_len", q_len) * shape.num_heads
+    rows = checked_integer(q_len, "q_len", 1) * shape.num_heads
     if shape.kv_lora_rank is not None:
         width = 2 * shape.kv_lora_rank + shape.qk_rope_head_dim
     else:
         width = shape.head_dim + shape.v_head_dim
     if cache_bytes_per_token is None:
         cache_bytes_per_token = bytes_per_element * shape.cached_per_token
-    query_and_output = 0 if kv_len is None else bytes_per_element * rows * width / require_count("kv_len", kv_len)
+    query_and_output = 0 if kv_len is None else bytes_per_element * rows * width / checked_integer(kv_len, "kv_len", 1)
     return 2 * rows * width / (cache_bytes_per_token + query_and_output)
 
 
@@ -94,7 +95,7 @@ def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form:
     nope, rope, v, latent = _latent_dims(shape)
     if form not in ("absorb", "expand"):
         raise ValueError(f'form must be "absorb" or "expand"; got {form!r}.')
-    q_len, kv_len = require_count("q_len", q_len, 0), require_count("kv_len", kv_len, 0)
+    q_len, kv_len = checked_integer(q_len, "q_len", 0), checked_integer(kv_len, "kv_len", 0)
     width = 2 * latent + rope if form == "absorb" else nope + rope + v
     projected = 0 if expanded else latent * (nope + v) * (q_len if form == "absorb" else kv_len)
     return 2 * shape.num_heads * (q_len * kv_len * width + projected)
@@ -115,7 +116,7 @@ def absorb_crossover(shape: AttentionShape, kv_len: int | None = None) -> float:
     projection, saved = latent * (nope + v), 2 * latent - nope - v
     if kv_len is None:
         return projection / saved if saved > 0 else float("inf")
-    denominator = projection + saved * require_count("kv_len", kv_len)
+    denominator = projection + saved * checked_integer(kv_len, "kv_len", 1)
     return projection * kv_len / denominator if denominator > 0 else float("inf")
 
 

@@ -1,7 +1,5 @@
 """Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes when it is done right."""
 
-import functools
-
 import numpy as np
 
 from refattn.solve import solve_into
@@ -10,7 +8,7 @@ from refattn.options import takes_options
 from refattn.problem import block_local_problem
 
 
-@functools.partial(takes_options, without=("q_offset",))
+@takes_options(without=("q_offset",))
 def block_local_attention(query, key, value, *, block_size, **options):
     """Self-attention in which row i sees only the keys of its own block, i // block_size.
 
@@ -44,7 +42,7 @@ def block_local_attention(query, key, value, *, block_size, **options):
     return block_local_attention_with_lse(query, key, value, block_size=block_size, **options)[0]
 
 
-@functools.partial(takes_options, without=("q_offset",))
+@takes_options(without=("q_offset",))
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     """`block_local_attention` and its log-sum-exp, shape (..., H, T), float64."""
     problem = block_local_problem(query, key, value, block_size, **options)

@@ -4,9 +4,10 @@ Every row says where its numbers were read. A row that only one person's memory 
 """
 
 import difflib
-import operator
 import re
 from dataclasses import dataclass
+
+from refattn.options import checked_integer
 
 LITGPT = "Lightning-AI/litgpt litgpt/config.py at 2685705"
 DEEPSEEK_V2 = "DeepSeek-V2 report (arXiv 2405.04434), sec. 3.1.2 and app. B.1"
@@ -14,17 +15,6 @@ DEEPSEEK_V3 = "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json at 9b4
 GPT_OSS = "openai/gpt-oss gpt_oss/torch/model.py at 7b58334"
 GPT2 = "karpathy/nanoGPT model.py, table of the released GPT-2 checkpoints"
 LLAMA = "LLaMA paper (arXiv 2302.13971), table 2, as two readers transcribe it"
-
-
-def require_count(name: str, value: object, least: int = 1) -> int:
-    """`value` as an int of at least `least`, for messages called `name`."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {name}={value!r}.") from None
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}; got {name}={value!r}.")
-    return count
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class AttentionShape:
             if getattr(self, name) is not None:
                 least[name] = 1
         for name, smallest in least.items():
-            object.__setattr__(self, name, require_count(name, getattr(self, name), smallest))
+            object.__setattr__(self, name, checked_integer(getattr(self, name), name, smallest))
         if not latent and self.num_heads % self.num_kv_heads:
             raise ValueError("num_heads must be a multiple of num_kv_heads; "
                              f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}.")

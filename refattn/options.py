@@ -4,9 +4,11 @@ Every rule about bias, mask, scale, causal, window, softcap, ALiBi, sinks, lengt
 else. Causality is a window whose right side is 0, so nothing after this file knows the word.
 """
 
+import functools
 import inspect
 import math
 import numbers
+import operator
 
 import numpy as np
 
@@ -72,14 +74,32 @@ def checked_options(
     }
 
 
-def takes_options(function, without=()):
-    """Show the options by name in the signature of a function that passes **options on, for help() and editors."""
+def takes_options(function=None, *, without=()):
+    """Show the options by name in the signature of a function that passes **options on, for help() and editors.
+
+    A decorator, plain or with the names of options that the function does not take; the function itself stays as it is.
+    """
+    if function is None:
+        return functools.partial(takes_options, without=without)
     own = inspect.signature(function).parameters
     shared = inspect.signature(checked_options).parameters
     shown = [parameter for parameter in own.values() if parameter.kind is not parameter.VAR_KEYWORD]
     shown += [shared[name] for name in OPTION_NAMES if name not in own and name not in without]
     function.__signature__ = inspect.Signature(shown)
     return function
+
+
+def checked_integer(value, name, least=None):
+    """An integer of at least `least` as a Python int."""
+    try:
+        integer = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None:
+        raise TypeError(f"{name} must be an integer; got {name}={value!r} of type {type(value).__name__}.")
+    if least is not None and integer < least:
+        raise ValueError(f"{name} must be at least {least}; got {name}={integer}.")
+    return integer
 
 
 def checked_number(value, name):
@@ -148,21 +168,22 @@ def checked_slopes(alibi_slopes, batch_shape, num_heads):
     slopes = as_float_array(alibi_slopes, "alibi_slopes")
     full = (*batch_shape, num_heads)
     if slopes.shape not in ((num_heads,), full):
-        raise ValueError(f"alibi_slopes must have shape {per_head(full)}; got alibi_slopes.shape={slopes.shape}.")
+        raise ValueError(f"alibi_slopes must have shape {slope_shapes(full)}; got alibi_slopes.shape={slopes.shape}.")
     slopes = slopes.astype(np.float64)
     infinite = ~np.isfinite(slopes)
     if infinite.any():
-        raise ValueError(f"alibi_slopes must be finite; got {first('alibi_slopes', slopes, infinite)}.")
+        raise ValueError(f"alibi_slopes must be finite; got {first_wrong('alibi_slopes', slopes, infinite)}.")
     return np.broadcast_to(slopes, full)
 
 
-def first(name, array, wrong):
-    """The first wrong element, as text."""
+def first_wrong(name, array, wrong):
+    """The name, place and value of the first wrong element, as text."""
     index = np.argwhere(wrong)[0]
     return f"{name}[{', '.join(map(str, index))}]={array[tuple(index)]}"
 
 
-def per_head(full):
+def slope_shapes(full):
+    """The shapes slopes may have, as text."""
     return f"{full[-1:]}" if len(full) == 1 else f"{full[-1:]} or {full}"
 
 
@@ -173,7 +194,7 @@ def checked_sinks(sinks, batch_shape, num_heads):
     sinks = sinks.astype(np.float64)
     wrong = ~(sinks < np.inf)
     if wrong.any():
-        raise ValueError(f"sinks must be finite or -inf; got {first('sinks', sinks, wrong)}.")
+        raise ValueError(f"sinks must be finite or -inf; got {first_wrong('sinks', sinks, wrong)}.")
     return np.broadcast_to(sinks, (*batch_shape, num_heads))
 
 

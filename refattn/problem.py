@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.interop import as_float_array, as_int_array
 from refattn.memory import ensure_allocatable
-from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE, checked_options
+from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE, checked_integer, checked_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,14 +375,12 @@ def block_local_problem(query, key, value, block_size, **options):
     """Check the arguments of `refattn.block_local_attention`."""
     if "q_offset" in options:
         raise TypeError("q_offset must be left out: in block-local attention row i stands at key position i.")
+    block_size = checked_integer(block_size, "block_size")
     whole = attention_problem(query, key, value, q_offset=0, **options)
     if whole.q_len != whole.kv_len:
         raise ValueError(
             "query and key must have the same length, both are cut at the same places; "
             f"got query.shape={whole.query.shape}, key.shape={whole.key.shape}."
         )
-    if isinstance(block_size, (bool, np.bool_)) or not isinstance(block_size, (int, np.integer)):
-        raise TypeError(f"block_size must be an integer; got block_size={block_size!r} of type {type(block_size).__name__}.")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1; got block_size={block_size}.")
-    return BlockLocalProblem(whole=whole, block_size=min(int(block_size), max(whole.q_len, 1)))
+    block_size = checked_integer(block_size, "block_size", 1)
+    return BlockLocalProblem(whole=whole, block_size=min(block_size, max(whole.q_len, 1)))

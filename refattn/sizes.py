@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 
 from refattn.costs import decode_intensity
-from refattn.models import MODELS, AttentionShape, find_model, require_count
+from refattn.models import MODELS, AttentionShape, find_model
+from refattn.options import checked_integer
 
 DTYPE_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}
 
@@ -38,7 +39,7 @@ def cache_elements(shape: AttentionShape, context: int, batch: int = 1) -> int:
     >>> cache_elements(MODELS["gpt-oss-20b"], 8192) // (24 * 1024)    # half the layers keep 128 tokens
     4160
     """
-    context, batch = require_count("context", context, 0), require_count("batch", batch, 0)
+    context, batch = checked_integer(context, "context", 0), checked_integer(batch, "batch", 0)
     windowed = shape.window_layers or 0
     tokens = (shape.num_layers - windowed) * context + windowed * min(context, shape.window or context)
     return batch * tokens * shape.cached_per_token
@@ -52,7 +53,7 @@ def cache_bytes(shape: AttentionShape, context: int, batch: int = 1, bits: int =
     Fraction
         Exact, also for 6-bit caches; an integer value compares and prints as one.
     """
-    return Fraction(cache_elements(shape, context, batch) * require_count("bits", bits), 8)
+    return Fraction(cache_elements(shape, context, batch) * checked_integer(bits, "bits", 1), 8)
 
 
 def fp8_bytes(narrow: int, wide: int = 0, tile: int = 128) -> int:
@@ -146,7 +147,7 @@ def run(args) -> int:
             report = [_summary(name, shape, dtype) for name, shape in MODELS.items()]
             print(json.dumps(report, indent=2) if args.json else _listing(report, dtype))
             return 0
-        context, batch = require_count("context", args.context, 0), require_count("batch", args.batch, 1)
+        context, batch = checked_integer(args.context, "context", 0), checked_integer(args.batch, "batch", 1)
         name, shape = _requested(args)
     except (KeyError, TypeError, ValueError) as error:
         print(f"refattn kv: {error.args[0]}", file=sys.stderr)

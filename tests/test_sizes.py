@@ -221,9 +221,9 @@ LATENT = dict(num_layers=2, num_heads=8, kv_lora_rank=16, qk_nope_head_dim=4)
 
 
 @pytest.mark.parametrize("dimensions, error, message", [
-    (dict(num_layers=1, num_heads=8), TypeError, "num_kv_heads must be an integer; got num_kv_heads=None."),
-    (dict(num_layers=1, num_heads=8, kv_lora_rank=16), TypeError, "qk_nope_head_dim must be an integer; got qk_nope_head_dim=None."),
-    (HEADS | dict(head_dim=1.5), TypeError, "head_dim must be an integer; got head_dim=1.5."),
+    (dict(num_layers=1, num_heads=8), TypeError, "num_kv_heads must be an integer; got num_kv_heads=None of type NoneType."),
+    (dict(num_layers=1, num_heads=8, kv_lora_rank=16), TypeError, "qk_nope_head_dim must be an integer; got qk_nope_head_dim=None of type NoneType."),
+    (HEADS | dict(head_dim=1.5), TypeError, "head_dim must be an integer; got head_dim=1.5 of type float."),
     (HEADS | dict(num_layers=0), ValueError, "num_layers must be at least 1; got num_layers=0."),
     (HEADS | dict(num_kv_heads=3), ValueError, "num_heads must be a multiple of num_kv_heads; got num_heads=8 and num_kv_heads=3."),
     (HEADS | dict(v_head_dim=0), ValueError, "v_head_dim must be at least 1; got v_head_dim=0."),

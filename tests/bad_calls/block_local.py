@@ -17,6 +17,18 @@ BAD = table(
     ("block_size bool", {"block_size": True}, TypeError, "block_size must be an integer; got block_size=True of type bool."),
     ("block_size none", {"block_size": None}, TypeError, "block_size must be an integer; got block_size=None of type NoneType."),
     ("block_size array", {"block_size": np.array([2, 3])}, TypeError, "block_size must be an integer; got block_size=array([2, 3]) of type ndarray."),
+    (
+        "block_size float and a value of another length",
+        {"block_size": 2.0, "value": real(2, 3, 4, 7)},
+        TypeError,
+        "block_size must be an integer; got block_size=2.0 of type float.",
+    ),
+    (
+        "block_size 0 and a value of another length",
+        {"block_size": 0, "value": real(2, 3, 4, 7)},
+        ValueError,
+        "value must have shape (2, 3, 5, any) to match key; got value.shape=(2, 3, 4, 7).",
+    ),
     ("block_size text", {"block_size": "2"}, TypeError, "block_size must be an integer; got block_size='2' of type str."),
     ("lengths differ", {"query": real(2, 6, 4, 8)}, ValueError, f"{SAME_LENGTH}; got query.shape=(2, 6, 4, 8), key.shape=(2, 3, 5, 8)."),
     ("one query row", {"query": real(2, 6, 1, 8)}, ValueError, f"{SAME_LENGTH}; got query.shape=(2, 6, 1, 8), key.shape=(2, 3, 5, 8)."),
