@@ -138,7 +138,7 @@ def run(args):
     if args.goldens is not None and not args.goldens.is_dir():
         print(f"refattn verify: --goldens must name a folder; got {args.goldens}", file=sys.stderr)
         return 2
-    if not goldens.names(args.goldens):
+    if not goldens.files(args.goldens):
         print("refattn verify: no golden files (*.npz) to verify", file=sys.stderr)
         return 2
     kernels, note = find_kernels()

@@ -17,6 +17,7 @@ import pytest
 
 from refattn import goldens
 from refattn.goldens import GoldenError
+from refattn.goldens.store import LARGEST_FILE
 
 MAKER = Path(__file__).parent / "goldens" / "make_goldens.py"
 SHIPPED = Path(goldens.__file__).parent
@@ -220,7 +221,7 @@ def test_pickles_are_refused(tmp_path):
 def test_decompression_bombs_are_refused(tmp_path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("float32.npy", bytes(goldens.LARGEST_FILE + 1))
+        file.writestr("float32.npy", bytes(LARGEST_FILE + 1))
     (tmp_path / "bomb.npz").write_bytes(packed.getvalue())
     with pytest.raises(GoldenError, match="must unpack to at most"):
         list(goldens.cases(tmp_path))

@@ -15,6 +15,7 @@ import pytest
 import refattn
 from refattn import cli, goldens
 from refattn.goldens.compare import exactness_allowance, kernel_allowance
+from refattn.goldens.store import BFLOAT16
 from refattn.verify import Progress, as_json, as_text, verify
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def halves(array):
 
 def write(store, path, case, **changes):
     """One case as a golden file of its own, with some of its golden arrays replaced."""
-    golden = {name: halves(a) if name in goldens.BFLOAT16 else a for name, a in (case.golden | changes).items()}
+    golden = {name: halves(a) if name in BFLOAT16 else a for name, a in (case.golden | changes).items()}
     bundle = store.Bundle({"script": "a test", "versions": {"torch": "none", "numpy": np.__version__}})
     bundle.add(case.name, case.variant, case.source, case.function, case.arguments, case.options, golden, {})
     bundle.write(path)
