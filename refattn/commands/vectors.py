@@ -22,7 +22,8 @@ def add_parser(subparsers):
     make.add_argument("directory")
     make.add_argument("--pack", action="append", metavar="NAME", help="only this one of 'refattn vectors list'; may be repeated")
     make.add_argument("--dtype", default="float32", help="float64, float32, float16 or bfloat16; default float32")
-    make.add_argument("--format", default="npz", choices=("npz", "safetensors", "raw"), help="default npz; raw: plain binary files and a text, read by C++ as it is")
+    make.add_argument("--format", default="npz", choices=("npz", "safetensors", "raw"), 
+                      help="default npz; raw: plain binary files and a text, read by C++ as it is")  # fmt: skip
     make.add_argument("--spec", help="arithmetic the bounds are for, such as 'eager bfloat16'; default: a fused kernel in the dtype")
     make.add_argument("--seed", type=int, default=0, help="of the inputs; default 0")
 

@@ -205,4 +205,5 @@ def _flashmla_call(arrays, options):
     if unknown:
         raise ValueError(f"flash_mla_with_kvcache has no {unknown[0]}.")
     call = {names[name]: value for name, value in options.items()}
-    return {"q": np.ascontiguousarray(np.swapaxes(query, 1, 2)), "k_cache": np.ascontiguousarray(np.swapaxes(keys, 1, 2)), "head_dim_v": values.shape[-1], **call}
+    query, pages = (np.ascontiguousarray(np.swapaxes(x, 1, 2)) for x in (query, keys))
+    return {"q": query, "k_cache": pages, "head_dim_v": values.shape[-1], **call}

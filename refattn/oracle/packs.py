@@ -27,13 +27,15 @@ def _dense(sizes, lines) -> Callable[..., Iterator[AttentionInputs]]:
 
 def _latent(dtype, seed):
     for form in ("absorb", "expand"):
-        for options in ({}, {"causal": True}, {"scale": 0.25, "causal": True}, {"sinks": SINKS[4]}, {"softcap": 1.5}, {"kv_lengths": np.array([45, 17])}):
+        lengths = {"kv_lengths": np.array([45, 17])}
+        for options in ({}, {"causal": True}, {"scale": 0.25, "causal": True}, {"sinks": SINKS[4]}, {"softcap": 1.5}, lengths):
             inputs = latent_inputs(dtype, seed, form=form, **options)
             yield replace(inputs, name=f"{inputs.name} {form}")
 
 
 def _packed(dtype, seed):
-    for options in ({}, {"causal": True}, {"causal": True, "window": (7, None)}, {"sinks": SINKS[6]}, {"softcap": 1.5}, {"kv_lengths": np.array([9, 40, 1, 12])}):
+    lengths = {"kv_lengths": np.array([9, 40, 1, 12])}
+    for options in ({}, {"causal": True}, {"causal": True, "window": (7, None)}, {"sinks": SINKS[6]}, {"softcap": 1.5}, lengths):
         yield packed_inputs(dtype, seed, **options)
 
 
@@ -61,8 +63,12 @@ class PackRecipe:
 _PLAIN = (("normal",), ("normal", "causal"), ("wide", "softcap"), ("normal", "mask"), ("normal", "bias"))
 _OPTIONS = (*_PLAIN, ("wide", "softcap", "bias", "alibi"), ("normal", "left window", "causal"), ("normal", "two-sided window"), ("normal", "alibi", "causal"), ("normal", "sinks"),
             ("normal", "lengths", "causal"), ("normal", "own offset", "causal"), ("normal", "own scale"), ("normal", "dropout"))  # fmt: skip
-_HOSTILE = tuple((family,) for family in ("ascending", "descending", "early sink", "late sink", "low scores", "large scores", "one-hot", "uniform", "offset values",
-                                          "alternating values", "heavy tails", "repeated keys", "subnormal values", "poison", "nan visible"))  # fmt: skip
+_DECODE = (("normal",), ("normal", "lengths", "causal"), ("normal", "left window", "causal"), ("normal", "sinks"), ("early sink",))
+_HOSTILE = tuple(
+    (family,)
+    for family in ("ascending", "descending", "early sink", "late sink", "low scores", "large scores", "one-hot", "uniform", "offset values",
+                   "alternating values", "heavy tails", "repeated keys", "subnormal values", "poison", "nan visible")
+)  # fmt: skip
 
 PACKS: dict[str, PackRecipe] = {
     recipe.name: recipe
@@ -71,7 +77,7 @@ PACKS: dict[str, PackRecipe] = {
         PackRecipe("mqa", "multi-query attention: one key head", _dense(replace(SMALL, num_kv_heads=1), _PLAIN)),
         PackRecipe("gqa", "grouped-query attention, every option", _dense(SMALL, _OPTIONS)),
         PackRecipe("mla", "multi-head latent attention, both forms", _latent),
-        PackRecipe("decode", "one row, 257 keys", _dense(replace(SMALL, q_len=1, kv_len=257), (("normal",), ("normal", "lengths", "causal"), ("normal", "left window", "causal"), ("normal", "sinks"), ("early sink",)))),
+        PackRecipe("decode", "one row, 257 keys", _dense(replace(SMALL, q_len=1, kv_len=257), _DECODE)),
         PackRecipe("packed", "sequences end to end", _packed),
         PackRecipe("paged", "keys in pages behind a block table", _paged),
         PackRecipe("local", "block-local attention", _block_local),

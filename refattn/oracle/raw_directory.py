@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from refattn.oracle.untrusted import MOST_ARRAYS, TEXT, VectorError, as_array_of, as_stored, dtype_name, exactly, open_regular, read_text_file, require_bytes, size_of
+from refattn.oracle.untrusted import (
+    MOST_ARRAYS, TEXT, VectorError, as_array_of, as_stored, dtype_name, exactly, open_regular, read_text_file, require_bytes, size_of,
+)  # fmt: skip
 
 RAW_HEADER = "case.txt"
 

@@ -145,7 +145,8 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0) -> Vect
     bound = error_bound(*inputs.arrays, spec=spec, function=function, **options)
     bounds = bound.output_tight, bound.lse_tight, bound.output_hard, bound.lse_hard
     name = "-".join(part for part in "".join(c if c.isalnum() else " " for c in inputs.name).split())
-    return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, _scale(function, inputs.arrays, options), bound.output, bound.lse, *bounds, seed)
+    scale = _scale(function, inputs.arrays, options)
+    return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, scale, bound.output, bound.lse, *bounds, seed)
 
 
 def _scale(function, arrays, options):
@@ -183,7 +184,8 @@ def save_case(case: VectorCase, path, container=None) -> str:
 
 def _raw_lines(case, options):
     """The head of case.txt: one fact a line, words apart by blanks, "none" for None."""
-    lines = [f"refattn-case {FORMAT[1]}", f"name {case.name}", f"function {case.function}", f"scale {case.scale!r}", f"causal {int(bool(options.get('causal')))}"]
+    lines = [f"refattn-case {FORMAT[1]}", f"name {case.name}", f"function {case.function}", f"scale {case.scale!r}"]
+    lines.append(f"causal {int(bool(options.get('causal')))}")
     for name, value in options.items():
         if name in ("scale", "causal"):
             continue
@@ -230,7 +232,8 @@ def _checked_manifest(text, label):
     if not text:
         raise VectorError(f"{label} must hold the manifest of a case; it has arrays only.")
     manifest = parse_json(text, f"the manifest of {label}")
-    kinds = {"format": str, "version": int, "name": str, "function": str, "arguments": list, "options": dict, "scale": (int, float), "spec": dict, "arrays": dict}
+    kinds = {"format": str, "version": int, "name": str, "function": str, "arguments": list, "options": dict, "scale": (int, float),
+             "spec": dict, "arrays": dict}  # fmt: skip
     for name, kind in kinds.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
             raise VectorError(f"{label}: the manifest must have a {name}.")

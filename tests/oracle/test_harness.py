@@ -83,7 +83,7 @@ def test_unknown_layout_is_refused():
 # correct kernels pass
 
 
-@pytest.mark.parametrize("function, only", [("attention", "s: "), ("packed_attention", ""), ("paged_attention", ""), ("latent_attention", "s: "), ("block_local_attention", "s: ")])
+@pytest.mark.parametrize("function, only", [(f, "" if f[0] == "p" else "s: ") for f in FUNCTIONS])
 def test_the_reference_passes(function, only):
     report = check_kernel(getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only=only)
     assert report.passed, report.text()

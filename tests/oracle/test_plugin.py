@@ -180,7 +180,10 @@ def test_wrong(refattn_check_kernel):
 
 @pytest.mark.parametrize(
     "marker, words",
-    [("'quick'", "keyword arguments only"), ("color='red'", "got 'color'"), ("families='nonsense'", "must leave a case to run"), ("function='conv'", "function must be one of")],
+    [
+        ("'quick'", "keyword arguments only"), ("color='red'", "got 'color'"), ("families='nonsense'", "must leave a case to run"),
+        ("function='conv'", "function must be one of"),
+    ],  # fmt: skip
 )
 def test_wrong_markers(run, marker, words):
     result = run(f"\n@pytest.mark.refattn({marker})\ndef test_kernel(attention_case):\n    pass\n")
@@ -197,6 +200,10 @@ def test_the_example_project(pytester, monkeypatch):
     assert "failed" not in outcomes and outcomes["passed"] > 30
     broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "--run-broken", "-x", "-k", "test_broken")
     broken.stdout.fnmatch_lines(
-        ["*FAIL (hard, tight, aggregate)*", "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*", "*reproduce: pytest 'test_flash_kernel.py::test_broken*"]
+        [
+            "*FAIL (hard, tight, aggregate)*",
+            "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*",
+            "*reproduce: pytest 'test_flash_kernel.py::test_broken*",
+        ]
     )
     assert broken.parseoutcomes()["failed"] == 1
