@@ -37,15 +37,16 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, value,
             k_rows = [emit.at(key, emit.load_scalar(key_rows, emit.add(first, i))) for i in range(keys_at_once)]
             next_rows = [emit.at(key, emit.load_scalar(key_rows, emit.add(first, keys_at_once + i))) for i in range(keys_at_once)]
             v_rows = [emit.at(value, emit.load_scalar(value_rows, emit.add(first, i))) for i in range(keys_at_once)]
+            for rows_ahead, dims in ((next_rows, depth), (v_rows, v_depth)):
+                for row_ahead in rows_ahead:
+                    with emit.loop(dims, step=emit.lanes) as dim:
+                        emit.prefetch(row_ahead, dim)
             for row in range(0, count, together):
                 sums = {(i, r): emit.variable(emit.vector(0.0)) for i in range(keys_at_once) for r in range(together)}
                 with emit.loop(depth, step=emit.lanes) as dim:
                     q = [emit.load(query, emit.add(dim, emit.multiply(depth, row + r))) for r in range(together)]
                     for i in range(keys_at_once):
                         k = emit.load(k_rows[i], dim)
-                        if row == 0:
-                            emit.prefetch(v_rows[i], dim)
-                            emit.prefetch(next_rows[i], dim)
                         for r in range(together):
                             emit.assign(sums[i, r], emit.fma(k, q[r], emit.value(sums[i, r])))
                 total = emit.sum_each([emit.value(sums[i, r]) for i in range(keys_at_once) for r in range(together)])
