@@ -1,28 +1,19 @@
-"""The `refattn` command: one subcommand a module, each with `add_parser(subparsers)` and `run(args) -> exit code`."""
+"""The `refattn` command; the subcommands are the modules of `refattn.commands`."""
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 
 from refattn._version import __version__
 
-MODULES = {
-    "verify": "refattn.verify",
-    "check": "refattn.commands.check",
-    "diagnose": "refattn.commands.diagnose",
-    "vectors": "refattn.commands.vectors",
-    "kv": "refattn.sizes",
-    "doctor": "refattn.doctor",
-}
-EXAMPLES = {
-    "verify": "refattn verify                              check this installation against every golden it ships",
-    "check": "refattn check case.npz out.safetensors      judge a result in a file",
-    "diagnose": "refattn diagnose case.npz out.npz           find the mistake behind a wrong result",
-    "vectors": "refattn vectors make DIRECTORY              golden vectors with error bounds, for tests in any language",
-    "kv": "refattn kv --model llama3-8b                size of the key/value cache of a model",
-    "doctor": "refattn doctor                              what this machine offers the compiled kernels",
+SUBCOMMANDS = {  # each a module of refattn.commands; an example, and what it does
+    "verify": ("refattn verify", "check this installation against every golden it ships"),
+    "check": ("refattn check case.npz out.safetensors", "judge a result in a file"),
+    "diagnose": ("refattn diagnose case.npz out.npz", "find the mistake behind a wrong result"),
+    "vectors": ("refattn vectors make DIRECTORY", "golden vectors with error bounds, for tests in any language"),
+    "kv": ("refattn kv --model llama3-8b", "size of the key/value cache of a model"),
+    "doctor": ("refattn doctor", "what this machine offers the compiled kernels"),
 }
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
@@ -75,23 +66,15 @@ def dispatch(argv):
 
 def make_parser(argv):
     """The parser with the subcommand that argv names, or with all of them when it names none: `refattn kv` need not load the others."""
-    present = [name for name, module in MODULES.items() if installed(module)]
+    width = max(len(example) for example, _ in SUBCOMMANDS.values())
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="The attention reference that kernel authors trust: exact MHA, MQA, GQA and MLA, and an oracle around it.",
-        epilog="examples:\n" + "\n".join(f"  {EXAMPLES[name]}" for name in present if name in EXAMPLES),
+        epilog="examples:\n" + "\n".join(f"  {example.ljust(width)}  {what}" for example, what in SUBCOMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"refattn {__version__}")
     subparsers = parser.add_subparsers(title="subcommands", dest="command", metavar="COMMAND")
-    for name in argv[:1] if argv and argv[0] in present else present:
-        importlib.import_module(MODULES[name]).add_parser(subparsers)
+    for name in argv[:1] if argv and argv[0] in SUBCOMMANDS else SUBCOMMANDS:
+        importlib.import_module(f"refattn.commands.{name}").add_parser(subparsers)
     return parser
-
-
-def installed(module):
-    """Whether a module exists, without running more than its package."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

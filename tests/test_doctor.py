@@ -11,6 +11,7 @@ import pytest
 
 from package_copy import ROOT
 from refattn import doctor
+from refattn.commands.doctor import as_text
 from refattn.hazards import Finding, find_hazards, numbers_in
 
 HEALTHY = {
@@ -120,7 +121,7 @@ def test_facts_of_this_machine():
 
 def test_text_report():
     facts = changed("threads", "quota", 1.5)
-    text = doctor.as_text(facts, find_hazards(facts))
+    text = as_text(facts, find_hazards(facts))
     for words in ("Some CPU (x86_64)", "compiled for skylake: 256-bit vectors; avx2 fma", "8: 8 CPUs, affinity 8, container quota 1.5, NUMBA_NUM_THREADS unset",
                   "no Numba threading layer", "/home/me/.cache/cpu_kernels (drwx------, 3 files, 5.0 MiB)", "numpy 2.4.0", "scipy-openblas 0.3.34.106.0, 8 threads",
                   "subnormals kept; longdouble has 64 significant bits", "No hazards found.", "1 note:", "- the container's CPU quota of 1.5"):
@@ -133,7 +134,7 @@ def test_text_report_of_an_ill_machine():
     facts["kernels"] = {"problem": "broken"}
     facts["threads"]["used"] = None
     facts["numbers"]["flushes_subnormals"]["new threads"] = True
-    text = doctor.as_text(facts, find_hazards(facts))
+    text = as_text(facts, find_hazards(facts))
     assert "3 hazards:" in text and "No hazards" not in text
     assert "flushed to zero in new threads" in text and "no kernels" in text
     assert max(len(line) for line in text.splitlines()) <= 160

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refattn import costs, goldens, sizes
+from refattn.commands import kv as kv_command
 from refattn.models import ALIASES, MODELS, AttentionShape, find_model
 
 V2, V3, LITE = MODELS["deepseek-v2"], MODELS["deepseek-v3"], MODELS["deepseek-v2-lite"]
@@ -291,7 +292,7 @@ def test_every_name_and_alias_finds_its_own_row():
 def kv(capsys):
     def call(*arguments):
         parser = argparse.ArgumentParser()
-        sizes.add_parser(parser.add_subparsers())
+        kv_command.add_parser(parser.add_subparsers())
         args = parser.parse_args(["kv", *arguments])
         code = args.run(args)
         return code, *capsys.readouterr()

@@ -14,9 +14,10 @@ import pytest
 
 import refattn
 from refattn import cli, goldens
+from refattn.commands.verify import Progress, as_json, as_text, find_kernels
 from refattn.goldens.compare import exactness_allowance, kernel_allowance
 from refattn.goldens.store import BFLOAT16
-from refattn.verify import Progress, as_json, as_text, verify
+from refattn.verify import verify
 
 ROOT = Path(__file__).parents[1]
 U64, U32 = 2.0**-53, 2.0**-24
@@ -141,6 +142,12 @@ def test_kernels_with_float32_results_hold():
     assert "cpu_kernels" in as_text(report) and as_json(report)["rows"][0]["cpu_kernels"]["cases"] == 1
 
 
+def test_kernels_that_cannot_be_imported_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cpu_kernels", None)
+    kernels, note = find_kernels()
+    assert kernels is None and note.startswith("cpu_kernels was not verified, importing it failed: ModuleNotFoundError: import of cpu_kernels halted")
+
+
 def test_functions_that_kernels_lack_are_left_to_the_reference():
     report = verify([goldens.load("MHA_packed_plain")], kernels=package())
     assert report.failures == [] and report.rows[0].kernels is None
@@ -203,7 +210,7 @@ class Terminal:
 
 
 def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
-    monkeypatch.setattr("refattn.verify.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr("refattn.commands.verify.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
     progress = Progress(Terminal(True))
     progress.total = 2
     verify([goldens.load("MHA_plain"), goldens.load("MHA_scale")], progress=progress)
@@ -215,7 +222,7 @@ def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
 
 def test_progress_elsewhere_is_plain_lines_now_and_then(monkeypatch):
     clock = iter([0.0, 1.0, 6.0, 6.0, 7.0])
-    monkeypatch.setattr("refattn.verify.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("refattn.commands.verify.time.monotonic", lambda: next(clock))
     progress = Progress(Terminal(False))
     progress.total = 3
     for done in range(3):
@@ -234,7 +241,7 @@ def test_version_and_help(capsys):
 
 
 def test_subcommands_load_only_what_they_need():
-    code = "import sys, refattn.cli; refattn.cli.main(['kv', '--list']); print({'numba', 'torch', 'cpu_kernels', 'refattn.verify'} & set(sys.modules))"
+    code = "import sys, refattn.cli; refattn.cli.main(['kv', '--list']); print({'numba', 'torch', 'cpu_kernels', 'refattn.verify', 'refattn.commands.verify'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
     assert done.stdout.splitlines()[-1] == "set()"
 

@@ -1,1 +1,1 @@
-"""Subcommands of `refattn` that judge results in files."""
+"""Subcommands of `refattn`, one a module with `add_parser(subparsers)` and `run(args) -> exit code`."""
