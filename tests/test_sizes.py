@@ -230,6 +230,13 @@ LATENT = dict(num_layers=2, num_heads=8, kv_lora_rank=16, qk_nope_head_dim=4)
     (HEADS | dict(v_head_dim=0), ValueError, "v_head_dim must be at least 1; got v_head_dim=0."),
     (HEADS | dict(window=0), ValueError, "window must be at least 1; got window=0."),
     (HEADS | dict(window=9, window_layers=3), ValueError, "window_layers must be at most num_layers; got window_layers=3 and num_layers=2."),
+    (HEADS | dict(window_layers=1), ValueError, "window must be given with window_layers; got window=None and window_layers=1."),
+    (HEADS | dict(num_layers=True), TypeError, "num_layers must be an integer; got num_layers=True of type bool."),
+    (HEADS | dict(qk_nope_head_dim=4), ValueError,
+     "qk_nope_head_dim and qk_rope_head_dim must be left out without kv_lora_rank; got qk_nope_head_dim=4 and qk_rope_head_dim=None."),
+    (HEADS | dict(qk_rope_head_dim=2), ValueError,
+     "qk_nope_head_dim and qk_rope_head_dim must be left out without kv_lora_rank; got qk_nope_head_dim=None and qk_rope_head_dim=2."),
+    (LATENT | dict(qk_rope_head_dim=False), TypeError, "qk_rope_head_dim must be an integer; got qk_rope_head_dim=False of type bool."),
     (LATENT | dict(qk_rope_head_dim=-1), ValueError, "qk_rope_head_dim must be at least 0; got qk_rope_head_dim=-1."),
     (LATENT | dict(num_kv_heads=8), ValueError, "num_kv_heads and head_dim must be left out for a latent cache; got num_kv_heads=8 and head_dim=None."),
 ])
