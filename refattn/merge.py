@@ -23,6 +23,19 @@ def merge_states(outputs, lses):
     lse : ndarray, shape (..., T), float64
         Rows that no part sees stay (0, -inf).
 
+    Raises
+    ------
+    TypeError
+        When an array is not of real floating-point numbers.
+    ValueError
+        When there are no parts, not as many outputs as lses, or their shapes differ.
+    MemoryError
+        When the stacked parts cannot be allocated.
+
+    Notes
+    -----
+    Cost: one pass over the parts, and a float64 copy of them.
+
     References
     ----------
     Ye et al. 2024, "Cascade Inference", equations for the merge of attention states; Dao et al. 2023, "Flash-Decoding".
@@ -36,7 +49,7 @@ def merge_states(outputs, lses):
     >>> output.round(12)
     array([[[2., 3.]]])
     """
-    outputs, lses = checked_states(outputs, lses)
+    outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in checked_states(outputs, lses))
     with np.errstate(all="ignore"):
         largest = np.max(lses, axis=0)
         weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]
@@ -48,7 +61,7 @@ def merge_states(outputs, lses):
 
 
 def checked_states(outputs, lses):
-    """Both as float64 arrays stacked on the first axis."""
+    """Both as lists of floating-point arrays."""
     outputs, lses = as_sequence(outputs, "outputs"), as_sequence(lses, "lses")
     if len(outputs) != len(lses) or len(outputs) == 0:
         raise ValueError(
@@ -63,7 +76,7 @@ def checked_states(outputs, lses):
         if lse.shape != output.shape[:-1]:
             raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
     ensure_allocatable(8 * len(outputs) * (outputs[0].size + lses[0].size), "states")
-    return np.stack(outputs).astype(np.float64), np.stack(lses).astype(np.float64)
+    return outputs, lses
 
 
 def as_sequence(states, name):
