@@ -13,24 +13,111 @@ from cpu_kernels.operands import dense, flat, headless, offsets_over, results
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, compute_dtype, solve
 from cpu_kernels.threading import run
 from cpu_kernels.vector import MAX_VECTORS, lanes
+from refattn.options import takes_options
 from refattn.problem import latent_problem
 
 # Keys and values that "expand" holds at a time; one head of one batch entry at the least.
 EXPANDED_BYTES = 64 << 20
 
 
+@takes_options
 def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
-    """Multi-head Latent Attention (MLA) from its cache: the latents and the shared rotary keys."""
+    """Multi-head Latent Attention (MLA) from its cache: the latents and the shared rotary keys.
+
+    Parameters
+    ----------
+    q_nope : array_like, shape (..., H, T, N), floating point
+    q_rope : array_like, shape (..., H, T, R)
+    kv_latent : array_like, shape (..., S, C)
+    k_rope : array_like, shape (..., S, R)
+    w_uk : array_like, shape (H, N, C)
+    w_uv : array_like, shape (H, E, C)
+    form : {"absorb", "expand"}
+        For decoding and for long prefill; the same numbers but for rounding.
+    **options
+        As `refattn.latent_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), dtype of q_nope
+        Computed in float64 if an array is float64, else in float32.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.latent_attention`.
+
+    See Also
+    --------
+    refattn.latent_attention
+    """
     return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options), False)[0]
 
 
+@takes_options
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
-    """`latent_attention` and its log-sum-exp, shape (..., H, T)."""
+    """`latent_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    q_nope : array_like, shape (..., H, T, N), floating point
+    q_rope : array_like, shape (..., H, T, R)
+    kv_latent : array_like, shape (..., S, C)
+    k_rope : array_like, shape (..., S, R)
+    w_uk : array_like, shape (H, N, C)
+    w_uv : array_like, shape (H, E, C)
+    form : {"absorb", "expand"}
+        For decoding and for long prefill; the same numbers but for rounding.
+    **options
+        As `refattn.latent_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), dtype of q_nope
+    lse : ndarray, shape (..., H, T), float64 if an array is float64, else float32
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.latent_attention_with_lse`.
+
+    See Also
+    --------
+    refattn.latent_attention_with_lse
+    """
     return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options), True)
 
 
+@takes_options
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
-    """`latent_attention` under the name of its paper."""
+    """`latent_attention` under the name of its paper.
+
+    Parameters
+    ----------
+    q_nope : array_like, shape (..., H, T, N), floating point
+    q_rope : array_like, shape (..., H, T, R)
+    kv_latent : array_like, shape (..., S, C)
+    k_rope : array_like, shape (..., S, R)
+    w_uk : array_like, shape (H, N, C)
+    w_uv : array_like, shape (H, E, C)
+    form : {"absorb", "expand"}
+        For decoding and for long prefill; the same numbers but for rounding.
+    **options
+        As `refattn.latent_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), dtype of q_nope
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.multi_head_latent_attention`.
+
+    See Also
+    --------
+    refattn.multi_head_latent_attention
+    """
     return latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
 
 

@@ -6,16 +6,69 @@ import numpy as np
 
 from cpu_kernels.operands import dense, results
 from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
+from refattn.options import takes_options
 from refattn.problem import block_local_problem
 
 
+@takes_options(without=("q_offset",))
 def block_local_attention(query, key, value, *, block_size, **options):
-    """Self-attention in which row i sees only the keys of its own block, i // block_size."""
+    """Self-attention in which row i sees only the keys of its own block, i // block_size.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, T, D)
+    value : array_like, shape (..., K, T, E)
+    block_size : int
+        Rows in a block; the last block may be shorter.
+    **options
+        As `refattn.attention`, without q_offset.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), dtype of query
+        Computed in float64 if an array is float64, else in float32.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.block_local_attention`.
+
+    See Also
+    --------
+    refattn.block_local_attention
+    """
     return solve_block_local(block_local_problem(query, key, value, block_size, **options), False)[0]
 
 
+@takes_options(without=("q_offset",))
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
-    """`block_local_attention` and its log-sum-exp, shape (..., H, T)."""
+    """`block_local_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, T, D)
+    value : array_like, shape (..., K, T, E)
+    block_size : int
+        Rows in a block; the last block may be shorter.
+    **options
+        As `refattn.attention`, without q_offset.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), dtype of query
+    lse : ndarray, shape (..., H, T), float64 if an array is float64, else float32
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.block_local_attention_with_lse`.
+
+    See Also
+    --------
+    refattn.block_local_attention_with_lse
+    """
     return solve_block_local(block_local_problem(query, key, value, block_size, **options), True)
 
 

@@ -4,16 +4,71 @@ import numpy as np
 
 from cpu_kernels.operands import Operand, dense, flat, results
 from cpu_kernels.plan import Operands, Pages, batch_entries, compute_dtype, solve
+from refattn.options import takes_options
 from refattn.problem import paged_problem
 
 
+@takes_options
 def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
-    """Attention over a paged key/value cache."""
+    """Attention over a paged key/value cache.
+
+    Parameters
+    ----------
+    query : array_like, shape (B, H, T, D), floating point
+    key_pages : array_like, shape (num_pages, K, page_size, D)
+    value_pages : array_like, shape (num_pages, K, page_size, E)
+    block_table : array_like of int, shape (B, max_pages)
+        Entries beyond a sequence's length are never followed.
+    kv_lengths : int or array_like of int, shape (B,)
+    **options
+        As `refattn.paged_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (B, H, T, E), dtype of query
+        Computed in float64 if an array is float64, else in float32.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.paged_attention`.
+
+    See Also
+    --------
+    refattn.paged_attention
+    """
     return solve_paged(paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options), False)[0]
 
 
+@takes_options
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
-    """`paged_attention` and its log-sum-exp, shape (B, H, T)."""
+    """`paged_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    query : array_like, shape (B, H, T, D), floating point
+    key_pages : array_like, shape (num_pages, K, page_size, D)
+    value_pages : array_like, shape (num_pages, K, page_size, E)
+    block_table : array_like of int, shape (B, max_pages)
+        Entries beyond a sequence's length are never followed.
+    kv_lengths : int or array_like of int, shape (B,)
+    **options
+        As `refattn.paged_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (B, H, T, E), dtype of query
+    lse : ndarray, shape (B, H, T), float64 if an array is float64, else float32
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        Those of `refattn.paged_attention_with_lse`.
+
+    See Also
+    --------
+    refattn.paged_attention_with_lse
+    """
     return solve_paged(paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options), True)
 
 

@@ -73,7 +73,7 @@ def attention(query, key, value, **options):
     TypeError, ValueError
         Naming the argument, the rule and what was given, before any work.
     MemoryError
-        When the output cannot be allocated.
+        When the output, or what is held for one group of heads, cannot be allocated.
 
     Notes
     -----
@@ -81,7 +81,8 @@ def attention(query, key, value, **options):
     The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element while scores stay below 1e8; beyond, outputs are still means of the
     visible values. The default scale is the float64 next to 1 / sqrt(D).
 
-    Cost: about 12 T S (D + E) floating-point operations a head, a few MiB besides the output.
+    Cost: each of the two matrix products is three in float64, 6 T S (D + E) floating-point operations a head where every row sees every
+    key, and some dozens for each score. Memory: at most five float64 copies of the keys and values of one group, and a few MiB.
 
     See Also
     --------
@@ -110,13 +111,24 @@ def attention(query, key, value, **options):
 def attention_with_lse(query, key, value, **options):
     """`attention` and the log-sum-exp of its scores.
 
-    Parameters are those of `attention`.
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, S, D)
+    value : array_like, shape (..., K, S, E)
+    **options
+        As `attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
         Natural logarithm of the sum of exp(score) over the visible keys, and the sink if there is one; -inf in rows that see nothing.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `attention`, whose cost this is, too.
 
     See Also
     --------
@@ -136,7 +148,13 @@ def attention_with_lse(query, key, value, **options):
 def attention_steps(query, key, value, **options):
     """Every step of `attention`, whole: for looking, teaching and telling where two computations part.
 
-    Parameters are those of `attention`.
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, S, D)
+    value : array_like, shape (..., K, S, E)
+    **options
+        As `attention`.
 
     Returns
     -------
@@ -149,8 +167,14 @@ def attention_steps(query, key, value, **options):
 
     Raises
     ------
+    TypeError, ValueError
+        As `attention`.
     MemoryError
         When the four (..., H, T, S) arrays cannot be allocated.
+
+    Notes
+    -----
+    Cost: that of `attention` with nothing hidden, and 32 T S bytes a head.
 
     Examples
     --------
@@ -183,6 +207,25 @@ def attention_steps(query, key, value, **options):
 def multi_head_attention(query, key, value, **options):
     """`attention` with as many key/value heads as query heads (Vaswani et al. 2017, section 3.2.2).
 
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., H, S, D)
+    value : array_like, shape (..., H, S, E)
+    **options
+        As `attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+
+    Raises
+    ------
+    ValueError
+        When key has not as many heads as query.
+    TypeError, ValueError, MemoryError
+        As `attention`, whose cost this is, too.
+
     Examples
     --------
     >>> import numpy as np, refattn
@@ -198,6 +241,25 @@ def multi_head_attention(query, key, value, **options):
 def multi_query_attention(query, key, value, **options):
     """`attention` with one key/value head for all query heads (Shazeer 2019, section 3).
 
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., 1, S, D)
+    value : array_like, shape (..., 1, S, E)
+    **options
+        As `attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+
+    Raises
+    ------
+    ValueError
+        When key has more than one head.
+    TypeError, ValueError, MemoryError
+        As `attention`, whose cost this is, too.
+
     Examples
     --------
     >>> import numpy as np, refattn
@@ -212,6 +274,24 @@ def grouped_query_attention(query, key, value, **options):
     """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section 2.2).
 
     Any head ratio: one group is Multi-Query, groups of one are Multi-Head Attention.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, S, D)
+        H must be a multiple of K.
+    value : array_like, shape (..., K, S, E)
+    **options
+        As `attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `attention`, whose cost this is, too.
 
     Examples
     --------

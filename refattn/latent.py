@@ -27,7 +27,7 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 
     Parameters
     ----------
-    q_nope : array_like, shape (..., H, T, N)
+    q_nope : array_like, shape (..., H, T, N), floating point
     q_rope : array_like, shape (..., H, T, R)
         Already rotated.
     kv_latent : array_like, shape (..., S, C)
@@ -45,10 +45,18 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     -------
     output : ndarray, shape (..., H, T, E), float64
 
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, the rule and what was given, before any work; of the options as `attention`.
+    MemoryError
+        When the output, or what the form makes of queries, keys and values, cannot be allocated.
+
     Notes
     -----
-    Cost a head in floating-point operations: expand 2 S C (N + E) once and about 12 T S (N + R + E); absorb 2 T C (N + E) and about
-    12 T S (2 C + R).
+    Cost in floating-point operations a head, six for each product as in `attention`: "expand" 6 S C (N + E) for keys and values and
+    6 T S (N + R + E) for attention; "absorb" 6 T C (N + E) and 6 T S (2 C + R). Memory: "expand" holds keys and values of one head,
+    "absorb" queries and outputs of all heads in the latent space.
 
     References
     ----------
@@ -71,7 +79,30 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 
 @takes_options
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
-    """`latent_attention` and its log-sum-exp, shape (..., H, T), float64."""
+    """`latent_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    q_nope : array_like, shape (..., H, T, N), floating point
+    q_rope : array_like, shape (..., H, T, R)
+    kv_latent : array_like, shape (..., S, C)
+    k_rope : array_like, shape (..., S, R)
+    w_uk : array_like, shape (H, N, C)
+    w_uv : array_like, shape (H, E, C)
+    form : {"absorb", "expand"}
+    **options
+        As `latent_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+    lse : ndarray, shape (..., H, T), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `latent_attention`, whose cost this is, too.
+    """
     problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options)
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
         return (expand if form == "expand" else absorb)(without_unused_slots(problem))
@@ -89,7 +120,29 @@ def without_unused_slots(p):
 
 @takes_options
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
-    """`latent_attention` under the name of its paper."""
+    """`latent_attention` under the name of its paper.
+
+    Parameters
+    ----------
+    q_nope : array_like, shape (..., H, T, N), floating point
+    q_rope : array_like, shape (..., H, T, R)
+    kv_latent : array_like, shape (..., S, C)
+    k_rope : array_like, shape (..., S, R)
+    w_uk : array_like, shape (H, N, C)
+    w_uv : array_like, shape (H, E, C)
+    form : {"absorb", "expand"}
+    **options
+        As `latent_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `latent_attention`, whose cost this is, too.
+    """
     return latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
 
 

@@ -16,7 +16,7 @@ def block_local_attention(query, key, value, *, block_size, **options):
 
     Parameters
     ----------
-    query : array_like, shape (..., H, T, D)
+    query : array_like, shape (..., H, T, D), floating point
     key : array_like, shape (..., K, T, D)
     value : array_like, shape (..., K, T, E)
     block_size : int
@@ -27,6 +27,17 @@ def block_local_attention(query, key, value, *, block_size, **options):
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
+
+    Raises
+    ------
+    ValueError
+        When query and key differ in length, or block_size is less than 1.
+    TypeError, ValueError, MemoryError
+        As `attention`.
+
+    Notes
+    -----
+    Cost: that of `attention` for one block after the other, T * block_size scores a head.
 
     References
     ----------
@@ -44,7 +55,27 @@ def block_local_attention(query, key, value, *, block_size, **options):
 
 @takes_options(without=("q_offset",))
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
-    """`block_local_attention` and its log-sum-exp, shape (..., H, T), float64."""
+    """`block_local_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    query : array_like, shape (..., H, T, D), floating point
+    key : array_like, shape (..., K, T, D)
+    value : array_like, shape (..., K, T, E)
+    block_size : int
+    **options
+        As `block_local_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E), float64
+    lse : ndarray, shape (..., H, T), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `block_local_attention`, whose cost this is, too.
+    """
     problem = block_local_problem(query, key, value, block_size, **options)
     whole = problem.whole
     ensure_group_allocatable(whole.group_size, problem.block_size, whole.head_dim, whole.v_head_dim)

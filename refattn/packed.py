@@ -14,7 +14,7 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 
     Parameters
     ----------
-    query : array_like, shape (H, total_q, D)
+    query : array_like, shape (H, total_q, D), floating point
     key : array_like, shape (K, total_kv, D)
     value : array_like, shape (K, total_kv, E)
     cu_q, cu_kv : array_like of int, shape (N + 1,)
@@ -26,6 +26,17 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     Returns
     -------
     output : ndarray, shape (H, total_q, E), float64
+
+    Raises
+    ------
+    ValueError
+        When boundaries decrease, do not begin at 0 or do not end at the total, or cu_q and cu_kv count different numbers of sequences.
+    TypeError, ValueError, MemoryError
+        As `attention`.
+
+    Notes
+    -----
+    Cost: that of `attention` for one sequence after the other; no pair of sequences costs anything.
 
     References
     ----------
@@ -45,7 +56,27 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 
 @takes_options
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
-    """`packed_attention` and its log-sum-exp, shape (H, total_q), float64."""
+    """`packed_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    query : array_like, shape (H, total_q, D), floating point
+    key : array_like, shape (K, total_kv, D)
+    value : array_like, shape (K, total_kv, E)
+    cu_q, cu_kv : array_like of int, shape (N + 1,)
+    **options
+        As `packed_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (H, total_q, E), float64
+    lse : ndarray, shape (H, total_q), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `packed_attention`, whose cost this is, too.
+    """
     problem = packed_problem(query, key, value, cu_q, cu_kv, **options)
     num_heads, _, head_dim = problem.query.shape
     num_kv_heads, _, v_head_dim = problem.value.shape

@@ -16,7 +16,7 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 
     Parameters
     ----------
-    query : array_like, shape (B, H, T, D)
+    query : array_like, shape (B, H, T, D), floating point
     key_pages : array_like, shape (num_pages, K, page_size, D)
     value_pages : array_like, shape (num_pages, K, page_size, E)
     block_table : array_like of int, shape (B, max_pages)
@@ -29,6 +29,17 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     Returns
     -------
     output : ndarray, shape (B, H, T, E), float64
+
+    Raises
+    ------
+    ValueError
+        When the table names a page that does not exist for a key within a length.
+    TypeError, ValueError, MemoryError
+        As `attention`.
+
+    Notes
+    -----
+    Cost: that of `attention` for one sequence after the other, and a copy of its pages.
 
     References
     ----------
@@ -50,7 +61,28 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 
 @takes_options
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
-    """`paged_attention` and its log-sum-exp, shape (B, H, T), float64."""
+    """`paged_attention` and its log-sum-exp.
+
+    Parameters
+    ----------
+    query : array_like, shape (B, H, T, D), floating point
+    key_pages : array_like, shape (num_pages, K, page_size, D)
+    value_pages : array_like, shape (num_pages, K, page_size, E)
+    block_table : array_like of int, shape (B, max_pages)
+    kv_lengths : int or array_like of int, shape (B,)
+    **options
+        As `paged_attention`.
+
+    Returns
+    -------
+    output : ndarray, shape (B, H, T, E), float64
+    lse : ndarray, shape (B, H, T), float64
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `paged_attention`, whose cost this is, too.
+    """
     problem = paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options)
     _, num_heads, _, head_dim = problem.query.shape
     _, num_kv_heads, _, v_head_dim = problem.value_pages.shape
