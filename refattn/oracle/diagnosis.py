@@ -20,6 +20,7 @@ from refattn.oracle.spec import kernel_spec
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
 CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation
+MOSTLY = 0.3  # the same for mistakes of rounding that leave single elements beyond the bound
 PAIRS_AFTER_HIT = 600  # how long to look on for a better pair once one fits the small sample
 CONFIRMED_PAIRS = 16
 PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
@@ -216,6 +217,8 @@ class Ranking:
 
     def better(self, fit: Fit) -> bool:
         """Whether the fit explains the result, and clearly better than no mistake does."""
+        if any(mistake.rounding for mistake in fit.hypothesis.mistakes) and not fit.mismatched and fit.residual < MOSTLY * self.floor:
+            return True  # single elements may round to the other side
         return fit.explains and fit.residual < CLEARLY * self.floor
 
     def findings(self, fits, keep=8) -> tuple[Finding, ...]:

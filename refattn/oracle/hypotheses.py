@@ -173,7 +173,7 @@ class Evidence:
             index = np.ix_(sample.sequences, sample.heads, sample.rows)
             outputs.append(output[index].astype(np.float64).ravel())
             lses.append(np.zeros(0) if norm is None else norm[index].astype(np.float64).ravel())
-        return _joined(outputs), _joined(lses)
+        return _joined(outputs), _level_minimum(_joined(lses))
 
     def _predict(self, hypothesis, own=False):
         parts = run_form(self.checked, *hypothesis.mistakes, tile=hypothesis.tile, own=own, samples=self.samples, with_size=True)
@@ -181,6 +181,7 @@ class Evidence:
             return None
         width = [output.shape[-1] for output, *_ in parts]
         output, lse, gross, reach = (_joined([np.asarray(part[i], np.float64).ravel() for part in parts]) for i in range(4))
+        lse = _level_minimum(lse)
         row_reach = _joined([np.repeat(part[3].ravel(), count) for part, count in zip(parts, width, strict=True)])
         return output, lse if self.lse is not None else np.zeros(0), gross, row_reach, reach if self.lse is not None else np.zeros(0)
 
@@ -211,7 +212,6 @@ class Evidence:
         bounds = self._bounds(predicted)
         used, squares, count, wrong = 0.0, 0.0, 0, 0
         for want, got, bound, unit in zip(predicted[:2], observed, bounds, self.yardstick, strict=True):
-            want, got = _level_minimum(want), _level_minimum(got)
             fine = np.isfinite(want) & np.isfinite(got)
             same = fine | (np.isnan(want) & np.isnan(got)) | (want == got)
             wrong += int((~same).sum())

@@ -128,7 +128,7 @@ ROUNDING = (
             rounding=True, tiled=True),
     Mistake("rescale_bfloat16", "the rescale factor is rounded to bfloat16", "", stages={"correction": _rounded(correction, "bfloat16")}, rounding=True, tiled=True,
             families=("ascending",)),
-    Mistake("exp_coarse", "exp is a quadratic polynomial, wrong by up to 0.2 percent", "", stages={"weigh": _coarse_exp}, rounding=True),
+    Mistake("exp_coarse", "exp is a quadratic polynomial, wrong by up to 0.2 percent", "", stages={"weigh": _coarse_exp}, rounding=True, tiled=True),
     Mistake("output_truncated", "the output is cut to 16 bits instead of rounded: biased toward 0", "round to nearest", stages={"finish": _truncated_output},
             rounding=True),
     Mistake("output_bfloat16", "the output went through bfloat16", "claim output dtype bfloat16 in the spec", stages={"finish": _rounded_output("bfloat16", False)},
