@@ -23,7 +23,7 @@ import numpy as np
 
 from refattn.oracle.callables import KernelCall, Result, Unsupported
 from refattn.oracle.guards import LAYOUTS
-from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, hidden_pairs
+from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, fitted, hidden_pairs
 from refattn.oracle.harness_report import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.properties import Run, identities, use_of_allowance
@@ -59,8 +59,8 @@ class Trial:
 
 
 def check_kernel(
-    kernel: Callable, *, function="attention", dialect="refattn", spec=None, level="quick", dtype=None, supports=None, form=None, seed=0,
-    only=None, diagnose=True, max_failures=None, progress=None,
+    kernel: Callable, *, function="attention", dialect="refattn", spec=None, level="quick", dtype=None, supports=None, form=None, head_dims=None,
+    seed=0, only=None, skip=(), diagnose=True, max_failures=None, progress=None,
 ) -> HarnessReport:
     """Test a kernel on everything it says it supports.
 
@@ -83,10 +83,14 @@ def check_kernel(
         Names of the options it has. Default: `kernel.supports`, else the parameters of its signature, else all.
     form : {"absorb", "expand"}, optional
         Latent attention: which form a kernel without a parameter `form` runs. Default "absorb".
+    head_dims : int or (int, int), optional
+        head_dim and v_head_dim the kernel is built for; one number for both. Default: small odd ones, different from each other.
     seed : int
         Of all inputs.
     only : str, optional
         Run the tests whose section and name ("reference: normal causal") contain this.
+    skip : sequence of str
+        Leave out tests whose section and name contain one of these; they are listed as skipped.
     diagnose : bool
         Explain the first failures.
     max_failures : int, optional
@@ -114,7 +118,7 @@ def check_kernel(
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
-    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, seed, level)
+    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, skip, seed, level)
     tests = [test for test in bench.tests() if only is None or only in test.id]
     if not tests:
         raise ValueError(f"only must be part of the name of a test; got only={only!r}.")
@@ -132,12 +136,25 @@ def check_kernel(
     return report
 
 
-def _bench(kernel, function, dialect, spec, dtype, supports, form, seed, level):
+def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, skip, seed, level):
     call = KernelCall(kernel, function, dialect, supports)
     if form not in (None, "absorb", "expand"):
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     dtype = _input_dtype(dtype, spec)
-    return Bench(call, kernel_spec(spec, dtype), dtype, form, seed, level)
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
+    return Bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level)
+
+
+def _head_dims(head_dims, call):
+    if head_dims is None:
+        return None
+    pair = (head_dims, head_dims) if isinstance(head_dims, int) else tuple(head_dims)
+    if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
+        raise ValueError(f"head_dims must be one or two sizes of at least 1; got head_dims={head_dims!r}.")
+    if call.function == "latent_attention" or call.dialect.paged:
+        raise ValueError(f"head_dims must be None for latent attention; got head_dims={head_dims!r}.")
+    return pair
 
 
 def _input_dtype(dtype, spec) -> np.dtype:
@@ -155,6 +172,8 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
     start = time.perf_counter()
     outcome = Outcome(test.section, test.name, "pass", reproduce=bench.reproduction(test))
     try:
+        if any(words in test.id for words in bench.skip):
+            raise Unsupported("as asked")
         outcome.use = test.run()
     except Unsupported as reason:
         outcome.status, outcome.words = "skip", str(reason)
@@ -176,6 +195,8 @@ class Bench:
     spec: KernelSpec
     dtype: np.dtype
     form: str | None
+    head_dims: tuple[int, int] | None
+    skip: tuple[str, ...]
     seed: int
     level: str
 
@@ -184,7 +205,8 @@ class Bench:
 
     def reproduction(self, test):
         given = {"function": ("attention", self.call.function), "dialect": ("refattn", self.call.dialect.name), "level": ("quick", self.level),
-                 "dtype": (None, self.dtype.name), "form": (None, self.form), "seed": (None, self.seed), "only": (None, test.id)}  # fmt: skip
+                 "dtype": (None, self.dtype.name), "form": (None, self.form), "head_dims": (None, self.head_dims),
+                 "seed": (None, self.seed), "only": (None, test.id)}  # fmt: skip
         words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
         return f"check_kernel({self.call.name}, spec={self.spec.name!r}, {', '.join(words)})"
 
@@ -229,14 +251,17 @@ class Bench:
 
     def tests(self) -> Iterator[Trial]:
         function = self.call.function
-        cases = list(CASES[function](self.dtype, self.seed, self.level, self.call))
+        cases = [self.fitted(inputs) for inputs in CASES[function](self.dtype, self.seed, self.level, self.call)]
+        if self.head_dims is not None:
+            cases = [inputs for inputs in cases if "head_dim" not in inputs.name]
         for inputs in cases:
             yield Trial("reference", inputs.name, lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)), inputs)
-        for inputs in exact_inputs(function, self.dtype, self.seed):
+        for inputs in map(self.fitted, exact_inputs(function, self.dtype, self.seed)):
             yield Trial("exact", inputs.name.removeprefix("exact: "), lambda inputs=inputs: self.exact(inputs), inputs)
         for identity in identities(function):
             yield Trial("identities", identity.name, lambda identity=identity: self.identity(identity))
-        for name, clean, poisoned in hidden_pairs(function, self.dtype, self.seed, self.call):
+        for name, *pair in hidden_pairs(function, self.dtype, self.seed, self.call):
+            clean, poisoned = map(self.fitted, pair)
             yield Trial("hidden slots", name, lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned), poisoned)
         plain = cases[0]
         yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
@@ -246,6 +271,9 @@ class Bench:
         for layout in LAYOUTS:
             if layout != "contiguous":
                 yield Trial("strides", layout, lambda layout=layout: self.judged(plain, self.run(plain.arrays, plain.options, layout=layout)), plain)
+
+    def fitted(self, inputs):
+        return fitted(inputs, self.head_dims)
 
     def exact(self, inputs):
         result = self.run(inputs.arrays, inputs.options)
@@ -261,9 +289,10 @@ class Bench:
         lacking = self.call.unsupported(options)
         if lacking:
             raise Unsupported(lacking)
-        run = Run(self.run, self.spec, identity.function, (self.form or "absorb") if identity.function == "latent_attention" else None)
+        form = (self.form or "absorb") if identity.function == "latent_attention" else None
+        run = (_LseRun if "lse" in identity.needs else Run)(self.run, self.spec, identity.function, form, self.fitted)
         worst = 0.0
-        for first, second in identity.pairs(_needing_lse(run) if "lse" in identity.needs else run, self.dtype, self.seed):
+        for first, second in identity.pairs(run, self.dtype, self.seed):
             worst = max(worst, use_of_allowance(first, second))
         if not worst <= 1.0:
             raise Failure(f"{identity.says}: the two differ by {worst:.3g} times what their bounds allow together")
@@ -303,11 +332,11 @@ class Bench:
                 raise Failure(f"called again with the same numbers it gives others: {np.count_nonzero(moved)} elements, by up to {np.nanmax(moved):.3g}")
 
 
-def _needing_lse(run):
-    def checked(*arrays, **options):
-        state = run(*arrays, **options)
+class _LseRun(Run):
+    """For identities about the lse: a kernel without one skips them."""
+
+    def __call__(self, *arrays, **options):
+        state = super().__call__(*arrays, **options)
         if state.lse is None:
             raise Unsupported("no lse")
         return state
-
-    return checked

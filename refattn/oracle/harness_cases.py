@@ -124,6 +124,21 @@ CASES = {
 }
 
 
+def fitted(inputs: AttentionInputs, head_dims) -> AttentionInputs:
+    """The inputs with other head sizes, for kernels built for one; None leaves them."""
+    if head_dims is None:
+        return inputs
+    arrays = tuple(fit(array, size) for array, size in zip(inputs.arrays, (head_dims[0], *head_dims), strict=True))
+    return replace(inputs, arrays=arrays, output=None if inputs.output is None else fit(inputs.output, head_dims[1]))
+
+
+def fit(array, size):
+    """The last axis cut, or continued by itself, each time rolled by one more place."""
+    length = array.shape[-1]
+    turns = [np.roll(array, turn, axis=-1) for turn in range(-(-size // length))]
+    return np.ascontiguousarray(np.concatenate(turns, axis=-1)[..., :size])
+
+
 def exact_inputs(function, dtype, seed):
     """Calls whose answer is known bit for bit; dense attention only."""
     return exact_cases(dtype, seed) if function == "attention" else []

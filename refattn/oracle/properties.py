@@ -39,6 +39,7 @@ class Run:
     spec: object
     function: str
     form: str | None = None
+    fitted: Callable = staticmethod(lambda inputs: inputs)  # gives inputs the head sizes the kernel is built for
 
     def __call__(self, *arrays, **options) -> State:
         return _Lazy(self, arrays, options)
@@ -120,13 +121,13 @@ def use_of_allowance(first: State, second: State) -> float:
 SMALL = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=7, kv_len=45, head_dim=16, v_head_dim=12)
 
 
-def _dense(dtype, seed, *names, family="normal", sizes=SMALL):
-    case = attention_inputs(family, names, sizes=sizes, dtype=dtype, seed=seed)
-    return (*case.arrays, case.options)
+def _dense(run, dtype, seed, family="normal", sizes=SMALL):
+    case = run.fitted(attention_inputs(family, sizes=sizes, dtype=dtype, seed=seed))
+    return case.arrays
 
 
 def _permuted_keys(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed, family="wide")
+    query, key, value = _dense(run, dtype, seed, family="wide")
     order = np.random.default_rng(seed).permutation(key.shape[-2])
     yield run(query, key, value), run(query, key[..., order, :], value[..., order, :])
 
@@ -134,7 +135,7 @@ def _permuted_keys(run, dtype, seed):
 def _shifted_logits(run, dtype, seed):
     """Keys moved by one vector u move the scores of row i by scale * q_i . u; small multiples of 1/8 make the move exact."""
     rng = np.random.default_rng(seed)
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     dyadic = lambda x: (np.clip(np.rint(np.asarray(x, np.float64) * 4), -8, 8) / 8).astype(dtype)  # noqa: E731
     query, key = dyadic(query), dyadic(key)
     u = rng.integers(-8, 9, query.shape[-1]) / 8
@@ -145,7 +146,7 @@ def _shifted_logits(run, dtype, seed):
 
 
 def _split_and_merged(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed, family="wide")
+    query, key, value = _dense(run, dtype, seed, family="wide")
     edges = (0, 5, 22, key.shape[-2])
     parts = [run(query, key[..., a:b, :], value[..., a:b, :]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     yield run(query, key, value), merged(parts)
@@ -167,7 +168,7 @@ def merged(parts) -> State:
 
 
 def _prefill_and_decode(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     whole = run(query, key, value, causal=True)
     first = key.shape[-2] - query.shape[-2] + 1
     for i in range(query.shape[-2]):
@@ -177,20 +178,20 @@ def _prefill_and_decode(run, dtype, seed):
 
 def _prefix(run, dtype, seed):
     """Causal rows do not change when later keys and rows are cut off."""
-    query, key, value, _ = _dense(dtype, seed, sizes=replace(SMALL, q_len=41, kv_len=41))
+    query, key, value = _dense(run, dtype, seed, sizes=replace(SMALL, q_len=41, kv_len=41))
     whole = run(query, key, value, causal=True)
     for count in (1, 16, 33):
         yield whole.rows(np.s_[:, :, :count]), run(query[..., :count, :], key[..., :count, :], value[..., :count, :], causal=True)
 
 
 def _repeated_heads(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     group = query.shape[-3] // key.shape[-3]
     yield run(query, key, value), run(query, np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3))
 
 
 def _one_head_at_a_time(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     group = query.shape[-3] // key.shape[-3]
     whole = run(query, key, value)
     for head in range(query.shape[-3]):
@@ -199,27 +200,27 @@ def _one_head_at_a_time(run, dtype, seed):
 
 
 def _one_sequence_at_a_time(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     whole = run(query, key, value)
     for b in range(len(query)):
         yield whole.rows(np.s_[b : b + 1]), run(query[b : b + 1], key[b : b + 1], value[b : b + 1])
 
 
 def _keys_past_the_length(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     lengths = np.full(len(key), key.shape[-2])
     junk = [np.concatenate([x, 1e3 * np.ones_like(x[..., :19, :])], axis=-2) for x in (key, value)]
     yield run(query, key, value), run(query, *junk, kv_lengths=lengths)
 
 
 def _causal_as_mask(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed)
+    query, key, value = _dense(run, dtype, seed)
     rows, keys = query.shape[-2], key.shape[-2]
     yield run(query, key, value, causal=True), run(query, key, value, mask=np.tri(rows, keys, keys - rows, dtype=bool))
 
 
 def _one_packed_sequence_at_a_time(run, dtype, seed):
-    case = packed_inputs(dtype, seed)
+    case = run.fitted(packed_inputs(dtype, seed))
     query, key, value = case.arrays
     cu_q, cu_kv = case.options["cu_q"], case.options["cu_kv"]
     whole = run(query, key, value, cu_q=cu_q, cu_kv=cu_kv)
@@ -230,7 +231,7 @@ def _one_packed_sequence_at_a_time(run, dtype, seed):
 
 
 def _pages_elsewhere(run, dtype, seed):
-    case = paged_inputs(dtype, seed)
+    case = run.fitted(paged_inputs(dtype, seed))
     query, *pages = case.arrays
     table, lengths = case.options["block_table"], case.options["kv_lengths"]
     order = np.random.default_rng(seed).permutation(len(pages[0]))
@@ -239,7 +240,7 @@ def _pages_elsewhere(run, dtype, seed):
 
 
 def _one_block_at_a_time(run, dtype, seed):
-    query, key, value, _ = _dense(dtype, seed, sizes=replace(SMALL, q_len=39, kv_len=39))
+    query, key, value = _dense(run, dtype, seed, sizes=replace(SMALL, q_len=39, kv_len=39))
     whole = run(query, key, value, block_size=16, causal=True)
     for first in (0, 16, 32):
         rows = np.s_[:, :, first : first + 16]

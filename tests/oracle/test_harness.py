@@ -326,11 +326,32 @@ def test_level_full_adds_random_calls_of_what_is_supported():
     def kernel(query, key, value, *, causal=False):
         return right(query, key, value, causal=causal)
 
-    quick, full = (Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, 0, level).tests() for level in ("quick", "full"))
+    quick, full = (Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level).tests() for level in ("quick", "full"))
     quick, full = [test.id for test in quick], [test.id for test in full]
     assert {*quick} <= {*full} and len(full) > 3 * len(quick) and len({*full}) == len(full)
     report = check_kernel(kernel, level="full", only=", random 1")
     assert report.passed and report.count("skip") == 0 and report.count("pass", "reference") == 11
+
+
+def test_a_kernel_built_for_one_head_size():
+    def kernel(query, key, value, *, causal=False, scale=None):
+        if query.shape[-1] != 64 or value.shape[-1] != 64:
+            raise RuntimeError("built for 64")
+        return right(query, key, value, causal=causal, scale=scale)
+
+    report = check_kernel(kernel, head_dims=64, max_failures=1)
+    assert report.passed and report.count("pass") > 50, report.text()
+    assert not check_kernel(kernel, max_failures=1, diagnose=False, only="strides").passed
+    for function in ("packed_attention", "paged_attention"):
+        sized = getattr(refattn, f"{function}_with_lse")
+        assert check_kernel(sized, function=function, head_dims=(32, 16), spec="float64", only="s: ").passed
+    ignoring = lambda query, key, value: right(query, np.concatenate([key[..., :63], key[..., :1]], axis=-1), value)  # noqa: E731
+    assert "hard" in failing(ignoring, "strides: padded", head_dims=64)
+
+
+def test_what_is_asked_to_be_skipped_is_listed():
+    report = check_kernel(right, only="strides", skip=("reversed", "read-only"))
+    assert report.count("skip") == 2 and "skipped 2: as asked" in report.text() and report.passed
 
 
 def test_no_rows_and_no_keys():
@@ -347,6 +368,9 @@ def test_no_rows_and_no_keys():
         ({"dialect": "torch", "function": "packed_attention"}, ValueError, "function must be attention for dialect torch"),
         ({"form": "both"}, ValueError, "form must be"),
         ({"only": "nothing like it"}, ValueError, "only must be part of"),
+        ({"skip": "hidden"}, TypeError, "skip must be a sequence"),
+        ({"head_dims": 0}, ValueError, "head_dims must be"),
+        ({"head_dims": 64, "function": "latent_attention"}, ValueError, "head_dims must be None"),
         ({"supports": "causal"}, TypeError, "supports must be a set"),
     ],
 )
