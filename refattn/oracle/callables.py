@@ -153,6 +153,12 @@ class KernelCall:
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
+        if "B" not in d.layout and arrays[0].ndim == 4:  # the library takes one sequence a call
+            parts = [self._translated(*_sequence(arrays, options, b), layout) for b in range(len(arrays[0]))]
+            if not parts:
+                raise Unsupported("no batch axis")
+            lses = None if parts[0].lse is None else np.stack([part.lse for part in parts])
+            return Result(np.stack([part.output for part in parts]), lses, [words for part in parts for words in part.damage])
         try:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
@@ -175,6 +181,16 @@ class KernelCall:
     def result_shape(self, arrays):
         width = arrays[5].shape[-2] if self.function == "latent_attention" else arrays[2].shape[-1]
         return (*arrays[0].shape[:-1], width)
+
+
+def _sequence(arrays, options, b):
+    """One sequence of a batch."""
+    cut = dict(options)
+    for name, value in options.items():
+        batch_axes = {"mask": 4, "bias": 4, "dropout_mask": 4, "kv_lengths": 1, "q_offset": 1, "alibi_slopes": 2}
+        if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
+            cut[name] = value[b if len(value) > 1 else 0]
+    return tuple(array[b] for array in arrays), cut
 
 
 def _parameters(kernel):

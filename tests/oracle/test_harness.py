@@ -298,6 +298,17 @@ def test_a_kernel_in_a_dialect():
     assert not check_kernel(top_left, dialect="flash_attn", spec="float64", only="normal causal", diagnose=False).passed
 
 
+def test_a_dialect_without_batch_axis_gets_one_sequence_a_call():
+    def flashinfer(**call):
+        assert call["q"].ndim == 3
+        _, arrays, options = to_ours("flashinfer", **call)
+        return result_from_ours("flashinfer", *refattn.attention_with_lse(*arrays, **options))
+
+    for only in ("reference: normal l", "reference: normal mask", "split and merged", "strides: padded"):
+        report = check_kernel(flashinfer, dialect="flashinfer", spec="float64", only=only)
+        assert report.passed and report.count("skip") == 0, report.text()
+
+
 def test_flashmla_reads_pages():
     def flashmla(**call):
         function, arrays, options = to_ours("flashmla", **call)
