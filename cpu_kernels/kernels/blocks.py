@@ -56,7 +56,7 @@ def panel_of(shape, scratch, index, item):
     num_rows, few_rows = item.last_row - item.first_row, 0
     if shape.contiguous:
         for count in ROW_COUNTS[::-1]:
-            few_rows = count if num_rows <= count else few_rows
+            few_rows = count if num_rows <= count <= size else few_rows
     return Panel(row, vectors, vectors * size, query, output, infinities, lanes, shape.panel_ints + index * (LANE_INTS * width + 4), few_rows)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
 
-# Rows are rounded up to one of these.
+# Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
 ROW_COUNTS = (1, 2, 4, 8)
 # Keys whose offsets a table holds beyond the last.
 KEY_PADDING = 16
