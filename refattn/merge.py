@@ -72,7 +72,10 @@ def checked_states(outputs, lses):
     lses = [as_float_array(lse, f"lses[{n}]") for n, lse in enumerate(lses)]
     for n, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
         if output.ndim < 1 or output.shape != outputs[0].shape:
-            raise ValueError(f"outputs must all have the same shape (..., length, dim); got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}.")
+            raise ValueError(
+                "outputs must all have the same shape (..., length, dim); "
+                f"got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}."
+            )
         if lse.shape != output.shape[:-1]:
             raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
     ensure_allocatable(8 * len(outputs) * (outputs[0].size + lses[0].size), "states")

@@ -215,7 +215,10 @@ def packed_problem(query, key, value, cu_q, cu_kv, **options):
     require_boundaries(cu_q, "cu_q", total_q, "query")
     require_boundaries(cu_kv, "cu_kv", total_kv, "key")
     if len(cu_q) != len(cu_kv):
-        raise ValueError(f"cu_q and cu_kv must have the same length, one more than there are sequences; got len(cu_q)={len(cu_q)}, len(cu_kv)={len(cu_kv)}.")
+        raise ValueError(
+            "cu_q and cu_kv must have the same length, one more than there are sequences; "
+            f"got len(cu_q)={len(cu_q)}, len(cu_kv)={len(cu_kv)}."
+        )
     checked = checked_options(
         (len(cu_q) - 1,), num_heads, np.diff(cu_q), np.diff(cu_kv), head_dim, (num_heads, total_q, total_kv), **options
     )  # fmt: skip
