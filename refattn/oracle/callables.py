@@ -163,6 +163,9 @@ class KernelCall:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
             raise Unsupported(str(error)) from error
+        added = d.additive_mask and d.mask_true is None and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
+        if added and not all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays):
+            raise Unsupported("a mask that is added cannot hide NaN")
         positional = [name for name, value in call.items() if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype.kind not in "biu"]
         inner = {name: value for name, value in call.items() if name not in positional}
         views, inner, guards = guard_all([call[name] for name in positional], inner, positional, layout)
