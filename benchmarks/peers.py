@@ -54,6 +54,7 @@ def onnxruntime_attention(query, key, value, shape, threads):
     model = helper.make_model(helper.make_graph([node], "attention", infos, result), opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not slow down the others' turns
     session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     return lambda: session.run(outputs, arrays)[0]
 
@@ -78,3 +79,6 @@ PEERS = {
     "jax": jax_dot_product_attention,
     "numpy": numpy_blas,
 }
+
+# With one thread these compute in the thread that calls them.
+IN_CALLING_THREAD = {"torch", "onnxruntime", "numpy"}
