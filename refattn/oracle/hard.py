@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.operands import gamma
+from refattn.oracle.operands import gamma, smallest_lost
 from refattn.oracle.score_error import ScoreError
 from refattn.oracle.spec import KernelSpec
 from refattn.oracle.tiles import Tile
@@ -82,7 +82,8 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     off = off + tiny * (count * largest_value * tile.keep_scale + rises + 5) + np.fmin(tiny * count, gross / least)
     row_sum = gamma(count + 2 * rises + 2, u)
     off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
-    reached = np.fmin((1.0 if spec.normalises_first else tile.total) * gross, count * largest_value * tile.keep_scale)
+    # relative to an early, lower maximum the sum may be larger than in the end, but each weight is at most 1
+    reached = (1.25 if spec.normalises_first else count) * largest_value * tile.keep_scale
     overflows = reached >= 0.5 * spec.accumulator.largest
     output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec))
 
@@ -137,11 +138,6 @@ def lse_magnitudes(tile):
         np.maximum(np.abs(tile.maximum), np.abs(largest_key)),
         np.maximum(np.abs(lse - tile.maximum), np.abs(lse - largest_key)),
     )
-
-
-def smallest_lost(spec):
-    """What an operation of the working format may lose however small its result."""
-    return spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
 
 
 def written(off, magnitude, form, spec):

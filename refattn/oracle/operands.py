@@ -276,6 +276,13 @@ def chain(n, block):
     return np.minimum(n, block) + np.ceil(n / block)
 
 
+def smallest_lost(spec):
+    """What an operation of the softmax or of the accumulator may lose however small its result."""
+    steps = [form.smallest_normal if spec.flushes_subnormals and form.smallest_normal <= spec.softmax.smallest_normal else
+             form.half_subnormal_step * (1.0 + spec.truncates) for form in (spec.softmax, spec.accumulator)]  # fmt: skip
+    return max(steps)
+
+
 FORMS = {
     "attention": _dense,
     "packed_attention": _packed,

@@ -19,11 +19,11 @@ def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
     return [members for members in np.split(order, np.cumsum(counts)[:-1]) if len(members) > 1]
 
 
-def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None, apart=False):
+def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
     """sum over sets of equal keys of square * (sum over the set of weight * value - share * centre)^2; most sets hold one key.
 
-    With `apart`, equal keys may still have unequal errors, because bias or position set their scores apart: each key then counts as a set of
-    its own as well, and the result covers both.
+    Equal keys may still have unequal errors, because bias, position, another block or another split set their weights apart: each key also counts
+    as a set of its own, and the result covers both.
 
     Parameters
     ----------
@@ -42,12 +42,10 @@ def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None, a
     """
     factor = np.broadcast_to(np.asarray(squares, dtype=np.float64), weights.shape)
     largest = [factor[:, members].max(axis=1, keepdims=True) for members in repeats] if len(repeats) <= MOST_GROUPS else None
-    if repeats:
+    if repeats and largest is None:
         factor = factor.copy()
-        for members in repeats if largest is None else ():
+        for members in repeats:
             factor[:, members] *= len(members)
-        if largest is not None and not apart:
-            factor[:, np.concatenate(repeats)] = 0.0
     total = (weights**2 * factor) @ value**2
     if centre is not None:
         mixed = weights * shares * factor

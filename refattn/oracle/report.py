@@ -83,7 +83,7 @@ class Measure:
         self._sums["signed_count"] += int(centred.sum())
         self._sums["effective"] += float(effective.sum())
 
-    def finish(self, form, rms_limit, rms_deviations, bias_limit):
+    def finish(self, rms_limit, rms_deviations, bias_limit):
         """Close the sums and judge."""
         sums = self._sums
         effective = max(sums["effective"], 1.0)

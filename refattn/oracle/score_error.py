@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.formats import round_to
-from refattn.oracle.operands import chain, gamma
+from refattn.oracle.operands import chain, gamma, smallest_lost
 from refattn.oracle.tiles import Tile
 
 
@@ -40,6 +40,8 @@ class ScoreError:
         the truncation of the accumulator shift all scores of a row in proportion.
     rises, most_rises : ndarray (R, 1)
         Times the running maximum rises: in the order of the keys or the reverse, whichever is more; and at most, in any order.
+    rescaled : ndarray (R, 1)
+        Sum of squares of the shares of the row that each of these rises rescales by one inexact factor.
     claimed : ndarray (R,) of bool
         False where an intermediate may leave the range of its format, so that nothing can be said.
     """
@@ -49,16 +51,18 @@ class ScoreError:
     variance: np.ndarray
     common: list
     rises: np.ndarray
+    rescaled: np.ndarray
     most_rises: np.ndarray
     claimed: np.ndarray
 
 
 def score_error(tile: Tile, spec) -> ScoreError:
     u, u_dot, u_store = spec.softmax.unit_roundoff, spec.accumulator_roundoff, spec.score.unit_roundoff
-    tiny = spec.softmax.smallest_normal if spec.flushes_subnormals else spec.softmax.half_subnormal_step
+    tiny = smallest_lost(spec)
     tiny = tiny * (1.0 + np.abs(tile.query.exact).max(initial=0.0) + np.abs(tile.key.exact).max(initial=0.0))  # also of a flushed operand
     dim = tile.head_dim
-    magnitude, input_error, input_square, square_products = _products(tile)
+    unscaled, input_error, input_square, square_products = _products(tile)
+    magnitude = tile.scale * unscaled
 
     # scale * q . k
     largest = (gamma(dim, u_dot) + 3 * u) * (magnitude + input_error) + input_error + (dim + 2) * tiny * max(tile.scale, 1.0)
@@ -108,27 +112,27 @@ def score_error(tile: Tile, spec) -> ScoreError:
     largest = np.where(tile.visible, largest, 0.0)
     drop = tile.drop + largest + largest.max(axis=1, keepdims=True, initial=0.0)
     exp_error = -np.log1p(-spec.exp_error)
-    rises, most_rises = _rises(tile, spec)
+    rises, rescaled, most_rises = _rises(tile, spec)
     largest = largest + 2 * u * np.abs(tile.biased) + 3 * u * drop + exp_error + most_rises * (exp_error + 2 * u)
     square = square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2) + 2 * rises * u**2
     functions = functions + (1 + rises) * spec.exp_error**2
     if spec.splits > 1:  # weights exp(lse of the split - lse), each lse rounded
         largest = largest + 8 * u * (np.abs(tile.biased) + drop + 1.0) + exp_error
 
-    claimed = _in_range(tile, spec, magnitude)
+    claimed = _in_range(tile, spec, unscaled)
     hide = tile.visible
     square, variance = square + functions, ROUNDING_VARIANCE * square + FUNCTION_VARIANCE * functions
     square, variance = np.where(hide, square, 0.0), np.where(hide, variance, 0.0)
     common = [np.where(hide, part, 0.0) for part in [common, *separate]]
     if variance.max(initial=0.0) > SECOND_ORDER:
         common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
-    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, most_rises, claimed)
+    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, rescaled, most_rises, claimed)
 
 
 def _products(tile):
-    """sum |q||k|, the effect of errors of q and k, its square sum, and sum q^2 k^2; all times the scale. (R, S)"""
+    """sum |q||k|, and times the scale: the effect of errors of q and k, its square sum, and sum q^2 k^2. (R, S)"""
     q, k, scale = np.abs(tile.query.exact), np.abs(tile.key.exact), tile.scale
-    magnitude = scale * (q @ k.T)
+    unscaled = q @ k.T
     squares = scale**2 * (q**2 @ (k**2).T)
     error, error_square = 0.0, 0.0
     if tile.query.largest_error is not None:
@@ -138,7 +142,7 @@ def _products(tile):
     if tile.key.largest_error is not None:
         error = error + scale * (q @ tile.key.largest_error.T)
         error_square = error_square + scale**2 * (tile.query.exact**2 @ (tile.key.typical_error**2).T)
-    return magnitude, error, error_square, squares
+    return unscaled, error, error_square, squares
 
 
 def _capped(tile, spec, largest, square, common):
@@ -165,23 +169,26 @@ def _rises(tile, spec):
     """Times the running maximum of blocks of keys rises above what it was, (R, 1): forward or backward, and at most."""
     rows, keys = tile.biased.shape
     if spec.block_size is None or not keys:
-        return np.zeros((rows, 1)), np.zeros((rows, 1))
+        return np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros((rows, 1))
     starts = np.arange(0, keys, spec.block_size)
     blocks = np.maximum.reduceat(np.where(tile.visible, tile.biased, -np.inf), starts, axis=1)
     most = (blocks > -np.inf).sum(axis=1, keepdims=True) + 1  # the kernel's blocks may start elsewhere, or at a sink
-    counts = []
-    for order in (blocks, blocks[:, ::-1]):
+    shares = np.add.reduceat(tile.weights, starts, axis=1)
+    counts, rescaled = [], []
+    for order, share in ((blocks, shares), (blocks[:, ::-1], shares[:, ::-1])):
         running = np.maximum.accumulate(order, axis=1)
-        counts.append((running[:, 1:] > running[:, :-1]).sum(axis=1, keepdims=True))
-    return np.maximum(*counts) + 1.0, most.astype(np.float64)
+        rise = running[:, 1:] > running[:, :-1]
+        counts.append(rise.sum(axis=1, keepdims=True))
+        rescaled.append((rise * np.cumsum(share, axis=1)[:, :-1] ** 2).sum(axis=1, keepdims=True))
+    return np.maximum(*counts) + 1.0, np.maximum(*rescaled), most.astype(np.float64)
 
 
-def _in_range(tile, spec, magnitude):
+def _in_range(tile, spec, unscaled):
     """Rows of whose intermediates none can overflow, (R,). Products are taken before the scale, which a kernel may apply later."""
-    unscaled = np.where(tile.visible, magnitude, 0.0) / min(tile.scale, 1.0) if tile.scale else np.zeros_like(magnitude)
-    fits = unscaled.max(axis=1, initial=0.0) < 0.5 * spec.accumulator.largest
+    products = np.where(tile.visible, max(tile.scale, 1.0) * unscaled, 0.0)
+    fits = products.max(axis=1, initial=0.0) < 0.5 * spec.accumulator.largest
     if spec.score.unit_roundoff:
-        scores = np.abs(tile.scores) / (min(tile.scale, 1.0) or 1.0)
+        scores = np.where(tile.visible, max(tile.scale, 1.0) * np.abs(tile.query.exact @ tile.key.exact.T), 0.0)
         scores = np.maximum(scores, np.abs(tile.biased)) + (0.0 if tile.bias is None else tile.bias)
         fits &= scores.max(axis=1, initial=0.0) * (1 + 4 * spec.score.unit_roundoff) < spec.score.largest
     return fits & (np.abs(tile.maximum) < 0.5 * spec.softmax.largest)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, smallest_lost, written
-from refattn.oracle.operands import Operand
+from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.operands import Operand, smallest_lost
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
 from refattn.oracle.score_error import ROUNDING_VARIANCE, ScoreError
 from refattn.oracle.spec import KernelSpec
@@ -21,6 +21,9 @@ from refattn.oracle.tiles import Tile
 
 CHUNKS = 32  # partial sums of a row that are looked at
 SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
+PROBES = 4
+# Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values have a low rank.
+INDEPENDENT = 0.5
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
@@ -50,7 +53,6 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
     magnitude = np.abs(output)
     repeats = repeated_keys(tile.key.exact)
-    apart = tile.alibi is not None or tile.bias is not None
 
     ties = _ties(tile)
 
@@ -58,16 +60,19 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square), LARGEST_EXPONENT)) / multiplier
     moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
     stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
-    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p, apart)
+    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
     linear = np.zeros_like(magnitude)
     for direction in error.common:
         linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
-    variance = sum_of_squares(kept, error.variance, value, repeats, output, p, apart) + linear**2
+    variance = sum_of_squares(kept, error.variance, value, repeats, output, p) + linear**2
+    if tile.query.largest_error is not None:
+        shared = _query_rounding(tile, kept, p, output)
+        square, variance = square + 2.0 * shared, variance + shared  # all dims share them: nothing averages out
     first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
 
     # conversion of the weights
     if rounding is not None:
-        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, apart, ties, output)
+        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output)
         square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
 
     # the two sums, rescaled and divided
@@ -98,14 +103,31 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
     bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec), np.inf)
-    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), spec.output.step(unit * output) / np.sqrt(12.0))
+    written_variance = spec.output.step(unit * output) ** 2 / 12.0
+    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), np.sqrt(written_variance))
     sigma = np.where(first_order, sigma, np.inf)
 
-    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, apart, row_sum, equal, multiplier)
-    shares = (p**2).sum(axis=1)
-    effective = np.clip(1.0 / np.where(shares > 0, shares, 1.0), 1.0, max(output.shape[1], 1))
+    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
+    dims = max(output.shape[1], 1)
+    # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
+    apart = np.where(sigma > 0, written_variance / np.where(sigma > 0, sigma, 1.0) ** 2, 1.0).sum(axis=1) / dims
+    effective = 1.0 / np.maximum(apart**2 / dims + (1.0 - apart) ** 2 / INDEPENDENT, 1.0 / dims)
     rough = ~first_order[:, 0]
     return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
+
+
+def _query_rounding(tile, kept, p, output):
+    """Square sum of the query's roundings, each of which reaches all keys at once, (R, E).
+
+    sum_d (dq_d sum_j p_j k_jd (v_j - o))^2 is the mean square of the same sum with random signs for d; PROBES of them are taken.
+    """
+    rng = np.random.default_rng(0)
+    total = np.zeros_like(output)
+    for _ in range(PROBES):
+        signs = rng.choice([-1.0, 1.0], size=tile.head_dim)
+        shift = tile.scale * ((tile.query.typical_error * signs) @ tile.key.exact.T)
+        total += ((kept * shift) @ tile.value.exact - (p * shift).sum(axis=1, keepdims=True) * output) ** 2
+    return total / PROBES
 
 
 def _in_units(tile):
@@ -142,21 +164,22 @@ def _ties(tile):
     Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A sum to which the same weight is added
     over and over rounds the same way each time, by half a unit roundoff of it in the mean.
     """
-    drop = np.sort(np.where(tile.visible, tile.drop, np.inf).astype(np.float32), axis=1)
-    rows, keys = drop.shape
+    scores = np.sort(np.where(tile.visible, tile.biased, -np.inf).astype(np.float32), axis=1)
+    rows, keys = scores.shape
     share, count = np.zeros((rows, 1)), np.zeros((rows, 1))
     if keys < 2:
         return Ties(share, count)
-    equal = (drop[:, 1:] == drop[:, :-1]) & (drop[:, 1:] < np.inf) & (drop[:, 1:] > 0)
+    top = np.maximum(scores[:, -1:], tile.maximum[:, None].astype(np.float32))
+    equal = (scores[:, 1:] == scores[:, :-1]) & (scores[:, 1:] > -np.inf) & (scores[:, 1:] < top)
     for row in np.flatnonzero(equal.any(axis=1)):
-        values, counts = np.unique(drop[row], return_counts=True)
-        tied = (counts > 1) & (values > 0) & (values < np.inf)
-        mass = counts[tied] * np.exp(-values[tied].astype(np.float64)) / tile.total[row, 0]
+        values, counts = np.unique(scores[row], return_counts=True)
+        tied = (counts > 1) & (values > -np.inf) & (values < top[row])
+        mass = counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
         share[row], count[row] = mass.sum(), counts[tied].sum()
     return Ties(np.minimum(share, 1.0), count)
 
 
-def _converted(tile, spec, rounding, repeats, apart, ties, output):
+def _converted(tile, spec, rounding, repeats, ties, output):
     """Square sum, linear part and variance of converting the weights.
 
     Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
@@ -171,16 +194,21 @@ def _converted(tile, spec, rounding, repeats, apart, ties, output):
     flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
     step = np.where(flushed, 0.0, step)
     if spec.denominator == "rounded":
-        square = sum_of_squares(kept, relative**2, value, repeats, output, p, apart)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p, apart)
+        square = sum_of_squares(kept, relative**2, value, repeats, output, p)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
         linear = np.zeros_like(magnitude)
+        if tile.dropout:  # scaled up before they are converted, the weights of numerator and row sum round apart
+            square = sum_of_squares(kept, relative**2, value, repeats) + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
+            variance = sum_of_squares(kept, step**2 / 12.0, value, repeats) + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
+            linear = 2.0 * u * ties.share * magnitude
     else:
-        square = sum_of_squares(kept, relative**2, value, repeats, apart=apart)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, apart=apart)
-        mean = (p * tile.drop).sum(axis=1, keepdims=True)
-        spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) - mean**2, 0.0))
+        square = sum_of_squares(kept, relative**2, value, repeats)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats)
+        whole = np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        mean = (p * tile.drop).sum(axis=1, keepdims=True) / whole
+        spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) / whole - mean**2, 0.0))
         linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
-        if (apart or not repeats) and ties.share.any():
+        if ties.share.any():
             linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
         variance = variance + linear**2 / 3.0
     if flushed.any():
@@ -240,8 +268,9 @@ def _sums(weights, x, visible, block, u, truncates):
     mean = total / np.maximum(count, 1.0)
     alike = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
     steady = steady + np.where(alike & (count > 1), 0.5 * u * (count / block) * sums["largest"], 0.0)
-    # Terms below the last digit of the sum are lost.
-    lost = np.where(weights * block < u, weights, 0.0)
+    # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is lopsided.
+    small = u / np.where(weights > 0, weights * block, np.inf)
+    lost = np.where(small > 1e-2, weights * np.minimum(1.0, 2.0 * small**2), 0.0)
     if lost.any():
         steady = steady + np.abs(lost @ x)
     return Sums(u**2 * square, steady, sums["largest"])
@@ -265,12 +294,12 @@ def _split_shift(tile, kept, p, output):
     return 2.0 * largest
 
 
-def _lse(tile, spec, error, rounding, repeats, apart, row_sum, equal, multiplier):
+def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
     u = spec.softmax.unit_roundoff
     ones = np.ones((tile.weights.shape[1], 1))
-    sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0)
-    square = sum_of_squares(tile.weights, error.square, ones, repeats, apart=apart)[:, 0] + sums
-    variance = sum_of_squares(tile.weights, error.variance, ones, repeats, apart=apart)[:, 0] + ROUNDING_VARIANCE * sums
+    sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
+    square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
+    variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
     linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady)[:, 0]
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)

@@ -12,6 +12,8 @@ A signed bias of the errors is reported as a warning; inputs can cause one witho
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from refattn.interop import as_float_array
@@ -21,8 +23,8 @@ from refattn.oracle.report import Measure, Report, layout_hint
 from refattn.oracle.spec import kernel_spec
 from refattn.oracle.tiles import tiles
 
-# Correct kernels measure 0.6 to 1.1; beyond this their arithmetic is not the one claimed.
-RMS_LIMIT = 1.3
+# Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
+RMS_LIMIT = 1.2
 RMS_DEVIATIONS = 6.0
 BIAS_LIMIT = 6.0
 
@@ -106,7 +108,8 @@ def check(
         for measure in measures:
             _compare(measure, results[measure.name][0], tile, bound, spec)
     for measure in measures:
-        measure.finish(getattr(spec, measure.name), RMS_LIMIT, RMS_DEVIATIONS, BIAS_LIMIT)
+        # the few roundings of an lse reach all rows of a head alike where position decides the scores: no aggregate says more than tight
+        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, BIAS_LIMIT)
         if pick is not None:
             measure.other_positions(results[measure.name][0], exact[measure.name], getattr(spec, measure.name))
         report.add(measure)
