@@ -1,7 +1,8 @@
 """Time refattn.attention against attention written plainly in NumPy with the whole score matrix in memory.
 
 The plain version is the one everybody writes: float64, scores of all heads at once, softmax in place. It rounds every score, so it is
-less exact; results are compared before anything is timed. The two take turns (A B A B ...), so that a busy machine slows both.
+less exact, and does two matrix products where refattn does six; results are compared before anything is timed. The two take turns
+(A B A B ...), so that a busy machine slows both.
 
     python benchmarks/reference.py                      8 heads, 1024 rows and keys, 64 wide, full and causal
     python benchmarks/reference.py --heads 32 --length 2048 --dim 128 --rounds 3

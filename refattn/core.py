@@ -113,13 +113,19 @@ def attend(
     exponentials, total, lse = softmax(biased, sinks)
     kept = exponentials if keep is None else np.where(keep, exponentials, 0.0)
     summed = weigh(kept, values, seen(visible, keep))  # [R, S] @ [S, E] -> [R, E]
-    return Steps(scores, capped, biased, exponentials, total, lse, product_of(divide(summed, total), DoubleDouble(np.float64(keep_scale), 0.0)))
+    output = divide(summed, total)
+    if keep_scale != 1:
+        output = product_of(output, DoubleDouble(np.float64(keep_scale), 0.0))
+    return Steps(scores, capped, biased, exponentials, total, lse, output)
 
 
 def hide(scores, visible):
     """-inf where not visible; the low part is dropped wherever the high part says it all."""
-    high = scores.high if visible is None else np.where(visible, scores.high, -np.inf)
-    return DoubleDouble(high, np.where(np.isfinite(high), scores.low, 0.0))
+    high, low = scores
+    if visible is not None:
+        high = np.where(visible, high, -np.inf)
+    finite = np.isfinite(high)
+    return DoubleDouble(high, low if finite.all() else np.where(finite, low, 0.0))
 
 
 def seen(visible, keep):
@@ -132,7 +138,7 @@ def seen(visible, keep):
 def weigh(exponentials, values, seen):
     """sum_j exponential_ij value_j, [R, S] x [S, E] -> [R, E]; a value that is not finite reaches the rows that see it."""
     scaled = exponentials * values.power  # [R, S]
-    summed = matmul(DoubleDouble(scaled, np.zeros_like(scaled)), values.unit)  # [R, S] @ [S, E] -> [R, E]
+    summed = matmul(DoubleDouble(scaled, 0.0), values.unit)  # [R, S] @ [S, E] -> [R, E]
     summed = DoubleDouble(summed.high * values.column, summed.low * values.column)
     for key, value in values.infinite:
         here = slice(None) if seen is None else seen[:, key]

@@ -80,7 +80,9 @@ def leading(x, bits, largest):
     """x rounded to multiples of 2**-bits of the power of two above `largest`; exact to subtract from x."""
     exponent = np.frexp(largest)[1]
     anchor = np.ldexp(1.5, exponent - bits + 52)  # adding it pushes the lower bits off the end
-    return (x + anchor) - anchor
+    top = x + anchor
+    top -= anchor
+    return top
 
 
 def largest_along(x, axis):
@@ -115,7 +117,8 @@ def matmul(a, b):
         product = a.high @ b.whole
         return DoubleDouble(product, np.zeros_like(product))
     a_top = leading(a.high, b.bits, largest_along(a.high, -1))
-    a_rest = (a.high - a_top) + a.low
+    a_rest = a.high - a_top
+    a_rest += a.low
     high = a_top @ b.top
     low = a_rest @ b.whole
     if b.rest.any():
@@ -152,9 +155,14 @@ def halves(x):
 
 def add(x, y):
     """The double-double x plus the number y (Knuth's two-sum)."""
-    total = x.high + y
-    y_part = total - x.high
-    return DoubleDouble(total, x.low + ((x.high - (total - y_part)) + (y - y_part)))
+    total = np.asarray(x.high + y)
+    y_part = np.asarray(total - x.high)
+    low = np.asarray(total - y_part)
+    np.subtract(x.high, low, out=low)
+    np.subtract(y, y_part, out=y_part)
+    low += y_part  # what rounding the total dropped
+    low += x.low
+    return DoubleDouble(total, low)
 
 
 def normalised(high, low):
@@ -175,7 +183,9 @@ def sum_last(x):
         total = x.sum(axis=-1, keepdims=True)
         return DoubleDouble(total, np.zeros_like(total))
     top = leading(x, 51 - x.shape[-1].bit_length(), 1.0)
-    return DoubleDouble(top.sum(axis=-1, keepdims=True), (x - top).sum(axis=-1, keepdims=True))
+    high = top.sum(axis=-1, keepdims=True)
+    np.subtract(x, top, out=top)
+    return DoubleDouble(high, top.sum(axis=-1, keepdims=True))
 
 
 def divide(x, y):

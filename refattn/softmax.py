@@ -27,7 +27,7 @@ def softmax(scores, sinks=None):
     high, low = scores
     if high.shape[-1] == 0:
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
-    if not (np.abs(low) < 1).all():  # leading digits cancelled: high alone no longer says which score is the largest
+    if not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1:  # leading digits cancelled: high alone no longer orders the scores
         high, low = normalised(high, low)
     largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
@@ -48,12 +48,17 @@ def softmax(scores, sinks=None):
 
 def exp_apart(scores, pivot, empty):
     """exp(scores - pivot), with the digits that rounding the difference would drop: a far lower score may have all the value."""
-    apart = add(scores, -np.where(empty, 0.0, pivot.high))
-    below = np.where(apart.high == -np.inf, 0.0, apart.low - pivot.low)
-    difference = apart.high + below
-    exponentials = np.exp(difference)
-    dropped = below - (difference - apart.high)
-    return np.where(exponentials > 0, exponentials + exponentials * dropped, exponentials)
+    apart, below = add(scores, -np.where(empty, 0.0, pivot.high))
+    below -= pivot.low
+    if not np.isfinite(below).all():
+        below = np.where(apart == -np.inf, 0.0, below)
+    difference = apart + below
+    apart -= difference
+    apart += below  # what rounding the difference dropped
+    exponentials = np.exp(difference, out=difference)
+    apart *= exponentials  # exp(d + dropped) = exp(d) (1 + dropped)
+    exponentials += apart if np.isfinite(apart).all() else np.where(exponentials > 0, apart, 0.0)
+    return exponentials
 
 
 def with_sink(sink, pivot, others, total, lse):

@@ -4,6 +4,8 @@ The query heads that share a key/value head are the unit of work: their keys and
 through `refattn.core.attend`, each with only the keys its rows can see. Nothing of size T x S is ever held.
 """
 
+import functools
+
 import numpy as np
 
 from refattn.core import attend, prepare_keys, prepare_values
@@ -29,10 +31,21 @@ def solve_into(problem, output, lse, record=None, output_low=None):
     `record`, if given, is called with the place and the `refattn.core.Steps` of every block of rows. `output_low`, shaped like output,
     receives what float64 drops of the output.
     """
+    keep_freed_memory()
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
         for index in np.ndindex(problem.batch_shape):
             for kv_head in range(problem.num_kv_heads):
                 solve_group(problem, index, kv_head, output, lse, record, output_low)
+
+
+@functools.cache
+def keep_freed_memory():
+    """Have the arrays of one block reuse the memory of the block before, where malloc is that of glibc.
+
+    It hands freed arrays above 128 KiB back to the system, whose fresh pages cost more than the arithmetic on them, until a larger
+    block has been freed once: that size is then the new limit, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    np.empty(2**25 - 2**13, dtype=np.uint8)
 
 
 def solve_group(problem, index, kv_head, output, lse, record, output_low):
