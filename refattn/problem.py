@@ -257,7 +257,7 @@ class PagedProblem(Options):
         length = int(self.kv_lengths[b])
         pages = self.block_table[b, : -(-length // self.page_size)]
         gathered = [side[pages].swapaxes(0, 1) for side in (self.key_pages, self.value_pages)]  # [K, pages, page_size, dim]
-        key, value = (side.reshape(side.shape[0], -1, side.shape[-1])[:, :length] for side in gathered)
+        key, value = (side.reshape(side.shape[0], side.shape[1] * side.shape[2], side.shape[3])[:, :length] for side in gathered)
         return Problem(query=self.query[b], key=key, value=value, **cut_options(self, b, (b, ..., slice(length))))
 
 

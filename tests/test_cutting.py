@@ -287,3 +287,9 @@ def test_the_published_snippet_sums_the_values_of_its_group():
     scale = np.abs(grouped(query)) @ np.abs(grouped(key)).swapaxes(-1, -2)
     assert (np.abs(output - intended) <= (20 + 2 * 7 * scale.max()) * UNIT * np.abs(value).max()).all()
     assert np.abs(output - sums).max() > 1
+
+
+def test_pages_of_values_without_columns():
+    pages = np.zeros((2, 1, 4, 8)), np.zeros((2, 1, 4, 0))
+    output, lse = refattn.paged_attention_with_lse(np.zeros((1, 1, 1, 8)), *pages, block_table=[[0, 1]], kv_lengths=[5])
+    assert output.shape == (1, 1, 1, 0) and lse[0, 0, 0] == np.log(5)
