@@ -103,14 +103,14 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
     bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec), np.inf)
-    written_variance = spec.output.step(unit * output) ** 2 / 12.0
-    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), np.sqrt(written_variance))
+    writing = spec.output.step(unit * output) / np.sqrt(12.0)
+    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), writing)
     sigma = np.where(first_order, sigma, np.inf)
 
     lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
     dims = max(output.shape[1], 1)
     # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
-    apart = np.where(sigma > 0, written_variance / np.where(sigma > 0, sigma, 1.0) ** 2, 1.0).sum(axis=1) / dims
+    apart = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0).sum(axis=1) / dims
     effective = 1.0 / np.maximum(apart**2 / dims + (1.0 - apart) ** 2 / INDEPENDENT, 1.0 / dims)
     rough = ~first_order[:, 0]
     return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
