@@ -31,7 +31,7 @@ from refattn.softcap import softcap
 from refattn.softmax import softmax
 
 
-COARSE = 8  # columns share a scale while their largest exponents agree to this: hidden values of ordinary size leave it as it is
+COARSE = 8  # column scales are powers of 2**8, so that a hidden value of ordinary size changes no scale, nor so any bit of an output
 
 
 class Values(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.memory import ensure_allocatable
 from refattn.options import takes_options
-from refattn.precise import DoubleDouble, long_double, matmul, normalised, split, within_float64
+from refattn.precise import DoubleDouble, channel_scale, long_double, matmul, normalised, scaled, split, within_float64
 from refattn.problem import Problem, latent_problem
 from refattn.solve import solve_into
 
@@ -155,8 +155,8 @@ def expand(p):
     latent = exact(p.kv_latent)
     for h in range(p.q_nope.shape[-3]):
         here = (..., slice(h, h + 1), slice(None), slice(None))
-        k_nope = normalised(*matmul(latent, transposed(p.w_uk[h])))  # [..., S, C] @ [C, N] -> [..., S, N]
-        value = normalised(*matmul(latent, transposed(p.w_uv[h])))  # [..., S, C] @ [C, E] -> [..., S, E]
+        k_nope = projected(latent, p.w_uk[h])  # [..., S, C] @ [C, N] -> [..., S, N]
+        value = projected(latent, p.w_uv[h])  # [..., S, C] @ [C, E] -> [..., S, E]
         head = Problem(
             query=beside(p.q_nope[here], p.q_rope[here]),
             key=beside(k_nope.high, p.k_rope)[..., None, :, :],
@@ -174,7 +174,7 @@ def absorb(p):
     rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
     rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
     ensure_allocatable(8 * (rows * (6 * rank + rope) + keys * (rank + rope)), "queries, keys and outputs in the latent space")
-    q_latent = matmul(exact(p.q_nope), split(exact(p.w_uk)))  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    q_latent = projected(exact(p.q_nope), p.w_uk.swapaxes(-1, -2))  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
     in_latent = Problem(
         query=beside(q_latent.high, p.q_rope),
         query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),
@@ -185,7 +185,7 @@ def absorb(p):
     latent = DoubleDouble(np.zeros_like(q_latent.high), np.zeros_like(q_latent.high))
     lse = np.empty(p.q_nope.shape[:-1])
     solve_into(in_latent, latent.high, lse, output_low=latent.low)
-    output = matmul(latent, transposed(p.w_uv))  # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
+    output = projected(latent, p.w_uv)  # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
     return (output.high + output.low).astype(np.float64), lse
 
 
@@ -196,9 +196,12 @@ def exact(array):
     return plain if within_float64(array) else long_double(plain)
 
 
-def transposed(w):
-    """[..., N, C] as the right-hand factor [..., C, N]."""
-    return split(exact(w.swapaxes(-1, -2)))
+def projected(x, w):
+    """x @ w^T as a double-double, [..., S, C] and [..., N, C] -> [..., S, N]."""
+    w = exact(w)
+    channel = channel_scale(w.high, x.high)
+    w = scaled(w, 1 / channel)
+    return normalised(*matmul(scaled(x, channel), split(DoubleDouble(*(part.swapaxes(-1, -2) for part in w)))))
 
 
 def beside(nope, rope):

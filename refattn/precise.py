@@ -177,6 +177,26 @@ def power_of_two_above(x, axis, coarse=1):
     return np.ldexp(1.0, np.rint(exponent / coarse).astype(int) * coarse)
 
 
+def channel_scale(x, y):
+    """Powers of two [C] that even out channels, the last axes of x and y, that are large in x and small in y; 1 where that gains little.
+
+    Dividing x by them and multiplying y keeps the products; without it those of small channels would all lie below the leading bits of
+    large ones. They are the sizes of the channels of x: no key, when y are keys, can change another's bits.
+    """
+    ones = np.ones(x.shape[-1])
+    if np.longdouble in (x.dtype, y.dtype):
+        return ones
+    x_sizes, y_sizes = (np.max(np.abs(z), axis=tuple(range(z.ndim - 1)), where=np.isfinite(z), initial=0.0) for z in (x, y))
+    scale = power_of_two_above(x_sizes[None], 0)
+    evened = np.max(x_sizes / scale) * np.max(y_sizes * scale)
+    return scale if evened < np.max(x_sizes) * np.max(y_sizes) / 8 else ones
+
+
+def scaled(x, powers):
+    """A double-double times powers of two."""
+    return DoubleDouble(x.high * powers, x.low * powers)
+
+
 def sum_last(x):
     """The sum over the last axis of elements in [0, about 1], axis kept: the leading bits add up exactly."""
     if x.dtype == np.longdouble:

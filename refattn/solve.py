@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.core import attend, prepare_keys, prepare_values
 from refattn.memory import ensure_group_allocatable
-from refattn.precise import DoubleDouble, long_double, sums_within_float64, within_float64
+from refattn.precise import DoubleDouble, channel_scale, long_double, scaled, sums_within_float64, within_float64
 from refattn.visibility import range_mask, row_bounds
 
 BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
@@ -62,6 +62,8 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
         slopes = None if slopes is None else slopes.astype(np.longdouble)
     if not sums_within_float64(value.high):
         value = long_double(value)
+    channel = channel_scale(query.high, key.high)
+    query, key = scaled(query, 1 / channel), scaled(key, channel)
     keys, values = prepare_keys(key), prepare_values(value)
     start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)
     position = problem.q_offset[index] + np.arange(q_len)
