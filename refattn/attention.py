@@ -78,7 +78,7 @@ def attention(query, key, value, **options):
     Notes
     -----
     Hidden keys contribute nothing, even when they hold NaN or infinity. NaN in a visible key poisons exactly the rows that see it.
-    The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element while scores stay below 1e8; beyond, outputs are still means of the
+    The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element while scores stay below 1e6; beyond, outputs are still means of the
     visible values. The default scale is the float64 next to 1 / sqrt(D).
 
     Cost: each of the two matrix products is three in float64, 6 T S (D + E) floating-point operations a head where every row sees every
