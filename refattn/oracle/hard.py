@@ -13,8 +13,10 @@ from refattn.oracle.operands import gamma, smallest_lost
 from refattn.oracle.score_error import ScoreError
 from refattn.oracle.spec import KernelSpec
 from refattn.oracle.tiles import Tile
+from refattn.oracle.uncertain_rows import UNCERTAIN, limits
 
 LARGEST_EXPONENT = 700.0  # exp beyond it leaves float64
+LARGE = 50.0  # an error of a score that may bring back a weight that underflows here
 
 
 def weight_rounding(tile, spec):
@@ -40,8 +42,12 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
     excess = np.expm1(np.minimum(error.largest, LARGEST_EXPONENT))
     least = (p / growth).sum(axis=1, keepdims=True)  # lower bound of the kernel's row sum over the exact one
-    shift = (p * excess).sum(axis=1, keepdims=True)
-    sink_shift = 0.0
+    keep, reach = kept / np.where(p > 0, p, 1.0), p * excess
+    if error.largest.max(initial=0.0) > LARGE:
+        back = np.exp(np.minimum(error.largest - tile.drop, LARGEST_EXPONENT)) / tile.total
+        reach, keep = np.where(error.largest > LARGE, back, reach), np.where(p > 0, keep, tile.keep_scale)
+    shift, moved_kept = reach.sum(axis=1, keepdims=True), keep * reach
+    sink_shift, sink_error = 0.0, None
     if tile.sink is not None:
         share, sink_error = sink_share(tile, spec, error)
         least, sink_shift = least + share * np.exp(-sink_error), share * np.expm1(sink_error)
@@ -49,9 +55,8 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     # |v - o| <= |v - c| + |o - c| for any c: the mean of the values, so that an offset of all of them costs nothing
     centre = np.zeros(value.shape[1]) if tile.dropout or not len(value) else tile.value.exact.mean(axis=0)
     apart, from_centre = np.abs(tile.value.exact - centre), np.abs(output - centre)
-    moved = (kept * excess) @ apart + shift * from_centre + sink_shift * magnitude
-    gross = (kept * growth) @ value
-    keep = kept / np.where(p > 0, p, 1.0)
+    moved = moved_kept @ apart + shift * from_centre + sink_shift * magnitude
+    gross = (kept + moved_kept) @ value
     rounded, rounded_sum = 0.0, 0.0
     if rounding is not None:
         rounded = (rounding * keep * growth) @ value
@@ -62,15 +67,21 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
         least = np.where(least > rounded_sum, least - rounded_sum, 0.0)
         if rounding is not None:
             moved = moved + (rounding * keep * growth) @ apart + rounded_sum * from_centre
-        off = moved / least
-    else:
-        off = (moved + rounded) / least
+    moved, gross_mean, rounded = moved / least, gross / least, 0.0 if rounding is None else rounded / least
+    uncertain = np.flatnonzero(~((shift + sink_shift)[:, 0] < UNCERTAIN) | (tile.count[:, 0] == 1))
+    if len(uncertain):
+        most = limits(tile, spec, error.largest, uncertain, output, sink_error)
+        for mean, limit in ((moved, most.moved), (gross_mean, most.gross), (rounded, most.rounded)):
+            if np.ndim(mean):
+                mean[uncertain] = np.fmin(mean[uncertain], limit)
+    off = moved if spec.denominator == "rounded" else moved + rounded
     count, rises = tile.count.astype(np.float64), error.most_rises
     if tile.value.largest_error is not None:
-        off = off + ((kept * growth) @ tile.value.largest_error) * (1.0 + spec.weight.unit_roundoff) / least
+        inexact = ((kept * growth) @ tile.value.largest_error) * (1.0 + spec.weight.unit_roundoff) / least
+        off = off + np.fmin(inexact, 2.0 * tile.keep_scale * tile.value.largest_error.max(axis=0, initial=0.0))
     passes = gamma(count, u_sum) + gamma(2 * rises + 4 + 2 * (tile.keep_scale != 1.0), u)
     if tile.latent is None:
-        off = off + passes * (gross + rounded) / least
+        off = off + passes * (gross_mean + rounded)
     else:
         off = off + _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least)
     largest_value = value.max(axis=0, initial=0.0)
@@ -79,7 +90,7 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
         converted = 0.0 if rounding is None else (rounding / np.where(p > 0, p, 1.0)).max(axis=1, keepdims=True, initial=0.0)
         off = np.fmin(off, largest_value * tile.keep_scale * (1 + converted) * (1 + passes) + magnitude)
     tiny = smallest_lost(spec)  # of a weight, of a product, of a sum; all products together lose no more than they are
-    off = off + tiny * (count * largest_value * tile.keep_scale + rises + 5) + np.fmin(tiny * count, gross / least)
+    off = off + tiny * (count * largest_value * tile.keep_scale + rises + 5) + np.fmin(tiny * count, gross_mean)
     row_sum = gamma(count + 2 * rises + 2, u)
     off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
     # relative to an early, lower maximum the sum may be larger than in the end, but each weight is at most 1
@@ -107,9 +118,10 @@ def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift
     latent, w_uv = np.abs(tile.latent), np.abs(tile.w_uv).T
     moved = (kept * excess) @ latent
     rounded = 0.0 if rounding is None else (rounding * keep * growth) @ latent
-    gross = (kept @ latent + moved + rounded) / least
-    middle = np.abs(kept @ tile.latent)
-    off = (moved + shift * middle + rounded) / least + passes * gross
+    middle, largest = np.abs(kept @ tile.latent), tile.keep_scale * latent.max(axis=0, initial=0.0)
+    rounded = np.fmin(rounded / least, largest)  # a weight moves by no more than itself
+    gross = np.fmin((kept @ latent + moved) / least, largest) + rounded
+    off = np.fmin((moved + shift * middle) / least, largest + middle) + rounded + passes * gross
     stored = spec.intermediate.unit_roundoff
     rank = tile.latent.shape[1]
     after = gamma(rank, spec.accumulator_roundoff) * (1 + stored) + stored

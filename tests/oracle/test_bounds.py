@@ -118,7 +118,7 @@ def test_dropout_of_rate_zero_still_drops():
 def test_saturated_softcap_forgives_score_errors():
     q, k, v = sample()
     spec = EXACT.replace(scaled_query=2.0**-8)
-    loose, saturated = (error_bound(q, k, v, spec=spec, scale=100.0, softcap=cap).output_hard for cap in (1e6, 1.0))
+    loose, saturated = (error_bound(q, k, v, spec=spec, scale=3.0, softcap=cap).output_hard for cap in (1e6, 1.0))
     assert np.median(saturated) < 0.2 * np.median(loose)
 
 
