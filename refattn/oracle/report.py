@@ -10,6 +10,7 @@ import numpy as np
 from refattn.oracle.spec import KernelSpec
 
 SHADES = " .:-=+*#%@"  # use of the tight bound: blank up to 0.1, then by tenths; @ beyond 1
+NOT_JUDGED = "not judged"
 HISTOGRAM_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 10.0, math.inf)
 
 
@@ -19,9 +20,9 @@ class Measure:
     Attributes
     ----------
     name : {"output", "lse"}
-    checked, unclaimed, misplaced : int
+    checked, unclaimed, misplaced, outside : int
         Elements compared with a bound; elements of which nothing can be said (overflow in the claimed formats); NaN or infinities that
-        should not be there, or are missing.
+        should not be there, or are missing; of the unclaimed, those beyond every visible value.
     use_hard, use_tight : float
         Largest error / bound.
     rms, rms_limit : float
@@ -39,7 +40,7 @@ class Measure:
 
     def __init__(self, name, shape, row_shape):
         self.name, self.shape = name, shape
-        self.checked = self.unclaimed = self.misplaced = 0
+        self.checked = self.unclaimed = self.misplaced = self.outside = 0
         self.use_hard = self.use_tight = self.largest_error = 0.0
         self.rms, self.rms_limit, self.bias, self.bias_limit = 0.0, math.inf, math.nan, math.inf
         self.worst, self.at_worst = None, {}
@@ -49,16 +50,18 @@ class Measure:
         self.failed = []
         self._dims = np.zeros(row_shape, dtype=np.int32)
         self._sums = {"squares": 0.0, "count": 0, "signed": 0.0, "signed_count": 0, "effective": 0.0}
-        self._largest = -1.0
+        self._largest, self._judged = -1.0, 0
 
     def update(
-        self, place, *, got, expected, wrong, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
+        self, place, *, got, expected, wrong, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
     ):
         """Take in one tile; arrays (R, E), or (R, 1) for the lse."""
         self.checked += int(claimed.sum())
         self.unclaimed += int(unclaimed.sum())
         self.misplaced += int(wrong.sum())
-        use = np.where(wrong, np.inf, ratios[1])
+        self.outside += int(outside.sum())
+        self._judged += int((~unclaimed).sum())
+        use = np.where(wrong | outside, np.inf, ratios[1])
         if not use.shape[1]:
             place.write_lse(self.use_map, np.zeros(len(use)))
             return
@@ -98,7 +101,9 @@ class Measure:
             row = np.unravel_index(int(looked_at.argmax()), looked_at.shape)
             self.worst = tuple(int(i) for i in row) + ((int(self._dims[row]),) if self.name == "output" else ())
         for tier, bad in (
+            (NOT_JUDGED, self.unclaimed > 0 and not self._judged),
             ("positions", self.misplaced > 0),
+            ("range", self.outside > 0),
             ("hard", not self.use_hard <= 1.0),
             ("tight", not self.use_tight <= 1.0),
             ("aggregate", not self.rms <= self.rms_limit),
@@ -163,7 +168,7 @@ class Measure:
     def to_dict(self):
         plain = {
             name: getattr(self, name)
-            for name in ("name", "checked", "unclaimed", "misplaced", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
+            for name in ("name", "checked", "unclaimed", "misplaced", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
         }
         plain |= {
             "failed": list(self.failed), "worst": None if self.worst is None else list(self.worst), "at_worst": dict(self.at_worst),
@@ -181,7 +186,9 @@ class Report:
     spec : KernelSpec
     passed : bool
     failed : tuple of str
-        Failed tiers, "output tight" or "lse hard" and so on.
+        Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no claim about any element.
+    wrong : bool
+        Whether anything but "not judged" failed: the kernel, or the spec, is wrong.
     warnings : list of str
     output, lse : Measure or None
     """
@@ -212,6 +219,10 @@ class Report:
     @property
     def passed(self):
         return not self.failed
+
+    @property
+    def wrong(self):
+        return any(not name.endswith(NOT_JUDGED) for name in self.failed)
 
     def __bool__(self):
         return self.passed
@@ -246,6 +257,10 @@ class Report:
             f"hard {measure.use_hard:.3g}{mark('hard')}", f"tight {measure.use_tight:.3g}{mark('tight')}",
             f"rms {measure.rms:.3g} of {measure.rms_limit:.3g}{mark('aggregate')}",
         ]  # fmt: skip
+        if measure.outside:
+            tiers.insert(0, f"{measure.outside} outside the range of the visible values FAIL")
+        if NOT_JUDGED in measure.failed:
+            tiers.insert(0, "nothing judged, an intermediate of every element may overflow the formats of the spec FAIL")
         if measure.misplaced:
             tiers.insert(0, f"{measure.misplaced} NaN or infinities misplaced FAIL")
         lines = [head + ": " + ", ".join(tiers)]
@@ -269,7 +284,7 @@ class Report:
     def to_dict(self):
         """Plain values."""
         return {
-            "function": self.function, "passed": self.passed, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
+            "function": self.function, "passed": self.passed, "wrong": self.wrong, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred, "reference": self.reference, "warnings": list(self.warnings),
             "refused": [{"name": name, "message": message} for name, message in self._refused],
             "output": None if self.output is None else self.output.to_dict(), "lse": None if self.lse is None else self.lse.to_dict(),

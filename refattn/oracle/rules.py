@@ -200,7 +200,7 @@ def _refattn(seen):
     if seen.inputs.function == "merge_states":
         return _merge_accepts(seen)
     arrays, keywords = as_check(seen.inputs)
-    return check(seen.output, *arrays, lse=seen.lse, spec=spec_of(seen.inputs), **keywords).passed
+    return not check(seen.output, *arrays, lse=seen.lse, spec=spec_of(seen.inputs), **keywords).wrong
 
 
 F32, F16, BF16, F64 = "float32", "float16", "bfloat16", "float64"

@@ -1,8 +1,10 @@
 """The verdict: is a kernel's result as good as its arithmetic allows?
 
-Four tiers, each finding what the ones before cannot:
+Six tiers, each finding what the ones before cannot:
 
+    judged      something was compared: nothing is said of results whose intermediates may overflow the formats of the spec
     positions   NaN and infinities stand exactly where they must
+    range       every output, also one of which nothing else is said, lies between the smallest and the largest visible value, or 0
     hard        no element beyond the rigorous bound: beyond it the kernel is wrong, or its spec
     tight       no element beyond the statistical bound
     aggregate   the root mean square of error / sigma is about 1 at most: errors too small to stick out, but everywhere
@@ -22,6 +24,7 @@ from refattn.oracle.operands import operands
 from refattn.oracle.report import Measure, Report, layout_hint
 from refattn.oracle.spec import kernel_spec
 from refattn.oracle.tiles import tiles
+from refattn.oracle.value_range import mean_rounding, value_range
 
 # Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
 RMS_LIMIT = 1.2
@@ -61,7 +64,8 @@ def check(
     Returns
     -------
     Report
-        True in a boolean context when the kernel passes.
+        True in a boolean context when the kernel passes. Where no element could be judged it does not pass, and fails with "not judged"
+        alone; `report.wrong` is False then.
 
     Raises
     ------
@@ -173,11 +177,14 @@ def _compare(measure, actual, tile, bound, spec):
         usual = finite & (sigma > 0) & (sigma < np.inf)
         deviation = np.where(usual, (got - expected) / np.where(usual, sigma, 1.0), 0.0)
         centred = usual & (_zero_mean(tile) if measure.name == "output" else False)
+        outside = np.zeros_like(finite)
+        if measure.name == "output" and not tile.dropout:
+            outside = _outside(got, finite & (hard == np.inf), tile, spec)
         new = _first_occurrence(expected)
         effective = np.where(new & usual.any(axis=1), bound.effective if measure.name == "output" else 1.0, 0.0)
         ratios = [np.where(error <= 0, 0.0, np.where(claimed, error / limit, 0.0)) for limit in (hard, tight)]
         measure.update(
-            tile.place, got=got, expected=expected, wrong=~right, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
+            tile.place, got=got, expected=expected, wrong=~right, outside=outside, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
             tight=tight, ratios=ratios, deviation=deviation, usual=usual, signed=np.where(centred, deviation * np.sign(expected), 0.0),
             centred=centred, effective=effective,
         )  # fmt: skip
@@ -201,6 +208,18 @@ def _positions(got, expected, hard, tile, spec, name):
         least = max(spec.weight.half_subnormal_step / spec.weight_scale, spec.softmax.smallest_normal) * 2.0
         right |= (tile.infinite < least)[:, None] & ~np.isfinite(expected) & ~np.isfinite(got)
     return right, finite & ~((np.abs(got) >= form.largest) & may_overflow)
+
+
+def _outside(got, looked_at, tile, spec):
+    """Finite outputs without a bound, (R, E), that no weighted mean of the visible values can be, however it is rounded."""
+    wrong = np.zeros_like(looked_at)
+    rows = np.flatnonzero(looked_at.any(axis=1))
+    if not len(rows):
+        return wrong
+    low, high = value_range(tile, rows)
+    slack = mean_rounding(tile, spec, rows)
+    wrong[rows] = looked_at[rows] & ((got[rows] < low - slack) | (got[rows] > high + slack))
+    return wrong
 
 
 def _zero_mean(tile):

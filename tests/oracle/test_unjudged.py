@@ -1,0 +1,61 @@
+"""Results of which the spec says nothing, because an intermediate may overflow: not a pass, and not anything goes either."""
+
+import json
+
+import numpy as np
+import pytest
+
+import refattn
+from refattn.oracle import KernelSpec, assert_attention_close, check
+
+
+def overflowing(size=3000.0, offset=0.0):
+    rng = np.random.default_rng(0)
+    q, k = ((rng.normal(size=(2, 4, 64)) * size).astype(np.float16) for _ in range(2))
+    return q, k, (rng.normal(size=(2, 4, 8)) + offset).astype(np.float16)
+
+
+@pytest.mark.parametrize("number", [123.0, -1e4])
+def test_an_output_beyond_all_values_fails_whatever_the_spec(number):
+    arrays = overflowing()
+    report = check(np.full((2, 4, 8), number, np.float16), *arrays, spec=KernelSpec.eager("float16"))
+    assert report.output.unclaimed == 64 and report.wrong and not report.passed
+    assert set(report.failed) == {"output not judged", "output range"} and report.output.outside == 64
+    assert "64 outside the range" in report.text()
+    with pytest.raises(AssertionError, match="range"):
+        assert_attention_close(np.full((2, 4, 8), number, np.float16), *arrays, spec=KernelSpec.eager("float16"))
+
+
+def test_a_verdict_without_a_judged_element_is_not_a_pass():
+    arrays = overflowing()
+    output = refattn.attention(*arrays).astype(np.float16)
+    report = check(output, *arrays, spec=KernelSpec.eager("float16"))
+    assert report.failed == ("output not judged",) and not report.passed and not report.wrong
+    assert "nothing judged" in report.text() and json.loads(report.to_json())["wrong"] is False
+    with pytest.raises(AssertionError, match="not judged"):
+        assert_attention_close(output, *arrays, spec=KernelSpec.eager("float16"))
+    assert check(output, *arrays, spec=KernelSpec.flash("float16")).passed
+
+
+def test_one_wrong_row_among_many_that_are_not_judged():
+    q, k, v = overflowing()
+    q[0, 0] = 0.0
+    output = refattn.attention(q, k, v).astype(np.float16)
+    assert check(output, q, k, v, spec=KernelSpec.eager("float16")).passed
+    output[1, 2, 3] = 9.0
+    report = check(output, q, k, v, spec=KernelSpec.eager("float16"))
+    assert report.failed == ("output range",) and report.output.worst == (1, 2, 3)
+
+
+def test_the_range_is_that_of_the_visible_values():
+    q, k, v = overflowing()
+    v[:, 3] = 50.0
+    output = refattn.attention(q, k, v, causal=True).astype(np.float16)
+    output[:, :3] = np.where(np.arange(8) == 2, 40.0, output[:, :3])
+    assert check(output, q, k, v, spec=KernelSpec.eager("float16"), causal=True).output.outside == 6
+
+
+def test_calls_without_elements_or_with_empty_rows_alone_are_judged():
+    q, k, v = overflowing(1.0)
+    assert check(np.zeros((2, 0, 8), np.float16), q[:, :0], k, v).passed
+    assert check(np.zeros((2, 4, 8), np.float16), q, k, v, mask=np.zeros((4, 4), bool)).passed
