@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.oracle.corner_cases import corner_cases
 from refattn.oracle.inputs import OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.suites import DENSE_SUITE, SHAPED_SUITE, exact_cases, latent_inputs, packed_inputs, paged_inputs
 
@@ -39,6 +40,7 @@ def _dense(dtype, seed, level, call) -> Iterator[AttentionInputs]:
     for name, sizes in edges.items():
         for options in ((), ("causal",)):
             yield _named(attention_inputs("normal", options, sizes=sizes, dtype=dtype, seed=seed), name)
+    yield from corner_cases(dtype, seed, level)
     if level == "full":
         for more in range(1, FULL_SEEDS):
             for family, names in DENSE_SUITE:
