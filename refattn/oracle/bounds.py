@@ -149,7 +149,10 @@ def exact_results(function, arrays, options, reference=None):
     from refattn.interop import as_float_array
 
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
-    output, lse = reference(*wide, **options)
+    results = reference(*wide, **options)
+    if not isinstance(results, (tuple, list)) or len(results) != 2:
+        raise TypeError(f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}.")
+    output, lse = results
     return np.asarray(output, dtype=np.float64), np.asarray(lse, dtype=np.float64)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from refattn.interop import as_float_array
 from refattn.oracle.forms import checked_form, dense_parts, input_dtype, output_shape
 from refattn.oracle.hypotheses import OTHER_TILES, Evidence, Fit, Hypothesis, choose_samples, single_hypotheses, worst_place
-from refattn.oracle.location import isolated, locate
+from refattn.oracle.location import isolated, locate, never_written
 from refattn.oracle.mistakes.merge import MERGES, merged
 from refattn.oracle.parameter_fits import fitted_hypotheses
 from refattn.oracle.spec import kernel_spec
@@ -187,14 +187,16 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, **o
     if evidence.baseline.explains and not any(map(ranking.better, fits)):
         agreed = Finding("", "the result agrees with the reference", "", evidence.baseline.used, evidence.baseline.residual, True)
         return Diagnosis("agrees", (agreed,), tried=tried, seconds=time.monotonic() - start, sampled=not whole)
+    if unwritten := never_written(actual):
+        finding = Finding(*unwritten, "", evidence.baseline.used, evidence.baseline.residual, True)
+        return Diagnosis("explained", (finding, *ranking.findings(fits)), "", tried, time.monotonic() - start, not whole)
     if not any(map(ranking.better, fits)):
         extra = fitted_hypotheses(evidence)
         fits, tried = fits + extra, tried + len(extra)
     if not any(map(ranking.better, fits)):
         lonely = isolated(evidence) if whole else None
         if lonely:
-            finding = Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True)
-            return Diagnosis("explained", (finding,), "", tried, time.monotonic() - start)
+            return Diagnosis("explained", (Finding(*lonely, "", evidence.baseline.used, evidence.baseline.residual, True),), "", tried, time.monotonic() - start)
         if pairs:
             small = Evidence(checked, actual, lse, spec, choose_samples(checked, PAIR_WORK, worst))
             deadline = time.monotonic() + seconds
@@ -386,8 +388,7 @@ def _diagnose_merge(actual, outputs, lses, *, lse):
             used = max(used, np.max(np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0), initial=0.0))
         return float(used)
 
-    base = compare(merged(outputs, lses))
-    if base <= 1:
+    if (base := compare(merged(outputs, lses))) <= 1:
         return Diagnosis("agrees", (Finding("", "the result agrees", "", base, base, True),), seconds=time.monotonic() - start)
     ranked = sorted(((compare(m.merge(outputs, lses)), index, m) for index, m in enumerate(MERGES)), key=lambda item: item[:2])
     findings = tuple(Finding(m.id, m.says, "", used, used, used <= 1, (), m.issues) for used, _, m in ranked)

@@ -42,6 +42,13 @@ def locate(checked, actual, lse, spec) -> str:
     return " ".join(sentences)
 
 
+def never_written(actual) -> tuple[str, str] | None:
+    """(id, words) when a result that should not be 0 is 0 everywhere."""
+    if actual.size and not np.asarray(actual, dtype=np.float64).any():
+        return "output_never_written", "all zeros: was the output ever written?"
+    return None
+
+
 def isolated(evidence) -> tuple[str, str] | None:
     """(id, words) when all wrong elements lie in one row of one head and everything else agrees."""
     if len(evidence.samples) != 1 or evidence.observed[0].size < 2:

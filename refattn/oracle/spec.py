@@ -243,4 +243,10 @@ def kernel_spec(spec, dtype=None) -> KernelSpec:
     """
     if isinstance(spec, KernelSpec):
         return spec
-    return KernelSpec.flash(dtype if spec is None else spec)
+    try:
+        return KernelSpec.flash(dtype if spec is None else spec)
+    except (TypeError, ValueError) as error:
+        if spec is None:
+            raise
+        hint = " There are two formats of 8 bits: float8_e4m3fn and float8_e5m2." if str(spec).lower() in ("fp8", "float8") else ""
+        raise type(error)(f"spec must be a KernelSpec or the dtype of a flash kernel: {str(error).replace('dtype=', 'spec=')}{hint}") from None

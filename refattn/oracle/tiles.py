@@ -38,7 +38,8 @@ class Place:
 
     def lse(self, array):
         """These rows of a whole lse, (R,)."""
-        return self._heads(array, self.part.lse_at)[:, self.rows].reshape(-1)
+        picked = self._heads(array, self.part.lse_at)[:, self.rows]
+        return picked.reshape(math.prod(picked.shape))
 
     def write_output(self, array, values):
         target = self._heads(array, self.part.output_at)

@@ -90,10 +90,13 @@ def check(
     >>> check(output, x, x, x, spec=spec).passed  # the kernel forgot nothing, the caller did
     False
     """
+    if not 0.0 < failure_probability < 1.0:
+        raise ValueError(f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}.")
     inferred = spec is None
     actual = as_float_array(actual, "actual")
     lse = None if lse is None else as_float_array(lse, "lse")
     spec = kernel_spec(spec, actual.dtype)
+    _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
     report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
     results = {"output": (actual, call.output_shape), "lse": (lse, call.lse_shape)}
@@ -139,6 +142,24 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     report = check(actual, *arrays, lse=lse, spec=spec, **options)
     if not report.passed:
         raise AssertionError(report.text())
+
+
+ARRAYS = {"latent_attention": ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), "paged_attention": ("query", "key_pages", "value_pages")}
+OUR_NAMES = {
+    "is_causal": "causal=True, and q_offset=0 where query and key differ in length", "attn_mask": "mask= for booleans and bias= for numbers",
+    "dropout_p": "dropout_mask= with dropout_rate=", "enable_gqa": "no option: heads are grouped by their numbers", "softmax_scale": "scale=",
+    "window_size": "window=", "sm_scale": "scale=", "scaling": "scale=",
+}  # fmt: skip
+
+
+def _explain_arguments(function, arrays, options):
+    """Errors in the caller's terms for what the checks behind would report in theirs."""
+    names = ARRAYS.get(function.removesuffix("_with_lse"), ("query", "key", "value"))
+    if len(arrays) != len(names):
+        raise TypeError(f"arrays must be {', '.join(names)}, after the kernel's output; got {len(arrays)} arrays.")
+    for name in options:
+        if name in OUR_NAMES:
+            raise TypeError(f"options must be those of refattn.{function}; got {name}. In refattn it is {OUR_NAMES[name]}.")
 
 
 def _name(reference):
@@ -194,7 +215,7 @@ def _positions(got, expected, hard, tile, spec, name):
     """Where got is finite or not as it must be, and where both are finite.
 
     Finite results beyond the largest number of the format become infinities, or that number where the format saturates. An infinite value
-    whose weight a kernel may flush to 0 may give NaN in place of the infinity.
+    whose weight a kernel may flush to 0 may give NaN in place of the infinity, or the rest of the row where it leaves out weights converted to 0.
     """
     form = getattr(spec, name)
     same = np.isnan(got) & np.isnan(expected) | (got == expected)
@@ -206,7 +227,9 @@ def _positions(got, expected, hard, tile, spec, name):
         right |= ~(expected < np.inf) & ~(got < np.inf)  # +inf or NaN: a row poisoned by a score of +inf or NaN
     elif tile.infinite is not None:
         least = max(spec.weight.half_subnormal_step / spec.weight_scale, spec.softmax.smallest_normal) * 2.0
+        left_out = 2.0 * spec.weight_underflow if spec.weight.smallest_normal > spec.softmax.smallest_normal else 0.0
         right |= (tile.infinite < least)[:, None] & ~np.isfinite(expected) & ~np.isfinite(got)
+        right |= (tile.infinite < left_out)[:, None] & ~np.isfinite(expected)
     return right, finite & ~((np.abs(got) >= form.largest) & may_overflow)
 
 
