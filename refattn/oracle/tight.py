@@ -136,12 +136,13 @@ def _in_units(tile):
     A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
     """
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
-    of_value, of_row = _power_of_two(np.abs(tile.value.exact).max(initial=0.0)), _power_of_two(tile.kept.max(axis=1, keepdims=True, initial=0.0))
+    kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)  # a key of value 0 does not show, however large its weight
+    of_value, of_row = _power_of_two(np.abs(tile.value.exact).max(initial=0.0)), _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0))
     if of_value == 1.0 and (of_row == 1.0).all():
         return 1.0, replace(tile, output=output)
     value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
     latent = None if tile.latent is None else tile.latent / of_value
-    return of_value * of_row, replace(tile, value=value, latent=latent, kept=tile.kept / of_row, output=output / of_value / of_row)
+    return of_value * of_row, replace(tile, value=value, latent=latent, kept=kept / of_row, output=output / of_value / of_row)
 
 
 def _power_of_two(largest):
@@ -216,6 +217,9 @@ def _converted(tile, spec, rounding, repeats, ties, output):
         if spec.denominator == "rounded":
             lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
         linear, variance = linear + np.abs(lost), variance + lost**2
+        if spec.block_size is not None:  # weights relative to an early, lower maximum survive: some are lost, and others do not cancel them
+            gone = (flushed.astype(np.float64), value, repeats)
+            variance = variance + (sum_of_squares(kept, *gone, output, p) if spec.denominator == "rounded" else sum_of_squares(kept, *gone))
     return square, linear, variance
 
 
