@@ -316,7 +316,7 @@ class Report:
         image = axes.imshow(np.minimum(grid, 2.0), aspect="auto", vmin=0.0, vmax=2.0, cmap="RdYlGn_r", interpolation="nearest")
         axes.set(xlabel="row", ylabel="head" if grid.shape[0] == self.output.use_map.shape[-2] else "batch and head", title=self.summary)
         axes.title.set_fontsize("small")
-        figure.colorbar(image, label="error / tight bound (beyond 1: wrong)")
+        figure.colorbar(image, label="error / tight bound")
         figure.savefig(path)
 
 
