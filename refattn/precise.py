@@ -102,7 +102,9 @@ def split(x, largest=None):
 
 
 def matmul(a, b):
-    """a @ b to about 2**-70 of sum(|a| |b|).
+    """a @ b to about 2**-70 of K times the largest |a| of the row times the largest |b| of the column.
+
+    Callers even out channels first (`channel_scale`), so that this is not far above sum(|a| |b|).
 
     Parameters
     ----------
