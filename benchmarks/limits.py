@@ -3,7 +3,7 @@
 import numpy as np
 
 from cpu_kernels.jit import driver, next_item
-from cpu_kernels.threading import get_num_threads, run
+from cpu_kernels.thread_pool import get_num_threads, run
 from cpu_kernels.vector import building_block, lanes
 
 CHAINS = 12  # enough to hide the latency of an addition, few enough for 16 registers

@@ -28,9 +28,9 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from .compile_notice import notice
-from .numba_internals import prepare_to_load
-from .private_folder import PrivateFolder, Refused, usual_places
+from cpu_kernels.compile_notice import notice
+from cpu_kernels.numba_internals import prepare_to_load
+from cpu_kernels.private_folder import PrivateFolder, Refused, usual_places
 
 PACKAGE = Path(__file__).parent
 FORMAT = b"cpu_kernels compiled code, format 1\n"

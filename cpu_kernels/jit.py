@@ -25,7 +25,7 @@ nnan ninf  never    delete the very comparisons that keep hidden NaNs out, and t
 
 Switches (Numba's own, read when Numba is first imported)
 ---------------------------------------------------------
-NUMBA_DISABLE_JIT=1    everything here returns plain Python, intrinsics their twins; `threading.run` then stays in the calling thread
+NUMBA_DISABLE_JIT=1    everything here returns plain Python, intrinsics their twins; `thread_pool.run` then stays in the calling thread
 NUMBA_BOUNDSCHECK=1    array accesses raise IndexError; the compiled code is cached apart. Intrinsics see `BOUNDS_CHECKED`
 NUMBA_CPU_NAME, NUMBA_CPU_FEATURES    compile for less than this machine; `cpu_features` reports what is left
 """
@@ -41,8 +41,8 @@ from numba.core import config, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic as numba_intrinsic
 
-from .cache import CodeCache
-from .numba_internals import compile_leaf
+from cpu_kernels.cache import CodeCache
+from cpu_kernels.numba_internals import compile_leaf
 
 INTERPRETED = bool(config.DISABLE_JIT)
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
@@ -57,7 +57,7 @@ def leaf(function):
 
 
 def driver(function=None, *, variant=()):
-    """A compiled entry, called from Python through `threading.run`; its machine code is kept on disk.
+    """A compiled entry, called from Python through `thread_pool.run`; its machine code is kept on disk.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def driver(function=None, *, variant=()):
 
     Notes
     -----
-    A driver must not raise and must not allocate: it receives outputs, scratch and the work counter (see `threading.run`).
+    A driver must not raise and must not allocate: it receives outputs, scratch and the work counter (see `thread_pool.run`).
     """
     if function is None:
         return lambda wrapped: driver(wrapped, variant=variant)

@@ -11,7 +11,7 @@ import numpy as np
 from cpu_kernels.kernels.project import Projection, project, projection_scratch
 from cpu_kernels.operands import dense, flat, headless, offsets_over, results
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, compute_dtype, solve
-from cpu_kernels.threading import run
+from cpu_kernels.thread_pool import run
 from cpu_kernels.vector import MAX_VECTORS, lanes
 from refattn.options import takes_options
 from refattn.problem import latent_problem

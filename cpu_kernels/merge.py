@@ -6,7 +6,7 @@ import numpy as np
 
 from cpu_kernels.kernels.merge import ROWS_PER_ITEM, merge
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, compute_dtype
-from cpu_kernels.threading import run
+from cpu_kernels.thread_pool import run
 from refattn.merge import checked_states
 
 

@@ -15,7 +15,7 @@ from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
 from cpu_kernels.operands import Operand, absent, offsets_over, optional
-from cpu_kernels.threading import run
+from cpu_kernels.thread_pool import run
 from cpu_kernels.vector import MAX_VECTORS, lanes
 
 FLOAT32, FLOAT64, INT64, UINT8 = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64, np.uint8))

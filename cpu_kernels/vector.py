@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from .jit import cpu_features, intrinsic, vector_bytes
+from cpu_kernels.jit import cpu_features, intrinsic, vector_bytes
 
 INT64 = ir.IntType(64)
 INT32 = ir.IntType(32)

@@ -64,7 +64,7 @@ def thread_facts():
     facts = {"cpus": os.cpu_count() or 1, "affinity": affinity, "quota": None, "numba_num_threads": None, "used": None}
     try:
         limits = importlib.import_module("cpu_kernels.cpu_limits")
-        facts["used"] = importlib.import_module("cpu_kernels.threading").get_num_threads()
+        facts["used"] = importlib.import_module("cpu_kernels.thread_pool").get_num_threads()
     except ImportError:
         return facts
     return facts | {"quota": limits.cpu_quota(), "numba_num_threads": limits.numba_num_threads()}

@@ -56,7 +56,7 @@ for build in ${*:-interpreted bounds avx2 plain coverage}; do
         # Compiling runs the code that writes machine code and keeps it; the run after it loads.
         covered tests/test_kernels.py -k "test_case and (pair or latent or paged)"
         covered tests/test_kernels.py -k "not test_case"
-        covered tests/test_threading.py tests/test_cpu_limits.py -k "not interrupt and not affinity_is"
+        covered tests/test_thread_pool.py tests/test_cpu_limits.py -k "not interrupt and not affinity_is"
         covered tests/test_cache.py -k "private_folder or old_states or usual_places or digest_covers"
         "$PYTHON" -m coverage combine -q
         "$PYTHON" -m coverage report --skip-covered --show-missing --fail-under="$COVERAGE_MINIMUM"

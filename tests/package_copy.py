@@ -9,10 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # What kernels are built on; starts in half the time of the whole package.
-FOUNDATION = ("cache", "compile_notice", "cpu_limits", "jit", "numba_internals", "private_folder", "threading")
+FOUNDATION = ("cache", "compile_notice", "cpu_limits", "jit", "numba_internals", "private_folder", "thread_pool")
 
 LEAF = """\
-from .jit import leaf
+from cpu_kernels.jit import leaf
 
 @leaf
 def power(x, n):
@@ -24,9 +24,9 @@ def power(x, n):
 
 DRIVER = """\
 import numpy as np
-from .jit import driver, next_item
-from .sample_leaf import power
-from .threading import run
+from cpu_kernels.jit import driver, next_item
+from cpu_kernels.sample_leaf import power
+from cpu_kernels.thread_pool import run
 
 @driver
 def powers(counter, scratch, x, n, out):

@@ -49,7 +49,7 @@ def test_loaded_code_uses_the_math_library_and_allocates(copy):
     copy.source("sample.py").write_text("""
 import math
 import numpy as np
-from .jit import driver
+from cpu_kernels.jit import driver
 
 @driver
 def mixed(x):

@@ -202,7 +202,7 @@ def test_driver_of_a_factory_must_name_its_variant():
 
 def test_variants_are_kept_apart(copy):
     copy.source("sample.py").write_text("""
-from .jit import driver, leaf
+from cpu_kernels.jit import driver, leaf
 helper = leaf(lambda x: x)
 
 def make(width):
@@ -233,7 +233,7 @@ OUT_OF_BOUNDS = """
 import numpy as np
 from cpu_kernels.jit import BOUNDS_CHECKED
 from cpu_kernels.sample import cubes, powers
-from cpu_kernels.threading import num_threads, run
+from cpu_kernels.thread_pool import num_threads, run
 print(BOUNDS_CHECKED, cubes([1, 2, 3]))
 for count in (1, 3):
     with num_threads(count):
@@ -275,7 +275,7 @@ PLAIN = dict(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse,+sse2")
 def test_reduced_instruction_sets(copy, target, width, registers, forbidden):
     """Code for less than this machine: the width follows and no wider register is used."""
     copy.source("sample_axpy.py").write_text("""
-from .jit import driver
+from cpu_kernels.jit import driver
 
 @driver
 def axpy(x, y):
@@ -351,7 +351,7 @@ def test_other_numba_releases_take_the_slow_way(copy):
 def test_leaves_call_leaves_and_the_math_library(copy):
     copy.source("sample.py").write_text("""
 import math
-from .jit import driver, leaf
+from cpu_kernels.jit import driver, leaf
 
 @leaf
 def inner(x):

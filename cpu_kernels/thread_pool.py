@@ -36,8 +36,8 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from .cpu_limits import allowed_cpus, available_threads
-from .jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
+from cpu_kernels.cpu_limits import allowed_cpus, available_threads
+from cpu_kernels.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
 
 # Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
 WORK_PER_THREAD = 100.0
@@ -118,7 +118,7 @@ def num_threads(count):
 
     Examples
     --------
-    >>> from cpu_kernels.threading import get_num_threads, num_threads
+    >>> from cpu_kernels.thread_pool import get_num_threads, num_threads
     >>> with num_threads(1):
     ...     get_num_threads()
     1
