@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.attention import attention_with_lse
+from refattn.dense import attention_with_lse
 from refattn.interop import as_float_array
 from refattn.options import checked_integer, takes_options
 from refattn.problem import at_least_axes, require_head_dim, require_head_ratio

@@ -13,7 +13,7 @@ WITHOUT_ARRAYS = {"get_num_threads", "num_threads", "set_num_threads"}
 FUNCTIONS = [
     pytest.param(function, id=f"{package.__name__}.{name}")
     for package in (refattn, cpu_kernels)
-    for name, function in vars(package).items()
+    for name, function in ((name, getattr(package, name)) for name in dir(package))
     if inspect.isfunction(function) and not name.startswith("_") and name not in WITHOUT_ARRAYS
 ]
 
