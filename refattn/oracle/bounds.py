@@ -184,11 +184,11 @@ def _only_where_claimed(tile, error, bound):
     for name in ("output_hard", "output_tight", "output_sigma"):
         value = getattr(bound, name)
         if value is not None:
-            value = np.where(claimed[:, None], np.where(np.isnan(value), np.inf, value), np.inf)
-            setattr(bound, name, np.where(output & ~empty, value, 0.0))
+            value = np.where(np.isnan(value), np.inf, np.where(empty, 0.0, value))
+            setattr(bound, name, np.where(output, np.where(claimed[:, None], value, np.inf), 0.0))
     for name in ("lse_hard", "lse_tight", "lse_sigma"):
         value = getattr(bound, name)
         if value is not None:
             value = np.where(claimed, np.where(np.isnan(value), np.inf, value), np.inf)
-            setattr(bound, name, np.where(lse, value, 0.0))
+            setattr(bound, name, np.where(lse | ~error.claimed & empty[:, 0], value, 0.0))
     return bound

@@ -39,13 +39,14 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     p, kept, value = tile.weights, tile.kept, np.abs(tile.value.exact)
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
     magnitude = np.abs(output)
-    growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
-    excess = np.expm1(np.minimum(error.largest, LARGEST_EXPONENT))
+    eps = np.where(error.level, 0.0, error.largest) if error.level.any() else error.largest
+    growth = np.exp(np.minimum(eps, LARGEST_EXPONENT))
+    excess = np.expm1(np.minimum(eps, LARGEST_EXPONENT))
     least = (p / growth).sum(axis=1, keepdims=True)  # lower bound of the kernel's row sum over the exact one
     keep, reach = kept / np.where(p > 0, p, 1.0), p * excess
-    if error.largest.max(initial=0.0) > LARGE:
-        back = np.exp(np.minimum(error.largest - tile.drop, LARGEST_EXPONENT)) / tile.total
-        reach, keep = np.where(error.largest > LARGE, back, reach), np.where(p > 0, keep, tile.keep_scale)
+    if eps.max(initial=0.0) > LARGE:
+        back = np.exp(np.minimum(eps - tile.drop, LARGEST_EXPONENT)) / tile.total
+        reach, keep = np.where(eps > LARGE, back, reach), np.where(p > 0, keep, tile.keep_scale)
     shift, moved_kept = reach.sum(axis=1, keepdims=True), keep * reach
     sink_shift, sink_error = 0.0, None
     if tile.sink is not None:
@@ -61,16 +62,19 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     if rounding is not None:
         rounded = (rounding * keep * growth) @ value
         rounded_sum = (rounding * growth).sum(axis=1, keepdims=True)
+        if error.level.any():  # one number converted for all keys, in proportion to the result
+            rounded = np.where(error.level, _relative(rounding, p, error.largest) * magnitude, rounded)
 
     # output before its own rounding: scores and weights, sums, row sum
     if spec.denominator == "rounded":
         least = np.where(least > rounded_sum, least - rounded_sum, 0.0)
         if rounding is not None:
-            moved = moved + (rounding * keep * growth) @ apart + rounded_sum * from_centre
+            converted = (rounding * keep * growth) @ apart + rounded_sum * from_centre
+            moved = moved + np.where(error.level & (not tile.dropout), 0.0, converted)
     moved, gross_mean, rounded = moved / least, gross / least, 0.0 if rounding is None else rounded / least
     uncertain = np.flatnonzero(~((shift + sink_shift)[:, 0] < UNCERTAIN) | (tile.count[:, 0] == 1))
     if len(uncertain):
-        most = limits(tile, spec, error.largest, uncertain, output, sink_error)
+        most = limits(tile, spec, eps, uncertain, output, sink_error)
         for mean, limit in ((moved, most.moved), (gross_mean, most.gross), (rounded, most.rounded)):
             if np.ndim(mean):
                 mean[uncertain] = np.fmin(mean[uncertain], limit)
@@ -98,6 +102,11 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     overflows = reached >= 0.5 * spec.accumulator.largest
     output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec))
 
+    if error.level.any():  # equal errors move the lse
+        growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
+        rounded_sum = 0.0 if rounding is None else (rounding * growth).sum(axis=1, keepdims=True)
+        least = (p / growth).sum(axis=1, keepdims=True) - (rounded_sum if spec.denominator == "rounded" else 0.0)
+        least = np.maximum(least, 0.0) + (0.0 if tile.sink is None else share * np.exp(-sink_error))
     above = (p * growth).sum(axis=1) + (0.0 if tile.sink is None else (share * np.exp(sink_error))[:, 0])
     if spec.denominator == "rounded" and rounding is not None:
         above = above + rounded_sum[:, 0]
@@ -111,6 +120,11 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny
     return output, written(spread, level, spec.lse, spec)
+
+
+def _relative(rounding, p, eps):
+    """Largest relative error of converting a weight, (R, 1)."""
+    return (rounding / np.where(p > 0, p, 1.0) * np.exp(np.minimum(eps, LARGEST_EXPONENT))).max(axis=1, keepdims=True, initial=0.0)
 
 
 def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.exact_products import exact_products, level_rows
 from refattn.oracle.formats import round_to
 from refattn.oracle.operands import chain, gamma, smallest_lost
 from refattn.oracle.tiles import Tile
@@ -42,6 +43,8 @@ class ScoreError:
         Times the running maximum rises: in the order of the keys or the reverse, whichever is more; and at most, in any order.
     rescaled : ndarray (R, 1)
         Sum of squares of the shares of the row that each of these rises rescales by one inexact factor.
+    level : ndarray (R, 1) of bool
+        All visible keys have the same error: it moves the lse and not the output (`exact_products.level_rows`).
     claimed : ndarray (R,) of bool
         False where an intermediate may leave the range of its format, so that nothing can be said.
     """
@@ -53,6 +56,7 @@ class ScoreError:
     rises: np.ndarray
     rescaled: np.ndarray
     most_rises: np.ndarray
+    level: np.ndarray
     claimed: np.ndarray
 
 
@@ -65,12 +69,13 @@ def score_error(tile: Tile, spec) -> ScoreError:
     magnitude = tile.scale * unscaled
 
     # scale * q . k
-    largest = (gamma(dim, u_dot) + 3 * u) * (magnitude + input_error) + input_error + (dim + 2) * tiny * max(tile.scale, 1.0)
+    exact = exact_products(tile, spec, unscaled)
+    largest = (np.where(exact, 0.0, gamma(dim, u_dot)) + 3 * u) * (magnitude + input_error) + input_error + (dim + 2) * tiny * max(tile.scale, 1.0)
     largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
     x2 = tile.scores**2
     additions = chain(dim, spec.sum_block)
-    square = u_dot**2 * additions * (0.5 * square_products + x2 / 3) + 2 * (u**2 + u_store**2) * x2 + input_square
-    systematic = 3 * u + (additions * u_dot if spec.truncates else 0.0)
+    square = np.where(exact, 0.0, u_dot**2 * additions * (0.5 * square_products + x2 / 3)) + 2 * (u**2 + u_store**2) * x2 + input_square
+    systematic = 3 * u + (np.where(exact, 0.0, additions * u_dot) if spec.truncates else 0.0)
     if tile.query.largest_error is not None:  # one rounding of the query reaches all keys; its mean direction is that of the scores
         size = np.linalg.norm(tile.query.exact, axis=1, keepdims=True)
         systematic = systematic + np.linalg.norm(tile.query.typical_error, axis=1, keepdims=True) / np.where(size == 0, 1.0, size)
@@ -126,7 +131,7 @@ def score_error(tile: Tile, spec) -> ScoreError:
     common = [np.where(hide, part, 0.0) for part in [common, *separate]]
     if variance.max(initial=0.0) > SECOND_ORDER:
         common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
-    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, rescaled, most_rises, claimed)
+    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, rescaled, most_rises, level_rows(tile, spec, exact), claimed)
 
 
 def _products(tile):
@@ -184,11 +189,15 @@ def _rises(tile, spec):
 
 
 def _in_range(tile, spec, unscaled):
-    """Rows of whose intermediates none can overflow, (R,). Products are taken before the scale, which a kernel may apply later."""
-    products = np.where(tile.visible, max(tile.scale, 1.0) * unscaled, 0.0)
+    """Rows of whose intermediates none can overflow, (R,). Products are taken before the scale, which a kernel may apply later.
+
+    A key that a bias of -inf hides has its product formed like any other, and inf - inf is NaN.
+    """
+    formed = tile.visible if tile.barred is None else tile.visible | tile.barred
+    products = np.where(formed, max(tile.scale, 1.0) * unscaled, 0.0)
     fits = products.max(axis=1, initial=0.0) < 0.5 * spec.accumulator.largest
     if spec.score.unit_roundoff:
-        scores = np.where(tile.visible, max(tile.scale, 1.0) * np.abs(tile.query.exact @ tile.key.exact.T), 0.0)
+        scores = np.where(formed, max(tile.scale, 1.0) * np.abs(tile.query.exact @ tile.key.exact.T), 0.0)
         scores = np.maximum(scores, np.abs(tile.biased)) + (0.0 if tile.bias is None else tile.bias)
         fits &= scores.max(axis=1, initial=0.0) * (1 + 4 * spec.score.unit_roundoff) < spec.score.largest
     return fits & (np.abs(tile.maximum) < 0.5 * spec.softmax.largest)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.formats import round_to
 from refattn.oracle.operands import Operand, smallest_lost
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
 from refattn.oracle.score_error import ROUNDING_VARIANCE, ScoreError
@@ -24,6 +25,8 @@ SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
 PROBES = 4
 # Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values have a low rank.
 INDEPENDENT = 0.5
+ALIKE = 3.0  # deviations of independent roundings beyond which the roundings of the exact weights are taken for what they are
+REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
@@ -40,11 +43,24 @@ class Tight:
 
 @dataclass
 class Sums:
-    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E): sum of squares of the roundings, and what has one sign throughout."""
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E).
+
+    Attributes
+    ----------
+    square : ndarray
+        Sum of squares of the roundings.
+    steady : ndarray
+        What is lost for certain: truncation, terms below the last digit.
+    alike : ndarray
+        At most what roundings amount to that are all the same, one number anywhere between the two ends.
+    largest_partial : ndarray
+        Largest |partial sum|.
+    """
 
     square: np.ndarray
     steady: np.ndarray
-    largest_partial: np.ndarray  # largest |partial sum|
+    alike: np.ndarray
+    largest_partial: np.ndarray
 
 
 def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
@@ -57,22 +73,24 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     ties = _ties(tile)
 
     # scores; exp turns an error of the size r into expm1(r), and the row sum moves too
-    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square), LARGEST_EXPONENT)) / multiplier
+    apart = ~error.level  # equal errors of all keys move no output
+    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
     moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
     stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
     square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
     linear = np.zeros_like(magnitude)
     for direction in error.common:
+        direction = direction * apart
         linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
-    variance = sum_of_squares(kept, error.variance, value, repeats, output, p) + linear**2
+    variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
         square, variance = square + 2.0 * shared, variance + shared  # all dims share them: nothing averages out
-    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square * apart), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
 
     # conversion of the weights
     if rounding is not None:
-        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output)
+        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output, error.level)
         square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
 
     # the two sums, rescaled and divided
@@ -81,12 +99,13 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     more = u**2 * (error.rises + 5.0)
     sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
     square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
-    equal = np.minimum(0.5 * u * ties.count / spec.sum_block, ties.share)
+    equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
     pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
     again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
-    again = 0.5 * spec.accumulator_roundoff * again / spec.sum_block
-    steady = products.steady + (row_sum.steady + equal) * magnitude + again * products.largest_partial
-    linear, variance = linear + steady, variance + steady**2
+    again = spec.accumulator_roundoff * again / spec.sum_block
+    steady = products.steady + row_sum.steady * magnitude
+    alike = products.alike + (row_sum.alike + equal) * magnitude + again * products.largest_partial
+    linear, variance = linear + steady + alike, variance + steady**2 + alike**2 / 3.0
 
     if tile.value.largest_error is not None:
         values = kept**2 @ tile.value.typical_error**2
@@ -103,17 +122,35 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
     bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec), np.inf)
-    writing = spec.output.step(unit * output) / np.sqrt(12.0)
-    sigma = np.hypot(np.hypot(unit * np.sqrt(variance), coarse), writing)
+    before = np.hypot(unit * np.sqrt(variance), coarse)
+    writing = _writing(unit * output, before, spec.output)
+    sigma = np.hypot(before, writing)
     sigma = np.where(first_order, sigma, np.inf)
 
     lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
     dims = max(output.shape[1], 1)
     # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
-    apart = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0).sum(axis=1) / dims
-    effective = 1.0 / np.maximum(apart**2 / dims + (1.0 - apart) ** 2 / INDEPENDENT, 1.0 / dims)
+    alone = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0).sum(axis=1) / dims
+    effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
     rough = ~first_order[:, 0]
     return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
+
+
+def _writing(output, before, form):
+    """Deviation of rounding output + x to a format where x has deviation `before`, (R, E).
+
+    The step over sqrt(12) where x spreads over steps; where it does not, the rounding of the exact output itself, which results that lie close
+    together share. Between them, Sripad and Snyder 1977, "A necessary and sufficient condition for quantization errors to be uniform and white":
+    the first harmonic of the mean square falls with exp(-2 pi^2 before^2 / step^2).
+    """
+    step = form.step(output)
+    random = step**2 / 12.0
+    if form.unit_roundoff <= REFERENCE_ROUNDOFF:  # as fine as the reference: its own rounding is not known
+        return np.sqrt(random)
+    known = (round_to(output, form) - output) ** 2
+    known = np.where((step > 0) & (known <= step**2), known, random)
+    fixed = np.exp(-2.0 * np.pi**2 * (before / np.where(step > 0, step, 1.0)) ** 2)
+    return np.sqrt(random + (known - random) * fixed)
 
 
 def _query_rounding(tile, kept, p, output):
@@ -163,7 +200,7 @@ def _ties(tile):
     """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
 
     Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A sum to which the same weight is added
-    over and over rounds the same way each time, by half a unit roundoff of it in the mean.
+    over and over loses the same each time, up to a unit roundoff of it: both are multiples of its last digit but for the same remainder.
     """
     scores = np.sort(np.where(tile.visible, tile.biased, -np.inf).astype(np.float32), axis=1)
     rows, keys = scores.shape
@@ -180,7 +217,7 @@ def _ties(tile):
     return Ties(np.minimum(share, 1.0), count)
 
 
-def _converted(tile, spec, rounding, repeats, ties, output):
+def _converted(tile, spec, rounding, repeats, ties, output, level):
     """Square sum, linear part and variance of converting the weights.
 
     Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
@@ -212,6 +249,18 @@ def _converted(tile, spec, rounding, repeats, ties, output):
         if ties.share.any():
             linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
         variance = variance + linear**2 / 3.0
+    # the roundings of the exact weights: what weights share that lie close together, or are a few steps of the subnormal range large
+    exact = _rounding_of(stored * tile.keep_scale, spec.weight)
+    both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
+    joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
+    variance = np.maximum(variance, sum_of_squares(kept, exact**2, value, [], *both))
+    shared = joint**2 > ALIKE**2 * variance
+    linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance)
+    if level.any():  # one number converted for all keys, in proportion to the result
+        times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
+        same = times * relative.max(axis=1, keepdims=True, initial=0.0) * magnitude
+        square, linear = np.where(level, 0.0, square), np.where(level, same, linear)
+        variance = np.where(level, same**2 / 3.0, variance)
     if flushed.any():
         lost = np.where(flushed, kept, 0.0) @ value
         if spec.denominator == "rounded":
@@ -221,6 +270,13 @@ def _converted(tile, spec, rounding, repeats, ties, output):
             gone = (flushed.astype(np.float64), value, repeats)
             variance = variance + (sum_of_squares(kept, *gone, output, p) if spec.denominator == "rounded" else sum_of_squares(kept, *gone))
     return square, linear, variance
+
+
+def _rounding_of(stored, form):
+    """Relative error of converting numbers to a format; 0 where they are 0, flushed or beyond its range."""
+    with np.errstate(all="ignore"):
+        error = (round_to(stored, form) - stored) / stored
+    return np.where((stored >= form.half_subnormal_step) & (np.abs(error) <= 1.0), error, 0.0)
 
 
 def _products(tile, spec, kept):
@@ -233,7 +289,7 @@ def _products(tile, spec, kept):
     w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
     stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
     return Sums(
-        inner.square @ w2 + stored * (middle @ w2), inner.steady @ np.abs(tile.w_uv).T, inner.largest_partial @ np.abs(tile.w_uv).T
+        inner.square @ w2 + stored * (middle @ w2), *(part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.alike, inner.largest_partial))
     )
 
 
@@ -268,16 +324,16 @@ def _sums(weights, x, visible, block, u, truncates):
     square = square + inside * (0.5 * squares + sums["inside"] / 3.0)
     # Truncation loses between 0 and u of each partial sum, half of that in the mean.
     steady = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
-    # Terms that hardly differ, compared with the last digit of the sum, all round the same way.
+    # Terms that hardly differ, compared with the last digit of the sum, all lose the same.
     mean = total / np.maximum(count, 1.0)
-    alike = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
-    steady = steady + np.where(alike & (count > 1), 0.5 * u * (count / block) * sums["largest"], 0.0)
+    close = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
+    alike = np.where(close & (count > 1), u * (count / block) * sums["largest"], 0.0)
     # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is lopsided.
     small = u / np.where(weights > 0, weights * block, np.inf)
     lost = np.where(small > 1e-2, weights * np.minimum(1.0, 2.0 * small**2), 0.0)
     if lost.any():
         steady = steady + np.abs(lost @ x)
-    return Sums(u**2 * square, steady, sums["largest"])
+    return Sums(u**2 * square, steady, alike, sums["largest"])
 
 
 def _lse_level(tile):
@@ -304,7 +360,7 @@ def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
     sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
-    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady)[:, 0]
+    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady + row_sum.alike)[:, 0]
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
     if tile.sink is not None:

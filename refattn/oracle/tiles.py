@@ -64,6 +64,7 @@ class Tile:
     bias: np.ndarray | None  # (R, S) |bias|
     drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
     visible: np.ndarray  # (R, S) bool
+    barred: np.ndarray | None  # (R, S) bool, keys hidden by a bias of -inf alone: their products are formed; None where there are none
     broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
     infinite: np.ndarray | None  # (R,) smallest weight of a visible value that is not finite; None where all are
     weights: np.ndarray  # (R, S) softmax weights
@@ -175,6 +176,7 @@ def _tile(place, group, cut, visible, output, lse):
     sink = cut.per_row("sinks")
 
     broken = (visible & ~(biased < np.inf)).any(axis=1)
+    barred = None if bias is None else visible & (bias == -np.inf)
     visible = visible & (biased > -np.inf) & ~broken[:, None]
     only = lambda x: np.where(visible, x, 0.0)  # noqa: E731
     maximum = np.where(visible, biased, -np.inf).max(axis=1, initial=-np.inf)
@@ -189,7 +191,7 @@ def _tile(place, group, cut, visible, output, lse):
     return Tile(
         place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
         alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,
-        visible=visible, broken=broken, infinite=infinite, weights=weights,
+        visible=visible, barred=barred if barred is not None and barred.any() else None, broken=broken, infinite=infinite, weights=weights,
         kept=weights if keep is None else np.where(keep, weights * options.keep_scale, 0.0), total=np.maximum(total, 1.0),
         maximum=maximum, sink=sink, count=visible.sum(axis=1, keepdims=True), query=_finite(query), key=_finite(key), value=_finite(value),
         latent=None if group.latent is None else group.latent.latent[cut.keys],
