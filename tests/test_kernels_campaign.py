@@ -65,8 +65,7 @@ def draw(seed):
 def run(seed):
     case, dtype = draw(seed)
     arrays, options = case.build(dtype)
-    # The aggregate tier supposes errors of like size; drawn options may leave rows whose largest weights meet values of zero.
-    assert_right(case.function, arrays.values(), options, dtype, tiers=("positions", "hard", "tight"))
+    assert_right(case.function, arrays.values(), options, dtype)
 
 
 @pytest.mark.parametrize("first", range(0, CALLS, CHUNK))

@@ -136,8 +136,9 @@ def number_format(value, name="format") -> NumberFormat:
 
 def power_of_two_below(x: np.ndarray) -> np.ndarray:
     """Largest power of two not above each ``x >= 0`` (float64); 0 for zero and subnormals."""
-    bits = np.ascontiguousarray(x, dtype=np.float64).view(np.uint64) & np.uint64(0x7FF0000000000000)
-    return bits.view(np.float64)
+    x = np.asarray(x, dtype=np.float64)
+    bits = np.ascontiguousarray(x).view(np.uint64) & np.uint64(0x7FF0000000000000)
+    return bits.view(np.float64).reshape(x.shape)
 
 
 def round_to(x, target, *, truncate=False) -> np.ndarray:

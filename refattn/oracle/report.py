@@ -124,6 +124,11 @@ class Measure:
                 self.failed.insert(0, "positions")
 
     @property
+    def looked_at(self):
+        """Elements of the rows that were looked at."""
+        return self._judged + self.unclaimed
+
+    @property
     def rows_checked(self):
         return int((~np.isnan(self.use_map)).sum())
 
@@ -184,11 +189,17 @@ class Report:
     ----------
     function : str
     spec : KernelSpec
-    passed : bool
     failed : tuple of str
         Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no claim about any element.
+    passed : bool
+        Something was judged and nothing of it is wrong. Elements of which the spec allows no claim may be left: see `complete`.
     wrong : bool
         Whether anything but "not judged" failed: the kernel, or the spec, is wrong.
+    complete : bool
+        Every element was judged, in the rows that were looked at. Where it is False the summary says how many were not, and
+        `assert_attention_close` warns.
+    unjudged : dict
+        Elements not judged, {"output": ..., "lse": ...}, because an intermediate may overflow the formats of the spec.
     warnings : list of str
     output, lse : Measure or None
     """
@@ -209,7 +220,10 @@ class Report:
         if abs(measure.bias) > measure.bias_limit:
             self.warn(f"errors of the {measure.name} lean to one side: {measure.bias:+.1f} standard deviations. Truncation does that.")
         if measure.unclaimed:
-            self.warn(f"{measure.unclaimed} elements of the {measure.name} are not judged: an intermediate may overflow the formats of the spec.")
+            self.warn(
+                f"{measure.unclaimed} of {measure.looked_at} elements of the {measure.name} are not judged: an intermediate may overflow the "
+                f"formats of the spec. Smaller inputs, or a spec with wider formats, let them be judged."
+            )
 
     @property
     def failed(self):
@@ -224,12 +238,26 @@ class Report:
     def wrong(self):
         return any(not name.endswith(NOT_JUDGED) for name in self.failed)
 
+    @property
+    def unjudged(self):
+        return {m.name: m.unclaimed for m in (self.output, self.lse) if m is not None}
+
+    @property
+    def complete(self):
+        return not self._refused and not any(self.unjudged.values())
+
     def __bool__(self):
         return self.passed
 
     @property
+    def left_over(self):
+        """What was not judged and why, in words: "82 of 936 outputs not judged (overflow in a format of the spec)"; empty where all was."""
+        parts = [f"{m.unclaimed} of {m.looked_at} {m.name}s" for m in (self.output, self.lse) if m is not None and m.unclaimed]
+        return f"{' and '.join(parts)} not judged (an intermediate may overflow the formats of the spec)" if parts else ""
+
+    @property
     def summary(self):
-        """One line: "attention: pass, bound used 0.41, worst at batch 0 head 3 row 17 dim 5"."""
+        """One line: "attention: pass, bound used 0.41, worst at batch 0 head 3 row 17 dim 5", and what was not judged."""
         if self._refused:
             name, message = self._refused[0]
             return f"{self.function}: FAIL (shape), {name} {message}"
@@ -237,7 +265,8 @@ class Report:
         measure = worst if worst.failed else self.output
         verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
         which = "" if measure.name == "output" else " of the lse"
-        return f"{self.function}: {verdict}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
+        line = f"{self.function}: {verdict}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
+        return f"{line}; {self.left_over}" if self.left_over else line
 
     def text(self):
         """The whole report."""
@@ -284,7 +313,7 @@ class Report:
     def to_dict(self):
         """Plain values."""
         return {
-            "function": self.function, "passed": self.passed, "wrong": self.wrong, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
+            "function": self.function, "passed": self.passed, "wrong": self.wrong, "complete": self.complete, "unjudged": self.unjudged, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred, "reference": self.reference, "warnings": list(self.warnings),
             "refused": [{"name": name, "message": message} for name, message in self._refused],
             "output": None if self.output is None else self.output.to_dict(), "lse": None if self.lse is None else self.lse.to_dict(),
@@ -314,36 +343,10 @@ class Report:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         image = axes.imshow(np.minimum(grid, 2.0), aspect="auto", vmin=0.0, vmax=2.0, cmap="RdYlGn_r", interpolation="nearest")
-        axes.set(xlabel="row", ylabel="head" if grid.shape[0] == self.output.use_map.shape[-2] else "batch and head", title=self.summary)
+        axes.set(xlabel="row", ylabel="head" if grid.shape[0] == self.output.use_map.shape[-2] else "batch and head", title=self.summary.replace("; ", "\n"))
         axes.title.set_fontsize("small")
         figure.colorbar(image, label="error / tight bound")
         figure.savefig(path)
-
-
-def layout_hint(got, expected):
-    """What a shape that does not fit may mean, as a sentence; empty when nothing fits."""
-    got, expected = tuple(got), tuple(expected)
-    swapped = lambda shape, a, b: _swapped(shape, a, b) if len(shape) >= -min(a, b) else None  # noqa: E731
-    if len(got) == len(expected) and len(expected) >= 3:
-        if swapped(got, -3, -2) == expected:
-            return " It fits (..., length, heads, dim); the layout here is (..., heads, length, dim): swap axes -3 and -2."
-        if swapped(got, -2, -1) == expected:
-            return " The last two axes fit swapped."
-    if len(got) == len(expected) == 2 and got == expected[::-1]:
-        return " It fits transposed."
-    if len(got) == len(expected) - 1 and math.prod(got) == math.prod(expected):
-        if len(expected) >= 3 and got[-1] == expected[-3] * expected[-1]:
-            return " Heads and dim are joined in the last axis; reshape it and move heads before the length."
-        return " Two axes are joined."
-    if len(got) == len(expected) + 1 and 1 in got and tuple(n for n in got if n != 1) == tuple(n for n in expected if n != 1):
-        return " There is an axis of length 1 too many."
-    return ""
-
-
-def _swapped(shape, a, b):
-    shape = list(shape)
-    shape[a], shape[b] = shape[b], shape[a]
-    return tuple(shape)
 
 
 def _of(name, indices, total):

@@ -27,6 +27,7 @@ PROBES = 4
 INDEPENDENT = 0.5
 ALIKE = 3.0  # deviations of independent roundings beyond which the roundings of the exact weights are taken for what they are
 REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
+SQUARES_UNDERFLOW = 2.0**-450  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
@@ -118,14 +119,16 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     tiny, size = smallest_lost(spec), np.abs(value)
     coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
     matters = tiny * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
-    products_lost = np.fmin(tiny * count, unit * (kept @ size)) if matters else tiny * count
+    gross = kept @ size
+    products_lost = np.fmin(tiny * count, unit * gross) if matters else tiny * count
     tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
-    bound = np.where(first_order, written(off, unit * magnitude, spec.output, spec), np.inf)
+    told = first_order & ((gross == 0) | (gross > SQUARES_UNDERFLOW))
+    bound = np.where(told, written(off, unit * magnitude, spec.output, spec), np.inf)
     before = np.hypot(unit * np.sqrt(variance), coarse)
     writing = _writing(unit * output, before, spec.output)
     sigma = np.hypot(before, writing)
-    sigma = np.where(first_order, sigma, np.inf)
+    sigma = np.where(told, sigma, np.inf)
 
     lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
     dims = max(output.shape[1], 1)

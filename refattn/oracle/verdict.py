@@ -15,13 +15,15 @@ A signed bias of the errors is reported as a warning; inputs can cause one witho
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 
 from refattn.interop import as_float_array
 from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.layout_hint import layout_hint
 from refattn.oracle.operands import operands
-from refattn.oracle.report import Measure, Report, layout_hint
+from refattn.oracle.report import Measure, Report
 from refattn.oracle.spec import kernel_spec
 from refattn.oracle.tiles import tiles
 from refattn.oracle.value_range import mean_rounding, value_range
@@ -64,8 +66,9 @@ def check(
     Returns
     -------
     Report
-        True in a boolean context when the kernel passes. Where no element could be judged it does not pass, and fails with "not judged"
-        alone; `report.wrong` is False then.
+        True in a boolean context when the kernel passes: something was judged, and nothing of it is wrong. Where no element could be judged it
+        does not pass, and fails with "not judged" alone; `report.wrong` is False then. Where some could not, `report.complete` is False and
+        the summary says how many and why.
 
     Raises
     ------
@@ -127,6 +130,8 @@ def check(
 def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> None:
     """`check`, raising AssertionError with the report when the kernel fails; parameters are those of `check`.
 
+    Warns (UserWarning) where a part of the result could not be judged.
+
     Examples
     --------
     >>> import numpy as np
@@ -142,6 +147,8 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     report = check(actual, *arrays, lse=lse, spec=spec, **options)
     if not report.passed:
         raise AssertionError(report.text())
+    if not report.complete:
+        warnings.warn(f"assert_attention_close: {report.left_over}", stacklevel=2)
 
 
 ARRAYS = {"latent_attention": ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), "paged_attention": ("query", "key_pages", "value_pages")}

@@ -16,6 +16,13 @@ def test_correct_kernels_pass(part):
     assert np.median(telling) > 0.05
 
 
+# sums of equal terms; small weights that convert alike; close outputs that round alike; keys hidden by -inf that overflow
+@pytest.mark.parametrize("number", [302816, 308610, 306952, 308388, 301526, 401113])
+def test_cases_that_once_failed(number):
+    result = campaign.run_case(number)
+    assert result["passed"], result
+
+
 def test_numbers_alone_decide_a_case():
     first, second = (campaign.draw_case(17) for _ in range(2))
     assert first[:4] == second[:4] and first[5].keys() == second[5].keys()

@@ -29,3 +29,51 @@ def test_weights_whose_squares_underflow_beside_a_key_of_value_zero():
     assert 0 < np.abs(output).max() < 1e-200
     report = check(output, query, key, value, lse=lse, spec=spec, bias=bias)
     assert report.passed and 0.05 < report.output.rms < 1.2, report.text()
+
+
+def test_weights_whose_squares_underflow_in_one_column_alone():
+    """The key that takes all weight has a value of 0 in that column and not in the others."""
+    rng = np.random.default_rng(2)
+    query, key, value = np.ones((1, 8, 4)), 2.0 * rng.standard_normal((1, 40, 4)), rng.standard_normal((1, 40, 16))
+    value[:, 5, 3], bias = 0.0, np.where(np.arange(40) == 5, 400.0, 0.0)[None]
+    query = query + 0.1 * rng.standard_normal(query.shape)
+    spec = KernelSpec.cpu_kernels("float64")
+    output, lse = EmulatedKernel(spec)(query, key, value, bias=bias)
+    assert 0 < np.abs(output[..., 3]).max() < 1e-150 and np.abs(output[..., 4]).min() > 1e-3
+    report = check(output, query, key, value, lse=lse, spec=spec, bias=bias)
+    assert report.passed and report.output.rms < 1.2, report.text()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_sum_of_equal_terms_loses_the_same_every_time(dtype):
+    """Up to a unit roundoff of the sum for each term; half of that only in the mean."""
+    for level in np.linspace(12.0, 15.0, 7):
+        key = np.where(np.arange(4000) == 0, level, 0.0)[None, :, None]
+        value = np.random.default_rng(0).standard_normal((1, 4000, 16))
+        value[:, 0] *= 2**-6
+        spec = KernelSpec.flash(dtype)
+        output, lse = EmulatedKernel(spec, inexact_functions=False)(np.ones((1, 1, 1)), key, value)
+        report = check(output, np.ones((1, 1, 1)), key, value, lse=lse, spec=spec)
+        assert report.passed, report.text()
+
+
+def test_results_that_lie_close_together_round_alike():
+    """Outputs of 1.0004 all become 1 in float16: an error of 1.5 standard deviations of a rounding, the same in every row."""
+    rng = np.random.default_rng(0)
+    query, key, value = 1e-4 * rng.standard_normal((1, 200, 3)), rng.standard_normal((1, 900, 3)), rng.standard_normal((1, 900, 1))
+    value = 1.0004 + 0.01 * (value - value.mean(axis=1))
+    spec = KernelSpec.cpu_kernels("float16").replace(input="exact")
+    output, lse = EmulatedKernel(spec)(query, key, value)
+    assert (output == 1.0).all()
+    report = check(output, query, key, value, lse=lse, spec=spec)
+    assert report.passed and report.output.rms == pytest.approx(1.0, abs=0.05), report.text()
+
+
+def test_a_key_hidden_by_a_bias_may_overflow():
+    """inf - inf is NaN in an accumulator that overflows, also of a key that a bias of -inf hides: nothing is claimed of such rows."""
+    query, key, value = np.full((1, 2, 64), 200.0), np.full((1, 3, 64), 100.0), np.ones((1, 3, 4))
+    bias = np.array([[-np.inf] * 3, [0.0] * 3])
+    spec = KernelSpec.flash("float16").replace(accumulator="float16")
+    output, lse = np.full((1, 2, 4), np.nan), np.full((1, 2), np.nan)
+    assert not check(output, query, key, value, lse=lse, spec=spec, bias=bias).wrong
+    assert check(output, query, key, value, lse=lse, spec=KernelSpec.flash("float16"), bias=bias).failed == ("output positions", "lse positions")

@@ -96,3 +96,8 @@ def test_names_dtypes_and_roundoffs():
         number_format(np.int32)
     with pytest.raises(TypeError, match="format name"):
         number_format([1])
+
+
+def test_single_numbers_round_to_single_numbers():
+    for truncate in (False, True):
+        assert round_to(np.array(1.0 + 2.0**-20), "e8m13", truncate=truncate).shape == ()

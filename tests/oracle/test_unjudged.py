@@ -59,3 +59,18 @@ def test_calls_without_elements_or_with_empty_rows_alone_are_judged():
     q, k, v = overflowing(1.0)
     assert check(np.zeros((2, 0, 8), np.float16), q[:, :0], k, v).passed
     assert check(np.zeros((2, 4, 8), np.float16), q, k, v, mask=np.zeros((4, 4), bool)).passed
+
+
+def test_a_pass_that_is_not_complete_says_so():
+    q, k, v = overflowing()
+    q[0, 0] = 0.0
+    output, lse = refattn.attention_with_lse(q, k, v)
+    output = output.astype(np.float16)
+    report = check(output, q, k, v, lse=lse.astype(np.float32), spec=KernelSpec.eager("float16"))
+    assert report.passed and not report.complete and report.unjudged == {"output": 56, "lse": 7}
+    assert "; 56 of 64 outputs and 7 of 8 lses not judged (an intermediate may overflow" in report.summary
+    assert json.loads(report.to_json())["complete"] is False
+    with pytest.warns(UserWarning, match="56 of 64 outputs not judged"):
+        assert_attention_close(output, q, k, v, spec=KernelSpec.eager("float16"))
+    whole = check(output, q, k, v, spec=KernelSpec.flash("float16"))
+    assert whole.complete and whole.unjudged == {"output": 0} and "judged" not in whole.summary
