@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refattn.oracle.forms import dense_parts, possible, run_form, split_result
+from refattn.oracle.forms import checked_form, dense_parts, possible, run_form, split_result
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.staged import Sample, one_batch_axis
@@ -95,9 +95,14 @@ class Hypothesis:
         return " + ".join(mistake.id for mistake in self.mistakes)
 
     @property
-    def says(self) -> str:
-        words = " and ".join(mistake.says for mistake in self.mistakes)
-        return f"{words} (tile of {self.tile} keys)" if any(mistake.tiled for mistake in self.mistakes) else words
+    def words(self) -> str:
+        return " and ".join(mistake.says for mistake in self.mistakes)
+
+    def says_with(self, tiles) -> str:
+        """The words with the tile sizes that predict the same."""
+        if not any(mistake.tiled for mistake in self.mistakes):
+            return self.words
+        return f"{self.words} (tile of {' or '.join(map(str, tiles))} keys)"
 
     @property
     def remedy(self) -> str:
@@ -165,14 +170,17 @@ class Evidence:
             residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
         return min(residuals)
 
-    def _cut(self, actual, lse):
-        outputs, lses = [], []
+    def pieces(self, actual, lse):
+        """(output, lse or None) of the sample, one pair a dense part: (n, h, t, E) and (n, h, t)."""
         for sample, output, norm in zip(
             self.samples, split_result(self.checked, actual), split_result_lse(self.checked, lse), strict=True
         ):
             index = np.ix_(sample.sequences, sample.heads, sample.rows)
-            outputs.append(output[index].astype(np.float64).ravel())
-            lses.append(np.zeros(0) if norm is None else norm[index].astype(np.float64).ravel())
+            yield output[index].astype(np.float64), None if norm is None else norm[index].astype(np.float64)
+
+    def _cut(self, actual, lse):
+        pieces = list(self.pieces(actual, lse))
+        outputs, lses = ([np.zeros(0) if piece[i] is None else piece[i].ravel() for piece in pieces] for i in (0, 1))
         return _joined(outputs), _level_minimum(_joined(lses))
 
     def _predict(self, hypothesis, own=False):
@@ -187,7 +195,14 @@ class Evidence:
 
     def _bounds(self, predicted):
         """Bounds of output and lse around a prediction: not rigorous, of the right size."""
-        output, lse, gross, row_reach, reach = predicted
+        return self._bound_formula(*predicted)
+
+    def simple_bound(self, result):
+        """The same for one part of what `run_form` gives with sizes: arrays (n, h, t, E) and (n, h, t)."""
+        output, lse, gross, reach = (np.asarray(array, np.float64) for array in result)
+        return self._bound_formula(output, lse, gross, reach[..., None], reach)
+
+    def _bound_formula(self, output, lse, gross, row_reach, reach):
         spec, keys = self.spec, max(max((len(s.rows) for s in self.samples), default=1), self._keys())
         u, dim = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff), self._dim()
         coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
@@ -226,6 +241,14 @@ class Evidence:
         count = max(count, 1)
         return Fit(hypothesis, used, (squares / count) ** 0.5, wrong / count, predicted[:2])
 
+    def predicted(self, hypothesis: Hypothesis) -> tuple[np.ndarray, np.ndarray] | None:
+        """Output and lse as the hypothesis predicts them, flattened; None if it cannot be predicted."""
+        if any(mistake.reread is not None for mistake in hypothesis.mistakes):
+            return None
+        with np.errstate(all="ignore"):
+            predicted = self._predict(hypothesis)
+        return None if predicted is None else predicted[:2]
+
     def fit(self, hypothesis: Hypothesis) -> Fit | None:
         """Compare the actual result with what the hypothesis predicts; None if it cannot be predicted."""
         rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
@@ -238,7 +261,7 @@ class Evidence:
                 return None
             observed = self.observed
             for mistake in rereads:
-                observed = self._cut(*self._reread(mistake))
+                observed = self._cut(*self.reread(mistake))
             fit = self._compare(hypothesis, predicted, observed)
         if rereads:
             fit.predicted = (np.zeros(0), np.zeros(0))
@@ -254,7 +277,7 @@ class Evidence:
         parts = run_form(self.checked, *others, tile=tile, samples=self.samples)
         if parts is None:
             return np.inf
-        observed = self._cut(*self._reread(rereads[0])) if rereads else self.observed
+        observed = self._cut(*self.reread(rereads[0])) if rereads else self.observed
         total, count = 0.0, 0
         for i in range(2 if self.lse is not None else 1):
             want = _joined([np.asarray(part[i], np.float64).ravel() for part in parts])
@@ -266,7 +289,8 @@ class Evidence:
             count += want.size
         return total / max(count, 1)
 
-    def _reread(self, mistake):
+    def reread(self, mistake):
+        """The actual result read in the layout that the mistake says it has."""
         actual, lse = self.actual, self.lse
         batch = actual.shape[:-3]
         count = (int(np.prod(batch, dtype=np.int64)),)
@@ -283,6 +307,11 @@ def split_result_lse(checked, lse):
     """`split_result` for an lse, by giving it a last axis and taking it away."""
     parts = split_result(checked, None if lse is None else np.asarray(lse)[..., None])
     return [None if part is None else part[..., 0] for part in parts]
+
+
+def checked_call(*arrays, **options):
+    """`checked_form` for every function that `diagnose` takes."""
+    return checked_form(*arrays, **options)
 
 
 def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:

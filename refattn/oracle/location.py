@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.fit_bound import bound_use
 from refattn.oracle.forms import output_shape
 from refattn.oracle.hypotheses import Evidence, choose_samples
 
@@ -15,14 +16,14 @@ def locate(checked, actual, lse, spec) -> str:
     """Say where the elements beyond the bound are."""
     samples = choose_samples(checked, EVERYTHING)
     evidence = Evidence(checked, actual, lse, spec, samples)
-    unit_output, unit_lse = evidence.yardstick
+    unit_output, unit_lse = bound_use(evidence).tight
     wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
     sentences = []
     if not wrong.any():
         wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
         if wrong_lse.any():
             return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
-        return "No single element is beyond its bound; only the average error is larger than rounding makes it."
+        return "No single element is beyond its bound; only the average error is larger than rounding makes it. Is the spec that of this kernel?"
     sentences.append(f"{wrong.mean():.1%} of the output elements are wrong.")
     shape = output_shape(checked)
     if len(samples) != 1:
@@ -42,9 +43,10 @@ def locate(checked, actual, lse, spec) -> str:
     return " ".join(sentences)
 
 
-def never_written(actual) -> tuple[str, str] | None:
-    """(id, words) when a result that should not be 0 is 0 everywhere."""
-    if actual.size and not np.asarray(actual, dtype=np.float64).any():
+def never_written(actual, lse) -> tuple[str, str] | None:
+    """(id, words) when a result that should not be 0 is 0 everywhere, and no lse shows that the kernel ran."""
+    ran = lse is not None and np.asarray(lse, dtype=np.float64).any()
+    if actual.size and not ran and not np.asarray(actual, dtype=np.float64).any():
         return "output_never_written", "all zeros: was the output ever written?"
     return None
 
@@ -53,8 +55,9 @@ def isolated(evidence) -> tuple[str, str] | None:
     """(id, words) when all wrong elements lie in one row of one head and everything else agrees."""
     if len(evidence.samples) != 1 or evidence.observed[0].size < 2:
         return None
-    wrong = _wrong(evidence.observed[0], evidence.reference[0], evidence.yardstick[0])
-    wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], evidence.yardstick[1])
+    unit_output, unit_lse = bound_use(evidence).tight
+    wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
+    wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
     sample, width = evidence.samples[0], output_shape(evidence.checked)[-1]
     shape = (len(sample.sequences), len(sample.heads), len(sample.rows))
     rows = wrong.reshape(*shape, width).any(axis=-1)

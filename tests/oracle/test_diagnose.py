@@ -42,8 +42,8 @@ def test_hand_written_wrong_kernels(kernel, given, expected):
     [
         ("torch", {"is_causal": True}, "causal_top_left"),
         ("jax", {"is_causal": True}, "causal_top_left"),
-        ("onnx", {"is_causal": 1}, "causal_top_left"),
-        ("onnxruntime", {"is_causal": 1}, "causal_top_left"),
+        ("onnx", {"is_causal": 1, "scale": 0.25}, "causal_top_left"),
+        ("onnxruntime", {"is_causal": 1, "scale": 0.25}, "causal_top_left"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # the libraries' own

@@ -1,6 +1,7 @@
 """Mistakes of the packed, paged, latent and rotary forms, and of merging states."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -127,13 +128,23 @@ def _partial_page_lost(paged, b):
 # latent
 
 
-def _latent_scale(value):
-    return lambda p: replace(latent_dense(p), scale=float(value(p)))
+@dataclass(frozen=True)
+class _Changed:
+    """latent_dense of a changed problem; `inputs` gives the changed problem itself."""
+
+    inputs: Callable
+
+    def __call__(self, p):
+        return latent_dense(self.inputs(p))
 
 
 def _latent(**changes):
-    """latent_dense of changed arrays; each change takes the problem."""
-    return lambda p: latent_dense(replace(p, **{name: change(p) for name, change in changes.items()}))
+    """Changed fields of the problem; each change takes the problem."""
+    return _Changed(lambda p: replace(p, **{name: change(p) for name, change in changes.items()}))
+
+
+def _latent_scale(value):
+    return _latent(scale=lambda p: float(value(p)))
 
 
 def _widths(p):
@@ -156,9 +167,9 @@ def _rope_first_in_key(p):
     return replace(dense, key=np.concatenate([dense.key[..., nope:], dense.key[..., :nope]], axis=-1))
 
 
-def _unmodified_latent_as_key(p):
+def _key_weights_of_first_head(p):
     """The key weights of head 0 serve all heads."""
-    return latent_dense(replace(p, w_uk=np.broadcast_to(p.w_uk[:1], p.w_uk.shape)))
+    return np.broadcast_to(p.w_uk[:1], p.w_uk.shape)
 
 
 def _reshaped(array):
@@ -233,7 +244,7 @@ FORMS = (
             issues=("modular/modular #5647", "hw-native-sys/pypto-lib #244")),
     Mistake("mla_rope_first_in_key", "the key is [rope, nope], the query [nope, rope]", "", form="latent", change_form=_rope_first_in_key,
             issues=("DeepSeek-V3.2 indexer order",)),
-    Mistake("mla_key_weights_of_first_head", "every head uses w_uk of head 0", "", form="latent", change_form=_unmodified_latent_as_key),
+    Mistake("mla_key_weights_of_first_head", "every head uses w_uk of head 0", "", form="latent", change_form=_latent(w_uk=_key_weights_of_first_head)),
     Mistake("mla_value_weights_of_first_head", "every head uses w_uv of head 0", "", form="latent", change_form=_latent(w_uv=lambda p: np.broadcast_to(p.w_uv[:1], p.w_uv.shape))),
     Mistake("mla_value_weights_sliced_wrong", "w_uv is read as (v_head_dim, heads, rank)", "", form="latent", change_form=_latent(w_uv=lambda p: _reshaped(p.w_uv)),
             issues=("larql/larql #96", "deepseek-ai/DeepSeek-V3 #848")),

@@ -138,7 +138,7 @@ HEADS = (
             relayout=lambda o, m: (_swap_heads_and_rows(o), m), reread=lambda o, m: (_undo_heads_and_rows(o), m),
             issues=("Dao-AILab/flash-attention #1128", "Dao-AILab/flash-attention #1803")),
     Mistake("results_heads_and_rows_swapped", "output and lse are laid out length-first but read heads-first",
-            "output.reshape(B, T, H, E).swapaxes(1, 2), lse.reshape(B, T, H).swapaxes(1, 2)", ("several heads", "rows"),
+            "output.reshape(B, T, H, E).swapaxes(1, 2), lse.reshape(B, T, H).swapaxes(1, 2)", ("several heads", "rows", "lse"),
             relayout=lambda o, m: (_swap_heads_and_rows(o), _swap_heads_and_rows(m)),
             reread=lambda o, m: (_undo_heads_and_rows(o), None if m is None else _undo_heads_and_rows(m)), issues=("Dao-AILab/flash-attention #1359",)),
     Mistake("lse_heads_and_rows_swapped", "the lse is laid out (batch, length, heads) but read as (batch, heads, length)",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import accumulate, correction, denominator, finish, hide, tiles, visible
+from refattn.oracle.staged import accumulate, correction, denominator, finish, hide, start, tiles, visible
 
 
 def _without_last_tile(run):
@@ -68,6 +68,12 @@ def _rescaled_upside_down(run, old, new, last):
 def _fixed_maximum(run, s, top):
     """No maximum is subtracted."""
     return np.exp(s)
+
+
+def _unshifted_start(run, shape):
+    """The sink without a maximum subtracted."""
+    top, total = start(run, shape)
+    return top, np.where(total > 0, np.exp(top), 0).astype(top.dtype)
 
 
 def _unshifted_correction(run, old, new, last):
@@ -187,7 +193,7 @@ TILES = (
     Mistake("rescaled_upside_down", "the rescale factor is exp(new - old)", "exp(old - new)", ("keys",), stages={"correction": _rescaled_upside_down}, tiled=True,
             families=("ascending",), issues=("deepseek-ai/FlashMLA docs/20250422",)),
     Mistake("no_maximum_subtracted", "the row maximum is not subtracted: large scores overflow", "", (),
-            stages={"weigh": _fixed_maximum, "correction": _unshifted_correction, "finish": _unshifted_finish}, rounding=True, families=("large scores", "low scores"),
+            stages={"start": _unshifted_start, "weigh": _fixed_maximum, "correction": _unshifted_correction, "finish": _unshifted_finish}, rounding=True, families=("large scores", "low scores"),
             issues=("pytorch/pytorch #60939",)),
     Mistake("split_merge_unweighted", "the parts of a split key range are averaged without their lse weights", "merge_states", ("keys",),
             stages={"accumulate": _unweighted, "finish": _finish_unweighted}, tiled=True, issues=("flashinfer-ai/flashinfer #4051",)),

@@ -1,0 +1,151 @@
+"""What `diagnose` returns: explanations in order, and the words for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHOWN = 3  # explanations printed after the best, and names of one explanation printed in full
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One explanation.
+
+    Attributes
+    ----------
+    id : str
+        Of the mistake; two joined by " + ".
+    says : str
+        What the kernel did.
+    remedy : str
+        What makes the result agree, where an option or another reading does.
+    bound_used : float
+        Largest error that remains, over the tight bound of `check`. Where the remedy is an option, it is the number that `check` gives for
+        the call with that option (of the rows looked at, when only some are).
+    residual : float
+        Root mean square of what remains, over a simple bound: what explanations are ranked by.
+    explains : bool
+    same_as : tuple of str
+        Other mistakes that predict the same numbers on these inputs.
+    issues : tuple of str
+        Public reports.
+    left : float
+        Share of the kernel's root mean square error that remains.
+    same_words : tuple of str
+        `says` of those in `same_as`.
+    """
+
+    id: str
+    says: str
+    remedy: str
+    bound_used: float
+    residual: float
+    explains: bool
+    same_as: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()
+    left: float = 1.0
+    same_words: tuple[str, ...] = ()
+    rounding: bool = False
+
+    def __str__(self):
+        names = self.says
+        if self.same_words:
+            others = "; or ".join(self.same_words[:SHOWN])
+            more = f" (or {len(self.same_words) - SHOWN} others)" if len(self.same_words) > SHOWN else ""
+            names = f"{self.says}; or, which is the same on these inputs, {others}{more}"
+        if not self.explains:
+            return f"{names}: the error shrinks to {_percent(self.left)} of what it is (rms), but does not vanish"
+        text = f"{names}; {self._closing()}"
+        if self.remedy and not self._spelled:
+            text += f"; to do: {self.remedy}"
+        if self.issues:
+            text += f" [seen in {self.issues[0]}]"
+        return text
+
+    @property
+    def _spelled(self):
+        """Whether the remedy is an option or an expression, not advice."""
+        return any(sign in self.remedy for sign in "=()")
+
+    def _closing(self):
+        if self.rounding:
+            return f"that reproduces the error ({_percent(self.left)} of it remains, rms)"
+        if self.bound_used <= 1:
+            return f"{f'with {self.remedy} the output agrees' if self._spelled else 'that reproduces the output'} (bound used {self.bound_used:.2g})"
+        start = f"with {self.remedy}" if self._spelled else "after that"
+        return f"{start} {_percent(self.left)} of the error remains (rms), up to {self.bound_used:.3g} times what rounding allows"
+
+
+def _percent(share):
+    return f"{100 * share:.2g} %" if share >= 1e-6 else "next to nothing"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found, best first.
+
+    Attributes
+    ----------
+    verdict : {"agrees", "explained", "unexplained"}
+    findings : tuple of Finding
+    location : str
+        Where the error lives; filled when nothing explains it.
+    tried : int
+        Hypotheses looked at.
+    seconds : float
+    sampled : bool
+        Whether only some heads and rows were looked at.
+    tell_apart : str
+        Inputs on which the names of the best finding differ; "" where it has one name, or none are known.
+    told_apart_by : tuple of str
+        Inputs the kernel was run on to tell them apart.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    location: str = ""
+    tried: int = 0
+    seconds: float = 0.0
+    sampled: bool = False
+    tell_apart: str = ""
+    told_apart_by: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Finding | None:
+        return self.findings[0] if self.findings else None
+
+    def __str__(self):
+        if self.verdict == "agrees":
+            place = " on the heads and rows looked at" if self.sampled else ""
+            return f"The result agrees with the reference{place} (bound used {self.findings[0].bound_used:.2g}); nothing to explain."
+        lines = []
+        if self.verdict == "explained":
+            lines.append(str(self.findings[0]))
+            if self.told_apart_by:
+                lines.append(f"  told from others by running the kernel {'; '.join(self.told_apart_by)}")
+            if self.tell_apart:
+                lines.append(f"  to tell them apart: {self.tell_apart}")
+            lines += [f"  also possible: {finding}" for finding in self.findings[1 : 1 + SHOWN] if finding.explains]
+        else:
+            if self.tried:
+                lines.append(f"None of {self.tried} hypotheses explains the result.")
+            helping = [finding for finding in self.findings[:SHOWN] if finding.left < HELPS]
+            lines += [f"  nearest: {finding}" for finding in helping]
+            lines.append(f"  where: {self.location}" if lines else self.location)
+        if self.sampled:
+            lines.append("  (from some sequences, heads and rows; the worst among them)")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict:
+        """Plain values, for reports."""
+        return {
+            "verdict": self.verdict,
+            "findings": [
+                vars(finding) | {name: list(getattr(finding, name)) for name in ("same_as", "issues", "same_words")} for finding in self.findings
+            ],
+            "location": self.location, "tried": self.tried, "seconds": self.seconds, "sampled": self.sampled,
+            "tell_apart": self.tell_apart, "told_apart_by": list(self.told_apart_by),
+        }  # fmt: skip
+
+
+HELPS = 0.5  # share of the error that a hypothesis must remove to be shown as the nearest

@@ -1,0 +1,63 @@
+"""Further hypotheses for what no single mistake explains: odd tile sizes, and two mistakes together."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import combinations
+
+from refattn.oracle.hypotheses import OTHER_TILES, Hypothesis, single_hypotheses
+
+PAIRS_AFTER_HIT = 600  # how long to look on for a better pair once one fits the small sample
+CONFIRMED_PAIRS = 16
+PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
+
+
+def _confirmed(evidence, screened, count):
+    """The best of what was screened, compared on the whole sample; `screened` holds (residual, index, hypothesis)."""
+    best = sorted(screened, key=lambda item: item[:2])[:count]
+    fits = [evidence.fit(hypothesis) for _, _, hypothesis in best]
+    return [fit for fit in fits if fit is not None]
+
+
+def other_tiles(evidence, small, fits, deadline):
+    """Mistakes of tiles with tile sizes that are no powers of two, or very large."""
+    del fits
+    screened = []
+    for hypothesis in single_hypotheses(evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True):
+        if time.monotonic() > deadline:
+            break
+        screened.append((small.screen(hypothesis), len(screened), hypothesis))
+    return _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
+
+
+def pairs_of_mistakes(evidence, small, fits, deadline):
+    """Two mistakes together: screened on a small sample, the best confirmed on the whole one."""
+    singles: dict[str, Hypothesis] = {}
+    for fit in sorted(fits, key=lambda fit: (fit.mismatched, fit.residual)):
+        mistakes = fit.hypothesis.mistakes
+        if len(mistakes) == 1 and not mistakes[0].rounding:
+            singles.setdefault(mistakes[0].id, fit.hypothesis)
+    hypotheses = list(singles.values())
+    screened, left_to_try = [], math.inf
+    # one mistake of a pair often helps alone, so the best singles meet all others early
+    for first, second in sorted(combinations(range(len(hypotheses)), 2), key=lambda pair: (pair[0] + 1) * (pair[1] + 1)):
+        if time.monotonic() > deadline or left_to_try <= 0:
+            break
+        left_to_try -= 1
+        for hypothesis in _together(hypotheses[first], hypotheses[second]):
+            left = small.screen(hypothesis)
+            screened.append((left, len(screened), hypothesis))
+            if left < 1:
+                left_to_try = min(left_to_try, PAIRS_AFTER_HIT)
+    return _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
+
+
+def _together(first: Hypothesis, second: Hypothesis):
+    """Both mistakes at once, in both orders where the order can matter."""
+    one, two = first.mistakes[0], second.mistakes[0]
+    tile = second.tile if two.tiled else first.tile
+    yield Hypothesis((one, two), tile)
+    changes_inputs = [mistake.prepare is not None or mistake.prepare_tile is not None for mistake in (one, two)]
+    if all(changes_inputs):
+        yield Hypothesis((two, one), tile)
