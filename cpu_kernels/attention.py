@@ -1,7 +1,8 @@
 """Attention over dense arrays: the functions of `refattn.attention`, fast."""
 
 from cpu_kernels.operands import dense, results
-from cpu_kernels.plan import Operands, batch_entries, compute_dtype, solve
+from cpu_kernels.plan import Operands, batch_entries, solve
+from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
 from refattn.options import takes_options
 from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
 
@@ -23,7 +24,7 @@ def attention(query, key, value, **options):
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of query
-        Computed in float64 if an array is float64, else in float32.
+        Computed in float64 if an array is float64 or an option leaves the range of float32, else in float32.
 
     Raises
     ------
@@ -153,9 +154,10 @@ def grouped_query_attention(query, key, value, **options):
 def solve_dense(problem, wants_lse):
     """Output and, if wanted, lse of a checked `Problem`."""
     query, key, value = problem.query, problem.key, problem.value
-    dtype = compute_dtype(query, key, value)
+    lse_dtype = compute_dtype(query, key, value)
+    dtype = working_dtype(problem, lse_dtype)
     output, lse, written = results(problem.batch_shape, problem.num_heads, problem.q_len, problem.v_head_dim, dtype, wants_lse)
     operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
     sequences = batch_entries(problem.batch_shape, problem.q_len, problem.kv_lengths, problem.q_offset)
     solve(problem, operands, sequences, problem.num_kv_heads, problem.group_size, (problem.head_dim, 0, problem.v_head_dim))
-    return output if output.dtype == query.dtype else output.astype(query.dtype), lse
+    return delivered(output, lse, query.dtype, lse_dtype)

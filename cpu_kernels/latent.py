@@ -10,9 +10,11 @@ import numpy as np
 
 from cpu_kernels.kernels.project import Projection, project, projection_scratch
 from cpu_kernels.operands import dense, flat, headless, offsets_over, results
-from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, compute_dtype, solve
+from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, solve
 from cpu_kernels.thread_pool import run
+from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
 from cpu_kernels.vector import MAX_VECTORS, lanes
+from refattn.memory import ensure_allocatable
 from refattn.options import takes_options
 from refattn.problem import latent_problem
 
@@ -40,7 +42,7 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of q_nope
-        Computed in float64 if an array is float64, else in float32.
+        Computed in float64 if an array is float64 or an option leaves the range of float32, else in float32.
 
     Raises
     ------
@@ -122,9 +124,10 @@ def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *
 
 
 def solve_latent(problem, wants_lse):
-    dtype = compute_dtype(problem.q_nope, problem.q_rope, problem.kv_latent, problem.k_rope, problem.w_uk, problem.w_uv)
+    lse_dtype = compute_dtype(problem.q_nope, problem.q_rope, problem.kv_latent, problem.k_rope, problem.w_uk, problem.w_uv)
+    dtype = working_dtype(problem, lse_dtype)
     output, lse = (expand if problem.form == "expand" else absorb)(problem, dtype, wants_lse)
-    return output.astype(problem.q_nope.dtype, copy=False), lse
+    return delivered(output, lse, problem.q_nope.dtype, lse_dtype)
 
 
 def sequences_of(problem):
@@ -169,6 +172,7 @@ def expand(p, dtype, wants_lse):
     kv_len, rope, v_head_dim = p.kv_latent.shape[-2], p.q_rope.shape[-1], p.w_uv.shape[1]
     output, lse, written = results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse)
     one_head = math.prod(batch_shape) * kv_len * (nope + v_head_dim) * dtype.itemsize
+    ensure_allocatable(one_head, "the expanded keys and values of one head")
     at_once = max(1, min(num_heads, EXPANDED_BYTES // max(one_head, 1)))
     latent = p.kv_latent[..., None, :, :]
     key_rope = headless(p.k_rope, dtype)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from cpu_kernels.operands import dense, results
-from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
+from cpu_kernels.plan import Operands, Sequences, solve
+from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
 from refattn.options import takes_options
 from refattn.problem import block_local_problem
 
@@ -27,7 +28,7 @@ def block_local_attention(query, key, value, *, block_size, **options):
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of query
-        Computed in float64 if an array is float64, else in float32.
+        Computed in float64 if an array is float64 or an option leaves the range of float32, else in float32.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 
 def solve_block_local(problem, wants_lse):
     whole, num_blocks = problem.whole, problem.num_blocks
-    dtype = compute_dtype(whole.query, whole.key, whole.value)
+    lse_dtype = compute_dtype(whole.query, whole.key, whole.value)
+    dtype = working_dtype(whole, lse_dtype)
     output, lse, written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)
     operands = Operands(dense(whole.query, dtype), dense(whole.key, dtype), dense(whole.value, dtype), *written)
     first = np.arange(num_blocks) * problem.block_size
@@ -84,4 +86,4 @@ def solve_block_local(problem, wants_lse):
     entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)
     sequences = Sequences(batch * num_blocks, whole.batch_shape, np.tile(rows, batch), kv_lens, 0, entry, entry, starts, starts)
     solve(whole, operands, sequences, whole.num_kv_heads, whole.group_size, (whole.head_dim, 0, whole.v_head_dim))
-    return output.astype(whole.query.dtype, copy=False), lse
+    return delivered(output, lse, whole.query.dtype, lse_dtype)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from cpu_kernels.value_range import without_repeats
+from refattn.memory import ensure_allocatable
+
 
 class Operand(NamedTuple):
     """A tensor (*batch, heads, rows, last axis) as flat memory; offsets and strides in elements."""
@@ -28,10 +31,11 @@ def flat(x, dtype):
     """
     itemsize = x.dtype.itemsize
     if x.dtype != dtype or not x.flags.aligned or any(stride % itemsize for stride in x.strides):
-        repeated = [stride == 0 for stride in x.strides]
-        once = x[tuple(slice(0, 1) if again else slice(None) for again in repeated)]
-        memory, offset, strides = flat(once.astype(dtype, order="C"), dtype)
-        return memory, offset, tuple(0 if again else stride for again, stride in zip(repeated, strides))
+        once = without_repeats(x)
+        ensure_allocatable(once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation")
+        with np.errstate(over="ignore", under="ignore"):  # a tiny bias becomes 0
+            memory, offset, strides = flat(once.astype(dtype, order="C"), dtype)
+        return memory, offset, tuple(0 if given == 0 else stride for given, stride in zip(x.strides, strides))
     strides = tuple(stride // itemsize for stride in x.strides)
     offset = 0
     if x.flags.c_contiguous:

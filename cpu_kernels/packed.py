@@ -3,7 +3,8 @@
 import numpy as np
 
 from cpu_kernels.operands import dense, results
-from cpu_kernels.plan import Operands, Sequences, compute_dtype, solve
+from cpu_kernels.plan import Operands, Sequences, solve
+from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
 from refattn.options import takes_options
 from refattn.problem import packed_problem
 
@@ -25,7 +26,7 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     Returns
     -------
     output : ndarray, shape (H, total_q, E), dtype of query
-        Computed in float64 if an array is float64, else in float32.
+        Computed in float64 if an array is float64 or an option leaves the range of float32, else in float32.
 
     Raises
     ------
@@ -72,7 +73,8 @@ def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
 
 def solve_packed(problem, wants_lse):
     query, key, value = problem.query, problem.key, problem.value
-    dtype = compute_dtype(query, key, value)
+    lse_dtype = compute_dtype(query, key, value)
+    dtype = working_dtype(problem, lse_dtype)
     num_heads, total_q, head_dim = query.shape
     num_kv_heads, _, v_head_dim = value.shape
     output, lse, written = results((), num_heads, total_q, v_head_dim, dtype, wants_lse)
@@ -82,4 +84,4 @@ def solve_packed(problem, wants_lse):
         problem.cu_q[:-1], problem.cu_kv[:-1],
     )  # fmt: skip
     solve(problem, operands, sequences, num_kv_heads, num_heads // num_kv_heads, (head_dim, 0, v_head_dim))
-    return output.astype(query.dtype, copy=False), lse
+    return delivered(output, lse, query.dtype, lse_dtype)

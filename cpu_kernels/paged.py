@@ -3,7 +3,9 @@
 import numpy as np
 
 from cpu_kernels.operands import Operand, dense, flat, results
-from cpu_kernels.plan import Operands, Pages, batch_entries, compute_dtype, solve
+from cpu_kernels.plan import Operands, Pages, batch_entries, solve
+from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
+from refattn.memory import ensure_allocatable
 from refattn.options import takes_options
 from refattn.problem import paged_problem
 
@@ -26,7 +28,7 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     Returns
     -------
     output : ndarray, shape (B, H, T, E), dtype of query
-        Computed in float64 if an array is float64, else in float32.
+        Computed in float64 if an array is float64 or an option leaves the range of float32, else in float32.
 
     Raises
     ------
@@ -74,11 +76,13 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
 
 def solve_paged(problem, wants_lse):
     query = problem.query
-    dtype = compute_dtype(query, problem.key_pages, problem.value_pages)
+    lse_dtype = compute_dtype(query, problem.key_pages, problem.value_pages)
+    dtype = working_dtype(problem, lse_dtype)
     batch, num_heads, q_len, head_dim = query.shape
     num_kv_heads, v_head_dim = problem.value_pages.shape[1], problem.value_pages.shape[3]
     output, lse, written = results((batch,), num_heads, q_len, v_head_dim, dtype, wants_lse)
     (key, key_stride), (value, value_stride) = (page_operand(pages, dtype) for pages in (problem.key_pages, problem.value_pages))
+    ensure_allocatable(8 * problem.block_table.size, "a copy of block_table")
     table = np.array(problem.block_table, np.int64).reshape(-1)
     table.flags.writeable = False
     sequences = batch_entries((batch,), q_len, problem.kv_lengths, problem.q_offset)
@@ -87,7 +91,7 @@ def solve_paged(problem, wants_lse):
         problem, Operands(dense(query, dtype), key, value, *written), sequences, num_kv_heads, num_heads // num_kv_heads,
         (head_dim, 0, v_head_dim), pages=Pages(table, problem.page_size, key_stride, value_stride),
     )  # fmt: skip
-    return output.astype(query.dtype, copy=False), lse
+    return delivered(output, lse, query.dtype, lse_dtype)
 
 
 def page_operand(pages, dtype):

@@ -16,9 +16,11 @@ from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
 from cpu_kernels.operands import Operand, absent, offsets_over, optional
 from cpu_kernels.thread_pool import run
+from cpu_kernels.value_range import folded, score_factor, unfold
 from cpu_kernels.vector import MAX_VECTORS, lanes
+from refattn.memory import ensure_allocatable
 
-FLOAT32, FLOAT64, INT64, UINT8 = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64, np.uint8))
+INT64, UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 UNLIMITED = 1 << 60
 
 # Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile rows.
@@ -82,11 +84,6 @@ class Plan(NamedTuple):
     cost: float  # microseconds of one thread
 
 
-def compute_dtype(*arrays):
-    """float64 if an operand is, else float32: narrower ones are widened."""
-    return FLOAT64 if any(x.dtype == FLOAT64 for x in arrays) else FLOAT32
-
-
 def batch_entries(batch_shape, q_len, kv_lengths, q_offset):
     """Every batch entry of dense operands as a sequence."""
     count = math.prod(batch_shape)
@@ -106,6 +103,8 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
     pages : Pages, optional
         Without, the keys of a sequence lie evenly spaced.
     """
+    if not operands.output.memory.size and not operands.lse.memory.size:
+        return
     dtype = operands.output.memory.dtype
     bias, mask, keep = optional(options.bias, dtype), optional(options.mask, UINT8), optional(options.dropout_mask, UINT8)
     query_rope, key_rope = operands.query_rope or absent(dtype), operands.key_rope or absent(dtype)
@@ -114,12 +113,12 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
     switches = tuple(
         x is not None for x in (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
     )
-    scalars = (options.scale, options.softcap, options.left, options.right, options.keep_scale)
+    scalars = (score_factor(options), options.softcap, options.left, options.right, options.keep_scale)
     places = tuple(operand.place for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep))
     plan = planned(dtype, sequences, num_kv_heads, group_size, dims, tuple(paging), (*switches, lse.memory.size > 0), scalars, places)
     shape = plan.shapes[0]
     scratch = int(shape["scratch_end"])
-    heads = head_table(options)
+    heads = head_table(options, dtype)
     states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
     run(
         attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
@@ -130,6 +129,8 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
             join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
             cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
         )  # fmt: skip
+    if lse.memory.size and (options.bias is not None or options.sinks is not None):
+        unfold(lse.memory)
 
 
 _PLANS = {}  # a decoding loop plans once: planning costs more than attending to a few keys
@@ -150,17 +151,18 @@ def planned(dtype, sequences, *described):
 
 def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches, scalars, places):
     head_dim, rope_dim, v_head_dim = dims
-    scale, cap, left, right, keep_scale = scalars
+    query_scale, cap, left, right, keep_scale = scalars
     page_size, key_page, value_page = paging
     names = ("query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep")
     strides = {name: place[2] for name, place in zip(names, places)}
+    refuse_repeated_keys(strides, page_size or int(np.max(sequences.kv_lens, initial=0)), sequences.kv_lens, dims, dtype)
     key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
     whole = head_dim % lanes(dtype) == 0 and v_head_dim % lanes(dtype) == 0 and not rope_dim
     fields = dict(
         group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
         right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
         value_page=value_page, key_tile=key_tile, state_panel=state_panel_size(v_head_dim, dtype.itemsize),
-        query_scale=scale * LOG2E if cap is None else scale / cap, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
+        query_scale=query_scale, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
         contiguous=whole and strides["key"][2] == 1 and strides["value"][2] == 1,
     )  # fmt: skip
     fields.update(zip(("has_softcap", "has_alibi", "has_bias", "has_mask", "has_keep", "has_sinks", "wants_lse"), switches))
@@ -173,18 +175,28 @@ def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches
     return Plan(shapes, groups, items, joins, num_slots, flops / FLOPS_PER_MICROSECOND)
 
 
+def refuse_repeated_keys(strides, rows, kv_lens, dims, dtype):
+    """Raise MemoryError for views that repeat a few keys more often than memory could hold keys: nobody means to wait for those."""
+    needed = int(np.max(kv_lens, initial=0)) * sum(dims) * dtype.itemsize
+    for name, dim in (("key", dims[0]), ("key_rope", dims[1]), ("value", dims[2])):
+        _, row_stride, dim_stride = strides[name]
+        if dim and 1 + (rows - 1) * abs(row_stride) + (dim - 1) * abs(dim_stride) < rows * dim:
+            ensure_allocatable(needed, "the keys and values of one head, views that repeat their elements,")
+
+
 NO_HEADS = np.zeros(1, HEAD)
 
 
-def head_table(options):
+def head_table(options, dtype):
     """Slopes and sinks over (batch entry, head)."""
     given = options.alibi_slopes if options.alibi_slopes is not None else options.sinks
     if given is None:
         return NO_HEADS
     heads = np.zeros(given.size, HEAD)
-    for name, values in (("slope", options.alibi_slopes), ("sink", options.sinks)):
-        if values is not None:
-            heads[name] = values.reshape(-1) * LOG2E
+    if options.alibi_slopes is not None:
+        heads["slope"] = options.alibi_slopes.reshape(-1) * LOG2E
+    if options.sinks is not None:
+        heads["sink"] = folded(options.sinks.reshape(-1), dtype)
     return heads
 
 

@@ -42,6 +42,8 @@ from cpu_kernels.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
 # Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
 WORK_PER_THREAD = 100.0
 
+LARGEST_NUM_THREADS = 1024  # each is a thread of this process for as long as it lives
+
 # Scratch up to this size stays with its thread between calls; larger requests are served and forgotten.
 KEPT_SCRATCH_BYTES = 4 << 20
 
@@ -106,7 +108,7 @@ def set_num_threads(count):
     TypeError
         count is neither an integer nor None.
     ValueError
-        count is less than 1.
+        count is less than 1, or more than 1024.
     """
     global _default_num_threads
     _default_num_threads = None if count is None else _checked(count)
@@ -133,8 +135,8 @@ def num_threads(count):
 def _checked(count):
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"count must be an integer; got {type(count).__name__}.")
-    if count.__index__() < 1:
-        raise ValueError(f"count must be at least 1; got {count}.")
+    if not 1 <= count.__index__() <= LARGEST_NUM_THREADS:
+        raise ValueError(f"count must be between 1 and {LARGEST_NUM_THREADS}; got {count}.")
     return count.__index__()
 
 

@@ -51,8 +51,9 @@ def test_set_num_threads_is_for_the_process_and_none_undoes_it():
 
 
 @pytest.mark.parametrize("count, error, message", [
-    (0, ValueError, "count must be at least 1; got 0."),
-    (-3, ValueError, "count must be at least 1; got -3."),
+    (0, ValueError, "count must be between 1 and 1024; got 0."),
+    (-3, ValueError, "count must be between 1 and 1024; got -3."),
+    (10**9, ValueError, "count must be between 1 and 1024; got 1000000000."),
     (2.0, TypeError, "count must be an integer; got float."),
     ("2", TypeError, "count must be an integer; got str."),
     (True, TypeError, "count must be an integer; got bool."),

@@ -71,15 +71,27 @@ def for_each_vector(emit, vectors, num_keys, scores, stride, change):
 # What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] + key * key_stride, strides may be 0.
 
 
+# From here on a bias is folded: in units of log2 it would overflow. `value_range.py` folds sinks alike, and unfolds lse.
+FOLD_FLOAT32, FOLD_FLOAT64 = 2.0**126, 2.0**1022
+FOLDED_STEP = 0.5  # of a unit of the bias, beyond
+
+
 @leaf
 def add_bias(scratch, scores, stride, first, last, bias, rows, row0, key_stride, log2e):
     """Add bias[lane, key] to the scores of keys [first, last); -inf hides."""
+    start = scratch.dtype.type(FOLD_FLOAT32 if scratch.itemsize == 4 else FOLD_FLOAT64)
     for lane in range(stride):
         at = rows[row0 + lane] + first * key_stride
         for key in range(last - first):
             added = bias[at + key * key_stride]
             here = scores + key * stride + lane
-            scratch[here] = added if added == -np.inf else scratch[here] + added * log2e
+            if abs(added) <= start:
+                scratch[here] += added * log2e
+            elif added == -np.inf:
+                scratch[here] = added
+            else:
+                size = start * log2e + (abs(added) - start) * scratch.dtype.type(FOLDED_STEP)
+                scratch[here] += size if added > 0 else -size
 
 
 @leaf
