@@ -14,7 +14,9 @@ from refattn.oracle.dialect_calls import from_ours, result_to_ours
 from refattn.oracle.dialects import dialect as dialect_named
 from refattn.oracle.guards import damage, guard_all, guarded_output
 
-OPTIONS = ("bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate", "form")
+OPTIONS = (
+    "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate", "form",
+)  # fmt: skip
 STRUCTURE = {  # function -> names of its arrays, options that are part of the form
     "attention": (("query", "key", "value"), ()),
     "packed_attention": (("query", "key", "value"), ("cu_q", "cu_kv")),
@@ -71,8 +73,9 @@ class KernelCall:
         if function not in STRUCTURE:
             raise ValueError(f"function must be one of {', '.join(STRUCTURE)}; got function={function!r}.")
         self.kernel, self.function, self.dialect = kernel, function, dialect_named(dialect)
-        if dialect != "refattn" and function != ("paged_attention" if self.dialect.paged else "attention"):
-            raise ValueError(f"function must be {'paged_attention' if self.dialect.paged else 'attention'} for dialect {dialect}; got function={function!r}.")
+        spoken = "paged_attention" if self.dialect.paged else "attention"
+        if dialect != "refattn" and function != spoken:
+            raise ValueError(f"function must be {spoken} for dialect {dialect}; got function={function!r}.")
         self.names, self.structure = STRUCTURE[function]
         self.parameters = _parameters(kernel)
         self.supports = self._supported(supports)
@@ -162,7 +165,9 @@ class KernelCall:
         try:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
-            raise Unsupported(str(error)) from error
+            raise Unsupported(str(error).partition("; got ")[0]) from error  # one reason, whatever the numbers
+        if "alibi_slopes" in options and "alibi_slopes" not in d.arguments and arrays[0].dtype.itemsize == 2:
+            raise Unsupported(f"ALiBi, drawn in the mask, would be rounded to {arrays[0].dtype.name}")
         added = d.additive_mask and d.mask_true is None and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
         if added and not all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays):
             raise Unsupported("a mask that is added cannot hide NaN")

@@ -23,9 +23,10 @@ import numpy as np
 
 from refattn.oracle.callables import KernelCall, Result, Unsupported
 from refattn.oracle.guards import LAYOUTS
-from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, fitted, hidden_pairs
+from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, fitted, hidden_pairs, with_numbers
 from refattn.oracle.harness_report import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs import AttentionInputs
+from refattn.oracle.packs import known_spec, spec_words
 from refattn.oracle.properties import Run, identities, use_of_allowance
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict import check
@@ -60,7 +61,7 @@ class Trial:
 
 def check_kernel(
     kernel: Callable, *, function="attention", dialect="refattn", spec=None, level="quick", dtype=None, supports=None, form=None, head_dims=None,
-    seed=0, only=None, skip=(), diagnose=True, max_failures=None, progress=None,
+    hides_nan=True, seed=0, only=None, skip=(), diagnose=True, max_failures=None, progress=None,
 ) -> HarnessReport:
     """Test a kernel on everything it says it supports.
 
@@ -74,7 +75,8 @@ def check_kernel(
     dialect : str
         Library whose calling conventions the kernel has (`refattn.oracle.dialects.DIALECTS`); it gets NumPy arrays.
     spec : KernelSpec, str, dtype or None
-        The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`.
+        The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager bfloat16" and "cpu_kernels float32" are
+        known words.
     level : {"quick", "full"}
         "quick" takes seconds, "full" adds shapes, random options and other seeds, and takes minutes.
     dtype : dtype, optional
@@ -85,6 +87,9 @@ def check_kernel(
         Latent attention: which form a kernel without a parameter `form` runs. Default "absorb".
     head_dims : int or (int, int), optional
         head_dim and v_head_dim the kernel is built for; one number for both. Default: small odd ones, different from each other.
+    hides_nan : bool
+        False for a kernel that multiplies hidden keys and values by a weight of 0, which lets NaN through (torch, ONNX and mlx do): hidden
+        slots then hold large numbers.
     seed : int
         Of all inputs.
     only : str, optional
@@ -118,7 +123,7 @@ def check_kernel(
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
-    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, skip, seed, level)
+    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level)
     tests = [test for test in bench.tests() if only is None or only in test.id]
     if not tests:
         raise ValueError(f"only must be part of the name of a test; got only={only!r}.")
@@ -136,14 +141,16 @@ def check_kernel(
     return report
 
 
-def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, skip, seed, level):
+def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level):
     call = KernelCall(kernel, function, dialect, supports)
     if form not in (None, "absorb", "expand"):
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
+    spec = known_spec(spec) if isinstance(spec, str) else spec
     dtype = _input_dtype(dtype, spec)
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    return Bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level)
+    named = None if supports is None else {*supports}
+    return Bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
 
 
 def _head_dims(head_dims, call):
@@ -199,16 +206,19 @@ class Bench:
     skip: tuple[str, ...]
     seed: int
     level: str
+    hides_nan: bool = True
+    supports: set[str] | None = None  # what the caller named; `call.supports` is what holds
 
     def settings(self):
         return {"function": self.call.function, "dialect": self.call.dialect.name, "level": self.level, "dtype": self.dtype.name, "seed": self.seed}
 
     def reproduction(self, test):
         given = {"function": ("attention", self.call.function), "dialect": ("refattn", self.call.dialect.name), "level": ("quick", self.level),
-                 "dtype": (None, self.dtype.name), "form": (None, self.form), "head_dims": (None, self.head_dims),
-                 "seed": (None, self.seed), "only": (None, test.id)}  # fmt: skip
+                 "dtype": (None, self.dtype.name), "supports": (None, self.supports), "form": (None, self.form),
+                 "head_dims": (None, self.head_dims), "hides_nan": (True, self.hides_nan), "seed": (None, self.seed),
+                 "only": (None, test.id)}  # fmt: skip
         words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
-        return f"check_kernel({self.call.name}, spec={self.spec.name!r}, {', '.join(words)})"
+        return f"check_kernel({self.call.name}, spec={spec_words(self.spec)}, {', '.join(words)})"
 
     # one call and its verdict
 
@@ -265,7 +275,7 @@ class Bench:
         for name, *pair in hidden_pairs(function, self.dtype, self.seed, self.call):
             clean, poisoned = map(self.fitted, pair)
             yield Trial("hidden slots", name, lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned), poisoned)
-        plain = cases[0]
+        plain = cases[1] if self.call.dialect.always_causal else cases[0]
         yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
         yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
         for inputs in cases[: 8 if self.level == "quick" else len(cases)]:
@@ -275,7 +285,7 @@ class Bench:
                 yield Trial("strides", layout, lambda layout=layout: self.judged(plain, self.run(plain.arrays, plain.options, layout=layout)), plain)
 
     def fitted(self, inputs):
-        return fitted(inputs, self.head_dims)
+        return fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
 
     def exact(self, inputs):
         result = self.run(inputs.arrays, inputs.options)
@@ -331,7 +341,8 @@ class Bench:
             again = self.run(inputs.arrays, inputs.options)
             if not first.same_bits(again):
                 moved = np.abs(np.asarray(first.output, np.float64) - np.asarray(again.output, np.float64))
-                raise Failure(f"called again with the same numbers it gives others: {np.count_nonzero(moved)} elements, by up to {np.nanmax(moved):.3g}")
+                count, most = np.count_nonzero(moved), np.nanmax(moved)
+                raise Failure(f"called again with the same numbers it gives others: {count} elements, by up to {most:.3g}")
 
 
 class _LseRun(Run):

@@ -116,7 +116,9 @@ class HarnessReport:
             counts = [str(self.count(status, section)) for status in ("pass", "FAIL", "skip")]
             rows.append((section, *counts, f"{max(uses):.2g}" if uses else "-", f"{sum(outcome.seconds for outcome in part):.1f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += ["  " + "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+        for first, *others in rows:
+            cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+            lines.append("  " + "  ".join(cells))
         reasons: dict[str, int] = {}
         for outcome in self.outcomes:
             if outcome.status == "skip":
@@ -127,6 +129,8 @@ class HarnessReport:
             lines += ["", outcome.text()]
         if len(self.failures) > FAILURES_SHOWN:
             lines += ["", f"and {len(self.failures) - FAILURES_SHOWN} more: " + "; ".join(outcome.id for outcome in self.failures[FAILURES_SHOWN:])]
+        if self.failures and all(outcome.section == "hidden slots" or outcome.name.startswith("poison") for outcome in self.failures):
+            lines += ["", "All failures are calls with NaN in hidden slots; hides_nan=False puts large numbers there instead."]
         return "\n".join(lines)
 
     __str__ = text
@@ -179,4 +183,3 @@ class Progress:
         if self.wanted and self.live:
             self.stream.write("\r" + " " * self.width + "\r")
             self.stream.flush()
-

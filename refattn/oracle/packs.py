@@ -168,6 +168,21 @@ def _first(wrong):
     return tuple(int(i) for i in np.argwhere(wrong)[0])
 
 
+def spec_words(spec: KernelSpec) -> str:
+    """Python that makes the spec again: the words of `known_spec` where they do, else the fields that differ from the defaults.
+
+    >>> spec_words(KernelSpec.eager("bfloat16")), spec_words(KernelSpec("mine", weight="float16"))
+    ("'eager bfloat16'", "KernelSpec(name='mine', weight='float16')")
+    """
+    try:
+        if known_spec(spec.name) == spec:
+            return repr(spec.name)
+    except (TypeError, ValueError):
+        pass
+    plain, usual = spec.to_dict(), KernelSpec("").to_dict()
+    return f"KernelSpec({', '.join(f'{name}={value!r}' for name, value in plain.items() if value != usual[name])})"
+
+
 def known_spec(words: str | None, dtype="float32") -> KernelSpec:
     """A spec by words: "bfloat16", "eager float16", "cpu_kernels float32".
 

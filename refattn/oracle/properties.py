@@ -209,7 +209,7 @@ def _one_sequence_at_a_time(run, dtype, seed):
 def _keys_past_the_length(run, dtype, seed):
     query, key, value = _dense(run, dtype, seed)
     lengths = np.full(len(key), key.shape[-2])
-    junk = [np.concatenate([x, 1e3 * np.ones_like(x[..., :19, :])], axis=-2) for x in (key, value)]
+    junk = [np.concatenate([x, np.full_like(x[..., :19, :], 1e3)], axis=-2) for x in (key, value)]
     yield run(query, key, value), run(query, *junk, kv_lengths=lengths)
 
 

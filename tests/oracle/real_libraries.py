@@ -1,19 +1,65 @@
-"""Calls of the libraries a dialect describes, NumPy in and NumPy out; each raises ImportError where the library is missing."""
+"""Calls of the libraries a dialect describes, NumPy in and NumPy out; each raises ImportError where the library is missing, and
+NotImplementedError for what the library cannot do."""
 
 import numpy as np
+
+
+def torch_tensors(call):
+    """Arrays of a call as tensors; bfloat16 goes as its bits."""
+    import torch
+
+    def tensor(array):
+        array = np.ascontiguousarray(array)
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    return {name: tensor(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
+
+
+def torch_array(tensor):
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def torch_call(**call):
     import torch
 
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value for name, value in call.items()}
     enable_gqa = call["query"].shape[1] != call["key"].shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(**arrays, enable_gqa=enable_gqa).numpy(), None
+    return torch_array(torch.nn.functional.scaled_dot_product_attention(**torch_tensors(call), enable_gqa=enable_gqa)), None
+
+
+def torch_backend_call(name):
+    """SDPA on one backend; calls it refuses raise NotImplementedError."""
+
+    def call_backend(**call):
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            try:
+                return torch_call(**call)
+            except RuntimeError as error:
+                if "No available kernel" not in str(error):
+                    raise
+                raise NotImplementedError(f"{torch.__version__} has no {name} kernel for this call") from error
+
+    call_backend.__name__ = f"torch_{name.lower()}_call"
+    return call_backend
 
 
 def jax_call(**call):
     import jax
 
+    if call["value"].shape[-1] != call["key"].shape[-1]:
+        raise NotImplementedError("head_dim and v_head_dim must be equal")
+    if call["value"].dtype == np.float64:
+        raise NotImplementedError("float64 needs jax_enable_x64")
     output, lse = jax.nn.dot_product_attention(**call, return_residual=True)
     return np.asarray(output), np.asarray(lse)
 
@@ -21,10 +67,22 @@ def jax_call(**call):
 def mlx_call(**call):
     import mlx.core as mx
 
-    arrays = {name: mx.array(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
+    if call["q"].dtype == np.float64:
+        raise NotImplementedError("mlx has no float64 on a GPU")
+
+    def array(value):
+        value = np.ascontiguousarray(value)
+        return mx.array(value.view(np.uint16)).view(mx.bfloat16) if value.dtype.name == "bfloat16" else mx.array(value)
+
+    arrays = {name: array(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
     if isinstance(call.get("sinks"), np.ndarray):
-        arrays["sinks"] = mx.array(call["sinks"].astype(np.float32))
-    return np.array(mx.fast.scaled_dot_product_attention(**arrays)), None
+        arrays["sinks"] = array(call["sinks"].astype(call["q"].dtype))
+    output = mx.fast.scaled_dot_product_attention(**arrays)
+    if output.dtype == mx.bfloat16:
+        import ml_dtypes
+
+        return np.array(output.view(mx.uint16)).view(ml_dtypes.bfloat16), None
+    return np.array(output), None
 
 
 def _value_info(name, array):
@@ -34,7 +92,7 @@ def _value_info(name, array):
 
 
 def onnx_model(call, op, order, domain, opsets, outputs):
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     inputs = {name: np.ascontiguousarray(value) for name, value in call.items() if name in order and value is not None}
     attributes = {name: value for name, value in call.items() if name not in order and value is not None}
@@ -43,7 +101,8 @@ def onnx_model(call, op, order, domain, opsets, outputs):
     while names[-1] == "":
         names.pop()
     node = helper.make_node(op, names, outputs, domain=domain, **attributes)
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    element = helper.np_dtype_to_tensor_dtype(inputs[order[0]].dtype)
+    results = [helper.make_tensor_value_info(name, element, None) for name in outputs]
     graph = helper.make_graph([node], "attention", [_value_info(name, array) for name, array in inputs.items()], results)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(*opset) for opset in opsets], ir_version=10), inputs
 
@@ -56,32 +115,72 @@ GQA_ORDER = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "to
 def onnx_call(**call):
     from onnx.reference import ReferenceEvaluator
 
+    if call["scale"] < 0:
+        raise NotImplementedError("query and key are each multiplied by the root of the scale, which must be at least 0")
+    if call["K"].shape[2] == 0:
+        raise NotImplementedError("there must be keys")
     opset = 25 if "left_window_size" in call else 24
     model, inputs = onnx_model(call, "Attention", ONNX_ORDER, "", [("", opset)], ["Y"])
     return ReferenceEvaluator(model).run(None, inputs)[0], None
 
 
-def onnxruntime_call(**call):
+def _run_onnxruntime(model, inputs):
+    """The first output; what no kernel of the CPU provider implements raises NotImplementedError."""
     import onnxruntime
 
-    model, inputs = onnx_model(call, "Attention", ONNX_ORDER, "", [("", 24)], ["Y"])
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0], None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised; they need not be printed as well
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        raise NotImplementedError("the CPU provider has no kernel for this dtype") from error
+    return session.run(None, inputs)[0]
+
+
+def onnxruntime_call(**call):
+    if not call["scale"] > 0:
+        raise NotImplementedError("the scale must be above 0")
+    if 0 in call["Q"].shape or call["K"].shape[2] == 0:
+        raise NotImplementedError("there must be sequences, rows and keys")
+    if "left_window_size" in call:
+        raise NotImplementedError("left_window_size needs opset 25")
+    return _run_onnxruntime(*onnx_model(call, "Attention", ONNX_ORDER, "", [("", 24)], ["Y"])), None
 
 
 def onnxruntime_gqa_call(**call):
-    import onnxruntime
+    """The operator appends `key` to the cache `past_key`, so the last rows of our keys are new and those before them cached; with a cache
+    it takes several rows of one sequence only."""
+    rows, heads = call["query"].shape[1], call["kv_num_heads"]
+    keys, head_dim = call["key"].shape[1], call["key"].shape[-1] // heads
+    if call["value"].shape[-1] != heads * head_dim or head_dim % 8:
+        raise NotImplementedError("head_dim and v_head_dim must be equal, and a multiple of 8")
+    if not (keys and rows and len(call["query"])):
+        raise NotImplementedError("there must be sequences, rows and keys")
+    bias = call.get("attention_bias")
+    if bias is not None and bias.dtype == np.float16 and np.isneginf(bias).all(-1).any():
+        raise NotImplementedError("a row without keys is NaN in float16")
+    lengths = [keys] * len(call["query"]) if call.get("seqlens_k") is None else [int(last) + 1 for last in call["seqlens_k"]]
+    if min(lengths) < rows:
+        raise NotImplementedError("there must be as many keys as rows")
+    return np.concatenate([_gqa_sequence(call, b, length) for b, length in enumerate(lengths)]), None
 
-    keys = call["key"].shape[1]
-    call = dict(call)
-    lengths = call.get("seqlens_k", np.full(len(call["key"]), keys - 1))
-    call["seqlens_k"] = np.asarray(lengths, np.int32)
-    call["total_sequence_length"] = np.array([keys], np.int32)
+
+def _gqa_sequence(call, b, length):
+    rows, heads = call["query"].shape[1], call["kv_num_heads"]
+    head_dim = call["key"].shape[-1] // heads
+    one = {name: value for name, value in call.items() if name not in ("key", "value", "seqlens_k", "attention_bias", "head_sink")}
+    one["query"] = call["query"][b : b + 1]
+    for name, past in (("key", "past_key"), ("value", "past_value")):
+        array = call[name][b : b + 1, :length]
+        one[name] = array[:, length - rows :]
+        one[past] = array[:, : length - rows].reshape(1, length - rows, heads, head_dim).swapaxes(1, 2)
+    if "attention_bias" in call:
+        one["attention_bias"] = call["attention_bias"][b : b + 1, ..., :length]
     if "head_sink" in call:
-        call["head_sink"] = np.asarray(call["head_sink"], np.float32)
-    model, inputs = onnx_model(call, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)],
-                                ["Y", "present_key", "present_value"])  # fmt: skip
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)[0], None
+        one["head_sink"] = np.asarray(call["head_sink"], call["query"].dtype)
+    one |= {"seqlens_k": np.array([length - 1], np.int32), "total_sequence_length": np.array([length], np.int32)}
+    outputs = ["Y", "present_key", "present_value"]
+    return _run_onnxruntime(*onnx_model(one, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], outputs))
 
 
 def transformers_call(**call):
@@ -92,12 +191,12 @@ def transformers_call(**call):
     module = torch.nn.Module()
     module.num_key_value_groups = call["query"].shape[1] // call["key"].shape[1]
     module.training = False
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value for name, value in call.items()}
+    tensors = torch_tensors(call)
     tensors.setdefault("attention_mask", None)
     if "s_aux" in tensors:
-        module.sinks = tensors.pop("s_aux").float()
-        return with_sinks(module, **tensors)[0].numpy(), None
-    return with_softcap(module, **tensors)[0].numpy(), None
+        module.sinks = tensors.pop("s_aux").to(tensors["query"].dtype)
+        return torch_array(with_sinks(module, **tensors)[0]), None
+    return torch_array(with_softcap(module, **tensors)[0]), None
 
 
 CALLS = {

@@ -198,6 +198,37 @@ def test_a_failure_carries_report_diagnosis_and_reproduction():
     assert plain["passed"] is False and {"pass", "fail"} >= {o["status"] for o in plain["outcomes"]}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"seed": 3, "supports": {"causal", "window"}, "level": "full", "only": ", random"},
+        {"spec": "eager float32", "head_dims": (16, 8), "only": "reference: normal"},
+        {"spec": KernelSpec.flash("float32").replace(name="mine", block_size=32), "hides_nan": False, "only": "reference: poison"},
+    ],
+)
+def test_the_line_that_reproduces_a_failure_does(arguments):
+    def kernel(query, key, value, **options):
+        return 1.001 * right(query, key, value, **options)[0]
+
+    failure = check_kernel(kernel, diagnose=False, max_failures=1, **arguments).failures[0]
+    again = eval(failure.reproduce, {"check_kernel": check_kernel, "kernel": kernel, "KernelSpec": KernelSpec}).failures[0]
+    assert again.id == failure.id and again.report.to_json() == failure.report.to_json()
+    assert again.reproduce == failure.reproduce
+
+
+def test_large_numbers_stand_in_for_nan_where_the_kernel_does_not_hide_it():
+    def multiplies(query, key, value, **options):
+        output, lse = right(query, key, value, **options)
+        return output + np.float32(0) * value.sum(), lse
+
+    strict = check_kernel(multiplies, only="hidden slots", diagnose=False)
+    assert strict.count("FAIL") == 4 and "hides_nan=False" in strict.text()
+    assert check_kernel(multiplies, only="hidden slots", hides_nan=False).count("pass") == 4
+    one_past = lambda query, key, value, kv_lengths=None, **options: right(  # noqa: E731
+        query, key, value, kv_lengths=None if kv_lengths is None else np.minimum(kv_lengths + 1, key.shape[-2]), **options)  # fmt: skip
+    assert "hard" in failing(one_past, "past kv_lengths", hides_nan=False)
+
+
 def test_max_failures_stops_the_run():
     report = check_kernel(lambda query, key, value: 1.01 * right(query, key, value)[0], only="reference", max_failures=2, diagnose=False)
     assert len(report.failures) == 2 and report.outcomes[-1].status == "FAIL"
@@ -296,8 +327,8 @@ def test_level_full_adds_random_calls_of_what_is_supported():
     def kernel(query, key, value, *, causal=False):
         return right(query, key, value, causal=causal)
 
-    quick, full = (Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level).tests() for level in ("quick", "full"))
-    quick, full = [test.id for test in quick], [test.id for test in full]
+    benches = [Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level) for level in ("quick", "full")]
+    quick, full = ([test.id for test in bench.tests()] for bench in benches)
     assert {*quick} <= {*full} and len(full) > 3 * len(quick) and len({*full}) == len(full)
     report = check_kernel(kernel, level="full", only=", random 1")
     assert report.passed and report.count("skip") == 0 and report.count("pass", "reference") == 11
