@@ -39,13 +39,20 @@ def exact_products(tile, spec, magnitudes) -> np.ndarray:
 def level_rows(tile, spec, exact) -> np.ndarray:
     """Rows all of whose visible keys have one and the same computed score, (R, 1).
 
-    The scores are equal, their products exact, and what follows is done to every key alike: scale, softcap, storage, subtraction of the maximum,
-    exponential. The maximum is the same in every block, in any order, also where it is updated late. So the errors of the scores are equal, and
-    so are the weights and the errors of their conversion.
+    There is one such key; or the scores are equal, their products exact, and what follows is done to every key alike: scale, softcap, storage,
+    subtraction of the maximum, exponential. The maximum is the same in every block, in any order, also where it is updated late. So the errors
+    of the scores are equal, and so are the weights and the errors of their conversion.
     """
-    if tile.alibi is not None or tile.bias is not None or spec.splits > 1 or not exact.shape[1]:
-        return np.zeros((len(exact), 1), dtype=bool)
-    scores = np.where(tile.visible, tile.scores, np.nan)
-    high, low = np.fmax.reduce(scores, axis=1), np.fmin.reduce(scores, axis=1)
-    level = (high == low) & (exact | ~tile.visible).all(axis=1)
+    level = tile.count[:, 0] == 1
+    if tile.alibi is None and tile.bias is None and spec.splits == 1 and exact.shape[1]:
+        scores = np.where(tile.visible, tile.scores, np.nan)
+        level |= (np.fmax.reduce(scores, axis=1) == np.fmin.reduce(scores, axis=1)) & (exact | ~tile.visible).all(axis=1)
     return (level if tile.sink is None else level & ~(tile.sink > -np.inf))[:, None]
+
+
+def level_conversion(tile, rounding) -> np.ndarray:
+    """Largest relative error of converting the weights of a row, (R, 1), from that of converting any weight, (R, S).
+
+    The weights of a level row need not be 1: a kernel may subtract the maximum of hidden keys too.
+    """
+    return (rounding / np.where(tile.weights > 0, tile.weights, 1.0)).max(axis=1, keepdims=True, initial=0.0)

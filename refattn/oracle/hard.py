@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.exact_products import level_conversion
 from refattn.oracle.operands import gamma, smallest_lost
 from refattn.oracle.score_error import ScoreError
 from refattn.oracle.spec import KernelSpec
@@ -63,7 +64,8 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
         rounded = (rounding * keep * growth) @ value
         rounded_sum = (rounding * growth).sum(axis=1, keepdims=True)
         if error.level.any():  # one number converted for all keys, in proportion to the result
-            rounded = np.where(error.level, _relative(rounding, p, error.largest) * magnitude, rounded)
+            most_error = error.largest.max(axis=1, keepdims=True, initial=0.0)
+            rounded = np.where(error.level, level_conversion(tile, rounding) * np.exp(np.minimum(most_error, LARGEST_EXPONENT)) * magnitude, rounded)
 
     # output before its own rounding: scores and weights, sums, row sum
     if spec.denominator == "rounded":
@@ -120,11 +122,6 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny
     return output, written(spread, level, spec.lse, spec)
-
-
-def _relative(rounding, p, eps):
-    """Largest relative error of converting a weight, (R, 1)."""
-    return (rounding / np.where(p > 0, p, 1.0) * np.exp(np.minimum(eps, LARGEST_EXPONENT))).max(axis=1, keepdims=True, initial=0.0)
 
 
 def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least):

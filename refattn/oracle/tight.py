@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.exact_products import level_conversion
 from refattn.oracle.formats import round_to
 from refattn.oracle.operands import Operand, smallest_lost
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
@@ -261,7 +262,7 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
     linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance)
     if level.any():  # one number converted for all keys, in proportion to the result
         times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
-        same = times * relative.max(axis=1, keepdims=True, initial=0.0) * magnitude
+        same = times * level_conversion(tile, rounding) * magnitude
         square, linear = np.where(level, 0.0, square), np.where(level, same, linear)
         variance = np.where(level, same**2 / 3.0, variance)
     if flushed.any():
