@@ -184,7 +184,7 @@ def _only_where_claimed(tile, error, bound):
     for name in ("output_hard", "output_tight", "output_sigma"):
         value = getattr(bound, name)
         if value is not None:
-            value = np.where(np.isnan(value), np.inf, np.where(empty, 0.0, value))
+            value = np.where(empty, 0.0, np.where(np.isnan(value), np.inf, value))
             setattr(bound, name, np.where(output, np.where(claimed[:, None], value, np.inf), 0.0))
     for name in ("lse_hard", "lse_tight", "lse_sigma"):
         value = getattr(bound, name)

@@ -74,3 +74,15 @@ def test_a_pass_that_is_not_complete_says_so():
         assert_attention_close(output, q, k, v, spec=KernelSpec.eager("float16"))
     whole = check(output, q, k, v, spec=KernelSpec.flash("float16"))
     assert whole.complete and whole.unjudged == {"output": 0} and "judged" not in whole.summary
+
+
+def test_empty_rows_are_judged_in_every_form_and_format():
+    rng = np.random.default_rng(0)
+    shapes = ((2, 4, 8), (2, 4, 4), (3, 6), (3, 4), (2, 8, 6), (2, 5, 6))
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    for spec in ("tfloat32", "bfloat16", "float32"):
+        for options in ({"q_offset": -2, "causal": True}, {"mask": np.zeros((4, 3), bool)}):
+            output, lse = refattn.latent_attention_with_lse(*arrays, **options)
+            report = check(output.astype(np.float32), *arrays, lse=lse.astype(np.float32), spec=KernelSpec.flash(spec).replace(output="float32"),
+                           function="latent_attention", **options)  # fmt: skip
+            assert report.complete and report.passed, report.text()
