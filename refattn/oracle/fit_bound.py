@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from refattn.oracle.block_local import BlockLocal
 from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.forms import dense_parts, form_name, output_shape, possible, run_form
 from refattn.oracle.hypotheses import Evidence, Hypothesis
@@ -167,5 +168,7 @@ def _options_at(problem, sequences, heads) -> Options:
 
 def of_form(checked) -> str | None:
     """The function of `check` for this form; None for rotary attention, which has none."""
+    if isinstance(checked, BlockLocal):
+        return "block_local_attention"
     names = {"attention": "attention", "packed": "packed_attention", "paged": "paged_attention", "latent": "latent_attention"}
     return names.get(form_name(checked))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from refattn.oracle.block_local import block_local_form
 from refattn.oracle.forms import checked_form, dense_parts, possible, run_form, split_result
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
@@ -311,7 +312,7 @@ def split_result_lse(checked, lse):
 
 def checked_call(*arrays, **options):
     """`checked_form` for every function that `diagnose` takes."""
-    return checked_form(*arrays, **options)
+    return block_local_form(*arrays, **options) if "block_size" in options else checked_form(*arrays, **options)
 
 
 def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:

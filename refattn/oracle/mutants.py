@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.forms import checked_form, join_results, output_shape, possible, run_form
+from refattn.oracle.forms import join_results, output_shape, possible, run_form
+from refattn.oracle.hypotheses import checked_call
 from refattn.oracle.mistakes.catalogue import CATALOGUE
+from refattn.oracle.mistakes.corners import CORNERS
+from refattn.oracle.mistakes.local import LOCAL
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.mistakes.merge import MERGES, merged
 
@@ -22,6 +25,7 @@ FUNCTIONS = {
     "latent": "latent_attention_with_lse",
     "rope": "rotary_attention_with_lse",
     "merge": "merge_states",
+    "local": "block_local_attention_with_lse",
 }
 
 
@@ -38,7 +42,7 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
     -------
     callable
         Takes the arrays and options of `attention_with_lse`, of its packed, paged or latent
-        form, or of `attention_with_lse` plus `rope=Rope(...)`; returns output and lse. Computes in
+        form, of `block_local_attention_with_lse`, or of `attention_with_lse` plus `rope=Rope(...)`; returns output and lse. Computes in
         float32 for 16- and 32-bit inputs (weights rounded to the 16-bit dtype) and in float64 otherwise.
 
     Examples
@@ -51,7 +55,7 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
     """
 
     def kernel(*arrays, **options):
-        checked = checked_form(*arrays, **options)
+        checked = checked_call(*arrays, **options)
         parts = run_form(checked, *mistakes, tile=tile, own=True)
         output, lse = join_results(checked, parts)
         for mistake in mistakes:
@@ -103,23 +107,28 @@ class Mutant:
 
 
 def _from_mistake(mistake: Mistake) -> Mutant:
-    return Mutant(mistake.id, mistake.says, FUNCTIONS[mistake.form], staged_kernel(mistake), mistake.needs, mistake.families,
+    function = "block_local_attention_with_lse" if mistake in LOCAL else FUNCTIONS[mistake.form]
+    return Mutant(mistake.id, mistake.says, function, staged_kernel(mistake), mistake.needs, mistake.families,
                   mistake.issues, mistake.random)  # fmt: skip
 
 
-MUTANTS: tuple[Mutant, ...] = tuple(_from_mistake(mistake) for mistake in CATALOGUE) + tuple(
+MUTANTS: tuple[Mutant, ...] = tuple(_from_mistake(mistake) for mistake in CATALOGUE if mistake not in CORNERS) + tuple(
     Mutant(m.id, m.says, "merge_states", m.merge, issues=m.issues) for m in MERGES
 )
+# shown by `refattn.oracle.corner_cases` and not by `default_suite`
+CORNER_MUTANTS: tuple[Mutant, ...] = tuple(map(_from_mistake, CORNERS))
 
 
-def mutants(function: str | None = None) -> tuple[Mutant, ...]:
+def mutants(function: str | None = None, corners: bool = False) -> tuple[Mutant, ...]:
     """All mutants, or those of one function.
 
     Parameters
     ----------
     function : str, optional
         "attention_with_lse", "packed_attention_with_lse", "paged_attention_with_lse",
-        "latent_attention_with_lse", "rotary_attention_with_lse" or "merge_states".
+        "latent_attention_with_lse", "rotary_attention_with_lse", "block_local_attention_with_lse" or "merge_states".
+    corners : bool
+        With those that only the calls of `refattn.oracle.corner_cases` show, some only at level "full".
 
     Raises
     ------
@@ -134,11 +143,12 @@ def mutants(function: str | None = None) -> tuple[Mutant, ...]:
     >>> mutants("merge_states")[0].description
     'states are averaged without their lse weights'
     """
+    chosen = MUTANTS + CORNER_MUTANTS if corners else MUTANTS
     if function is None:
-        return MUTANTS
+        return chosen
     if function not in FUNCTIONS.values():
         raise ValueError(f"function must be one of {', '.join(FUNCTIONS.values())}; got function={function!r}.")
-    return tuple(mutant for mutant in MUTANTS if mutant.function == function)
+    return tuple(mutant for mutant in chosen if mutant.function == function)
 
 
 def correct_kernel(function: str = "attention_with_lse") -> Callable:

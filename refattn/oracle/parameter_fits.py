@@ -16,7 +16,7 @@ SEARCH_WORK = 2**16
 
 def fitted_hypotheses(evidence: Evidence) -> list[Fit]:
     """The best fit of each hypothesis that has a free number."""
-    found = [_factor(evidence), _factor_per_key_head(evidence), _scale(evidence)]
+    found = [_factor(evidence), _factor_per_key_head(evidence), _scale(evidence), _scale_per_key_head(evidence)]
     if evidence.lse is not None:
         found.append(_lse_constant(evidence))
     return [fit for fit in found if fit is not None]
@@ -54,6 +54,38 @@ def _scale(evidence) -> Fit | None:
     dims = {part for p in parts for part in (p.head_dim, p.v_head_dim)}
     names = {f"1/sqrt({n})": n**-0.5 for n in sorted({*dims, *range(1, 1025)}) if n not in ()}
     return evidence.fit(hypothesis(x, _known_number(scale * math.exp(x), names)))
+
+
+def _scale_per_key_head(evidence) -> Fit | None:
+    """A key scale (fp8 descale) that is forgotten or taken from another head."""
+    parts = dense_parts(evidence.checked)
+    if len(parts) != 1 or parts[0].num_kv_heads < 2 or not parts[0].scale:
+        return None
+    part, sample = parts[0], choose_samples(evidence.checked, SEARCH_WORK)[0]
+    ratios = np.ones(part.num_kv_heads)
+    for kv_head in np.unique(sample.heads // part.group_size):
+        own = replace(sample, heads=sample.heads[sample.heads // part.group_size == kv_head])
+        small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, [own])
+
+        def left(log_ratio, small=small):
+            fit = small.fit(Hypothesis((_keys_times(math.exp(log_ratio)),)))
+            return fit.residual + 1e6 * fit.mismatched
+
+        grid = np.linspace(-4, 4, 33)
+        best = int(np.argmin([left(x) for x in grid]))
+        ratios[kv_head] = math.exp(_golden(left, grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], steps=30))
+    if np.ptp(ratios) < 1e-3 * ratios.max():
+        return None
+    words = ", ".join(f"{ratio:.4g}" for ratio in ratios[:8])
+    mistake = replace(_keys_times(ratios), id="scale_per_key_head", says=f"the scores of each key head are off by a factor of its own ({words}): a key scale per head",
+                      issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
+    return evidence.fit(Hypothesis((mistake,)))
+
+
+def _keys_times(ratios) -> Mistake:
+    """Keys multiplied by one number, or by one for each key head."""
+    ratios = np.atleast_1d(np.asarray(ratios, np.float64))
+    return Mistake("scale_of_keys", "", prepare=lambda p: replace(p, key=p.key * ratios.repeat(p.num_kv_heads // len(ratios))[:, None, None]))
 
 
 def _golden(function, low, high, steps=40):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.interop import as_float_array
+from refattn.oracle.block_local import BlockLocal, block_local_suite
 from refattn.oracle.forms import form_name, output_shape
 from refattn.oracle.hypotheses import Evidence, Hypothesis, checked_call, choose_samples
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
@@ -105,6 +106,10 @@ def _alike(evidence, first, second):
 
 def probes(checked) -> Iterator[Probe]:
     """Calls of the same form, nearest to the caller's first."""
+    if isinstance(checked, BlockLocal):
+        for inputs in block_local_suite(checked.query.dtype):
+            yield Probe(f"on {inputs.name!r} of refattn.oracle.block_local.block_local_suite()", inputs)
+        return
     if form_name(checked) == "attention" and isinstance(checked, Problem) and len(checked.batch_shape) <= 1:
         yield from _dense_probes(checked)
         return

@@ -1,13 +1,30 @@
 """Mutants: the unbroken kernel is right, every mutant is wrong somewhere, and says so in words."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from refattn.oracle.mistakes.catalogue import CATALOGUE
-from refattn.oracle.mutants import MUTANTS, correct_kernel, mutants
-from refattn.oracle.suites import default_suite, reference
+import refattn
 
-SUITE = default_suite(np.float64)
+from refattn.oracle.block_local import block_local_suite
+from refattn.oracle.corner_cases import corner_cases
+from refattn.oracle.mistakes.catalogue import CATALOGUE
+from refattn.oracle.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
+from refattn.oracle.verdict import check
+from refattn.oracle.suites import default_suite
+from refattn.oracle.suites import reference as suite_reference
+
+CORNERS = list(corner_cases(np.float64, level="full"))
+SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]
+
+
+def reference(inputs):
+    if inputs.function == "block_local_attention_with_lse":
+        return inputs.call(refattn.block_local_attention_with_lse)
+    return suite_reference(inputs)
+
+
+ALL = mutants(corners=True)
 RIGHT = {inputs.name + str(inputs.arrays[0].shape): reference(inputs) for inputs in SUITE}
 
 
@@ -28,7 +45,7 @@ def test_unbroken_kernel_is_right(inputs):
     assert largest_difference(lse, want_lse) < 1e-11
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.id)
 def test_every_mutant_shows_on_the_suite(mutant):
     for inputs in SUITE:
         if inputs.function == mutant.function:
@@ -40,8 +57,30 @@ def test_every_mutant_shows_on_the_suite(mutant):
 
 def test_there_are_enough_and_they_have_names():
     assert len(MUTANTS) >= 60
-    assert len({mutant.id for mutant in MUTANTS}) == len(MUTANTS)
-    assert all(len(mutant.description) > 10 and not mutant.description.endswith(".") for mutant in MUTANTS)
+    assert len({mutant.id for mutant in ALL}) == len(ALL)
+    assert all(len(mutant.description) > 10 and not mutant.description.endswith(".") for mutant in ALL)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mutant", CORNER_MUTANTS, ids=lambda mutant: mutant.id)
+def test_corner_cases_catch_their_mutants(mutant, dtype):
+    """`check` rejects each on a corner case, and accepts the unbroken kernel on all of them."""
+    caught = []
+    for inputs in corner_cases(getattr(ml_dtypes, dtype, None) or np.dtype(dtype), level="full"):
+        output, lse = inputs.call(mutant)
+        caught.append(check(output, *inputs.arrays, lse=lse, **inputs.options).wrong)
+    assert any(caught)
+
+
+@pytest.mark.parametrize("mutant", mutants("block_local_attention_with_lse"), ids=lambda mutant: mutant.id)
+def test_check_catches_block_local_mutants(mutant):
+    caught = []
+    for inputs in block_local_suite(np.float32, seed=4):
+        output, lse = inputs.call(mutant)
+        caught.append(check(output, *inputs.arrays, lse=lse, function="block_local_attention", **inputs.options).wrong)
+        right = inputs.call(correct_kernel(inputs.function))
+        assert check(right[0], *inputs.arrays, lse=right[1], function="block_local_attention", **inputs.options).passed
+    assert any(caught)
 
 
 def test_mutants_of_one_function():

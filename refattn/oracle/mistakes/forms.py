@@ -172,6 +172,26 @@ def _key_weights_of_first_head(p):
     return np.broadcast_to(p.w_uk[:1], p.w_uk.shape)
 
 
+def _mscale_squared(p):
+    """What the given scale has besides 1/sqrt(nope + rope)."""
+    return p.scale * (p.q_nope.shape[-1] + p.q_rope.shape[-1]) ** 0.5
+
+
+def _cached_row(p, change):
+    """The rows [latent, rope] of the cache rearranged, and read as [latent, rope]."""
+    rank = p.kv_latent.shape[-1]
+    row = change(np.concatenate([p.kv_latent, p.k_rope], axis=-1), rank)
+    return replace(p, kv_latent=row[..., :rank], k_rope=row[..., rank:])
+
+
+def _values_of_last_dims(p):
+    """The values are the last kv_lora_rank dims of a cache row [latent, rope], and not the first."""
+    rank, width = p.kv_latent.shape[-1], p.k_rope.shape[-1]
+    row = np.concatenate([p.kv_latent, p.k_rope], axis=-1).astype(np.float64)
+    values = row[..., width : width + rank][..., None, :, :] @ np.swapaxes(np.asarray(p.w_uv, np.float64), -1, -2)
+    return replace(latent_dense(p), value=values)
+
+
 def _reshaped(array):
     """(H, N, C) read from a buffer laid out (N, H, C)."""
     h, n, c = array.shape
@@ -244,6 +264,12 @@ FORMS = (
             issues=("modular/modular #5647", "hw-native-sys/pypto-lib #244")),
     Mistake("mla_rope_first_in_key", "the key is [rope, nope], the query [nope, rope]", "", form="latent", change_form=_rope_first_in_key,
             issues=("DeepSeek-V3.2 indexer order",)),
+    Mistake("mla_mscale_on_rope_twice", "mscale squared is in the scale and once more on the rotary part", "divide the rotary query by mscale squared", ("own mla scale",),
+            form="latent", change_form=_latent(q_rope=lambda p: p.q_rope.astype(np.float64) * _mscale_squared(p)), issues=("kekzl/imp #880",)),
+    Mistake("mla_latent_and_rope_swapped", "rows of the cache are [rope, latent] where [latent, rope] is read", "", form="latent",
+            change_form=_Changed(lambda p: _cached_row(p, lambda row, rank: np.roll(row, row.shape[-1] - rank, axis=-1))),
+            issues=("FlashInfer 576 = ckv | kpe",)),
+    Mistake("mla_values_of_last_dims", "the values are the last kv_lora_rank dims of the cache row, not the first", "", form="latent", change_form=_values_of_last_dims),
     Mistake("mla_key_weights_of_first_head", "every head uses w_uk of head 0", "", form="latent", change_form=_latent(w_uk=_key_weights_of_first_head)),
     Mistake("mla_value_weights_of_first_head", "every head uses w_uv of head 0", "", form="latent", change_form=_latent(w_uv=lambda p: np.broadcast_to(p.w_uv[:1], p.w_uv.shape))),
     Mistake("mla_value_weights_sliced_wrong", "w_uv is read as (v_head_dim, heads, rank)", "", form="latent", change_form=_latent(w_uv=lambda p: _reshaped(p.w_uv)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refattn.oracle.block_local import BlockLocal
 from refattn.oracle.staged import CORRECT, Arithmetic, Stages
 from refattn.problem import Problem
 
@@ -80,6 +81,14 @@ def _some(array) -> bool:
     return bool(np.any(array))
 
 
+def _hides(bias) -> bool:
+    """Whether a bias holds -inf; looks at each stored number once."""
+    if bias is None or not bias.size:
+        return False
+    stored = bias[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in bias.strides)]
+    return bool(np.min(stored) == -np.inf)
+
+
 def _squeezed(kv_heads: int, heads: int) -> bool:
     return 1 < kv_heads < heads
 
@@ -104,7 +113,8 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "alibi": lambda p: p.alibi_slopes is not None,
     "sinks": lambda p: p.sinks is not None,
     "dropout": lambda p: p.dropout_mask is not None,
-    "hidden": lambda p: p.left is not None or p.right is not None or p.mask is not None or _some(np.asarray(p.kv_lengths) < p.kv_len),
+    "hidden": lambda p: isinstance(p, BlockLocal) or p.left is not None or p.right is not None or p.mask is not None
+    or _some(np.asarray(p.kv_lengths) < p.kv_len) or _hides(p.bias),
     "grouped": lambda p: p.num_heads > p.num_kv_heads,
     "several kv heads": lambda p: p.num_kv_heads > 1,
     "true groups": lambda p: _squeezed(p.num_kv_heads, p.num_heads),
@@ -118,6 +128,18 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "own mla scale": lambda p: not np.isclose(p.scale, (p.q_nope.shape[-1] + p.q_rope.shape[-1]) ** -0.5),
     "keys": lambda p: p.kv_len > 1,
     "rows": lambda p: p.q_len > 1,
+    "several blocks": lambda p: isinstance(p, BlockLocal) and p.block_size < p.q_len,
+    "short last block": lambda p: isinstance(p, BlockLocal) and bool(p.q_len % p.block_size),
+    "negative scale": lambda p: p.scale < 0,
+    "zero scale": lambda p: p.scale == 0,
+    "left of zero": lambda p: p.left == 0,
+    "offsets differ": lambda p: _some(np.diff(np.ravel(p.q_offset))),
+    "slopes of sequences differ": lambda p: p.alibi_slopes is not None and p.alibi_slopes.ndim == 2 and _some(np.diff(p.alibi_slopes, axis=0)),
+    "bias hides": lambda p: _hides(p.bias),
+    "past 64 rows": lambda p: p.q_len > 64,
+    "past 16 heads": lambda p: p.num_heads > 16,
+    "past 2048 keys": lambda p: p.kv_len > 2048,
+    "past 128 dims": lambda p: p.head_dim > 128,
     "slopes differ": lambda p: p.alibi_slopes is not None and _some(np.diff(p.alibi_slopes)),
 }
 
@@ -136,7 +158,7 @@ def stages_of(*mistakes: Mistake, tile: int = 64) -> Stages | None:
                 problem = mistake.prepare(problem)
             if mistake.prepare_tile is not None and mistake.applies(problem):
                 problem = mistake.prepare_tile(problem, tile)
-        return problem
+        return problem.drawn() if isinstance(problem, BlockLocal) else problem
 
     def deliver(problem, output, lse):
         for mistake in mistakes:

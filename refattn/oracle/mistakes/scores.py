@@ -29,6 +29,14 @@ def _one_exponent_off(problem):
     return slopes * ratio[..., None]
 
 
+def _published_slopes(p):
+    """Those of the paper (Press et al. 2022, section 3): a geometric sequence for a power of two, odd members of the next one for the rest."""
+    heads = p.num_heads
+    below = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / below) for i in range(below)] + [2.0 ** (-4.0 * (2 * i + 1) / below) for i in range(heads - below)]
+    return replace(p, alibi_slopes=np.broadcast_to(np.array(slopes), np.shape(p.alibi_slopes)))
+
+
 def _distance(measure):
     """ALiBi with another distance: measure(position, key, row) in keys, which is subtracted times the slope."""
 
@@ -137,6 +145,8 @@ SCORES = (
     Mistake("alibi_before_scale", "ALiBi is added before the scale", "alibi_slopes=alibi_slopes * scale", ("alibi",), stages={"position_bias": _alibi_before_scale}),
     Mistake("alibi_exponent_off", "the ALiBi slopes start one exponent late", "alibi_slopes * (alibi_slopes[1] / alibi_slopes[0])", ("slopes differ",),
             _slopes(_one_exponent_off), issues=("paiml/aprender #2143", "ml-explore/mlx #343")),
+    Mistake("alibi_slopes_published", "the kernel uses the slopes of the ALiBi paper, not those it is given", "alibi_slopes of the paper", ("alibi",), _published_slopes,
+            issues=("ml-explore/mlx #343",)),
     Mistake("alibi_heads_reversed", "the ALiBi slopes are in reverse head order", "alibi_slopes[::-1]", ("slopes differ",), _slopes(lambda p: p.alibi_slopes[..., ::-1])),
     Mistake("alibi_of_first_head", "every head uses the ALiBi slope of head 0", "", ("slopes differ",), _slopes(lambda p: _first(p.alibi_slopes, -1))),
     Mistake("bias_dropped", "the bias is ignored", "bias=None", ("bias",), lambda p: replace(p, bias=None)),
