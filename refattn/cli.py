@@ -15,6 +15,7 @@ SUBCOMMANDS = {  # each a module of refattn.commands; an example, and what it do
     "kv": ("refattn kv --model llama3-8b", "size of the key/value cache of a model"),
     "doctor": ("refattn doctor", "what this machine offers the compiled kernels"),
 }
+EXIT_CODES = "exit codes: 0 all is well, 1 a check found something wrong, 2 bad usage or an unusable file, 130 interrupted, 141 broken pipe"
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 
@@ -70,7 +71,7 @@ def make_parser(argv):
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="The attention reference that kernel authors trust: exact MHA, MQA, GQA and MLA, and an oracle around it.",
-        epilog="examples:\n" + "\n".join(f"  {example.ljust(width)}  {what}" for example, what in SUBCOMMANDS.values()),
+        epilog="\n".join(["examples:", *(f"  {example.ljust(width)}  {what}" for example, what in SUBCOMMANDS.values()), "", EXIT_CODES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"refattn {__version__}")

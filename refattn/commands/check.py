@@ -20,7 +20,8 @@ def add_parser(subparsers):
         epilog="exit code: 0 every result is right, 1 one is not, 2 a file cannot be used",
     )
     add_result_arguments(parser)
-    parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; default: the one of the case")
+    parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; "
+                        "default: the one of the case")  # fmt: skip
     parser.add_argument("--stored", action="store_true", help="use the bounds in the file only, as a test in another language does; computes nothing")
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     parser.set_defaults(run=run)
@@ -42,6 +43,7 @@ def run(args):
             plain.append({"name": pair.name, "status": status, "text": text, **facts})
             if not args.json:
                 print(f"{pair.name}: {text}" if status == "pass" else f"{pair.name}\n{text}")
+        _print_summary(rows, plain, args)
         if args.junit:
             write_junit(args.junit, "refattn check", rows)
     except BrokenPipeError:
@@ -50,11 +52,14 @@ def run(args):
         print(f"refattn check: {error}", file=sys.stderr)
         return 2
     statuses = {row[1] for row in rows}
+    return 2 if "error" in statuses or not rows else 1 if "fail" in statuses else 0
+
+
+def _print_summary(rows, plain, args):
     if args.json:
-        print(json.dumps({"passed": statuses == {"pass"}, "cases": plain}, indent=2, allow_nan=False))
+        print(json.dumps({"passed": {row[1] for row in rows} == {"pass"}, "cases": plain}, indent=2, allow_nan=False))
     elif len(rows) > 1:
         print(f"{sum(row[1] == 'pass' for row in rows)} of {len(rows)} results are right.")
-    return 2 if "error" in statuses or not rows else 1 if "fail" in statuses else 0
 
 
 def _spec(words):
@@ -89,4 +94,5 @@ def _by_stored_bounds(case, output, lse):
     if good.all():
         return "pass", f"all {good.size} elements within the stored bounds", {}
     at = tuple(int(i) for i in np.argwhere(~good)[0])
-    return "fail", f"{np.count_nonzero(~good)} of {good.size} elements beyond the stored bounds, the first at {at}", {"beyond": int(np.count_nonzero(~good))}
+    beyond = int(np.count_nonzero(~good))
+    return "fail", f"{beyond} of {good.size} elements beyond the stored bounds, the first at {at}", {"beyond": beyond}

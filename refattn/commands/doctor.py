@@ -59,7 +59,8 @@ def cpu_text(facts):
     text = f"{cpu['name']} ({cpu['architecture']})"
     if kernels.get("problem"):
         return text
-    return f"{text}\nkernels compiled for {kernels['compiled_for']}: {kernels['vector_bits']}-bit vectors; {' '.join(kernels['features']) or 'no extensions'}"
+    extensions = " ".join(kernels["features"]) or "no extensions"
+    return f"{text}\nkernels compiled for {kernels['compiled_for']}: {kernels['vector_bits']}-bit vectors; {extensions}"
 
 
 def threads_text(threads):

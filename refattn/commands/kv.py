@@ -17,6 +17,12 @@ DIMENSIONS = {  # command-line option -> field of AttentionShape
     "v_head_dim": "v_head_dim", "kv_lora_rank": "kv_lora_rank", "nope_dim": "qk_nope_head_dim",
     "rope_dim": "qk_rope_head_dim", "window": "window", "window_layers": "window_layers",
 }
+HELP = {
+    "layers": "layers with a cache (default 1)", "heads": "query heads", "kv_heads": "key/value heads", "head_dim": "size of a key",
+    "v_head_dim": "size of a value (default: that of a key)", "kv_lora_rank": "width of the latent: the model has latent attention",
+    "nope_dim": "latent attention: part of a key without rotation", "rope_dim": "latent attention: rotary part of a key",
+    "window": "tokens that layers with a window keep", "window_layers": "how many layers have one (default: all)",
+}
 _DTYPE_ALIASES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp8": "float8"}
 
 
@@ -25,11 +31,11 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "kv", help="size of a model's key/value cache",
         description="Size of a key/value cache, per token and at a context length, next to the other kinds of attention.",
-        epilog="example: refattn kv --model llama3-8b --context 8192 --batch 1 --dtype bfloat16")
+        epilog="example: refattn kv --model llama3-8b --context 8192 --batch 1 --dtype bfloat16; exit code: 0 done, 2 bad usage")
     parser.add_argument("--model", help="a model of the table, in any case and punctuation")
     parser.add_argument("--list", action="store_true", help="all models of the table")
     for option in DIMENSIONS:
-        parser.add_argument("--" + option.replace("_", "-"), type=int, metavar="N")
+        parser.add_argument("--" + option.replace("_", "-"), type=int, metavar="N", help=HELP[option])
     parser.add_argument("--context", type=int, default=8192, metavar="TOKENS", help="tokens per sequence (default 8192)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default 1)")
     parser.add_argument("--dtype", default="bfloat16", help="of the cache: " + ", ".join(DTYPE_BITS) + " (default bfloat16)")

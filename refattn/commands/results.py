@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from refattn.oracle.npz_file import read_npy
-from refattn.oracle.untrusted import LARGEST, VectorError, as_dtype, open_regular
+from refattn.oracle.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
 from refattn.oracle.vector_io import ENDINGS, read_arrays
 from refattn.oracle.vectors import MANIFEST, VectorCase, load_case, read_pack
 
@@ -53,7 +53,8 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
     for entry in read_pack(case_path):
         found = [path for ending in RESULT_ENDINGS if (path := result_path / f"{entry.name}{ending}").exists()]
         lse = result_path / f"{entry.name}-lse{found[0].suffix}" if found else None
-        yield Pair(entry.name, entry.load, found[0] if found else result_path / f"{entry.name}.npz", lse if lse is not None and lse.exists() else None)
+        result = found[0] if found else result_path / f"{entry.name}.npz"
+        yield Pair(entry.name, entry.load, result, lse if lse is not None and lse.exists() else None)
 
 
 def read_result(path, case) -> tuple[np.ndarray, np.ndarray | None]:
@@ -81,13 +82,15 @@ def read_array(path, shape, format_name) -> np.ndarray:
             return _floating(read_npy(file, size, path.name), format_name)
         count = math.prod(shape)
         dtypes = {8 * count: "<f8", 4 * count: "<f4", 2 * count: "<u2" if format_name == "bfloat16" else "<f2"}
+        if format_name in BITS and BITS[format_name].itemsize == 1:
+            dtypes[count] = "|u1"
         if size not in dtypes:
             raise VectorError(f"{path.name} must hold {count} numbers of 2, 4 or 8 bytes; got {size} bytes.")
         return _floating(np.frombuffer(file.read(size), dtypes[size]).reshape(shape), format_name)
 
 
 def _floating(array, format_name):
-    """Bits of bfloat16 as bfloat16, where the spec writes that."""
-    if format_name == "bfloat16" and array.dtype == np.uint16:
-        return as_dtype(array, "bfloat16")
-    return array
+    """Bits as the format that the spec writes; 8-bit floats in float32."""
+    if array.dtype == BITS.get(format_name):
+        array = as_dtype(array, format_name)
+    return array.astype(np.float32) if array.itemsize == 1 and array.dtype.name in BITS else array

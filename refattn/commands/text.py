@@ -3,8 +3,9 @@
 
 def aligned(table, left=2):
     """Lines of a table: the first `left` columns to the left, the others to the right. Cells beyond those of the first row follow as they are."""
-    columns = range(len(table[0]))
-    widths = [max(len(row[i]) for row in table) for i in columns]
-    return [
-        "  ".join([*(row[i].ljust(widths[i]) if i < left else row[i].rjust(widths[i]) for i in columns), *row[len(widths) :]]).rstrip() for row in table
-    ]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [row[i].ljust(width) if i < left else row[i].rjust(width) for i, width in enumerate(widths)]
+        lines.append("  ".join([*cells, *row[len(widths) :]]).rstrip())
+    return lines

@@ -9,11 +9,15 @@ import zipfile
 
 import numpy as np
 
-from refattn.oracle.untrusted import DTYPES, LARGEST_TEXT, MOST_ARRAYS, TEXT, VectorError, as_array_of, as_stored, exactly, require_bytes, size_of, valid_name
+from refattn.oracle.untrusted import (
+    BITS, DTYPES, LARGEST_TEXT, MOST_ARRAYS, TEXT, VectorError, as_array_of, as_stored, exactly, require_bytes, size_of, valid_name,
+)  # fmt: skip
 
 NPY_HEADER = re.compile(
-    rb"\s*\{\s*'descr'\s*:\s*'([<>|=]?[a-zA-Z]\d{0,2})'\s*,\s*'fortran_order'\s*:\s*(True|False)\s*,\s*'shape'\s*:\s*\(([0-9, ]{0,400})\)\s*,?\s*\}\s*"
+    rb"\s*\{\s*'descr'\s*:\s*'([<>|=]?[a-zA-Z]\d{0,2})'\s*,\s*'fortran_order'\s*:\s*(True|False)\s*,"
+    rb"\s*'shape'\s*:\s*\(([0-9, ]{0,400})\)\s*,?\s*\}\s*"
 )
+FOREIGN = {"V2": "bfloat16", "f1": "float8_e5m2", "V1": "uint8"}  # how NumPy stores dtypes of ml_dtypes; V1 does not say which, so bytes
 LARGEST_RATIO = 200  # of a compressed member; beyond LARGE bytes more is a bomb, not data
 LARGE = 2**24
 
@@ -75,7 +79,8 @@ def _check_member(member, seen, label):
     if member.flag_bits & 0x1:
         raise VectorError(f"{label}: {name} must not be encrypted.")
     if member.file_size > max(LARGE, LARGEST_RATIO * member.compress_size):
-        raise VectorError(f"{label}: {name} must unpack to at most {LARGEST_RATIO} times its size; got {member.compress_size} bytes for {member.file_size}.")
+        sizes = f"{member.compress_size} bytes for {member.file_size}"
+        raise VectorError(f"{label}: {name} must unpack to at most {LARGEST_RATIO} times its size; got {sizes}.")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise VectorError(f"{label}: {name} must be stored or deflated; got method {member.compress_type}.")
 
@@ -112,11 +117,11 @@ def read_npy(stream, file_size, label):
 
 
 def _described(descr, label):
-    """(dtype name, big-endian) of an npy descr; a two-byte void is how NumPy stores bfloat16."""
+    """(dtype name, big-endian) of an npy descr."""
     order, code = (descr[0], descr[1:]) if descr[0] in "<>|=" else ("<", descr)
     for name, ours in DTYPES.items():
-        if name != "bfloat16" and ours[1:] == code:
+        if name not in BITS and ours[1:] == code:
             return name, order == ">" and np.dtype(ours).itemsize > 1
-    if code == "V2":
-        return "bfloat16", False
+    if code in FOREIGN:
+        return FOREIGN[code], False
     raise VectorError(f"{label} must hold numbers of {', '.join(DTYPES)}; got descr {descr!r}.")

@@ -10,10 +10,11 @@ import numpy as np
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.suites import latent_inputs, packed_inputs, paged_inputs
-from refattn.oracle.vectors import VectorCase, make_case
+from refattn.oracle.vectors import VectorCase, make_case, quantised
 
 SMALL = Sizes(batch=2, num_heads=6, num_kv_heads=2, q_len=5, kv_len=37, head_dim=16, v_head_dim=12)
 LARGEST_WORK = 4 * 10**9  # multiplications of a case that is computed again
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 SINKS = {6: np.linspace(-1.0, 2.0, 6), 4: np.linspace(-1.0, 2.0, 4)}
 
 
@@ -48,7 +49,8 @@ def _paged(dtype, seed):
 def _block_local(dtype, seed):
     for names in ((), ("causal",), ("softcap",)):
         inputs = attention_inputs("normal", names, sizes=replace(SMALL, q_len=29, kv_len=29), dtype=dtype, seed=seed)
-        yield replace(inputs, name=f"block local {' '.join(names)}", function="block_local_attention_with_lse", options={"block_size": 8, **inputs.options})
+        options = {"block_size": 8, **inputs.options}
+        yield replace(inputs, name=f"block local {' '.join(names)}", function="block_local_attention_with_lse", options=options)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class PackRecipe:
 
 
 _PLAIN = (("normal",), ("normal", "causal"), ("wide", "softcap"), ("normal", "mask"), ("normal", "bias"))
-_OPTIONS = (*_PLAIN, ("wide", "softcap", "bias", "alibi"), ("normal", "left window", "causal"), ("normal", "two-sided window"), ("normal", "alibi", "causal"), ("normal", "sinks"),
-            ("normal", "lengths", "causal"), ("normal", "own offset", "causal"), ("normal", "own scale"), ("normal", "dropout"))  # fmt: skip
+_OPTIONS = (*_PLAIN, ("wide", "softcap", "bias", "alibi"), ("normal", "left window", "causal"), ("normal", "two-sided window"),
+            ("normal", "alibi", "causal"), ("normal", "sinks"), ("normal", "lengths", "causal"), ("normal", "own offset", "causal"),
+            ("normal", "own scale"), ("normal", "dropout"))  # fmt: skip
 _DECODE = (("normal",), ("normal", "lengths", "causal"), ("normal", "left window", "causal"), ("normal", "sinks"), ("early sink",))
 _HOSTILE = tuple(
     (family,)
@@ -107,7 +110,8 @@ def make_cases(names: Iterable[str] | None = None, *, dtype="float32", spec=None
     names : iterable of str, optional
         Keys of PACKS; default all.
     dtype : str
-        Of the inputs: float64, float32, float16 or bfloat16.
+        Of the inputs: float64, float32, float16, bfloat16, or float8_e4m3fn and float8_e5m2, whose arrays are stored in 8 bits (bias and
+        sinks stay in float32).
     spec : KernelSpec, str or None
         The arithmetic the bounds are for; default a flash kernel in `dtype`.
     seed : int
@@ -118,10 +122,17 @@ def make_cases(names: Iterable[str] | None = None, *, dtype="float32", spec=None
     'latent_attention'
     """
     chosen = [recipe(name) for name in (PACKS if names is None else names)]
-    kind, spec = numpy_dtype(dtype), kernel_spec(spec, dtype)
+    store = dtype if dtype in EIGHT_BITS else None
+    kind = np.dtype(np.float32) if store else numpy_dtype(dtype)
+    return _cases(chosen, kind, kernel_spec(spec, dtype), seed, store)
+
+
+def _cases(chosen, kind, spec, seed, store):
     for pack in chosen:
         for inputs in pack.inputs(kind, seed):
-            yield make_case(inputs, spec, pack=pack.name, seed=seed)
+            if store is not None:
+                inputs = replace(inputs, arrays=tuple(quantised(array, store) for array in inputs.arrays))
+            yield make_case(inputs, spec, pack=pack.name, seed=seed, store=store)
 
 
 def numpy_dtype(name) -> np.dtype:
@@ -130,10 +141,10 @@ def numpy_dtype(name) -> np.dtype:
         try:
             import ml_dtypes
         except ImportError as error:
-            raise ImportError("dtype bfloat16 must have ml_dtypes installed.") from error
+            raise ImportError("dtype bfloat16 must have ml_dtypes installed; install refattn[lowp].") from error
         return np.dtype(ml_dtypes.bfloat16)
     if name not in ("float64", "float32", "float16"):
-        raise ValueError(f"dtype must be float64, float32, float16 or bfloat16; got dtype={name!r}.")
+        raise ValueError(f"dtype must be one of float64, float32, float16, bfloat16, {', '.join(EIGHT_BITS)}; got dtype={name!r}.")
     return np.dtype(name)
 
 
@@ -193,6 +204,7 @@ def known_spec(words: str | None, dtype="float32") -> KernelSpec:
         return kernel_spec(None, dtype)
     kind, _, form = words.rpartition(" ")
     makers = {"": KernelSpec.flash, "flash": KernelSpec.flash, "eager": KernelSpec.eager, "cpu_kernels": KernelSpec.cpu_kernels}
-    if kind not in makers:
-        raise ValueError(f"spec must be a dtype, or flash, eager or cpu_kernels and a dtype; got spec={words!r}.")
-    return makers[kind](form)
+    try:
+        return makers[kind](form)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"spec must be a dtype, or flash, eager or cpu_kernels and a dtype; got spec={words!r}.") from error

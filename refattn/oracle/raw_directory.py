@@ -29,7 +29,8 @@ def read_raw(path, largest):
         words = line.split(" ")
         if words[0] != "array":
             continue
-        if len(words) < 4 or not words[3].isdigit() or not all(word.isdigit() and len(word) < 16 for word in words[4:]) or len(words) != 4 + int(words[3][:3]):
+        numbers = words[3:]
+        if not numbers or not all(word.isascii() and word.isdigit() and len(word) < 16 for word in numbers) or len(numbers) != 1 + int(numbers[0]):
             raise VectorError(f"{label}: {RAW_HEADER} must describe arrays as 'array NAME DTYPE RANK SIZES'; got {line[:80]!r}.")
         name, dtype, shape = words[1], words[2], tuple(map(int, words[4:]))
         if name in described:

@@ -6,11 +6,13 @@ import json
 import os
 import struct
 
-from refattn.oracle.untrusted import LARGEST_TEXT, MOST_ARRAYS, VectorError, as_array_of, as_stored, dtype_name, exactly, parse_json, require_bytes, size_of
+from refattn.oracle.untrusted import (
+    LARGEST_TEXT, MOST_ARRAYS, VectorError, as_array_of, as_stored, dtype_name, exactly, parse_json, require_bytes, size_of,
+)  # fmt: skip
 
 SAFETENSORS = {
     "BOOL": "bool", "I8": "int8", "U8": "uint8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64", "U64": "uint64",
-    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 
 
@@ -46,7 +48,8 @@ def read_safetensors(file, label, largest):
     require_bytes(size - 8 - length, largest, label)
     for first, last, name, *_ in described:
         if first != end:
-            raise VectorError(f"{label}: arrays must follow one another without gap or overlap; {name} starts at {first}, the one before ends at {end}.")
+            found = f"{name} starts at {first}, the one before ends at {end}"
+            raise VectorError(f"{label}: arrays must follow one another without gap or overlap; {found}.")
         end = last
     if end != size - 8 - length:
         raise VectorError(f"{label} must have {end} bytes after the header; got {size - 8 - length}.")

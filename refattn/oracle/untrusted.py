@@ -20,11 +20,12 @@ TEXT = "case.json"  # the text's name inside npz and raw
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # device names of Windows
-# name -> NumPy dtype of the bytes; bfloat16 and fp8 have no NumPy dtype of their own
+# name -> NumPy dtype of the bytes; those of BITS are no dtypes of NumPy's own, so their bits are stored as integers
 DTYPES = {
     "bool": "|b1", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "uint32": "<u4", "int64": "<i8", "uint64": "<u8",
-    "float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8",
+    "float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2", "float8_e4m3fn": "|u1", "float8_e5m2": "|u1",
 }  # fmt: skip
+BITS = {"bfloat16": np.dtype(np.uint16), "float8_e4m3fn": np.dtype(np.uint8), "float8_e5m2": np.dtype(np.uint8)}
 
 
 class VectorError(ValueError):
@@ -41,29 +42,30 @@ def valid_name(name) -> bool:
 
 
 def dtype_name(array: np.ndarray) -> str:
-    """The name of an array's dtype in this module, "bfloat16" included."""
+    """The name of an array's dtype in this module, those of `ml_dtypes` included."""
     if array.dtype.name not in DTYPES:
         raise VectorError(f"array must have a dtype of {', '.join(DTYPES)}; got {array.dtype.name}.")
     return array.dtype.name
 
 
 def as_stored(array: np.ndarray) -> np.ndarray:
-    """C-contiguous and little-endian; bfloat16 as its bits."""
+    """C-contiguous and little-endian; bfloat16 and 8-bit floats as their bits."""
     name = dtype_name(array)
     array = np.asarray(array, order="C")
-    return array.view(np.uint16).astype("<u2") if name == "bfloat16" else array.astype(DTYPES[name], copy=False)
+    return (array.view(BITS[name]) if name in BITS else array).astype(DTYPES[name], copy=False)
 
 
 def as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
-    """Stored bytes as an array of the named dtype; bfloat16 becomes float32 where `ml_dtypes` is missing."""
-    if name != "bfloat16":
+    """Stored bits as an array of the named dtype; where `ml_dtypes` is missing, bfloat16 becomes float32 and 8-bit floats are refused."""
+    if name not in BITS:
         return stored
     try:
         import ml_dtypes
-
-        return stored.view(ml_dtypes.bfloat16)
-    except ImportError:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+    except ImportError as error:
+        if name == "bfloat16":
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        raise ImportError(f"{name} arrays must have ml_dtypes to be read; install refattn[lowp].") from error
+    return stored.view(getattr(ml_dtypes, name))
 
 
 def open_regular(path):
@@ -103,8 +105,12 @@ def parse_json(text: str, label: str):
             raise VectorError(f"{label} must hold 64-bit integers; got one of {len(digits)} digits.")
         return int(digits)
 
+    def real(digits):
+        number = float(digits)
+        return number if math.isfinite(number) else refuse(digits[:40])
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer, parse_float=real)
     except (json.JSONDecodeError, RecursionError) as error:
         raise VectorError(f"{label} must be JSON: {str(error)[:200]}") from error
 

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,12 @@ import numpy as np
 import refattn
 from refattn.oracle.bounds import error_bound
 from refattn.oracle.callables import OPTIONS, STRUCTURE
+from refattn.oracle.formats import number_format
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.spec import KernelSpec, kernel_spec
-from refattn.oracle.untrusted import LARGEST, VectorError, as_dtype, as_stored, dtype_name, open_regular, parse_json, read_text_file, valid_name
+from refattn.oracle.untrusted import (
+    BITS, LARGEST, VectorError, as_dtype, as_stored, dtype_name, open_regular, parse_json, read_text_file, valid_name,
+)  # fmt: skip
 from refattn.oracle.vector_io import ENDINGS, read_arrays, write_arrays
 
 FORMAT = "refattn case", 1
@@ -52,7 +55,7 @@ class VectorCase:
     ----------
     name, pack, function : str
     arrays : tuple of ndarray
-        Positional arguments of the function.
+        Positional arguments of the function; 8-bit floats as float32.
     options : dict
     spec : KernelSpec
     scale : float
@@ -62,6 +65,8 @@ class VectorCase:
         Statistical.
     output_hard_bound, lse_hard_bound : ndarray, float64
     seed : int
+    stored : dict of str to str
+        Argument -> 8-bit format it has in the file.
     """
 
     name: str
@@ -78,6 +83,7 @@ class VectorCase:
     output_hard_bound: np.ndarray
     lse_hard_bound: np.ndarray
     seed: int = 0
+    stored: dict[str, str] = field(default_factory=dict)
 
     def check(self, output, lse=None, spec=None):
         """The `Report` on a kernel's result, by `refattn.oracle.check`."""
@@ -115,7 +121,7 @@ def work(function, arrays, options) -> int:
     return math.prod(query.shape[:-1]) * keys * max(width, 1)
 
 
-def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0) -> VectorCase:
+def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=None) -> VectorCase:
     """Result and bounds of a call.
 
     Parameters
@@ -127,6 +133,8 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0) -> Vect
     pack : str
     seed : int
         Written into the manifest.
+    store : {"float8_e4m3fn", "float8_e5m2"}, optional
+        Format of the arguments in the file; they must hold numbers of it (`quantised` makes them so). Needs `ml_dtypes`.
 
     Examples
     --------
@@ -146,7 +154,20 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0) -> Vect
     bounds = bound.output_tight, bound.lse_tight, bound.output_hard, bound.lse_hard
     name = "-".join(part for part in "".join(c if c.isalnum() else " " for c in inputs.name).split())
     scale = _scale(function, inputs.arrays, options)
-    return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, scale, bound.output, bound.lse, *bounds, seed)
+    stored = {} if store is None else dict.fromkeys(STRUCTURE[function][0], store)
+    return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, scale, bound.output, bound.lse, *bounds, seed, stored)
+
+
+def quantised(array, name) -> np.ndarray:
+    """Rounded to an 8-bit format, saturating as kernels convert, and back in float32. Needs `ml_dtypes`.
+
+    >>> quantised(np.array([1.1, -1e9]), "float8_e4m3fn").tolist()
+    [1.125, -448.0]
+    """
+    form = as_dtype(np.zeros(0, np.uint8), name).dtype
+    array = np.asarray(array, np.float32)
+    largest = np.float32(number_format(name, "store").largest)
+    return np.where(np.isfinite(array), np.clip(array, -largest, largest), array).astype(form).astype(np.float32)
 
 
 def _scale(function, arrays, options):
@@ -160,7 +181,7 @@ def _scale(function, arrays, options):
 def save_case(case: VectorCase, path, container=None) -> str:
     """Write a case; returns the sha256 of its manifest. The container is npz or safetensors by the ending of `path`, or "raw"."""
     names, _ = STRUCTURE[case.function]
-    arrays = dict(zip(names, case.arrays, strict=True))
+    arrays = {name: _narrow(array, case.stored.get(name), name) for name, array in zip(names, case.arrays, strict=True)}
     options = {}
     for name, value in case.options.items():
         if isinstance(value, np.ndarray):
@@ -180,6 +201,16 @@ def save_case(case: VectorCase, path, container=None) -> str:
     text = json.dumps(manifest, indent=1, allow_nan=False)
     write_arrays(path, arrays, text, container, _raw_lines(case, options))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _narrow(array, form, name):
+    """An argument as the file holds it."""
+    if form is None:
+        return array
+    bits = array.astype(as_dtype(np.zeros(0, np.uint8), form).dtype)
+    if not np.array_equal(bits.astype(array.dtype), array, equal_nan=True):
+        raise ValueError(f"{name} must hold numbers of {form} only. Use refattn.oracle.vectors.quantised.")
+    return bits
 
 
 def _raw_lines(case, options):
@@ -221,10 +252,11 @@ def load_case(path, *, largest=LARGEST) -> VectorCase:
     expected = [np.asarray(arrays[name], np.float64) for name in EXPECTED]
     _check_shapes(expected, label)
     options = {name: _option(name, value, arrays, label) for name, value in manifest["options"].items()}
-    own = tuple(arrays[name] for name in manifest["arguments"])
+    stored = {name: arrays[name].dtype.name for name in manifest["arguments"] if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1}
+    own = tuple(arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"])
     return VectorCase(
         manifest["name"], str(manifest.get("pack", "")), manifest["function"], own, options, spec, float(manifest["scale"]), *expected,
-        seed=int(manifest.get("seed", 0)),
+        seed=int(manifest.get("seed", 0)), stored=stored,
     )  # fmt: skip
 
 
@@ -238,7 +270,8 @@ def _checked_manifest(text, label):
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
             raise VectorError(f"{label}: the manifest must have a {name}.")
     if (manifest["format"], manifest["version"]) != FORMAT:
-        raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {manifest['format'][:40]!r} of version {manifest['version']}.")
+        found = f"{manifest['format'][:40]!r} of version {manifest['version']}"
+        raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {found}.")
     if not valid_name(manifest["name"]):
         raise VectorError(f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got {manifest['name'][:60]!r}.")
     if manifest["function"] not in STRUCTURE:
@@ -258,12 +291,13 @@ def _checked_array(name, array, described, label):
     entry = described.get(name)
     if not isinstance(entry, dict):
         raise VectorError(f"{label}: the manifest must describe {name}.")
-    if entry.get("dtype") == "bfloat16" and array.dtype in (np.uint16, np.int16):
-        array = as_dtype(array.view(np.uint16), "bfloat16")
-    held = entry.get("dtype") == "bfloat16" and array.dtype == np.float32 or array.dtype.name == entry.get("dtype")
-    if not held or list(array.shape) != entry.get("shape"):
-        raise VectorError(f"{label}: {name} must have dtype {entry.get('dtype')} and shape {entry.get('shape')}; got {array.dtype.name} {list(array.shape)}.")
-    stored = (array.view(np.uint32) >> 16).astype("<u2") if entry.get("dtype") == "bfloat16" and array.dtype == np.float32 else as_stored(array)
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    if isinstance(dtype, str) and array.dtype == BITS.get(dtype):
+        array = as_dtype(array, dtype)
+    decoded = dtype == "bfloat16" and array.dtype == np.float32  # ml_dtypes is missing
+    if not (decoded or array.dtype.name == dtype) or list(array.shape) != shape:
+        raise VectorError(f"{label}: {name} must have dtype {dtype} and shape {shape}; got {array.dtype.name} {list(array.shape)}.")
+    stored = (array.view(np.uint32) >> 16).astype("<u2") if decoded else as_stored(array)
     if hashlib.sha256(stored.tobytes()).hexdigest() != entry.get("sha256"):
         raise VectorError(f"{label}: {name} does not have its sha256; the file was changed after it was made.")
     return array
@@ -324,7 +358,8 @@ def write_pack(directory, cases, *, container="npz", description=None) -> Path:
         path = directory / f"{file}{ENDINGS[container]}"
         text_digest = save_case(case, path, container)
         whole = text_digest if container == "raw" else file_digest(path)
-        entries.append({"name": file, "file": path.name, "pack": case.pack, "function": case.function, "options": sorted(case.options), "sha256": whole})
+        entries.append({"name": file, "file": path.name, "pack": case.pack, "function": case.function, "options": sorted(case.options),
+                        "sha256": whole})  # fmt: skip
     manifest = {"format": PACK_FORMAT[0], "version": PACK_FORMAT[1], "container": container, **(description or {}),
                 "made_by": {"refattn": refattn.__version__, "numpy": np.__version__}, "cases": entries}  # fmt: skip
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
@@ -371,6 +406,8 @@ def read_pack(directory) -> Iterator[PackEntry]:
         The manifest is damaged or names files outside the directory.
     """
     directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        raise VectorError(f"{directory} must be a pack: a directory with {MANIFEST}, as 'refattn vectors make' writes it.")
     manifest = parse_json(read_text_file(directory / MANIFEST, 2**24), MANIFEST)
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != PACK_FORMAT:
         raise VectorError(f"{MANIFEST} must be that of a {PACK_FORMAT[0]} of version {PACK_FORMAT[1]}.")
