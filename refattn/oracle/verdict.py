@@ -23,6 +23,7 @@ from refattn.interop import as_float_array
 from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
 from refattn.oracle.layout_hint import layout_hint
 from refattn.oracle.operands import operands
+from refattn.oracle.other_specs import in_code, other_specs
 from refattn.oracle.report import Measure, Report
 from refattn.oracle.spec import kernel_spec
 from refattn.oracle.tiles import tiles
@@ -130,7 +131,8 @@ def check(
 def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> None:
     """`check`, raising AssertionError with the report when the kernel fails; parameters are those of `check`.
 
-    Warns (UserWarning) where a part of the result could not be judged.
+    Warns (UserWarning) where a part of the result could not be judged. A failure that one change of the spec would explain (`other_specs.py`) says
+    which; that costs up to six more checks.
 
     Examples
     --------
@@ -146,9 +148,30 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     __tracebackhide__ = True
     report = check(actual, *arrays, lse=lse, spec=spec, **options)
     if not report.passed:
-        raise AssertionError(report.text())
+        raise AssertionError(report.text() + _arithmetic(report, actual, arrays, lse, options))
     if not report.complete:
         warnings.warn(f"assert_attention_close: {report.left_over}", stacklevel=2)
+
+
+def _arithmetic(report, actual, arrays, lse, options):
+    """Lines that name the other arithmetic with which the result would pass; empty where there is none."""
+    if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate"}:
+        return ""
+    exact = exact_results(report.function, arrays, _without(options, *CHECKS_OWN), options.get("reference"))
+    found = []
+    for changes, words in other_specs(report.spec):
+        spec = report.spec.replace(**changes)
+        if check(actual, *arrays, lse=lse, spec=spec, **{**options, "reference": lambda *_, **__: exact}).passed:
+            found.append(f"{words}: {in_code(changes)}")
+    lines = "".join(f"\n             {line}" for line in found)
+    return f"\n  hint       passes if the kernel does one of these, which its spec then should say:{lines}" if found else ""
+
+
+CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability")
+
+
+def _without(options, *names):
+    return {name: value for name, value in options.items() if name not in names}
 
 
 ARRAYS = {"latent_attention": ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), "paged_attention": ("query", "key_pages", "value_pages")}
