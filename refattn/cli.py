@@ -30,8 +30,8 @@ def main(argv=None):
     Returns
     -------
     int
-        0 when all is well, 1 when a check found something wrong, 2 for bad usage, 130 when interrupted, 141 when the reader of
-        standard output went away.
+        0 when all is well, 1 when a check found something wrong, 2 for bad usage or a file that cannot be used, 130 when interrupted,
+        141 when the reader of standard output went away.
 
     Examples
     --------
@@ -48,9 +48,12 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nrefattn: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain again
-        return BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        print(f"refattn: {error}", file=sys.stderr)  # standard output cannot be written, say
+        return USAGE_ERROR
 
 
 def dispatch(argv):

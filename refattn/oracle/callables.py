@@ -141,7 +141,7 @@ class KernelCall:
         arrays, options, guards = guard_all(arrays, options, self.names, layout)
         out = None
         if out_dtype is not None:
-            shape = self.result_shape(arrays)
+            shape = result_shape(self.function, arrays)
             out = guarded_output(shape, out_dtype)
             options["out"] = out.view
         returned = self.kernel(*arrays, **options)
@@ -186,9 +186,11 @@ class KernelCall:
         seen = {name: value for name, value in options.items() if name != "sinks"}
         return np.isneginf(getattr(refattn, f"{self.function}_with_lse")(*arrays, **seen)[1])
 
-    def result_shape(self, arrays):
-        width = arrays[5].shape[-2] if self.function == "latent_attention" else arrays[2].shape[-1]
-        return (*arrays[0].shape[:-1], width)
+
+def result_shape(function, arrays):
+    """(..., H, T, E) of the output."""
+    width = arrays[5].shape[-2] if function == "latent_attention" else arrays[2].shape[-1]
+    return (*arrays[0].shape[:-1], width)
 
 
 def _sequence(arrays, options, b):

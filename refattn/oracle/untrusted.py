@@ -101,7 +101,7 @@ def parse_json(text: str, label: str):
         raise VectorError(f"{label} must be JSON; got the number {word}.")
 
     def integer(digits):
-        if len(digits) > 20:
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
             raise VectorError(f"{label} must hold 64-bit integers; got one of {len(digits)} digits.")
         return int(digits)
 

@@ -21,13 +21,14 @@ import numpy as np
 
 import refattn
 from refattn.oracle.bounds import error_bound
-from refattn.oracle.callables import OPTIONS, STRUCTURE
+from refattn.oracle.callables import OPTIONS, STRUCTURE, result_shape
 from refattn.oracle.formats import number_format
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.untrusted import (
     BITS, LARGEST, VectorError, as_dtype, as_stored, dtype_name, open_regular, parse_json, read_text_file, valid_name,
 )  # fmt: skip
+from refattn.problem import attention_problem, block_local_problem, latent_problem, packed_problem, paged_problem
 from refattn.oracle.vector_io import ENDINGS, read_arrays, write_arrays
 
 FORMAT = "refattn case", 1
@@ -43,6 +44,8 @@ AXES = {
     "dropout_mask": "batch head row key", "alibi_slopes": "head", "sinks": "head", "kv_lengths": "batch", "q_offset": "batch", "cu_q": "sequence_end",
     "cu_kv": "sequence_end", "output": "batch head row v_head_dim", "lse": "batch head row",
 }  # fmt: skip
+PROBLEMS = {"attention": attention_problem, "packed_attention": packed_problem, "paged_attention": paged_problem,
+            "latent_attention": latent_problem, "block_local_attention": block_local_problem}  # fmt: skip
 PACKED_AXES = {"query": "head packed_row head_dim", "key": "kv_head packed_key head_dim", "value": "kv_head packed_key v_head_dim",
                "output": "head packed_row v_head_dim", "lse": "head packed_row"}  # fmt: skip
 
@@ -250,10 +253,14 @@ def load_case(path, *, largest=LARGEST) -> VectorCase:
     except (TypeError, ValueError, KeyError) as error:
         raise VectorError(f"{label}: the spec must describe a kernel: {error}") from error
     expected = [np.asarray(arrays[name], np.float64) for name in EXPECTED]
-    _check_shapes(expected, label)
     options = {name: _option(name, value, arrays, label) for name, value in manifest["options"].items()}
     stored = {name: arrays[name].dtype.name for name in manifest["arguments"] if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1}
     own = tuple(arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"])
+    try:
+        PROBLEMS[manifest["function"]](*own, **options)
+    except (TypeError, ValueError, MemoryError) as error:
+        raise VectorError(f"{label} must hold a call of {manifest['function']}: {error}") from error
+    _check_shapes(expected, result_shape(manifest["function"], own), label)
     return VectorCase(
         manifest["name"], str(manifest.get("pack", "")), manifest["function"], own, options, spec, float(manifest["scale"]), *expected,
         seed=int(manifest.get("seed", 0)), stored=stored,
@@ -303,12 +310,11 @@ def _checked_array(name, array, described, label):
     return array
 
 
-def _check_shapes(expected, label):
-    output, lse, *bounds = expected
-    for array, like in zip((lse, *bounds), (output[..., 0:1].shape[:-1], output.shape, lse.shape, output.shape, lse.shape), strict=True):
-        if output.ndim < 2 or array.shape != like:
+def _check_shapes(expected, shape, label):
+    for array, like in zip(expected, (shape, shape[:-1]) * 3, strict=True):  # output and lse: results, bounds, hard bounds
+        if array.shape != like:
             raise VectorError(f"{label}: expected results and bounds must have matching shapes; got {array.shape} for {like}.")
-    if any(not (bound >= 0).all() for bound in bounds):
+    if any(not (bound >= 0).all() for bound in expected[2:]):
         raise VectorError(f"{label}: bounds must be at least 0.")
 
 

@@ -75,6 +75,10 @@ def test_packs_that_name_files_elsewhere(tmp_path, case, file):
         (lambda m: m["options"].update(__class__=1), "no option"),
         (lambda m: m["options"].update(mask={"array": "nothing"}), "must name one of the arrays"),
         (lambda m: m["options"].update(mask={"array": "mask", "path": "/etc"}), "must name one of the arrays"),
+        (lambda m: m["options"].update(causal="yes"), "must hold a call of attention: causal must be True or False"),
+        (lambda m: m["options"].update(bias={"array": "key"}), "must hold a call of attention: bias must"),
+        (lambda m: m["options"].update(q_offset=10**19), "64-bit integers"),
+        (lambda m: m["spec"].update(block_size=10**19), "64-bit integers"),
         (lambda m: m["options"].update(window=[1, 2, 3]), "pair of integers"),
         (lambda m: m["options"].update(window=[[1], None]), "pair of integers"),
         (lambda m: m.update(name="../../x"), "must have a name"),
@@ -107,6 +111,11 @@ def test_bounds_that_lie(tmp_path, case):
         manifest["arrays"][name] = {"dtype": "float64", "shape": list(array.shape), "sha256": digest(array)}
         write_arrays(tmp_path / "b.npz", arrays | {name: array}, json.dumps(manifest))
         refused(tmp_path / "b.npz", "bounds must be at least 0|matching shapes", load_case)
+    for name, array in {"value": np.array(3.0, np.float32), "query": np.ones(5, np.float32), "key": np.ones((2, 2), np.int32)}.items():
+        manifest = json.loads(text)
+        manifest["arrays"][name] = {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest(array)}
+        write_arrays(tmp_path / "b.npz", arrays | {name: array}, json.dumps(manifest))
+        refused(tmp_path / "b.npz", "must hold a call of attention", load_case)
     write_arrays(tmp_path / "c.npz", {k: v for k, v in arrays.items() if k != "lse_bound"}, text)
     refused(tmp_path / "c.npz", "must hold the array lse_bound", load_case)
     write_arrays(tmp_path / "d.npz", arrays, "")
@@ -120,7 +129,7 @@ def test_text_too_long(tmp_path):
 
 def test_json_is_strict():
     assert parse_json('{"a": [1, 2.5, null]}', "it") == {"a": [1, 2.5, None]}
-    for text in ("{", '{"a": Infinity}', '{"a":1,"a":2}', "1" * 30):
+    for text in ("{", '{"a": Infinity}', '{"a":1,"a":2}', "1" * 30, str(2**63), "1e999", "[" * 10**5, '{"a":' * 10**5):
         with pytest.raises(VectorError):
             parse_json(text, "it")
 
