@@ -14,7 +14,7 @@ from cpu_kernels.kernels.blocks import PANELS, scratch_layout, state_panel_size
 from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
-from cpu_kernels.operands import Operand, absent, offsets_over, optional
+from cpu_kernels.operands import Operand, absent, optional
 from cpu_kernels.thread_pool import run
 from cpu_kernels.value_range import folded, score_factor, unfold
 from cpu_kernels.vector import MAX_VECTORS, lanes
@@ -31,7 +31,11 @@ WIDE = 512  # head_dim + v_head_dim from which a tile is narrow
 # Keys are split where there are too few blocks of rows for many cores, into parts of at least this length; the states of parts take bounded memory.
 ENOUGH_ITEMS = 16
 SHORTEST_PART = 512
-STATES_BYTES = 4 << 20
+STATES_BYTES = 3 << 20
+
+# Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB.
+ROWS_AT_ONCE = 1 << 20
+GROUPS_AT_ONCE = 1 << 12
 
 FLOPS_PER_MICROSECOND = 50_000.0
 
@@ -115,22 +119,40 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
     )
     scalars = (score_factor(options), options.softcap, options.left, options.right, options.keep_scale)
     places = tuple(operand.place for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep))
-    plan = planned(dtype, sequences, num_kv_heads, group_size, dims, tuple(paging), (*switches, lse.memory.size > 0), scalars, places)
-    shape = plan.shapes[0]
-    scratch = int(shape["scratch_end"])
     heads = head_table(options, dtype)
-    states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
-    run(
-        attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
-        value.memory, bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=plan.cost, scratch=scratch, dtype=dtype,
-    )  # fmt: skip
-    if plan.num_slots:
+    for portion in portions(sequences, num_kv_heads, group_size):
+        plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), (*switches, lse.memory.size > 0), scalars, places)
+        shape = plan.shapes[0]
+        scratch = int(shape["scratch_end"])
+        states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
         run(
-            join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
-            cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
+            attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
+            value.memory, bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=plan.cost, scratch=scratch, dtype=dtype,
         )  # fmt: skip
+        if plan.num_slots:
+            run(
+                join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
+                cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
+            )  # fmt: skip
     if lse.memory.size and (options.bias is not None or options.sinks is not None):
         unfold(lse.memory)
+
+
+def portions(sequences, num_kv_heads, group_size):
+    """The sequences, in portions whose tables of work are small; a long one is cut between rows, each part with its own offset."""
+    most_rows = max(1, ROWS_AT_ONCE // (num_kv_heads * group_size))
+    most = max(1, GROUPS_AT_ONCE // num_kv_heads)
+    if sequences.count <= most and sequences.count * int(np.max(sequences.q_lens, initial=0)) <= most_rows:
+        yield sequences
+        return
+    for first in range(0, sequences.count, most):
+        count = min(most, sequences.count - first)
+        part = Sequences(count, sequences.batch_shape, *(x[first : first + count] if np.ndim(x) else x for x in sequences[2:]))
+        lens = np.broadcast_to(part.q_lens, count)
+        before = np.cumsum(lens) - lens
+        for row in range(0, int(lens.sum()), most_rows):
+            start, stop = (np.clip(edge - before, 0, lens) for edge in (row, row + most_rows))
+            yield part._replace(q_lens=stop - start, q_offsets=part.q_offsets + start, first_row=part.first_row + start)
 
 
 _PLANS = {}  # a decoding loop plans once: planning costs more than attending to a few keys
@@ -205,14 +227,14 @@ def group_table(places, sequences, num_kv_heads, group_size):
     groups = np.zeros((sequences.count, num_kv_heads), GROUP)
     per_sequence = lambda values: np.broadcast_to(values, sequences.count)[:, None]
     heads = np.arange(num_kv_heads)
+    index_of_entry = np.unravel_index(per_sequence(sequences.entry), sequences.batch_shape) if sequences.batch_shape else ()
     for name, (start, outer, (head, row, last)) in places.items():
-        entries = offsets_over(start, sequences.batch_shape, outer) if outer else np.full(math.prod(sequences.batch_shape), start)
+        entries = start + sum(index * stride for index, stride in zip(index_of_entry, outer))
         along_keys = name in ("key", "key_rope", "value")
         steps = (sequences.first_key if along_keys else sequences.first_row) * row
         if name in ("bias", "mask", "keep"):
             steps = steps + sequences.first_key * last
-        if len(entries):
-            groups[name] = entries[per_sequence(sequences.entry)] + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
+        groups[name] = entries + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
     groups["head"] = (per_sequence(sequences.option_entry) * num_kv_heads + heads) * group_size
     for name, values in (
         ("q_len", sequences.q_lens), ("kv_len", sequences.kv_lens), ("q_offset", sequences.q_offsets), ("page_table", sequences.page_tables),
