@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import shlex
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,10 +83,9 @@ def parametrize(metafunc) -> str:
 def _chosen(node, config):
     settings = settings_of(node, config)
     call = KernelCall(lambda **options: None, settings.function, settings.dialect, settings.supports)
-    inputs = [*CASES[settings.function](settings.dtype, settings.seed, settings.level, call), *exact_inputs(settings.function, settings.dtype, settings.seed)]
-    chosen = [
-        case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)
-    ]  # fmt: skip
+    dtype, seed = settings.dtype, settings.seed
+    inputs = [*CASES[settings.function](dtype, seed, settings.level, call), *exact_inputs(settings.function, dtype, seed)]
+    chosen = [case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)]
     if not chosen:
         raise ValueError(f"families and supports must leave a case to run; got families={settings.families}, supports={sorted(settings.supports)}.")
     return chosen, settings
@@ -94,7 +95,15 @@ def _id(name):
     return "-".join("".join(c if c.isalnum() or c == "_" else " " for c in name).split())
 
 
-@dataclass
+def reproduction(node, settings) -> str:
+    """The command that runs a test again, from the directory where pytest was started."""
+    file = os.path.relpath(node.path, node.config.invocation_params.dir)
+    words = ["pytest", "::".join([file, *node.nodeid.split("::")[1:]]), "--refattn-level", settings.level, "--refattn-seed", str(settings.seed)]
+    spec = node.config.getoption("--refattn-spec")
+    return shlex.join(words if spec is None else [*words, "--refattn-spec", spec])
+
+
+@dataclass(repr=False)
 class AttentionCase:
     """One call a kernel is tested with.
 
@@ -102,16 +111,20 @@ class AttentionCase:
     ----------
     inputs : AttentionInputs
     settings : Settings
-    test : str
-        Name of the test that runs.
+    reproduction : str
+        The command that runs this test again.
     """
 
     inputs: AttentionInputs
     settings: Settings
-    test: str = ""
+    reproduction: str = ""
 
     def of(self, node):
-        return AttentionCase(self.inputs, self.settings, node.nodeid)
+        return replace(self, reproduction=reproduction(node, self.settings))
+
+    def __repr__(self):
+        shapes = ", ".join(f"{array.dtype.name} {array.shape}" for array in self.arrays)
+        return f"<AttentionCase {self.name}: {shapes}>"
 
     @property
     def name(self) -> str:
@@ -151,7 +164,8 @@ class AttentionCase:
         output, damage = kernel_or_output, []
         if callable(kernel_or_output) and not hasattr(kernel_or_output, "__array__"):
             try:
-                result = KernelCall(kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports)(self.arrays, self.options)
+                call = KernelCall(kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports)
+                result = call(self.arrays, self.options)
             except Unsupported as reason:
                 import pytest
 
@@ -165,7 +179,7 @@ class AttentionCase:
         yield f"{self.name}: {'; '.join(damage) or report.text()}"
         if not damage and self.settings.function != "block_local_attention":
             yield f"diagnosis: {self._diagnosis(output, lse)}"
-        if self.test:
+        if self.reproduction:
             yield f"reproduce: {self.reproduction}"
 
     def _diagnosis(self, output, lse):
@@ -175,11 +189,6 @@ class AttentionCase:
             return diagnose(output, *self.arrays, lse=lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **self.options)
         except (TypeError, ValueError) as error:
             return f"none: {error}"
-
-    @property
-    def reproduction(self) -> str:
-        """The command that runs this test again."""
-        return f"pytest '{self.test}' --refattn-level {self.settings.level} --refattn-seed {self.settings.seed}"
 
 
 def harness(request):
@@ -194,8 +203,7 @@ def harness(request):
                     "level": settings.level, "seed": settings.seed}  # fmt: skip
         report = check_kernel(kernel, **{**defaults, **options})
         if not report.passed:
-            command = f"pytest '{request.node.nodeid}' --refattn-level {settings.level} --refattn-seed {settings.seed}"
-            raise AssertionError(f"{report.text()}\nreproduce: {command}")
+            raise AssertionError(f"{report.text()}\nreproduce: {reproduction(request.node, settings)}")
         return report
 
     return run

@@ -1,10 +1,12 @@
 """The pytest plugin: fixtures, options, markers, messages; and the example project that uses it."""
 
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np  # noqa: F401  (pytester forgets modules that a run in this process imports first, and NumPy cannot be imported twice)
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -72,7 +74,7 @@ def test_kernel(attention_case):
             "*normal causal: attention: FAIL*",
             "*worst at batch*",
             "*diagnosis: *with q_offset=0 the output agrees*",
-            "*reproduce: pytest '*::test_kernel[[]normal-causal[]]' --refattn-level quick --refattn-seed 4",
+            "*reproduce: pytest '*.py::test_kernel[[]normal-causal[]]' --refattn-level quick --refattn-seed 4",
         ]
     )
 
@@ -169,7 +171,7 @@ def test_wrong(refattn_check_kernel):
 """
     )
     assert result.parseoutcomes()["passed"] == 1 and result.parseoutcomes()["failed"] == 1
-    result.stdout.fnmatch_lines(["*FAIL reference: normal causal*", "*reproduce: pytest '*::test_wrong' --refattn-level quick --refattn-seed 0"])
+    result.stdout.fnmatch_lines(["*FAIL reference: normal causal*", "*reproduce: pytest *.py::test_wrong --refattn-level quick --refattn-seed 0"])
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,12 @@ def test_wrong_markers(run, marker, words):
     assert result.ret == pytest.ExitCode.INTERRUPTED and words in "\n".join(result.outlines)
 
 
+def reproduced(result):
+    """Arguments of the pytest command that a failure prints."""
+    line = next(line for line in result.outlines if "reproduce: pytest " in line)
+    return shlex.split(line.partition("reproduce: pytest ")[2])
+
+
 def test_the_example_project(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for path in PROJECT.iterdir():
@@ -191,13 +199,29 @@ def test_the_example_project(pytester, monkeypatch):
             shutil.copy(path, pytester.path)
     result = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin")
     outcomes = result.parseoutcomes()
-    assert "failed" not in outcomes and outcomes["passed"] > 30
-    broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "--run-broken", "-x", "-k", "test_broken")
-    broken.stdout.fnmatch_lines(
-        [
-            "*FAIL (hard, tight*",
-            "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*",
-            "*reproduce: pytest 'test_flash_kernel.py::test_broken*",
-        ]
-    )
+    assert "failed" not in outcomes and "skipped" not in outcomes and outcomes["passed"] > 30
+    broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", "caught.py")
+    broken.stdout.fnmatch_lines(["*FAIL (hard, tight*", "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*"])
     assert broken.parseoutcomes()["failed"] == 1
+    again = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", *reproduced(broken))
+    assert again.parseoutcomes() == {"failed": 1} and reproduced(again) == reproduced(broken)
+
+
+def test_the_command_that_reproduces_a_failure_does_so_from_a_subdirectory(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini("[pytest]")
+    deeper = pytester.mkdir("some where")
+    (deeper / "test_it.py").write_text(KERNELS + """
+@pytest.mark.refattn(supports={"causal"}, families="normal")
+def test_kernel(attention_case):
+    attention_case.check(top_left)
+""")
+    monkeypatch.chdir(deeper)
+    options = ("--refattn-seed", "4", "--refattn-spec", "eager float16")
+    failed = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", *options)
+    assert reproduced(failed)[0].startswith("test_it.py::test_kernel[") and reproduced(failed)[-1] == "eager float16"
+    again = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", *reproduced(failed))
+    assert again.parseoutcomes() == {"failed": 1} and reproduced(again) == reproduced(failed)
+    monkeypatch.chdir(pytester.path)
+    outside = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", *options)
+    assert reproduced(outside)[0].startswith("some where/test_it.py::test_kernel[")
