@@ -21,6 +21,7 @@ from refattn.oracle.tiles import Tile
 # of a function: a third, anything in its range.
 ROUNDING_VARIANCE = 0.17
 FUNCTION_VARIANCE = 1.0 / 3.0
+ALIKE = 8.0  # products this many unit roundoffs apart are not rounded alike any more
 SECOND_ORDER = 1e-8  # variance of a score from which its mean effect on the weight counts
 
 
@@ -74,7 +75,9 @@ def score_error(tile: Tile, spec) -> ScoreError:
     largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
     x2 = tile.scores**2
     additions = chain(dim, spec.sum_block)
-    square = np.where(exact, 0.0, u_dot**2 * additions * (0.5 * square_products + x2 / 3)) + 2 * (u**2 + u_store**2) * x2 + input_square
+    alike = dim * square_products - x2 < max((ALIKE * u_dot) ** 2, 1e-14) * x2
+    products = u_dot**2 * additions * (0.5 * square_products + x2 / 3) + np.where(alike, 0.5 * (additions * u_dot) ** 2 * x2, 0.0)
+    square = np.where(exact, 0.0, products) + 2 * (u**2 + u_store**2) * x2 + input_square
     systematic = 3 * u + (np.where(exact, 0.0, additions * u_dot) if spec.truncates else 0.0)
     if tile.query.largest_error is not None:  # one rounding of the query reaches all keys; its mean direction is that of the scores
         size = np.linalg.norm(tile.query.exact, axis=1, keepdims=True)
@@ -117,7 +120,7 @@ def score_error(tile: Tile, spec) -> ScoreError:
     largest = np.where(tile.visible, largest, 0.0)
     drop = tile.drop + largest + largest.max(axis=1, keepdims=True, initial=0.0)
     exp_error = -np.log1p(-spec.exp_error)
-    rises, rescaled, most_rises = _rises(tile, spec)
+    rises, rescaled, most_rises, later = _rises(tile, spec)
     largest = largest + 2 * u * np.abs(tile.biased) + 3 * u * drop + exp_error + most_rises * (exp_error + 2 * u)
     square = square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2) + 2 * rises * u**2
     functions = functions + (1 + rises) * spec.exp_error**2
@@ -128,6 +131,8 @@ def score_error(tile: Tile, spec) -> ScoreError:
     hide = tile.visible
     square, variance = square + functions, ROUNDING_VARIANCE * square + FUNCTION_VARIANCE * functions
     square, variance = np.where(hide, square, 0.0), np.where(hide, variance, 0.0)
+    if later is not None:  # an exponential that always errs to one side does so at every rescaling
+        separate.append(spec.exp_error * later)
     common = [np.where(hide, part, 0.0) for part in [common, *separate]]
     if variance.max(initial=0.0) > SECOND_ORDER:
         common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
@@ -171,21 +176,26 @@ def _holds(target, x):
 
 
 def _rises(tile, spec):
-    """Times the running maximum of blocks of keys rises above what it was, (R, 1): forward or backward, and at most."""
+    """Times the running maximum of blocks of keys rises, (R, 1): forward or backward, and at most. Between the two the sum of squared shares of
+    the row that are rescaled, and last how often each key is rescaled in the order with more rises, (R, S); None where no key is."""
     rows, keys = tile.biased.shape
     if spec.block_size is None or not keys:
-        return np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros((rows, 1))
+        return np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros((rows, 1)), None
     starts = np.arange(0, keys, spec.block_size)
     blocks = np.maximum.reduceat(np.where(tile.visible, tile.biased, -np.inf), starts, axis=1)
     most = (blocks > -np.inf).sum(axis=1, keepdims=True) + 1  # the kernel's blocks may start elsewhere, or at a sink
     shares = np.add.reduceat(tile.weights, starts, axis=1)
-    counts, rescaled = [], []
+    counts, rescaled, later = [], [], []
     for order, share in ((blocks, shares), (blocks[:, ::-1], shares[:, ::-1])):
         running = np.maximum.accumulate(order, axis=1)
-        rise = running[:, 1:] > running[:, :-1]
+        rise = (running[:, 1:] > running[:, :-1]) & (running[:, :-1] > -np.inf)
         counts.append(rise.sum(axis=1, keepdims=True))
         rescaled.append((rise * np.cumsum(share, axis=1)[:, :-1] ** 2).sum(axis=1, keepdims=True))
-    return np.maximum(*counts) + 1.0, np.maximum(*rescaled), most.astype(np.float64)
+        after = np.cumsum(rise[:, ::-1], axis=1)[:, ::-1]
+        later.append(np.concatenate([after, np.zeros((rows, 1), after.dtype)], axis=1))
+    often = np.where(counts[0] >= counts[1], later[0], later[1][:, ::-1])
+    often = np.repeat(often, np.diff([*starts, keys]), axis=1) if often.any() else None
+    return np.maximum(*counts) + 1.0, np.maximum(*rescaled), most.astype(np.float64), often
 
 
 def _in_range(tile, spec, unscaled):

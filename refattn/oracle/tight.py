@@ -104,7 +104,7 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
     pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
     again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
-    again = spec.accumulator_roundoff * again / spec.sum_block
+    again = spec.accumulator_roundoff * np.where(ties.steady, tile.count, again) / spec.sum_block
     steady = products.steady + row_sum.steady * magnitude
     alike = products.alike + (row_sum.alike + equal) * magnitude + again * products.largest_partial
     linear, variance = linear + steady + alike, variance + steady**2 + alike**2 / 3.0
@@ -198,6 +198,7 @@ class Ties:
 
     share: np.ndarray
     count: np.ndarray
+    steady: np.ndarray  # of bool: all keys, because the scores rise or fall by equal steps
 
 
 def _ties(tile):
@@ -210,15 +211,27 @@ def _ties(tile):
     rows, keys = scores.shape
     share, count = np.zeros((rows, 1)), np.zeros((rows, 1))
     if keys < 2:
-        return Ties(share, count)
+        return Ties(share, count, np.zeros((rows, 1), dtype=bool))
     top = np.maximum(scores[:, -1:], tile.maximum[:, None].astype(np.float32))
     equal = (scores[:, 1:] == scores[:, :-1]) & (scores[:, 1:] > -np.inf) & (scores[:, 1:] < top)
-    for row in np.flatnonzero(equal.any(axis=1)):
+    steady = _progressions(tile)
+    share[steady], count[steady] = 1.0, tile.count[steady]
+    for row in np.flatnonzero(equal.any(axis=1) & ~steady):
         values, counts = np.unique(scores[row], return_counts=True)
         tied = (counts > 1) & (values > -np.inf) & (values < top[row])
         mass = counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
         share[row], count[row] = mass.sum(), counts[tied].sum()
-    return Ties(np.minimum(share, 1.0), count)
+    return Ties(np.minimum(share, 1.0), count, steady[:, None])
+
+
+def _progressions(tile):
+    """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every block has the same weights again."""
+    scores = np.where(tile.visible, tile.biased, np.nan)
+    bend = np.abs(scores[:, 2:] - 2.0 * scores[:, 1:-1] + scores[:, :-2])
+    bend = np.where(np.isnan(bend), 0.0, bend).max(axis=1, initial=0.0)
+    largest = np.abs(tile.biased).max(axis=1, initial=0.0)
+    gaps = (tile.visible[:, 1:] != tile.visible[:, :-1]).sum(axis=1) > 2
+    return (bend <= SPREAD * 2.0**-24 * largest) & (tile.drop.max(axis=1, initial=0.0) > 0) & (tile.count[:, 0] > 2) & ~gaps
 
 
 def _converted(tile, spec, rounding, repeats, ties, output, level):
@@ -364,6 +377,9 @@ def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
     sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
+    if tile.query.largest_error is not None:  # one rounding of a row's query shifts the scores of all its keys
+        shared = tile.scale**2 * (tile.query.typical_error**2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
+        square, variance = square + shared, variance + ROUNDING_VARIANCE * shared
     linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady + row_sum.alike)[:, 0]
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
