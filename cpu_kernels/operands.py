@@ -14,14 +14,9 @@ class Operand(NamedTuple):
     """A tensor (*batch, heads, rows, last axis) as flat memory; offsets and strides in elements."""
 
     memory: np.ndarray
-    start: int
+    start: int  # from here on what a plan needs to know
     outer: tuple  # strides of the batch axes
     strides: tuple  # of (heads, rows, last axis)
-
-    @property
-    def place(self):
-        """What a plan needs to know of it."""
-        return self[1:]
 
 
 def flat(x, dtype):
@@ -30,15 +25,16 @@ def flat(x, dtype):
     Copies only where the dtype differs or an element is misaligned, and then an axis of stride 0 once.
     """
     itemsize = x.dtype.itemsize
-    if x.dtype != dtype or not x.flags.aligned or any(stride % itemsize for stride in x.strides):
+    contiguous = x.flags.c_contiguous
+    if x.dtype != dtype or not x.flags.aligned or not contiguous and any(stride % itemsize for stride in x.strides):
         once = without_repeats(x)
         ensure_allocatable(once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation")
         with np.errstate(over="ignore", under="ignore"):  # a tiny bias becomes 0
             memory, offset, strides = flat(once.astype(dtype, order="C"), dtype)
         return memory, offset, tuple(0 if given == 0 else stride for given, stride in zip(x.strides, strides))
-    strides = tuple(stride // itemsize for stride in x.strides)
+    strides = tuple([stride // itemsize for stride in x.strides])
     offset = 0
-    if x.flags.c_contiguous:
+    if contiguous:
         memory = x.reshape(-1)
     elif x.size == 0:
         memory = np.zeros(1, dtype)

@@ -114,14 +114,13 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
     query_rope, key_rope = operands.query_rope or absent(dtype), operands.key_rope or absent(dtype)
     query, key, value, output, lse = operands[:5]
     table, *paging = pages or (absent(INT64).memory, 0, 0, 0)
-    switches = tuple(
-        x is not None for x in (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
-    )
+    given = (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
+    switches = (*[x is not None for x in given], lse.memory.size > 0)
     scalars = (score_factor(options), options.softcap, options.left, options.right, options.keep_scale)
-    places = tuple(operand.place for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep))
+    places = tuple([operand[1:] for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep)])
     heads = head_table(options, dtype)
     for portion in portions(sequences, num_kv_heads, group_size):
-        plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), (*switches, lse.memory.size > 0), scalars, places)
+        plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), switches, scalars, places)
         shape = plan.shapes[0]
         scratch = int(shape["scratch_end"])
         states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
@@ -142,7 +141,8 @@ def portions(sequences, num_kv_heads, group_size):
     """The sequences, in portions whose tables of work are small; a long one is cut between rows, each part with its own offset."""
     most_rows = max(1, ROWS_AT_ONCE // (num_kv_heads * group_size))
     most = max(1, GROUPS_AT_ONCE // num_kv_heads)
-    if sequences.count <= most and sequences.count * int(np.max(sequences.q_lens, initial=0)) <= most_rows:
+    longest = sequences.q_lens if isinstance(sequences.q_lens, int) else int(np.max(sequences.q_lens, initial=0))
+    if sequences.count <= most and sequences.count * longest <= most_rows:
         yield sequences
         return
     for first in range(0, sequences.count, most):
@@ -160,7 +160,7 @@ _PLANS = {}  # a decoding loop plans once: planning costs more than attending to
 
 def planned(dtype, sequences, *described):
     """The plan of a call, made or remembered."""
-    key = (dtype, *(x.tobytes() if isinstance(x, np.ndarray) else x for x in sequences), *described)
+    key = (dtype, *[x.tobytes() if isinstance(x, np.ndarray) else x for x in sequences], *described)
     plan = _PLANS.get(key)
     if plan is None:
         plan = make_plan(dtype, sequences, *described)
