@@ -23,6 +23,7 @@ STRUCTURE = {  # function -> names of its arrays, options that are part of the f
     "paged_attention": (("query", "key_pages", "value_pages"), ("block_table", "kv_lengths")),
     "latent_attention": (("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), ()),
     "block_local_attention": (("query", "key", "value"), ("block_size",)),
+    "merge_states": (("outputs", "lses"), ()),
 }
 
 
@@ -189,6 +190,8 @@ class KernelCall:
 
 def result_shape(function, arrays):
     """(..., H, T, E) of the output."""
+    if function == "merge_states":
+        return arrays[0].shape[1:]
     width = arrays[5].shape[-2] if function == "latent_attention" else arrays[2].shape[-1]
     return (*arrays[0].shape[:-1], width)
 

@@ -71,7 +71,8 @@ def check_kernel(
         Called with the arrays of `function` and its options as keywords (or as `dialect` spells them); returns output or (output, lse).
         Where its signature has `out`, that is tested too. NotImplementedError skips a test, with its message as the reason.
     function : str
-        "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention": whose arguments it takes.
+        "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or "merge_states": whose arguments
+        it takes; states come stacked on a new first axis.
     dialect : str
         Library whose calling conventions the kernel has (`refattn.oracle.dialects.DIALECTS`); it gets NumPy arrays.
     spec : KernelSpec, str, dtype or None
@@ -113,6 +114,13 @@ def check_kernel(
     TypeError, ValueError
         For the arguments of this function; what the kernel raises is a failed test.
 
+    Notes
+    -----
+    Kernels that rotate query and key themselves are checked call by call: `refattn.oracle.check` on arrays rotated exactly, in float64, by
+    `refattn.oracle.Rope(...).rotate(x, positions)`. The bound then counts their conversion to the input format of the spec, as a kernel
+    does that rounds after rotating; for rotation in float32 itself `spec.replace(input=2.0**-22)` allows for its few roundings.
+    `diagnose(..., rope=Rope(...))` knows the mistakes of rotary kernels.
+
     Examples
     --------
     >>> import refattn
@@ -150,7 +158,11 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
     named = None if supports is None else {*supports}
-    return Bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
+    if function == "merge_states":
+        from refattn.oracle.merge_bench import MergeBench as bench
+    else:
+        bench = Bench
+    return bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
 
 
 def _head_dims(head_dims, call):
@@ -161,6 +173,8 @@ def _head_dims(head_dims, call):
         raise ValueError(f"head_dims must be one or two sizes of at least 1; got head_dims={head_dims!r}.")
     if call.function == "latent_attention" or call.dialect.paged:
         raise ValueError(f"head_dims must be None for latent attention; got head_dims={head_dims!r}.")
+    if call.function == "merge_states":
+        raise ValueError(f"head_dims must be None for merge_states; got head_dims={head_dims!r}.")
     return pair
 
 

@@ -83,6 +83,8 @@ def parametrize(metafunc) -> str:
 def _chosen(node, config):
     settings = settings_of(node, config)
     call = KernelCall(lambda **options: None, settings.function, settings.dialect, settings.supports)
+    if settings.function not in CASES:
+        raise ValueError(f"function must be one of {', '.join(CASES)}; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
     dtype, seed = settings.dtype, settings.seed
     inputs = [*CASES[settings.function](dtype, seed, settings.level, call), *exact_inputs(settings.function, dtype, seed)]
     chosen = [case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)]

@@ -147,8 +147,8 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     (True, True)
     """
     function = inputs.function.removesuffix("_with_lse")
-    if function not in STRUCTURE:
-        raise ValueError(f"inputs must be of one of {', '.join(STRUCTURE)}; got {inputs.function}.")
+    if function not in PROBLEMS:
+        raise ValueError(f"inputs must be of one of {', '.join(PROBLEMS)}; got {inputs.function}.")
     spec = kernel_spec(spec, inputs.arrays[0].dtype)
     options = dict(inputs.options)
     if function == "latent_attention":
@@ -281,8 +281,8 @@ def _checked_manifest(text, label):
         raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {found}.")
     if not valid_name(manifest["name"]):
         raise VectorError(f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got {manifest['name'][:60]!r}.")
-    if manifest["function"] not in STRUCTURE:
-        raise VectorError(f"{label}: function must be one of {', '.join(STRUCTURE)}; got {manifest['function'][:60]!r}.")
+    if manifest["function"] not in PROBLEMS:
+        raise VectorError(f"{label}: function must be one of {', '.join(PROBLEMS)}; got {manifest['function'][:60]!r}.")
     names, structure = STRUCTURE[manifest["function"]]
     if manifest["arguments"] != list(names):
         raise VectorError(f"{label}: the arguments of {manifest['function']} must be {', '.join(names)}.")
