@@ -30,6 +30,7 @@ NUMBA_BOUNDSCHECK=1    array accesses raise IndexError; the compiled code is cac
 NUMBA_CPU_NAME, NUMBA_CPU_FEATURES    compile for less than this machine; `cpu_features` reports what is left
 """
 
+import platform
 from functools import cache, wraps
 from types import FunctionType
 
@@ -117,7 +118,10 @@ def cpu_features():
     Follows NUMBA_CPU_FEATURES and NUMBA_CPU_NAME, which may ask for less than the machine has.
     """
     flags = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    return frozenset(flag.strip()[1:] for flag in flags.split(",") if flag.strip().startswith("+"))
+    flags = {flag.strip() for flag in flags.split(",")}
+    if platform.machine().lower() in ("aarch64", "arm64") and "-neon" not in flags:
+        flags.add("+neon")  # part of every 64-bit ARM CPU, though not every system lists it
+    return frozenset(flag[1:] for flag in flags if flag.startswith("+"))
 
 
 def cpu_name():

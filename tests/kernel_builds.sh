@@ -6,9 +6,14 @@
 #   interpreted   kernels and their building blocks as plain Python: every access checked by NumPy, every line visible to debuggers
 #   bounds        compiled with bounds checks; an access outside an array raises IndexError, on whichever thread
 #   avx2, plain   compiled for x86-64 CPUs without AVX-512, and without any extension (skipped on other architectures)
+#   neon          on a 64-bit ARM CPU, or with ARM_PYTHON naming a Python for one that runs here by emulation; there it takes an hour (not by default)
 #   coverage      line and branch coverage of cpu_kernels, interpreted and compiled runs combined; fails below COVERAGE_MINIMUM percent
 #
-# PYTHON names the interpreter. The compiled runs keep their code in a cache of their own, or in none.
+# PYTHON names the interpreter. For ARM_PYTHON, unpack the arm64 packages of Python 3.11, libc and what they need of a Debian release into a folder,
+# the aarch64 wheels of NumPy, Numba, llvmlite, ml_dtypes and mpmath and the pure ones of pytest into another, and let a script set QEMU_LD_PREFIX to
+# the first, add the second to PYTHONPATH, and call qemu-aarch64-static (user mode) with the first one's python3.11.
+#
+# The compiled runs keep their code in a cache of their own, or in none.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
@@ -45,6 +50,20 @@ for build in ${*:-interpreted bounds avx2 plain coverage}; do
     avx2)
         x86 && CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=haswell \
             NUMBA_CPU_FEATURES=+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2 kernel_tests $CASES
+        ;;
+    neon)
+        case $(uname -m) in
+        aarch64 | arm64) kernel_tests $CASES ;;
+        *)
+            if [ -n "${ARM_PYTHON:-}" ]; then
+                # An emulator shows the features of the machine it runs on, so they are named.
+                PYTHON=$ARM_PYTHON CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=neoverse-n1 NUMBA_CPU_FEATURES=+neon,+fp-armv8,+lse,+rdm \
+                    kernel_tests $CASES
+            else
+                echo "skipped: not an ARM machine, and ARM_PYTHON is not set"
+            fi
+            ;;
+        esac
         ;;
     plain) x86 && CPU_KERNELS_CACHE_DIR="$scratch/$build" NUMBA_CPU_NAME=x86-64 NUMBA_CPU_FEATURES=+sse,+sse2 kernel_tests $CASES ;;
     coverage)

@@ -309,6 +309,17 @@ def test_vector_width_of_this_machine():
         assert ("avx512f" in features) == ("avx512f" in flags) and ("avx2" in features) == ("avx2" in flags)
 
 
+@pytest.mark.parametrize("machine, flags, neon", [
+    ("aarch64", "", True), ("arm64", "+crc", True), ("aarch64", "+neon,+lse", True), ("aarch64", "+crc,-neon", False), ("x86_64", "+avx2", False),
+])  # fmt: skip
+def test_every_64_bit_arm_has_neon(machine, flags, neon, monkeypatch):
+    """Some systems list no features at all."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("cpu_kernels.jit.config.CPU_FEATURES", flags)
+    features = cpu_features.__wrapped__()
+    assert ("neon" in features) == neon and "" not in features
+
+
 def open_text(path):
     with open(path) as file:
         return file.read()
