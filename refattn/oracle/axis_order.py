@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 
 from refattn.oracle.findings import Diagnosis, Finding
+from refattn.oracle.fit_bound import bound_use
 from refattn.oracle.forms import dense_parts
 from refattn.oracle.hypotheses import Evidence
 
@@ -42,16 +43,24 @@ def _axis_names(order):
 
 
 def diagnose_shape(checked, readings, spec, samples, shape, got, start):
-    fits = [(words, remedy, Evidence(checked, array, None, spec, samples).baseline) for words, remedy, array in readings]
-    fits.sort(key=lambda item: (item[2].mismatched, item[2].residual))
-    findings = tuple(
-        Finding("axis_order", f"the output should have shape {shape}; {words}", remedy, fit.used, fit.residual, fit.explains) for words, remedy, fit in fits
-    )
+    different = []
+    for words, remedy, array in readings:
+        if not any(np.array_equal(array, known, equal_nan=True) for _, _, known in different):
+            different.append((words, remedy, array))
+    fits = [(words, remedy, Evidence(checked, array, None, spec, samples)) for words, remedy, array in different]
+    fits.sort(key=lambda item: (item[2].baseline.mismatched, item[2].baseline.residual))
+    findings = tuple(_finding(f"the output should have shape {shape}; {words}", remedy, evidence) for words, remedy, evidence in fits)
     verdict = "explained" if findings and findings[0].explains else "unexplained"
     location = f"The output should have shape {shape}, the actual one has {got}."
     if len(got) == len(shape) and got[:-1] == shape[:-1]:
         location += " Its last axis is that of the query, not of the values." if got[-1] == _query_width(checked) else ""
     return Diagnosis(verdict, findings, "" if verdict == "explained" else location, 0, time.monotonic() - start)
+
+
+def _finding(says, remedy, evidence):
+    baseline = evidence.baseline
+    used = bound_use(evidence).used if baseline.explains else baseline.used
+    return Finding("axis_order", says, remedy, used, baseline.residual, baseline.explains)
 
 
 def _query_width(checked):

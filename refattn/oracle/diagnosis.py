@@ -19,10 +19,11 @@ from refattn.oracle.merge_diagnosis import diagnose_merge
 from refattn.oracle.pair_search import PAIR_WORK, other_tiles, pairs_of_mistakes
 from refattn.oracle.parameter_fits import fitted_hypotheses
 from refattn.oracle.ranking import Explanation, Ranking
-from refattn.oracle.spec import kernel_spec
+from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.tell_apart import run_kernel, suggestion, told_apart
 from refattn.oracle.verdict import check
 
+COARSER = ("tfloat32", "float16", "bfloat16")
 JUDGED = 4  # explanations whose bound is that of `check`
 
 
@@ -144,7 +145,9 @@ class Search:
     def _conclude(self, explanations):
         best = explanations[0] if explanations else None
         if best is None or not best.better:
-            return self._done("unexplained", self._findings(explanations), locate(self.checked, self.actual, self.lse, self.spec))
+            self.progress("where the error lives")
+            location = locate(self.checked, self.actual, self.lse, self.spec)
+            return self._done("unexplained", self._findings(explanations), " ".join([location, *self._coarser()]))
         apart, calls = "", []
         if len(best.ids) > 1 or len(best.fits) > 1 and self.kernel is not None:
             hypotheses = [fit.hypothesis for fit in best.fits]
@@ -155,22 +158,33 @@ class Search:
             if len(best.ids) > 1:
                 named = [next(fit.hypothesis for fit in best.fits if fit.hypothesis.id == name) for name in best.ids]
                 apart = suggestion(self.checked, named[:4], self.spec, self.lse is not None)
+                if apart and self.kernel is None:
+                    apart += ", or hand the kernel itself to diagnose() in place of its output"
         done = self._done("explained", self._findings(explanations))
         return dataclasses.replace(done, tell_apart=apart, told_apart_by=tuple(calls))
 
     # numbers
 
-    def _use_of_result(self):
+    def _use_of_result(self, spec=None):
         """`check` of the result as it is, or the same of the sampled rows."""
+        spec = spec or self.spec
         function = of_form(self.checked)
         if not self.whole or function is None:
-            return bound_use(self.evidence)
-        report = check(self.actual, *self.arrays, lse=self.lse, spec=self.spec, function=function, **self.options)
+            return bound_use(self.evidence, spec=spec)
+        report = check(self.actual, *self.arrays, lse=self.lse, spec=spec, function=function, **self.options)
         return Use.of(report)
+
+    def _coarser(self):
+        """Whether the result is right for arithmetic less exact than the spec claims."""
+        for name in COARSER:
+            spec = KernelSpec.flash(name).replace(output=self.spec.output, lse=self.spec.lse)
+            if spec.weight.unit_roundoff > self.spec.weight.unit_roundoff and self._use_of_result(spec).passed:
+                yield f"It passes as a kernel that multiplies in {name}: spec={name!r}, if that is meant."
+                return
 
     def _plain(self, id, says):
         baseline = self.evidence.baseline
-        return Finding(id, says, "", self.use.used, baseline.residual, True)
+        return Finding(id, says, "", self.use.used, baseline.residual, True, seen=True)
 
     def _findings(self, explanations: list[Explanation]) -> tuple[Finding, ...]:
         return tuple(self._finding(explanation, index < JUDGED) for index, explanation in enumerate(explanations))

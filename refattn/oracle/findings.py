@@ -33,6 +33,10 @@ class Finding:
         Share of the kernel's root mean square error that remains.
     same_words : tuple of str
         `says` of those in `same_as`.
+    rounding : bool
+        The mistake is one of precision.
+    seen : bool
+        Read off the result itself: there is nothing to predict.
     """
 
     id: str
@@ -46,9 +50,12 @@ class Finding:
     left: float = 1.0
     same_words: tuple[str, ...] = ()
     rounding: bool = False
+    seen: bool = False
 
     def __str__(self):
         names = self.says
+        if self.seen:
+            return names
         if self.same_words:
             others = "; or ".join(self.same_words[:SHOWN])
             more = f" (or {len(self.same_words) - SHOWN} others)" if len(self.same_words) > SHOWN else ""
@@ -125,16 +132,25 @@ class Diagnosis:
                 lines.append(f"  told from others by running the kernel {'; '.join(self.told_apart_by)}")
             if self.tell_apart:
                 lines.append(f"  to tell them apart: {self.tell_apart}")
-            lines += [f"  also possible: {finding}" for finding in self.findings[1 : 1 + SHOWN] if finding.explains]
+            others = [finding for finding in self.findings[1 : 1 + SHOWN] if finding.explains and finding.id != self.findings[0].id]
+            lines += [f"  also possible: {finding}" for finding in others]
         else:
             if self.tried:
                 lines.append(f"None of {self.tried} hypotheses explains the result.")
-            helping = [finding for finding in self.findings[:SHOWN] if finding.left < HELPS]
-            lines += [f"  nearest: {finding}" for finding in helping]
+            lines += [f"  nearest: {finding}" for finding in self._helping()]
             lines.append(f"  where: {self.location}" if lines else self.location)
         if self.sampled:
             lines.append("  (from some sequences, heads and rows; the worst among them)")
         return "\n".join(lines)
+
+    def _helping(self):
+        """The nearest hypotheses; a pair only where it leaves clearly less than one of the two."""
+        found = []
+        for finding in self.findings:
+            parts = {*finding.id.split(" + ")}
+            if finding.left < HELPS and not any({*known.id.split(" + ")} <= parts and finding.left > 0.5 * known.left for known in found):
+                found.append(finding)
+        return found[:SHOWN]
 
     def to_json(self) -> dict:
         """Plain values, for reports."""

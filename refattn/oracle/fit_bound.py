@@ -46,7 +46,7 @@ class Use:
         return cls(math.inf if any(measure.misplaced for measure in measures) else max(uses, default=0.0), report.failed)
 
 
-def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis()) -> Use:  # noqa: B008 (frozen)
+def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=None) -> Use:  # noqa: B008 (frozen)
     """Judge what a hypothesis leaves of the error; no hypothesis: the result itself.
 
     Parameters
@@ -54,6 +54,8 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis()) -> Use:
     evidence : Evidence
     hypothesis : Hypothesis
         One that `evidence.fit` can predict.
+    spec : KernelSpec, optional
+        In place of the evidence's own.
     """
     rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
     others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
@@ -70,7 +72,7 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis()) -> Use:
         bounds = [np.zeros(np.shape(array)) for array in wanted]
         for at, place in _places(problem, sample):
             cut = [[None if array is None else array[at] for array in arrays] for arrays in (got, wanted, grown)]
-            found, *bounded = _judge_place(evidence.spec, problem, latent, place, sample.rows, *cut, whole)
+            found, *bounded = _judge_place(spec or evidence.spec, problem, latent, place, sample.rows, *cut, whole)
             measures += found
             for array, values in zip(bounds, bounded, strict=True):
                 array[at] = values

@@ -165,7 +165,7 @@ class Evidence:
     def floor(self) -> float:
         """The residual of a kernel without mistakes: the reference, or one that rounds as the input's dtype does, whichever is closer."""
         residuals = [self.baseline.residual + self.baseline.mismatched * LARGEST_RATIO]
-        for tile in (*TILES_TO_TRY, max(self._keys(), 1)):
+        for tile in (*TILES_TO_TRY, max(self.keys, 1)):
             predicted = self._predict(Hypothesis((), tile), own=True)
             fit = self._compare(Hypothesis(), predicted, self.observed)
             residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
@@ -191,7 +191,7 @@ class Evidence:
         width = [output.shape[-1] for output, *_ in parts]
         output, lse, gross, reach = (_joined([np.asarray(part[i], np.float64).ravel() for part in parts]) for i in range(4))
         lse = _level_minimum(lse)
-        row_reach = _joined([np.repeat(part[3].ravel(), count) for part, count in zip(parts, width, strict=True)])
+        row_reach = _joined([np.repeat(_score_size(part[3], part[1]).ravel(), count) for part, count in zip(parts, width, strict=True)])
         return output, lse if self.lse is not None else np.zeros(0), gross, row_reach, reach if self.lse is not None else np.zeros(0)
 
     def _bounds(self, predicted):
@@ -201,10 +201,10 @@ class Evidence:
     def simple_bound(self, result):
         """The same for one part of what `run_form` gives with sizes: arrays (n, h, t, E) and (n, h, t)."""
         output, lse, gross, reach = (np.asarray(array, np.float64) for array in result)
-        return self._bound_formula(output, lse, gross, reach[..., None], reach)
+        return self._bound_formula(output, lse, gross, _score_size(reach, lse)[..., None], reach)
 
     def _bound_formula(self, output, lse, gross, row_reach, reach):
-        spec, keys = self.spec, max(max((len(s.rows) for s in self.samples), default=1), self._keys())
+        spec, keys = self.spec, max(max((len(s.rows) for s in self.samples), default=1), self.keys)
         u, dim = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff), self._dim()
         coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
         with np.errstate(all="ignore"):
@@ -218,7 +218,8 @@ class Evidence:
         caps = [part.softcap for part in dense_parts(self.checked) if part.softcap is not None]
         return self.spec.tanh_error * max(caps, default=0.0)
 
-    def _keys(self):
+    @property
+    def keys(self) -> int:
         return max((part.kv_len for part in dense_parts(self.checked)), default=1)
 
     def _dim(self):
@@ -274,7 +275,7 @@ class Evidence:
         others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
         if len(rereads) > 1:
             return np.inf
-        tile = hypothesis.tile if any(mistake.tiled for mistake in others) else max(self._keys(), 1)
+        tile = hypothesis.tile if any(mistake.tiled for mistake in others) else max(self.keys, 1)
         parts = run_form(self.checked, *others, tile=tile, samples=self.samples)
         if parts is None:
             return np.inf
@@ -328,6 +329,11 @@ def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: b
         sizes = [tile for tile in tiles if tile < keys] or [tiles[0]]
         for tile in sizes if mistake.tiled else (64,):
             yield Hypothesis((mistake,), tile)
+
+
+def _score_size(reach, lse):
+    """What the errors of the scores are relative to: products of query and key, and what a bias adds to them, which lse shows."""
+    return reach + np.where(np.isfinite(lse), np.abs(lse), 0.0) / 8
 
 
 def _joined(arrays):

@@ -24,12 +24,14 @@ def locate(checked, actual, lse, spec) -> str:
         if wrong_lse.any():
             return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
         return "No single element is beyond its bound; only the average error is larger than rounding makes it. Is the spec that of this kernel?"
-    sentences.append(f"{wrong.mean():.1%} of the output elements are wrong.")
+    sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
     shape = output_shape(checked)
     if len(samples) != 1:
         return sentences[0] + _by_part(wrong, samples, shape[-1])
     sample = samples[0]
     grid = wrong.reshape(len(sample.sequences), len(sample.heads), len(sample.rows), shape[-1])
+    if grid.all():
+        return " ".join([*sentences, *_likeness(evidence), *_lse_sentence(evidence, unit_lse)])
     axes = (("sequence", sample.sequences, (1, 2, 3)), ("head", sample.heads, (0, 2, 3)), ("row", sample.rows, (0, 1, 3)), ("dim", np.arange(shape[-1]), (0, 1, 2)))
     for name, numbers, others in axes:
         hit = grid.any(axis=others)
@@ -37,10 +39,35 @@ def locate(checked, actual, lse, spec) -> str:
             sentences.append(f"Every {name} is affected.")
         else:
             sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{_boundary(numbers[hit], numbers) if name in ('row', 'dim') else ''}.")
+    return " ".join([*sentences, *_lse_sentence(evidence, unit_lse)])
+
+
+def _kind(evidence, wrong):
+    """What the wrong elements have in common."""
+    got = evidence.observed[0][wrong]
+    if np.isnan(got).all():
+        return ", all of them NaN"
+    if not got.any():
+        return ", all of them 0 (never written?)"
+    share = np.isnan(got).mean()
+    with np.errstate(all="ignore"):
+        return f", {share:.0%} of these NaN" if share else f", by up to {np.abs(got - evidence.reference[0][wrong]).max():.3g}"
+
+
+def _likeness(evidence):
+    """How the output relates to the right one, when all of it is wrong."""
+    want, got = evidence.reference[0], evidence.observed[0]
+    fine = np.isfinite(want) & np.isfinite(got)
+    if fine.sum() < 3 or not np.ptp(want[fine]) or not np.ptp(got[fine]):
+        return
+    likeness = float(np.corrcoef(want[fine], got[fine])[0, 1])
+    yield f"Its correlation with the right output is {likeness:.2f}" + (": these are other inputs, or another computation." if abs(likeness) < 0.1 else ".")
+
+
+def _lse_sentence(evidence, unit):
     if evidence.observed[1].size:
-        wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
-        sentences.append("lse is right." if not wrong_lse.any() else f"lse is wrong in {wrong_lse.mean():.1%} of its elements.")
-    return " ".join(sentences)
+        wrong = _wrong(evidence.observed[1], evidence.reference[1], unit)
+        yield "lse is right." if not wrong.any() else f"lse is wrong in {wrong.mean():.1%} of its elements."
 
 
 def never_written(actual, lse) -> tuple[str, str] | None:

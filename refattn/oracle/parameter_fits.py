@@ -113,7 +113,7 @@ def _factor(evidence) -> Fit | None:
     factor = float((want[fine] * got[fine]).sum() / size)
     if abs(factor - 1) < 1e-6 or factor == 0:
         return None
-    mistake = Mistake("output_factor", f"the output is {factor:.5g} times too large", f"output / {factor:.6g}",
+    mistake = Mistake("output_factor", f"the output is {factor:.5g} times what it should be", f"output / {factor:.6g}",
                       deliver=lambda p, output, lse: (output * factor, lse))  # fmt: skip
     return evidence.fit(Hypothesis((mistake,)))
 

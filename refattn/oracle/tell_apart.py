@@ -46,7 +46,7 @@ def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool) -> s
             best, most = probe.words, groups
         if most == len(hypotheses):
             break
-    return f"call the kernel {best}, or hand the kernel itself to diagnose() in place of its output" if best else ""
+    return f"call the kernel {best}" if best else ""
 
 
 def told_apart(checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool) -> tuple[list[Hypothesis], list[str]]:

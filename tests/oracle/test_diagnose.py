@@ -137,7 +137,7 @@ def test_nothing_explains_noise_and_it_says_where():
     output[1, 2, 32:] += np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     found = diagnose(output, *inputs.arrays, seconds=2)
     assert found.verdict == "unexplained"
-    assert found.location == ("4.2% of the output elements are wrong. Wrong sequences: 1. Wrong heads: 2. Wrong rows: 32-47 (starting at a multiple of 32). "
+    assert found.location == ("4.2% of the output elements are wrong, by up to 3.11. Wrong sequences: 1. Wrong heads: 2. Wrong rows: 32-47 (starting at a multiple of 32). "
                               "Every dim is affected.")  # fmt: skip
     assert str(found).startswith("None of ")
 
@@ -147,7 +147,7 @@ def test_unnamed_numbers_are_fitted():
     found = diagnose(refattn.attention(*inputs.arrays, scale=72**-0.5), *inputs.arrays)
     assert found.best.says == "the scale is 0.11785 = 1/sqrt(72) instead of 0.25"
     found = diagnose(1.37 * refattn.attention(*inputs.arrays), *inputs.arrays)
-    assert found.best.says == "the output is 1.37 times too large"
+    assert found.best.says == "the output is 1.37 times what it should be"
     output, lse = refattn.attention_with_lse(*inputs.arrays)
     found = diagnose(output, *inputs.arrays, lse=lse + 0.25)
     assert found.best.says == "lse is 0.25 too large everywhere"
@@ -221,3 +221,56 @@ def test_lse_mistakes_need_the_lse():
 def test_bad_calls(call, error, message):
     with pytest.raises(error, match=message):
         call(np.ones((1, 2, 3, 4), np.float32))
+
+
+def noisy(inputs, size):
+    exact = refattn.attention(*inputs.arrays)
+    return (exact * (1 + size * np.random.default_rng(0).standard_normal(exact.shape))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x: np.full_like(x, np.nan), "100.0% of the output elements are wrong, all of them NaN."),
+        (lambda x: np.where(np.arange(9)[:, None] > 6, 0, x), "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong rows: 7-8."),
+        (lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32), "these are other inputs, or another computation."),
+    ],
+)
+def test_what_is_not_explained_is_described(spoil, words):
+    inputs = attention_inputs("normal", sizes=SIZES)
+    found = diagnose(spoil(noisy(inputs, 0)), *inputs.arrays, seconds=1)
+    assert found.verdict == "unexplained" and words in str(found)
+
+
+def test_coarser_arithmetic_is_suggested():
+    inputs = attention_inputs("normal", sizes=SIZES)
+    found = diagnose(noisy(inputs, 3e-6), *inputs.arrays, seconds=1)
+    assert "It passes as a kernel that multiplies in tfloat32: spec='tfloat32', if that is meant." in str(found)
+
+
+def test_what_the_result_itself_shows():
+    inputs = attention_inputs("normal", sizes=SIZES)
+    assert str(diagnose(0 * noisy(inputs, 0), *inputs.arrays)) == "all zeros: was the output ever written?"
+    broken = noisy(inputs, 0)
+    broken[1, 2, 3, 4] = np.nan
+    assert str(diagnose(broken, *inputs.arrays)) == "one element is wrong (sequence 1 head 2 row 3 dim 4) and everything else agrees"
+
+
+def test_progress_is_told():
+    inputs, lines = attention_inputs("normal", sizes=SIZES), []
+    diagnose(np.random.default_rng(5).standard_normal((2, 4, 9, 16)).astype(np.float32), *inputs.arrays, seconds=1, progress=lines.append)
+    assert lines[0] == "every mistake of the catalogue alone" and lines[-1] == "where the error lives"
+    assert any(line.startswith("two mistakes together, for up to") for line in lines)
+
+
+def test_block_local_attention():
+    from refattn.oracle.block_local import block_local_inputs
+
+    inputs = block_local_inputs(seed=8, causal=True)
+    output, lse = inputs.call(refattn.block_local_attention_with_lse)
+    options = {**inputs.options}
+    assert diagnose(output.astype(np.float32), *inputs.arrays, lse=lse.astype(np.float32), **options).verdict == "agrees"
+    shifted = refattn.block_local_attention(*inputs.arrays, causal=True, block_size=9)
+    assert diagnose(shifted.astype(np.float32), *inputs.arrays, **options).best.id == "block_size_one_more"
+    everything = refattn.attention(*inputs.arrays, causal=True)
+    assert diagnose(everything.astype(np.float32), *inputs.arrays, **options).best.id == "blocks_ignored"

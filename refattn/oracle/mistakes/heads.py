@@ -95,7 +95,7 @@ def _without_tail_dims(problem):
 
 
 HEADS = (
-    Mistake("heads_tiled", "query head h reads key head h % num_kv_heads (tile instead of repeat)", "key.repeat(group_size, axis=-3) in place of np.tile",
+    Mistake("heads_tiled", "query head h reads key head h % num_kv_heads (tile instead of repeat)", "key=np.tile(key, (1, group_size, 1, 1)), values alike",
             ("true groups",), _read_heads(lambda h, H, K: h % K), issues=("onnx/onnx #7274", "apple/axlearn #842", "nntile/nntile #347")),
     Mistake("heads_divided_by_kv_heads", "query head h reads key head h // num_kv_heads instead of h // group_size", "", ("true groups",),
             _read_heads(lambda h, H, K: min(h // K, K - 1)), issues=("JT-Ushio/MHA2MLA section 2.1",)),

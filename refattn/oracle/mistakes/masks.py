@@ -44,7 +44,8 @@ def _hide_with(fill):
 
 def _ring_overwritten(run, columns):
     """A cache that keeps the window of the newest row only: older rows miss keys they may see."""
-    return visible(run, columns) & (columns >= run.kv_length - 1 - run.problem.left)
+    left = run.problem.left  # None once another mistake took the window away
+    return visible(run, columns) if left is None else visible(run, columns) & (columns >= run.kv_length - 1 - left)
 
 
 def _hidden_by_multiplying(run, s, keep):
