@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle")]
 
 import refattn  # noqa: E402
+from oracle_diagnosis import diagnosis_table  # noqa: E402
 from real_libraries import CALLS, MODULES  # noqa: E402
-from refattn.oracle.diagnosis import diagnose  # noqa: E402
 from refattn.oracle.dialect_calls import from_ours, result_to_ours  # noqa: E402
 from refattn.oracle.emulation import EmulatedKernel  # noqa: E402
 from refattn.oracle.inputs import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs  # noqa: E402
-from refattn.oracle.mutants import MUTANTS, correct_kernel  # noqa: E402
+from refattn.oracle.mutants import MUTANTS  # noqa: E402
 from refattn.oracle.mutation import Trials  # noqa: E402
 from refattn.oracle.rules import RULES, Observation  # noqa: E402
 from refattn.oracle.spec import KernelSpec  # noqa: E402
@@ -68,79 +68,6 @@ def mutant_table(dtype_names):
                              "hidden": list(score.hidden), "false_alarms": list(score.false_alarms)})  # fmt: skip
             print(f"{rule:22s} {cells[0]:>34s} {cells[1]:>34s}", flush=True)
     return rows
-
-
-# diagnosis
-
-
-def shows(mutant, inputs):
-    """The mutant's result where it differs from the unbroken kernel's, else None."""
-    output, lse = inputs.call(mutant)
-    right = inputs.call(correct_kernel(inputs.function))
-    if all(np.array_equal(np.asarray(got), np.asarray(want), equal_nan=True) for got, want in zip((output, lse), right, strict=True)):
-        return None
-    return output, lse
-
-
-def diagnosis_table(dtype_names, seeds=1):
-    from wrong_kernels import CASES
-
-    rows = []
-    print("\nDiagnosis: the right mistake first / named as equal on these inputs / other / result within rounding everywhere")
-    for name in dtype_names:
-        outcome, wrong, seconds = Counter(), [], []
-        for seed in range(seeds):
-            suite = default_suite(DTYPES[name], seed)
-            for mutant in MUTANTS:
-                if mutant.random:
-                    continue
-                verdict, took = name_mutant(mutant, suite)
-                outcome[verdict.split(":")[0]] += 1
-                seconds.append(took)
-                if verdict.startswith("other"):
-                    wrong.append(f"{mutant.id} -> {verdict[6:]}")
-        total = outcome["first"] + outcome["equal"] + outcome["other"]
-        good = 100 * (outcome["first"] + outcome["equal"]) / max(total, 1)
-        print(f"mutants {name:10s} {outcome['first']} / {outcome['equal']} / {outcome['other']} / {outcome['within rounding']}: first or equal {good:.1f} %, "
-              f"first {100 * outcome['first'] / max(total, 1):.1f} %, median {np.median(seconds):.2f} s", *wrong, sep="\n    " if wrong else "", flush=True)  # fmt: skip
-        rows.append({"dtype": name, **outcome, "wrong": wrong})
-    outcome = Counter()
-    for kernel, given, expected in CASES:
-        outcome["right" if hand_written(kernel, given, expected) else f"wrong: {kernel.__name__}"] += 1
-    print(f"hand-written wrong kernels: {outcome['right']} of {len(CASES)}", *(key for key in outcome if key != "right"))
-    rows.append({"hand-written": dict(outcome)})
-    return rows
-
-
-def name_mutant(mutant, suite):
-    """("first" | "equal" | "other: what" | "within rounding", seconds) on the first input that shows the mutant."""
-    for inputs in suite:
-        if inputs.function != mutant.function or inputs.family == "exact" or (mutant.families and inputs.family not in mutant.families):
-            continue
-        seen = shows(mutant, inputs)
-        if seen is None:
-            continue
-        start = time.monotonic()
-        found = diagnose(seen[0], *inputs.arrays, lse=seen[1], **inputs.options)
-        took = time.monotonic() - start
-        if found.verdict == "agrees":
-            continue
-        if found.best.explains and found.best.id == mutant.id:
-            return "first", took
-        if found.best.explains and mutant.id in found.best.same_as:
-            return "equal", took
-        return f"other: {found.best.id} on {inputs.name}", took
-    return "within rounding", 0.0
-
-
-def hand_written(kernel, given, expected):
-    names, extra = (sorted(given), {}) if isinstance(given, set) else ((), given)
-    names = [*names, *(["causal"] if kernel.__name__ == "window_counts_keys" else [])]
-    inputs = attention_inputs("wide", names, sizes=Sizes(2, 4, 2, 9, 45, 16, 16), dtype=np.float64)
-    options = {**inputs.options, **extra}
-    output, lse = kernel(*inputs.arrays, **{key: value for key, value in options.items() if key in kernel.__code__.co_varnames and key != "causal"})
-    best = diagnose(output, *inputs.arrays, lse=lse, **options).best
-    return best.explains and expected in (best.id, *best.same_as)
 
 
 # false alarms
@@ -339,6 +266,7 @@ def main(arguments=None):
     parser.add_argument("--minutes", type=float, default=np.inf, help="stop the runs of correct kernels after this long")
     parser.add_argument("--only", choices=("mutants", "diagnosis", "alarms"))
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of mistakes to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args(arguments)
@@ -348,7 +276,7 @@ def main(arguments=None):
     if options.only in (None, "mutants"):
         numbers["rules"] = mutant_table(options.dtypes)
     if options.only in (None, "diagnosis"):
-        numbers["diagnosis"] = diagnosis_table(options.dtypes)
+        numbers["diagnosis"] = diagnosis_table({name: DTYPES[name] for name in options.dtypes}, options.seed, options.pairs)
     if options.only in (None, "alarms"):
         numbers["alarms"] = alarm_table(options.count, options.seed, options.minutes)
     if options.json:
