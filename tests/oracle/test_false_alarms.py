@@ -77,3 +77,38 @@ def test_a_key_hidden_by_a_bias_may_overflow():
     output, lse = np.full((1, 2, 4), np.nan), np.full((1, 2), np.nan)
     assert not check(output, query, key, value, lse=lse, spec=spec, bias=bias).wrong
     assert check(output, query, key, value, lse=lse, spec=KernelSpec.flash("float16"), bias=bias).failed == ("output positions", "lse positions")
+
+
+def test_scores_that_rise_by_equal_steps():
+    """arange for keys: every block has the same weights relative to its maximum, and every rescaling the same argument."""
+    rng = np.random.default_rng(62)
+    n, d = np.arange(2457.0)[:, None], np.arange(128.0)
+    query, key, value = np.abs(rng.standard_normal((1, 3, 128))) * [[0.017], [0.004], [0.05]], ((n * 128 + d) / (2457 * 128))[None], (n % 4 + d[:8] / 128)[None]
+    arrays = [np.float32(array).astype(float) for array in (query, key, value)]
+    spec = KernelSpec.cpu_kernels("float32")
+    for seed in range(4):
+        output, lse = EmulatedKernel(spec, seed=seed, first_block=1 + seed)(*arrays)
+        report = check(output, *arrays, lse=lse, spec=spec)
+        assert report.passed, report.text()
+
+
+def test_products_that_are_all_equal_round_alike():
+    """Constant rows of query and key: the same remainder is lost at every addition of their scalar product."""
+    rng = np.random.default_rng(0)
+    query = np.ones((2, 54, 64)) * 2.0 ** -(np.arange(54.0) % 8)[:, None]
+    key = np.float32(np.ones((2, 385, 64)) * 100.0 * np.arange(385.0)[:, None] / 385.0).astype(float)
+    value = np.float32(rng.standard_normal((2, 385, 64))).astype(float)
+    output, lse = EmulatedKernel(KernelSpec.flash("float32"), seed=291)(query, key, value, causal=True)
+    report = check(output, query, key, value, lse=lse, spec=KernelSpec.flash("float32"), causal=True)
+    assert report.passed, report.text()
+
+
+def test_a_rounded_query_shifts_the_lse_of_its_row():
+    """Keys in [0, 1): the scores of all keys move with the rounding of the scaled query, and so does their lse."""
+    rng = np.random.default_rng(421)
+    query, key, value = rng.standard_normal((4, 69, 128)), rng.random((1, 1306, 128)), rng.standard_normal((1, 1306, 8))
+    arrays = [np.float16(array).astype(float) for array in (query, key, value)]
+    spec = KernelSpec.flash("float16").replace(scaled_query="float16")
+    output, lse = EmulatedKernel(spec)(*arrays)
+    report = check(output, *arrays, lse=lse, spec=spec)
+    assert report.passed, report.text()
