@@ -3,6 +3,8 @@
     python benchmarks/oracle_table.py                     all tables, 500 runs of correct kernels
     python benchmarks/oracle_table.py --count 10000       the full run
     python benchmarks/oracle_table.py --only alarms       one of: mutants, diagnosis, alarms
+    python benchmarks/oracle_table.py --count 10000 --write
+                                                          also into oracle_results.json and .md beside this file, each table for itself
 
 Mutants: every broken kernel against every rule, on inputs made to bite and on ordinary ones. Diagnosis: how often the right mistake comes
 first. Alarms: correct kernels that a rule rejects, emulated in every format and real ones of the libraries that are installed, over random
@@ -11,6 +13,7 @@ options, shapes and input families.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -22,8 +25,9 @@ import ml_dtypes
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle"), str(ROOT / "benchmarks")]
 
+import oracle_results  # noqa: E402
 import refattn  # noqa: E402
 from oracle_diagnosis import diagnosis_table  # noqa: E402
 from real_libraries import CALLS, MODULES  # noqa: E402
@@ -58,13 +62,13 @@ def mutant_table(dtype_names):
     for name in dtype_names:
         print(f"\nMutants, {name}: told from the unbroken kernel (caught at all) / accepted although different / not shown by the data; false alarms")
         print(f"{'rule':22s} {'inputs that bite':>34s} {'ordinary N(0, 1) inputs':>34s}")
-        suites = [Trials(make(DTYPES[name])) for make in (default_suite, ordinary_suite)]
+        suites = {"bite": Trials(default_suite(DTYPES[name])), "ordinary": Trials(ordinary_suite(DTYPES[name]))}
         for rule in RULES:
             cells = []
-            for trials in suites:
+            for suite, trials in suites.items():
                 score = trials.score(rule)
                 cells.append(f"{len(score.told_apart)} ({len(score.caught)}) / {len(score.missed)} / {len(score.hidden)}; {len(score.false_alarms)} of {score.inputs}")
-                rows.append({"dtype": name, "rule": rule, "inputs": score.inputs, "told_apart": len(score.told_apart), "caught": len(score.caught), "missed": list(score.missed),
+                rows.append({"dtype": name, "rule": rule, "suite": suite, "mutants": len(trials.mutants), "inputs": score.inputs, "told_apart": len(score.told_apart), "caught": len(score.caught), "missed": list(score.missed),
                              "hidden": list(score.hidden), "false_alarms": list(score.false_alarms)})  # fmt: skip
             print(f"{rule:22s} {cells[0]:>34s} {cells[1]:>34s}", flush=True)
     return rows
@@ -223,8 +227,8 @@ def alarm_table(count, seed, minutes=np.inf):
     runs, judged, alarms, examples = Counter(), Counter(), Counter(), []
     rng = np.random.default_rng(seed)
     start = time.monotonic()
-    for i in range(count):
-        if time.monotonic() - start > 60 * minutes:
+    for i in itertools.count():
+        if runs.total() >= count or time.monotonic() - start > 60 * minutes:
             break
         pool = real if real and i % 2 else emulated
         label, run = pool[(i // 2) % len(pool)]
@@ -269,6 +273,7 @@ def main(arguments=None):
     parser.add_argument("--pairs", type=int, default=40, help="pairs of mistakes to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--write", action="store_true", help="also write oracle_results.json and oracle_results.md beside this file")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # the libraries' own
     numbers = {"mutants": len(MUTANTS)}
@@ -281,6 +286,8 @@ def main(arguments=None):
         numbers["alarms"] = alarm_table(options.count, options.seed, options.minutes)
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=1))
+    if options.write:
+        oracle_results.write(numbers, Path(__file__).resolve().parent)
     return 0
 
 

@@ -1,0 +1,85 @@
+"""The numbers of oracle_table.py as a file to commit and a page to read. `write` replaces the tables it is given and keeps the others."""
+
+import json
+
+# of the 19 rules those that a kernel author is likely to use; the JSON file has all
+SHOWN = ("refattn", "numpy.allclose", "torch.testing", "flash_attention 2x", "fixed 1e-2")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def write(numbers, folder):
+    """Merge `numbers` into oracle_results.json in `folder` and render oracle_results.md from it."""
+    path = folder / "oracle_results.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known |= numbers
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    (folder / "oracle_results.md").write_text(page(known))
+
+
+def page(numbers):
+    """All tables as Markdown."""
+    lines = ["# What the oracle catches, names and wrongly accuses", "", "Written by `python benchmarks/oracle_table.py --count 10000 --write`.", ""]
+    if "rules" in numbers:
+        lines += ["## Broken kernels that a rule lets through", "", *rule_table(numbers["rules"]), ""]
+    if "alarms" in numbers:
+        lines += ["## Correct kernels that a rule rejects", "", *alarm_table(numbers["alarms"]), ""]
+    if "diagnosis" in numbers:
+        lines += ["## The right mistake named", "", *diagnosis_table(numbers["diagnosis"]), ""]
+    return "\n".join(lines)
+
+
+def rule_table(rows):
+    """Mutants of the catalogue that each rule misses, on the default inputs and on N(0, 1) data."""
+    found = {(row["dtype"], row["rule"], row["suite"]): row for row in rows}
+    dtypes = [name for name in DTYPES if (name, SHOWN[0], "bite") in found]
+    lines = [
+        "Missed of the broken kernels (a mutant counts as caught where the unbroken kernel passes and it does not), on inputs made to bite / on N(0, 1) data of",
+        "the same calls. In brackets: inputs on which the rule rejects the unbroken kernel.", "",
+        "| rule | " + " | ".join(f"{name}, of {found[name, SHOWN[0], 'bite']['mutants']}" for name in dtypes) + " |", "|---|" + "---:|" * len(dtypes),
+    ]  # fmt: skip
+    for rule in SHOWN:
+        cells = []
+        for name in dtypes:
+            bite, plain = found[name, rule, "bite"], found[name, rule, "ordinary"]
+            missed = [row["mutants"] - row["told_apart"] - never(found, name, row["suite"]) for row in (bite, plain)]
+            cells.append(f"{missed[0]} / {missed[1]} ({len(bite['false_alarms'])} of {bite['inputs']} / {len(plain['false_alarms'])} of {plain['inputs']})")
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    same = {name: found[name, SHOWN[0], "bite"]["hidden"] for name in dtypes}
+    lines += ["", "Not counted: what changes no bit of the results on the default inputs (" +
+              ("; ".join(f"{name}: {', '.join(ids)}" for name, ids in same.items() if ids) or "none") + ").",
+              "Missed by the own rule on N(0, 1) data means not shown by such data: results equal bit for bit, except " + own_misses(found, dtypes) + "."]  # fmt: skip
+    return lines
+
+
+def never(found, dtype, suite):
+    """Mutants whose results are those of the unbroken kernel on all default inputs: nothing to miss."""
+    return len(found[dtype, SHOWN[0], "bite"]["hidden"])
+
+
+def own_misses(found, dtypes):
+    return "; ".join(f"{name}: {', '.join(found[name, SHOWN[0], 'ordinary']['missed']) or 'none'}" for name in dtypes)
+
+
+def alarm_table(rows):
+    """False alarms of each rule by kernel."""
+    total = sum(row["runs"] for row in rows)
+    lines = [f"{total} runs of correct kernels over random options, shapes and input families; the other rules judged {sum(row['judged by others'] for row in rows)} of them.", "",
+             "| kernel | runs | refattn | " + " | ".join(SHOWN[1:]) + " |", "|---|---:|---:|" + "---:|" * len(SHOWN[1:])]  # fmt: skip
+    for row in [*sorted(rows, key=lambda row: row["kernel"]), _sum(rows)]:
+        shares = [f"{row[rule]} of {row['judged by others']}" for rule in SHOWN[1:]]
+        lines.append(f"| {row['kernel']} | {row['runs']} | {row['refattn']} | " + " | ".join(shares) + " |")
+    return lines
+
+
+def _sum(rows):
+    return {"kernel": "all"} | {key: sum(row[key] for row in rows) for key in ("runs", "judged by others", *SHOWN)}
+
+
+def diagnosis_table(rows):
+    """How often the right mistake comes first, by dtype; then the hand-written kernels."""
+    lines = ["| kernels | first | equal on these data | other | within rounding |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        if "dtype" in row:
+            lines.append(f"| mutants, {row['dtype']} | " + " | ".join(str(row.get(key, 0)) for key in ("first", "equal", "other", "within rounding")) + " |")
+    hand = next((row["hand-written"] for row in rows if "hand-written" in row), None)
+    return [*lines, "", f"Hand-written wrong kernels named rightly: {hand['right']} of {sum(hand.values())}."] if hand else lines
