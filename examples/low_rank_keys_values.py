@@ -52,5 +52,6 @@ early = factor_keys_values(key[:32], value[:32], 16)
 directions = np.concatenate([early.w_uk[0], early.w_uv[0]])  # orthonormal columns
 every = np.concatenate([key, value], axis=1)
 missed = np.linalg.norm(every - every @ directions @ directions.T, axis=1) / np.linalg.norm(every, axis=1)
-print(f"Rank 16 fitted to the first 32 tokens: they miss {missed[:32].mean():.0%} of their norm, later ones {missed[32:].mean():.0%}, until refitted.")
+first, later = missed[:32].mean(), missed[32:].mean()
+print(f"Rank 16 fitted to the first 32 tokens: they miss {first:.0%} of their norm, later ones {later:.0%}, until refitted.")
 print("MLA learns its down-projection and defines keys and values by the latent: each token appends its own, nothing is refitted.")

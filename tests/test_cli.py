@@ -53,14 +53,14 @@ class TestEnds:
 
     def test_interrupted(self, tmp_path):
         process = command("vectors", "make", str(tmp_path / "pack"), stdout=subprocess.DEVNULL)
-        while not (tmp_path / "pack").exists() and process.poll() is None:
+        while not any((tmp_path / "pack").glob("*.npz")) and process.poll() is None:  # while numpy.random is imported, an interrupt is lost
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.communicate()[1] == "\nrefattn: interrupted\n" and process.returncode == 130
         assert not (tmp_path / "pack" / "manifest.json").exists()
 
     def test_a_report_that_cannot_be_written_does_not_hide_the_result(self, tmp_path):
-        subprocess.run([sys.executable, "-m", "refattn", "vectors", "make", str(tmp_path / "p"), "--pack", "decode"], cwd=ROOT, check=True, capture_output=True)
+        command("vectors", "make", str(tmp_path / "p"), "--pack", "decode", stdout=subprocess.DEVNULL).communicate()
         process = command("vectors", "check", str(tmp_path / "p"), "--junit", str(tmp_path / "missing" / "x.xml"), stdout=subprocess.PIPE)
         output, error = process.communicate()
         assert "5 of 5 cases are right" in output and "x.xml" in error and "Traceback" not in error and process.returncode == 2

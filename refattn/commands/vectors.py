@@ -23,8 +23,9 @@ def add_parser(subparsers):
                               epilog="example: refattn vectors make vectors --pack gqa --dtype bfloat16 --format safetensors")  # fmt: skip
     make.add_argument("directory", help="created; must not hold a pack already")
     make.add_argument("--pack", action="append", metavar="NAME", help="only this one of 'refattn vectors list'; may be repeated; default all")
-    make.add_argument("--dtype", default="float32", help="of the inputs: float64, float32, float16, bfloat16, float8_e4m3fn or float8_e5m2; default float32")
-    make.add_argument("--format", default="npz", choices=("npz", "safetensors", "raw"), 
+    make.add_argument("--dtype", default="float32",
+                      help="of the inputs: float64, float32, float16, bfloat16, float8_e4m3fn or float8_e5m2; default float32")
+    make.add_argument("--format", default="npz", choices=("npz", "safetensors", "raw"),
                       help="default npz; raw: plain binary files and a text, read by C++ as it is")  # fmt: skip
     make.add_argument("--spec", help="arithmetic the bounds are for, such as 'eager bfloat16'; default: a fused kernel in the dtype")
     make.add_argument("--seed", type=int, default=0, help="of the inputs; default 0")

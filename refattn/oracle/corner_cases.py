@@ -23,9 +23,10 @@ def corner_cases(dtype=np.float32, seed=0, level="quick") -> Iterator[AttentionI
     rng = np.random.default_rng([seed, 8])
     infinite = np.where(rng.random((sizes.num_heads, sizes.q_len, sizes.kv_len)) < 0.3, -np.inf, 0.0).astype(dtype)
     infinite[:, 1::5] = -np.inf  # rows that see no key: any finite stand-in for -inf turns them into a mean
+    slopes = 2.0 ** -np.arange(1.0, 1.0 + sizes.batch * sizes.num_heads).reshape(sizes.batch, sizes.num_heads)
     corners = {
         "one q_offset a sequence": {"causal": True, "q_offset": np.array([70, 31])},
-        "one set of slopes a sequence": {"alibi_slopes": 2.0 ** -np.arange(1.0, 1.0 + sizes.batch * sizes.num_heads).reshape(sizes.batch, sizes.num_heads)},
+        "one set of slopes a sequence": {"alibi_slopes": slopes},
         "negative scale": {"scale": -0.2},
         "scale 0": {"scale": 0.0},
         "window of one key": {"window": (0, 0)},

@@ -27,7 +27,8 @@ EDGES = {
 }  # fmt: skip
 FULL_EDGES = {
     "no rows": Sizes(q_len=0), "no keys": Sizes(kv_len=0), "no sequences": Sizes(batch=0), "127 keys": Sizes(kv_len=127),
-    "128 keys": Sizes(kv_len=128), "129 keys": Sizes(kv_len=129), "129 rows": Sizes(batch=1, q_len=129, kv_len=131), "1031 keys": Sizes(batch=1, q_len=3, kv_len=1031),
+    "128 keys": Sizes(kv_len=128), "129 keys": Sizes(kv_len=129), "129 rows": Sizes(batch=1, q_len=129, kv_len=131),
+    "1031 keys": Sizes(batch=1, q_len=3, kv_len=1031),
     "head_dim 192 and 128": Sizes(batch=1, head_dim=192, v_head_dim=128), "head_dim 256": Sizes(batch=1, head_dim=256, v_head_dim=256),
 }  # fmt: skip
 

@@ -103,8 +103,8 @@ class MergeBench(Bench):
         ratio = np.where(np.isnan(ratio), np.inf, ratio)
         if (ratio > 1).any():
             at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
-            words = f"got {got[at]:.9g}, expected {expected[at]:.9g}, bound {bound[at]:.3g}"
-            raise Failure(f"{name}: {np.count_nonzero(ratio > 1)} of {ratio.size} elements beyond the bound, the worst at {at}: {words}", None, result)
+            words = f"{name}: {np.count_nonzero(ratio > 1)} of {ratio.size} elements beyond the bound, the worst at {at}: "
+            raise Failure(words + f"got {got[at]:.9g}, expected {expected[at]:.9g}, bound {bound[at]:.3g}", None, result)
         return float(ratio.max(initial=0.0))
 
     def tests(self) -> Iterator[Trial]:

@@ -191,12 +191,13 @@ def save_case(case: VectorCase, path, container=None) -> str:
             arrays[name], options[name] = value, {"array": name}
         else:
             options[name] = list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
-    arrays |= dict(zip(EXPECTED, (case.output, case.lse, case.output_bound, case.lse_bound, case.output_hard_bound, case.lse_hard_bound), strict=True))
+    results = case.output, case.lse, case.output_bound, case.lse_bound, case.output_hard_bound, case.lse_hard_bound
+    arrays |= dict(zip(EXPECTED, results, strict=True))
     axes = AXES | (PACKED_AXES if case.function == "packed_attention" else {})
     manifest = {
         "format": FORMAT[0], "version": FORMAT[1], "name": case.name, "pack": case.pack, "function": case.function, "arguments": list(names),
         "options": options, "scale": case.scale, "seed": case.seed, "spec": case.spec.to_dict(),
-        "layout": {name: axes[name] for name in (*names, *options, "output", "lse") if name in axes and (name in arrays or name in ("output", "lse"))},
+        "layout": {name: axes[name] for name in (*names, *options, "output", "lse") if name in axes and name in {*arrays, "output", "lse"}},
         "rule": "x == expected or abs(x - expected) <= bound or both NaN",
         "arrays": {name: {"dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest(array)} for name, array in arrays.items()},
         "made_by": {"refattn": refattn.__version__, "numpy": np.__version__},
