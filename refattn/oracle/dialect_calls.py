@@ -277,8 +277,8 @@ def _visibility_from_ours(d, p, call):
     if not spellable:
         return True
     drawn = p.mask is not None or p.bias is not None or p.alibi_slopes is not None
-    if d.arguments.get("causal") == d.arguments.get("mask") and p.right == 0 and drawn:
-        return True  # one argument cannot be "causal" and an array
+    if (d.arguments.get("causal") == d.arguments.get("mask") or d.name == "torch") and p.right == 0 and drawn:
+        return True  # one argument cannot be "causal" and an array; torch takes both on some backends only
     if short:
         call[d.arguments["kv_lengths"]] = lengths - (d.lengths == "count - 1")
     if p.right == 0 and not d.always_causal:

@@ -57,6 +57,8 @@ class Dialect:
         Default of the library's own rotary embedding.
     paged : bool
         The call reads keys through a block table.
+    measured : bool
+        The facts were measured on the library itself, by tests that run wherever it is installed; otherwise they were only read.
     notes : tuple of str
     issues : tuple of str
     """
@@ -87,6 +89,7 @@ class Dialect:
     default_scale: str = "1/sqrt(head_dim)"
     rope_pairs: str | None = None
     paged: bool = False
+    measured: bool = False
     notes: tuple[str, ...] = ()
     issues: tuple[str, ...] = ()
 
@@ -101,15 +104,15 @@ DIALECTS: Mapping[str, Dialect] = {
             "refattn", "attention_with_lse", "this version", "refattn.attention",
             {name: name for name in ("query", "key", "value", "causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")},
             window="pair", window_none=None, mask_true="attend", alibi="-m*|i - j|", softcap="before mask", softcap_none=None, sinks_in_lse=True,
-            empty_lse="-inf", lse_base="e", lse_layout="BHT", lengths="count",
+            empty_lse="-inf", lse_base="e", lse_layout="BHT", lengths="count", measured=True,
         ),
         Dialect(
             "torch", "torch.nn.functional.scaled_dot_product_attention", "2.13", "documentation and measurement",
             {**_ARRAYS, "causal": "is_causal", "mask": "attn_mask", "bias": "attn_mask", "scale": "scale"},
             alignment="top_left", mask_true="attend", additive_mask=True,
-            notes=("attn_mask and is_causal exclude each other", "grouped heads need enable_gqa=True", "dropout_p applies in eval mode too",
+            notes=("attn_mask with is_causal is documented as an error; the math backend raises it, the flash backend of the CPU applies both", "grouped heads need enable_gqa=True", "dropout_p applies in eval mode too",
                    "an empty row was NaN before 2.5", "nn.MultiheadAttention's key_padding_mask means the opposite (True = ignore)"),
-            issues=("pytorch/pytorch #108108", "pytorch/pytorch #103749", "pytorch/pytorch #170415"),
+            issues=("pytorch/pytorch #108108", "pytorch/pytorch #103749", "pytorch/pytorch #170415"), measured=True,
         ),
         Dialect(
             "flash_attn", "flash_attn_func", "2.8.4", "docstring of flash_attn_interface.py and tests/test_flash_attn.py",
@@ -141,7 +144,7 @@ DIALECTS: Mapping[str, Dialect] = {
              "softcap": "softcap", "kv_lengths": "nonpad_kv_seqlen", "scale": "scale"},
             alignment="top_left", window="two", mask_true="attend", additive_mask=True, softcap="before mask", lengths="count",
             notes=("with past_key or nonpad_kv_seqlen the alignment is bottom-right", "left_window_size needs opset 25"),
-            issues=("onnx/onnx #7274", "onnx/onnx #7865", "onnx/onnx #8068", "onnx/onnx #7913"),
+            issues=("onnx/onnx #7274", "onnx/onnx #7865", "onnx/onnx #8068", "onnx/onnx #7913"), measured=True,
         ),
         Dialect(
             "onnxruntime_gqa", "com.microsoft.GroupQueryAttention", "1.31.1 (window: since 1.23)", "docs/contrib_ops, measured",
@@ -150,7 +153,7 @@ DIALECTS: Mapping[str, Dialect] = {
             layout="BTM", output_layout="BTM", window="count", always_causal=True, additive_mask=True, softcap="before mask", lengths="count - 1",
             rope_pairs="half",
             notes=("before 1.23 local_window_size excluded the row's own key", "smooth_softmax is a sink of 0", "past keys and values are BHTD"),
-            issues=("microsoft/onnxruntime #25927", "onnxruntime/mobius #260", "microsoft/onnxruntime #28031"),
+            issues=("microsoft/onnxruntime #25927", "onnxruntime/mobius #260", "microsoft/onnxruntime #28031"), measured=True,
         ),
         Dialect(
             "jax", "jax.nn.dot_product_attention", "0.10.2", "documentation, measured",
@@ -158,7 +161,7 @@ DIALECTS: Mapping[str, Dialect] = {
             layout="BTHD", output_layout="BTHE", alignment="top_left", window="pair", window_none=None, mask_true="attend", hidden="-0.7 * finfo.max",
             empty_output="mean of values", empty_lse="finite", lse_base="e", lse_layout="BTH", lengths="count",
             notes=("rows past query_seq_lengths are 0", "weights are converted to the key's dtype", "an int local_window_size means both sides"),
-            issues=("jax-ml/jax #24491", "jax-ml/jax #32300", "jax-ml/jax #39576"),
+            issues=("jax-ml/jax #24491", "jax-ml/jax #32300", "jax-ml/jax #39576"), measured=True,
         ),
         Dialect(
             "mlx", "mlx.core.fast.scaled_dot_product_attention", "0.32.4", "documentation, measured on CPU",
@@ -166,7 +169,7 @@ DIALECTS: Mapping[str, Dialect] = {
             mask_true="attend", additive_mask=True, hidden="finfo.min for boolean masks", empty_output="mean of values", default_scale="required",
             sinks_in_lse=None, rope_pairs="half",
             notes=("causal is spelled mask=\"causal\"", "an additive mask of -inf in a whole row gives NaN", "fast.rope: traditional=True means interleaved"),
-            issues=("ml-explore/mlx #2835", "ml-explore/mlx #2967"),
+            issues=("ml-explore/mlx #2835", "ml-explore/mlx #2967"), measured=True,
         ),
         Dialect(
             "cudnn", "cudnn.pygraph.sdpa", "frontend 1.14", "frontend documentation and test/python/sdpa/fp16_ref.py",
@@ -202,7 +205,7 @@ DIALECTS: Mapping[str, Dialect] = {
             window=None, default_scale="required", rope_pairs="half",
             notes=("causality and sliding_window come in the mask; sliding_window counts the row's own key",
                    "DeepSeek models rotate interleaved pairs (rope_interleave)"),
-            issues=("huggingface/transformers #29623", "huggingface/transformers #40163", "huggingface/transformers #39687", "huggingface/transformers #47435"),
+            issues=("huggingface/transformers #29623", "huggingface/transformers #40163", "huggingface/transformers #39687", "huggingface/transformers #47435"), measured=True,
         ),
     )
 }  # fmt: skip
@@ -274,8 +277,26 @@ def differences(first: str, second: str) -> list[tuple[str, str, str]]:
     return found
 
 
+# kinds of rows: a call that runs on both and gives other numbers comes first
+MEANING = "Other results for what looks alike"
+SPELLING = "The same thing said otherwise"
+ONLY_ONE = "In one of them only"
+SPELLED = ("causality", "window of the last 3 keys", "no window", "additive mask or bias", "softcap")
+ABSENT = ("none", "no lse", "no sinks", "no boolean mask", "no mask", "in the mask", "-")
+
+
+def _kind(row) -> str:
+    words, *cells = row
+    absent = [cell.split("  [")[0] in ABSENT for cell in cells]
+    if any(absent):
+        return ONLY_ONE
+    return SPELLING if words in SPELLED else MEANING
+
+
 def explain_difference(first: str, second: str) -> str:
     """A table of where two dialects disagree; rows in which they agree are left out.
+
+    Rows that change results come first, then other spellings, then what only one of the two has.
 
     Parameters
     ----------
@@ -288,16 +309,25 @@ def explain_difference(first: str, second: str) -> str:
 
     Examples
     --------
-    >>> explain_difference("torch", "jax").splitlines()[3].split()
+    >>> explain_difference("torch", "jax").splitlines()[7].split()
     ['query', 'layout', '|', 'BHTD', '|', 'BTHD']
     """
     one, two = dialect(first), dialect(second)
-    rows = [("", f"{first} {one.version}", f"{second} {two.version}"), *differences(first, second)]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "-+-".join("-" * width for width in widths))
+    rows = differences(first, second)
+    heading = [f"{d.name} is {d.call}, {d.version}: {'measured on the library' if d.measured else 'read, not run'} ({d.source})" for d in (one, two)]
+    heading.append("Axes: B batch, H heads, T or S length, D and E head size, M heads and head size in one. x: the row sees the key, . it does not.")
+    if not rows:
+        return "\n".join([*heading, "They agree in every row."])
+    widths = [max(len(row[i]) for row in [("", first, second), *rows]) for i in range(3)]
+    line = lambda row: " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()  # noqa: E731
+    rule = "-+-".join("-" * width for width in widths)
+    lines = []
+    for kind in (MEANING, SPELLING, ONLY_ONE):
+        chosen = [row for row in rows if _kind(row) == kind]
+        lines += ["", kind, line(("", first, second)), rule, *map(line, chosen)] if chosen else []
     notes = [f"{d.name}: {note}" for d in (one, two) for note in d.notes]
-    return "\n".join([f"{one.call} against {two.call}", *lines, *notes])
+    reports = [f"{d.name}: {', '.join(d.issues[:3])}" for d in (one, two) if d.issues]
+    return "\n".join([*heading, *lines, "", "Besides", *notes, *([f"Public reports  {'; '.join(reports)}"] if reports else [])])
 
 
 def table() -> list[dict[str, str]]:

@@ -1,0 +1,211 @@
+"""What the notes and defaults of the dialects claim, on the libraries themselves."""
+
+import numpy as np
+import pytest
+
+import refattn
+from real_libraries import GQA_ORDER, MODULES, onnx_model
+from refattn.oracle.dialect_calls import array_from_ours, array_to_ours, from_ours
+from refattn.oracle.dialects import DIALECTS, dialect
+from refattn.oracle.forms import Rope
+
+RNG = np.random.default_rng(2)
+QUERY, KEY, VALUE = (RNG.standard_normal((2, heads, length, 8)).astype(np.float32) for heads, length in ((4, 5), (2, 11), (2, 11)))
+
+
+@pytest.fixture(autouse=True)
+def quiet(recwarn):
+    """The libraries' own warnings."""
+
+
+def same(got, want, atol=3e-6):
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=atol)
+
+
+class TestTorch:
+    @pytest.fixture
+    def sdpa(self):
+        torch = pytest.importorskip("torch")
+        tensors = [torch.from_numpy(array) for array in (QUERY, KEY, VALUE)]
+        return lambda **options: torch.nn.functional.scaled_dot_product_attention(*tensors, **{"enable_gqa": True, **options}), torch
+
+    def test_mask_with_is_causal_depends_on_the_backend(self, sdpa):
+        call, torch = sdpa
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        mask = np.random.default_rng(0).random((5, 11)) < 0.7
+        mask[:, 0] = True
+        with sdpa_kernel([SDPBackend.MATH]), pytest.raises(RuntimeError, match="attn_mask should not be set when is_causal=True"):
+            call(attn_mask=torch.from_numpy(mask), is_causal=True)
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+            both = call(attn_mask=torch.from_numpy(mask), is_causal=True).numpy()
+        same(both, refattn.attention(QUERY, KEY, VALUE, mask=mask, causal=True, q_offset=0))
+        spoken = from_ours("torch", QUERY, KEY, VALUE, mask=mask, causal=True, q_offset=0)
+        assert "is_causal" not in spoken  # drawn into the mask, which every backend takes
+
+    def test_grouped_heads_need_enable_gqa(self, sdpa):
+        call, _ = sdpa
+        with pytest.raises(RuntimeError):
+            call(enable_gqa=False)
+        same(call().numpy(), refattn.attention(QUERY, KEY, VALUE))
+
+    def test_dropout_is_always_applied(self, sdpa):
+        call, torch = sdpa
+        assert not torch.equal(call(dropout_p=0.5), call())
+
+    def test_key_padding_mask_of_the_layer_means_ignore(self, sdpa):
+        _, torch = sdpa
+        layer = torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True).eval()
+        x = torch.from_numpy(KEY[:1, 0])
+        ignored = torch.zeros(1, 11, dtype=torch.bool)
+        ignored[:, 7:] = True
+        same(layer(x[:, :3], x, x, key_padding_mask=ignored)[0].detach(), layer(x[:, :3], x[:, :7], x[:, :7])[0].detach())
+
+
+class TestJax:
+    @pytest.fixture
+    def call(self):
+        jax = pytest.importorskip("jax")
+        arrays = [np.swapaxes(array, 1, 2) for array in (QUERY, KEY, VALUE)]
+        return lambda **options: jax.nn.dot_product_attention(*arrays, **options)
+
+    def test_an_integer_window_means_both_sides(self, call):
+        want = refattn.attention(QUERY, KEY, VALUE, window=(2, 2), q_offset=0)
+        same(np.swapaxes(call(local_window_size=2), 1, 2), want)
+
+    def test_rows_past_the_query_lengths_are_zero(self, call):
+        got = np.asarray(call(query_seq_lengths=np.array([3, 5])))
+        assert not got[0, 3:].any() and got[0, :3].all() and got[1].all()
+
+    def test_lse_is_natural_and_length_first(self, call):
+        _, lse = call(return_residual=True)
+        assert dialect("jax").lse_layout == "BTH" and dialect("jax").lse_base == "e"
+        same(np.swapaxes(lse, 1, 2), refattn.attention_with_lse(QUERY, KEY, VALUE)[1])
+
+    def test_a_row_without_keys_is_the_mean_of_all_values(self, call):
+        got = np.swapaxes(call(mask=np.zeros((2, 1, 5, 11), bool)), 1, 2)
+        same(got, np.broadcast_to(np.repeat(VALUE, 2, axis=1).mean(2, keepdims=True), got.shape))
+
+
+class TestMlx:
+    @pytest.fixture
+    def mx(self):
+        pytest.importorskip("mlx.core")
+        import mlx.core as mx
+
+        return mx
+
+    def test_there_is_no_default_scale(self, mx):
+        with pytest.raises(TypeError):
+            mx.fast.scaled_dot_product_attention(*map(mx.array, (QUERY, KEY, VALUE)))
+
+    def test_an_additive_row_of_minus_infinity_is_nan(self, mx):
+        mask = np.zeros((5, 11), np.float32)
+        mask[2] = -np.inf
+        got = np.array(mx.fast.scaled_dot_product_attention(*map(mx.array, (QUERY, KEY, VALUE)), scale=0.3, mask=mx.array(mask)))
+        assert np.isnan(got[:, :, 2]).all() and np.isfinite(got[:, :, [0, 1, 3, 4]]).all()
+
+    @pytest.mark.parametrize(("traditional", "layout"), [(False, "half"), (True, "interleaved")])
+    def test_rotary_pairs(self, mx, traditional, layout):
+        got = mx.fast.rope(mx.array(QUERY), 8, traditional=traditional, base=10000.0, scale=1.0, offset=3)
+        same(np.array(got), Rope(10000.0, layout).rotate(QUERY, 3 + np.arange(5)), atol=1e-5)
+
+
+class TestOnnx:
+    def run(self, call, opset=24):
+        pytest.importorskip("onnx")
+        from onnx.reference import ReferenceEvaluator
+
+        order = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
+        model, inputs = onnx_model(call, "Attention", order, "", [("", opset)], ["Y", "present_key", "present_value"] if "past_key" in call else ["Y"])
+        return ReferenceEvaluator(model).run(None, inputs)[0]
+
+    def test_with_a_past_the_alignment_is_bottom_right(self):
+        call = {"Q": QUERY, "K": KEY[:, :, 6:], "V": VALUE[:, :, 6:], "past_key": KEY[:, :, :6], "past_value": VALUE[:, :, :6], "is_causal": 1}
+        same(self.run(call), refattn.attention(QUERY, KEY, VALUE, causal=True))
+
+    def test_without_it_top_left(self):
+        same(self.run({"Q": QUERY, "K": KEY, "V": VALUE, "is_causal": 1}), refattn.attention(QUERY, KEY, VALUE, causal=True, q_offset=0))
+
+    @pytest.mark.parametrize(("interleaved", "layout"), [(0, "half"), (1, "interleaved")])
+    def test_rotary_embedding_operator(self, interleaved, layout):
+        pytest.importorskip("onnx")
+        from onnx.reference import ReferenceEvaluator
+
+        angle = np.arange(20)[:, None] * 10000.0 ** (-2 * np.arange(4) / 8)
+        call = {"X": QUERY, "cos": np.cos(angle).astype(np.float32), "sin": np.sin(angle).astype(np.float32),
+                "positions": np.broadcast_to(3 + np.arange(5), (2, 5)).copy(), "interleaved": interleaved}  # fmt: skip
+        model, inputs = onnx_model(call, "RotaryEmbedding", ("X", "cos", "sin", "positions"), "", [("", 23)], ["Y"])
+        same(ReferenceEvaluator(model).run(None, inputs)[0], Rope(10000.0, layout).rotate(QUERY, 3 + np.arange(5)), atol=1e-5)
+
+
+class TestGroupQueryAttention:
+    def run(self, **extra):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        arrays = (QUERY[:, :, :5], KEY[:, :, :5], VALUE[:, :, :5])
+        call = dict(zip(("query", "key", "value"), (array_from_ours(array, "BTM") for array in arrays), strict=True))
+        call |= {"seqlens_k": np.full(2, 4, np.int32), "total_sequence_length": np.array([5], np.int32), "num_heads": 4, "kv_num_heads": 2, **extra}
+        model, inputs = onnx_model(call, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], ["Y", "pk", "pv"])
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return array_to_ours(session.run(None, inputs)[0], "BTM", 4), arrays
+
+    def test_smooth_softmax_is_a_sink_of_zero(self):
+        got, arrays = self.run(smooth_softmax=1)
+        same(got, refattn.attention(*arrays, causal=True, sinks=np.zeros(4)))
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_the_window_counts_keys_with_the_own_one(self, count):
+        got, arrays = self.run(local_window_size=count)
+        same(got, refattn.attention(*arrays, causal=True, window=(count - 1, None)))
+
+    def test_scale_zero_means_the_default(self):
+        got, arrays = self.run(scale=0.0)
+        same(got, refattn.attention(*arrays, causal=True))
+
+    @pytest.mark.parametrize(("interleaved", "layout"), [(0, "half"), (1, "interleaved")])
+    def test_rotary_pairs(self, interleaved, layout):
+        angle = np.arange(16)[:, None] * 10000.0 ** (-2 * np.arange(8) / 16)
+        rng = np.random.default_rng(4)  # the operator wants a head size that is a multiple of 16
+        arrays = [rng.standard_normal((2, heads, 5, 16)).astype(np.float32) for heads in (4, 2, 2)]
+        call = dict(zip(("query", "key", "value"), (array_from_ours(array, "BTM") for array in arrays), strict=True))
+        tables = {"cos_cache": np.cos(angle).astype(np.float32), "sin_cache": np.sin(angle).astype(np.float32)}
+        got, _ = self.run(**call, **tables, do_rotary=1, rotary_interleaved=interleaved)
+        turned = [Rope(10000.0, layout).rotate(array, np.arange(5)) for array in arrays[:2]]
+        same(got, refattn.attention(*turned, arrays[2].astype(np.float64), causal=True), atol=1e-5)
+
+
+class TestTransformers:
+    def test_rotary_pairs(self):
+        pytest.importorskip("transformers")
+        import torch
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        angle = torch.arange(5)[:, None] * 10000.0 ** (-2 * torch.arange(4) / 8)
+        cos, sin = (torch.cat([part, part], -1)[None] for part in (angle.cos(), angle.sin()))
+        got, _ = apply_rotary_pos_emb(torch.from_numpy(QUERY), torch.from_numpy(KEY[:, :, :5]), cos, sin)
+        same(got, Rope(10000.0, "half").rotate(QUERY, np.arange(5)), atol=1e-5)
+
+    def test_deepseek_rotates_interleaved_pairs(self):
+        pytest.importorskip("transformers")
+        import torch
+        from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
+
+        angle = torch.arange(5)[:, None] * 10000.0 ** (-2 * torch.arange(4) / 8)
+        cos, sin = (torch.cat([part, part], -1)[None] for part in (angle.cos(), angle.sin()))
+        query, key = apply_rotary_pos_emb_interleave(torch.from_numpy(QUERY[:, :2]), torch.from_numpy(KEY[:, :, :5]), cos, sin)
+        turned = [Rope(10000.0, "interleaved").rotate(array, np.arange(5)) for array in (QUERY[:, :2], KEY[:, :, :5])]
+        same(query @ key.transpose(-1, -2), turned[0] @ turned[1].swapaxes(-1, -2), atol=1e-4)
+
+    def test_sliding_window_counts_the_own_key(self):
+        pytest.importorskip("transformers")
+        import torch
+        from transformers.masking_utils import sliding_window_causal_mask_function
+
+        function, zero = sliding_window_causal_mask_function(3), torch.tensor(0)
+        seen = [bool(function(zero, zero, torch.tensor(9), torch.tensor(j))) for j in range(11)]
+        assert [j for j, there in enumerate(seen) if there] == [7, 8, 9]
+
+
+def test_what_is_only_read_says_so():
+    measured = {name for name, record in DIALECTS.items() if record.measured}
+    assert measured == {"refattn", *MODULES} - {"onnxruntime"}
