@@ -5,7 +5,7 @@ import pytest
 
 import refattn
 from real_libraries import GQA_ORDER, MODULES, onnx_model
-from refattn.oracle.dialect_calls import array_from_ours, array_to_ours, from_ours
+from refattn.oracle.dialect_calls import array_from_ours, array_to_ours, from_ours, result_from_ours, to_ours
 from refattn.oracle.dialects import DIALECTS, dialect
 from refattn.oracle.forms import Rope
 
@@ -204,6 +204,68 @@ class TestTransformers:
         function, zero = sliding_window_causal_mask_function(3), torch.tensor(0)
         seen = [bool(function(zero, zero, torch.tensor(9), torch.tensor(j))) for j in range(11)]
         assert [j for j, there in enumerate(seen) if there] == [7, 8, 9]
+
+
+class TestReadNotRun:
+    """Libraries that need a GPU: `to_ours` against the formulas of their documentation and reference code, written out."""
+
+    def naive(self, scores, seen, value):
+        weights = np.where(seen, np.exp(scores), 0)
+        total = weights.sum(-1, keepdims=True)
+        return weights / np.where(total, total, 1) @ value, np.log(np.where(total, total, 1))[..., 0]
+
+    def problem(self, rows, keys):
+        rng = np.random.default_rng(7)
+        query, key, value = (rng.standard_normal((2, 4, n, 8)) for n in (rows, keys, keys))
+        return query, key, value, query @ key.swapaxes(-1, -2), np.arange(rows)[:, None], np.arange(keys)
+
+    @pytest.mark.parametrize(("rows", "keys"), [(2, 5), (5, 2), (6, 6)])
+    @pytest.mark.parametrize("window", [(-1, -1), (2, 1), (0, -1)])
+    def test_flash_attn(self, rows, keys, window):
+        """Its docstring: keys i + S - T - left to i + S - T + right inclusive, causal at the bottom right, 0 for rows without keys."""
+        query, key, value, scores, i, j = self.problem(rows, keys)
+        at = i + keys - rows
+        seen = (j <= at) & ((window[0] < 0) | (j >= at - window[0])) & ((window[1] < 0) | (j <= at + window[1]))
+        slopes = 2.0 ** -np.arange(1.0, 5.0)
+        want, _ = self.naive(scores / np.sqrt(8) - slopes[:, None, None] * np.abs(at - j), seen, value)
+        call = dict(zip("qkv", (array.swapaxes(1, 2) for array in (query, key, value)), strict=True))
+        _, arrays, options = to_ours("flash_attn", **call, causal=True, window_size=window, alibi_slopes=slopes)
+        same(refattn.attention(*arrays, **options), want, atol=1e-12)
+
+    @pytest.mark.parametrize("left", [None, 1, 3])
+    @pytest.mark.parametrize("right", [None, 0, 2])
+    def test_cudnn(self, left, right):
+        """test/python/sdpa/fp16_ref.py: hidden where j - i > right or j - i <= -left, from the top left; no scale unless given; sinks in the statistics."""
+        query, key, value, scores, i, j = self.problem(4, 7)
+        seen = ((j - i <= right) if right is not None else True) & ((j - i > -left) if left is not None else True) & np.ones((4, 7), bool)
+        sink = np.array([0.5, -1.0, 2.0, 0.0])[:, None, None]
+        weights = np.where(seen, np.exp(0.2 * scores), 0)
+        total = weights.sum(-1, keepdims=True) + np.exp(sink)
+        _, arrays, options = to_ours("cudnn", q=query, k=key, v=value, attn_scale=0.2, diagonal_band_left_bound=left, diagonal_band_right_bound=right, sink_token=sink[None])
+        got, lse = refattn.attention_with_lse(*arrays, **options)
+        same(got, weights / total @ value, atol=1e-12)
+        same(lse, np.log(total)[..., 0], atol=1e-12)
+
+    def test_flashmla(self):
+        """tests/ref.py: the output times 1 / (1 + exp(sink - lse)), the lse without the sink and +inf for a row without keys."""
+        rng = np.random.default_rng(8)
+        query, pages, sink = rng.standard_normal((2, 1, 3, 576)), rng.standard_normal((3, 64, 1, 576)), np.array([0.5, -1.0, 2.0])
+        lengths = np.array([50, 0])
+        call = {"q": query, "k_cache": pages, "block_table": np.array([[1], [2]]), "cache_seqlens": lengths, "attn_sink": sink}
+        function, arrays, options = to_ours("flashmla", **call)
+        got, lse = result_from_ours("flashmla", *getattr(refattn, function + "_with_lse")(*arrays, **options), sinks=sink)
+        rows = pages[1, :50, 0]
+        plain, norm = self.naive(576**-0.5 * query[0, 0] @ rows.T, True, rows[:, :512])
+        same(got[0, 0], plain / (1 + np.exp(sink - norm))[:, None], atol=1e-12)
+        same(lse[0, :, 0], norm, atol=1e-12)
+        assert not got[1].any() and np.isposinf(lse[1]).all()
+
+    def test_flashinfer_returns_lse_in_base_two(self):
+        query, key, value, scores, i, j = self.problem(3, 6)
+        _, norm = self.naive(scores / np.sqrt(8), j - i <= 3, value)
+        _, arrays, options = to_ours("flashinfer", q=query[0].swapaxes(0, 1), k=key[0].swapaxes(0, 1), v=value[0].swapaxes(0, 1), causal=True)
+        _, lse = result_from_ours("flashinfer", *refattn.attention_with_lse(*arrays, **options))
+        same(lse, norm[0].T / np.log(2), atol=1e-12)
 
 
 def test_what_is_only_read_says_so():
