@@ -97,7 +97,8 @@ class KernelCall:
 
     @property
     def name(self) -> str:
-        return getattr(self.kernel, "__name__", type(self.kernel).__name__)
+        name = getattr(self.kernel, "__name__", "")
+        return name if name.isidentifier() else "kernel"  # lambdas, partials, objects
 
     @property
     def takes_out(self) -> bool:

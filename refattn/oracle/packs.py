@@ -209,4 +209,12 @@ def known_spec(words: str | None, dtype="float32") -> KernelSpec:
     try:
         return makers[kind](form)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"spec must be a dtype, or flash, eager or cpu_kernels and a dtype; got spec={words!r}.") from error
+        raise ValueError(f"spec must be a dtype, or flash, eager or cpu_kernels and a dtype; got spec={words!r}. {_goes_with(kind)}") from error
+
+
+def _goes_with(kind):
+    """Which dtypes the words go with."""
+    dtypes = ["float64", "float32", "float16", "bfloat16"]
+    if kind not in ("eager", "cpu_kernels"):
+        kind, dtypes = "flash", [*dtypes, "tfloat32", *EIGHT_BITS]
+    return f"{kind} goes with {', '.join(dtypes)}."
