@@ -49,7 +49,7 @@ INTERPRETED = bool(config.DISABLE_JIT)
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
 
 # error_model "numpy": x / 0 is an infinity, not an exception - and no branch per division. nogil: Python threads run drivers side by side.
-OPTIONS = dict(fastmath={"contract"}, error_model="numpy", nogil=True, no_cfunc_wrapper=True)
+OPTIONS = dict(fastmath={"contract"}, error_model="numpy", nogil=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 def leaf(function):

@@ -30,7 +30,7 @@ WIDE = 512  # head_dim + v_head_dim from which a tile is narrow
 
 # Keys are split where there are too few blocks of rows for many cores, into parts of at least this length; the states of parts take bounded memory.
 ENOUGH_ITEMS = 16
-SHORTEST_PART = 512
+SHORTEST_PART = 1024
 STATES_BYTES = 3 << 20
 
 # Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB.
@@ -179,13 +179,14 @@ def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches
     strides = {name: place[2] for name, place in zip(names, places)}
     refuse_repeated_keys(strides, page_size or int(np.max(sequences.kv_lens, initial=0)), sequences.kv_lens, dims, dtype)
     key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
-    whole = head_dim % lanes(dtype) == 0 and v_head_dim % lanes(dtype) == 0 and not rope_dim
+    whole = all(dim % lanes(dtype) == 0 for dim in dims)
     fields = dict(
         group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
         right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
         value_page=value_page, key_tile=key_tile, state_panel=state_panel_size(v_head_dim, dtype.itemsize),
         query_scale=query_scale, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
-        contiguous=whole and strides["key"][2] == 1 and strides["value"][2] == 1,
+        contiguous=whole and all(strides[name][2] == 1 for name in ("query", "key", "value"))
+        and (not rope_dim or strides["query_rope"][2] == strides["key_rope"][2] == 1),
     )  # fmt: skip
     fields.update(zip(("has_softcap", "has_alibi", "has_bias", "has_mask", "has_keep", "has_sinks", "wants_lse"), switches))
     for name, axes in strides.items():

@@ -26,6 +26,7 @@ INT64 = ir.IntType(64)
 INT32 = ir.IntType(32)
 
 VECTOR_BYTES = vector_bytes()
+CACHE_LINE = 64
 # 32 vector registers hold a tile of 6 x 4 accumulators, 16 hold 6 x 2: with the operands beside them nothing spills.
 MAX_VECTORS = 4 if cpu_features() & {"avx512f", "neon"} else 2
 
@@ -98,6 +99,16 @@ class Emitter:
     def multiply(self, left, right):
         return self.builder.mul(self.integer(left), self.integer(right))
 
+    def at_least(self, value, low):
+        return self.builder.select(self.builder.icmp_signed("<", value, self.integer(low)), self.integer(low), value)
+
+    def at_most(self, value, high):
+        return self.builder.select(self.builder.icmp_signed(">", value, self.integer(high)), self.integer(high), value)
+
+    def divide_up(self, value, divisor):
+        """Rounded up, of numbers >= 0 and > 0."""
+        return self.builder.udiv(self.builder.sub(self.add(value, divisor), self.integer(1)), self.integer(divisor))
+
     @contextmanager
     def loop(self, stop, start=0, step=1):
         """for index in range(start, stop, step)"""
@@ -163,6 +174,13 @@ class Emitter:
         signature = ir.FunctionType(ir.VoidType(), [address.type, INT32, INT32, INT32])
         prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
         self.builder.call(prefetch, [address, INT32(0), INT32(3), INT32(1)])
+
+    def prefetch_row(self, row, count):
+        """Ask for `count` contiguous elements, and perhaps some more."""
+        line = CACHE_LINE * 8 // self.bits
+        with self.loop(count, step=4 * line) as i:
+            for j in range(4):
+                self.prefetch(row, self.add(i, j * line))
 
     # -- vectors -----------------------------------------------------------------------------------------------------------------------------
 

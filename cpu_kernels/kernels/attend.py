@@ -14,11 +14,11 @@ import numpy as np
 from cpu_kernels.jit import driver, leaf, next_item
 from cpu_kernels.kernels.blocks import (
     ALL_START, ALL_STOP, BIAS_AT, KEEP_AT, LEFT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, RIGHT, SLOPE, SOME_START, SOME_STOP, START,
-    STOP, TOTAL, finish, open_panel, panel_of,
+    STOP, TOTAL, add_phases, finish, open_panel, panel_of,
 )  # fmt: skip
-from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores
-from cpu_kernels.kernels.panel import probe
-from cpu_kernels.kernels.product import product
+from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, spread_rows
+from cpu_kernels.kernels.panel import copy, probe
+from cpu_kernels.kernels.product import PADDING_ROWS, product
 from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, softcap
 from cpu_kernels.kernels.softmax import softmax_step
 from cpu_kernels.vector import MAX_VECTORS
@@ -48,13 +48,20 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
         key_tile = shape.key_tile * (MAX_VECTORS if panel_of(shape, scratch, 0, item).few_rows else 1)  # scores of as many elements
         for first in range(key_start, key_stop, key_tile):
             last = min(first + key_tile, key_stop)
-            find_keys(shape, group, pages, first, last, ints)
+            until = min(last + key_tile, key_stop)
+            find_keys(shape, group, pages, first, until, ints)
             for index in range(PANELS):
                 panel = panel_of(shape, scratch, index, item)
                 ranges = panel.ints + RANGES * panel.stride
                 from_key, to_key = max(first, ints[ranges + SOME_START]), min(last, ints[ranges + SOME_STOP])
                 if panel.stride and from_key < to_key:
-                    attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful)
+                    num_values, num_keys = (to_key - from_key, until - last) if index == 0 else (0, 0)
+                    attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful,
+                                num_values, last - first, num_keys)  # fmt: skip
+        for index in range(PANELS):
+            panel = panel_of(shape, scratch, index, item)
+            if panel.few_rows and not careful:
+                spread_rows(panel.few_rows, shape.v_head_dim, (scratch, panel.aside), (scratch, panel.output))
         # A hidden key has weight 0, and 0 * inf is NaN: a block whose sums are not finite is computed again, infinite values apart.
         if careful or all_finite(shape, item, scratch):
             close_block(shape, item, scratch, ints, output, lse, states, careful)
@@ -65,95 +72,97 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
 
 @leaf
 def stretch(table, at, count, stride):
-    """table[at + i] = i * stride, and one more that repeats the last (the product works in pairs)."""
-    for i in range(count):
-        table[at + i] = i * stride
-    table[at + count] = max(count - 1, 0) * stride
+    """table[at + i] = i * stride, and some more that repeat the last: products work in several rows at once."""
+    spread(table, at, count, 0, stride)
+    spread(table, at + count, PADDING_ROWS, max(count - 1, 0) * stride, 0)
 
 
 @leaf
-def find_keys(shape, group, pages, first, last, ints):
-    """Offsets of keys and values [first, last), page by page, and some more that repeat the last: products work in pairs or more, and look ahead."""
-    page, slot = first // shape.page_size, first % shape.page_size
-    for i in range(last - first + 2 * KEY_PADDING):
-        if slot == shape.page_size:
-            page, slot = page + 1, 0
+def find_keys(shape, group, pages, first, until, ints):
+    """Offsets of keys and values [first, until), of one tile and the next, and some more that repeat the last: products work in several rows at once."""
+    key = first
+    while key < until:
+        page, slot = key // shape.page_size, key % shape.page_size
+        count = min(until - key, shape.page_size - slot)
         number = pages[group.page_table + page]
-        ints[shape.key_rows + i] = group.key + number * shape.key_page + slot * shape.key_row
-        ints[shape.key_rope_rows + i] = group.key_rope + slot * shape.key_rope_row
-        ints[shape.value_rows + i] = group.value + number * shape.value_page + slot * shape.value_row
-        slot += first + i + 1 < last
+        spread(ints, shape.key_rows + key - first, count, group.key + number * shape.key_page + slot * shape.key_row, shape.key_row)
+        spread(ints, shape.key_rope_rows + key - first, count, group.key_rope + slot * shape.key_rope_row, shape.key_rope_row)
+        spread(ints, shape.value_rows + key - first, count, group.value + number * shape.value_page + slot * shape.value_row, shape.value_row)
+        key += count
+    for table in (shape.key_rows, shape.key_rope_rows, shape.value_rows):
+        spread(ints, table + until - first, KEY_PADDING, ints[table + until - first - 1], 0)
 
 
 @leaf
-def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful):
-    """One panel over the keys [first, last), which begin at entry `skip` of the tables."""
+def spread(table, at, count, start, step):
+    for i in range(count):
+        table[at + i] = start + i * step
+
+
+@leaf
+def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, num_values, next_tile, num_keys):
+    """One panel over the keys [first, last), which begin at entry `skip` of the tables. Asks early for its values and the keys of the next tile."""
     vectors, stride, count = panel.vectors, panel.stride, last - first
-    scores, one = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride)
-    value_rows = shape.value_rows + skip
+    scores, one, rescale = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride), (scratch, panel.lanes + RESCALE * stride)
+    key_rows, value_rows, rope_rows = shape.key_rows + skip, shape.value_rows + skip, shape.key_rope_rows + skip
+    query_rope = panel.query + shape.head_dim * stride
     if panel.few_rows:
-        row_scores(panel.few_rows, count, shape.head_dim, scores, (scratch, panel.query), (key, 0), (ints, shape.key_rows + skip), (value, 0),
-                   (ints, value_rows), shape.v_head_dim)  # fmt: skip
+        row_scores(panel.few_rows, count, shape.head_dim, scores, (scratch, panel.query), (key, 0), (ints, key_rows), 1)
+        if shape.rope_dim:
+            row_scores(panel.few_rows, count, shape.rope_dim, scores, (scratch, query_rope), (key_rope, 0), (ints, rope_rows), 0)
     else:
-        product(vectors, count, shape.head_dim, scores, (key, 0), (ints, shape.key_rows + skip), (ints, shape.key_dims), (scratch, panel.query),
-                one, 1)  # fmt: skip
-    if shape.rope_dim:
-        product(vectors, count, shape.rope_dim, scores, (key_rope, 0), (ints, shape.key_rope_rows + skip), (ints, shape.key_rope_dims),
-                (scratch, panel.query + shape.head_dim * stride), one, 0)  # fmt: skip
+        product(vectors, count, shape.head_dim, scores, (key, 0), (ints, key_rows), (ints, shape.key_dims), (scratch, panel.query), one, 1, (value, 0),
+                (ints, value_rows), num_values, shape.v_head_dim)  # fmt: skip
+        if shape.rope_dim:
+            product(vectors, count, shape.rope_dim, scores, (key_rope, 0), (ints, rope_rows), (ints, shape.key_rope_dims), (scratch, query_rope), one, 0,
+                    (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
     change_scores(shape, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
-    softmax_step(vectors, count, scores, stride, (scratch, panel.lanes + PEAK * stride), (scratch, panel.lanes + TOTAL * stride),
-                 (scratch, panel.lanes + RESCALE * stride))  # fmt: skip
+    softmax_step(vectors, (count + panel.phases - 1) // panel.phases, scores, stride, panel.phases, (scratch, panel.lanes + PEAK * stride),
+                 (scratch, panel.lanes + TOTAL * stride), rescale)  # fmt: skip
     if shape.has_keep:
-        keep_where(scratch, shape.scores, stride, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
-    rescale, done = panel.lanes + RESCALE * stride, 0
-    at = 0 if careful else count
-    while at <= count:  # all keys at once, or run by run between the values that are not finite
-        infinite = at < count and not is_finite(value, ints[value_rows + at], shape)
-        if at == count or infinite:
-            weights = (scratch, shape.scores + done * stride)
-            if panel.few_rows:
-                row_output(panel.few_rows, at - done, shape.v_head_dim, (scratch, panel.output), (value, 0), (ints, value_rows + done), weights,
-                           (scratch, rescale))  # fmt: skip
-            else:
-                product(vectors, shape.v_head_dim, at - done, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows + done),
-                        weights, (scratch, rescale), 0)  # fmt: skip
-            rescale, done = panel.lanes + ONE * stride, at + 1
-        if infinite:
-            add_finite_part(shape, panel, value, ints[value_rows + at], scratch, shape.scores + at * stride)
-        at += 1
+        keep_where(scratch, shape.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
+    if careful:
+        product(vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
+                (value, 0), (ints, value_rows), 0, 0)  # fmt: skip
+        add_finite(shape, panel, count, value, ints, value_rows, scratch)
+    elif panel.few_rows:
+        row_output(panel.few_rows, count, shape.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
+    else:
+        product(vectors, shape.v_head_dim, count, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
+                (key, 0), (ints, shape.key_rows + next_tile), num_keys, shape.head_dim)  # fmt: skip
 
 
 @leaf
 def change_scores(shape, panel, first, last, scratch, ints, bias, mask):
     """The options, in the order of the contract. A tile without options and inside every row's range passes through."""
-    vectors, stride, count = panel.vectors, panel.stride, last - first
+    vectors, stride, phases, count = panel.vectors, panel.stride, panel.phases, last - first
+    blocks = (count + phases - 1) // phases
     scores, left, right = (scratch, shape.scores), panel.lanes + LEFT * stride, panel.lanes + RIGHT * stride
     if shape.has_softcap:
-        softcap(vectors, count, scores, stride, shape.cap)
+        softcap(vectors, blocks, scores, stride, shape.cap)
     if shape.has_alibi:
         for lane in range(stride):
-            scratch[left + lane] = ints[panel.ints + NEAREST * stride + lane] - first
-        alibi(vectors, count, scores, stride, (scratch, panel.lanes + SLOPE * stride), (scratch, left))
+            scratch[left + lane] = ints[panel.ints + NEAREST * stride + lane] - first - lane % phases
+        alibi(vectors, blocks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride), (scratch, left))
     if shape.has_bias:
-        add_bias(scratch, shape.scores, stride, first, last, bias, ints, panel.ints + BIAS_AT * stride, shape.bias_key, shape.log2e)
+        add_bias(scratch, shape.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride, shape.bias_key, shape.log2e)
     if shape.has_mask:
-        keep_where(scratch, shape.scores, stride, first, last, mask, ints, panel.ints + MASK_AT * stride, shape.mask_key, -np.inf)
+        keep_where(scratch, shape.scores, stride, phases, first, last, mask, ints, panel.ints + MASK_AT * stride, shape.mask_key, -np.inf)
     ranges = panel.ints + RANGES * stride
-    if first < ints[ranges + ALL_START] or last > ints[ranges + ALL_STOP]:
+    if first < ints[ranges + ALL_START] or last > ints[ranges + ALL_STOP] or count % phases:
         for lane in range(stride):
-            scratch[left + lane] = max(ints[panel.ints + START * stride + lane] - first, 0)
-            scratch[right + lane] = min(ints[panel.ints + STOP * stride + lane] - first, count)
-        hide_outside(vectors, count, scores, stride, (scratch, left), (scratch, right))
+            scratch[left + lane] = max(ints[panel.ints + START * stride + lane] - first, 0) - lane % phases
+            scratch[right + lane] = min(ints[panel.ints + STOP * stride + lane] - first, count) - lane % phases
+        hide_outside(vectors, blocks, scores, stride, phases, (scratch, left), (scratch, right))
 
 
 @leaf
-def is_finite(value, start, shape):
-    for dim in range(shape.v_head_dim):
-        if not np.isfinite(value[start + dim * shape.value_dim]):
-            return False
-    return True
+def lane_of(panel, lane, key):
+    """The lane that holds key number `key` of a tile for the row of `lane`, and its place among the scores."""
+    at = lane - lane % panel.phases + key % panel.phases
+    return at, key // panel.phases * panel.stride + at
 
 
 @leaf
@@ -166,21 +175,24 @@ def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, val
             x = value[start + dim * shape.value_dim]
             if not np.isfinite(x):
                 for lane in range(stride):
-                    seen = scratch[shape.scores + key * stride + lane] != -np.inf
+                    at, score = lane_of(panel, lane, key)
+                    seen = scratch[shape.scores + score] != -np.inf
                     if seen and shape.has_keep:
-                        seen = keep[ints[panel.ints + KEEP_AT * stride + lane] + (first + key) * shape.keep_key] != 0
+                        seen = keep[ints[panel.ints + KEEP_AT * stride + at] + (first + key) * shape.keep_key] != 0
                     if seen:
-                        scratch[panel.infinities + dim * stride + lane] += x
+                        scratch[panel.aside + dim * stride + lane] += x
 
 
 @leaf
-def add_finite_part(shape, panel, value, start, scratch, weights):
-    """The finite elements of a value that also holds others."""
+def add_finite(shape, panel, count, value, ints, value_rows, scratch):
+    """Add weight * value, all elements of the values but those that are not finite."""
+    stride = panel.stride
     for dim in range(shape.v_head_dim):
-        x = value[start + dim * shape.value_dim]
-        if np.isfinite(x):
-            for lane in range(panel.stride):
-                scratch[panel.output + dim * panel.stride + lane] += scratch[weights + lane] * x
+        for key in range(count):
+            x = value[ints[value_rows + key] + dim * shape.value_dim]
+            if np.isfinite(x):
+                for lane in range(stride):
+                    scratch[panel.output + dim * stride + lane] += scratch[shape.scores + lane_of(panel, lane, key)[1]] * x
 
 
 @leaf
@@ -201,15 +213,15 @@ def close_block(shape, item, scratch, ints, output, lse, states, careful):
     for index in range(PANELS):
         panel = panel_of(shape, scratch, index, item)
         stride, size = panel.stride, shape.v_head_dim * panel.stride
+        add_phases(panel, scratch)
         if careful:
             for i in range(size):
-                scratch[panel.output + i] += scratch[panel.infinities + i]
+                scratch[panel.output + i] += scratch[panel.aside + i]
         if stride and item.state < 0:
             finish(shape, panel, scratch, ints, output, lse)
         elif stride:
             state = (item.state * PANELS + index) * shape.state_panel
-            for i in range(size):
-                states[state + i] = scratch[panel.output + i]
+            copy(size, (scratch, panel.output), (states, state))
             for lane in range(stride):
                 states[state + size + lane] = scratch[panel.lanes + PEAK * stride + lane]
                 states[state + size + stride + lane] = scratch[panel.lanes + TOTAL * stride + lane]

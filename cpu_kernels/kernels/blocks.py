@@ -1,6 +1,6 @@
 """Panels of a block of rows in a thread's scratch: where they lie, how they begin, how they end.
 
-A panel is up to MAX_VECTORS vector registers of lanes, one query row each. It owns its query [dim, lane], its unfinished output [dim, lane] and a few
+A panel is up to MAX_VECTORS vector registers of lanes, one query row each - or, with few rows, some keys of a row each. It owns its query [dim, lane], its unfinished output [dim, lane] and a few
 numbers a lane. Lanes beyond the last row repeat that row: they compute the same bits and write them to the same place.
 """
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.jit import leaf
-from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS
+from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS, pack_rows
 from cpu_kernels.kernels.panel import clear, pack, unpack
-from cpu_kernels.kernels.product import PAIR
+from cpu_kernels.kernels.product import PADDING_ROWS
 from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
 
 # Panels of a block: as many as share a tile of keys. Two halve the traffic of keys and values from L3; more make blocks that balance badly.
@@ -35,10 +35,11 @@ class Panel(NamedTuple):
     stride: int  # lanes in use
     query: int
     output: int
-    infinities: int
+    aside: int  # what another sum than that of weights and finite values needs: infinities, or rows of sums
     lanes: int  # array NAME of the lanes begins at lanes + NAME * stride
     ints: int
     few_rows: int  # rows that the products of few_rows.py compute, 0 where those of product.py do
+    phases: int  # neighbouring lanes of one row, each with keys of its own
 
 
 @leaf
@@ -48,16 +49,17 @@ def panel_of(shape, scratch, index, item):
     size = VECTOR_BYTES // scratch.itemsize
     row = item.first_row + index * width
     vectors = max(0, min(MAX_VECTORS, (item.last_row - row + size - 1) // size))
-    query_dims, output_dims = shape.head_dim + shape.rope_dim, shape.v_head_dim + PAIR
+    query_dims, output_dims = shape.head_dim + shape.rope_dim, shape.v_head_dim + PADDING_ROWS
     query = shape.panels + index * (query_dims + 2 * output_dims + LANE_FLOATS) * width
     output = query + query_dims * width
-    infinities = output + output_dims * width
-    lanes = infinities + output_dims * width
+    aside = output + output_dims * width
+    lanes = aside + output_dims * width
     num_rows, few_rows = item.last_row - item.first_row, 0
     if shape.contiguous:
         for count in ROW_COUNTS[::-1]:
             few_rows = count if num_rows <= count <= size else few_rows
-    return Panel(row, vectors, vectors * size, query, output, infinities, lanes, shape.panel_ints + index * (LANE_INTS * width + 4), few_rows)
+    phases = size // few_rows if few_rows else 1
+    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + 4), few_rows, phases)
 
 
 @leaf
@@ -94,29 +96,42 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         if with_sinks:
             sink = heads[group.head + g].sink
         scratch[panel.lanes + PEAK * stride + lane] = sink
-        scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf else 0.0
+        scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
         scratch[panel.lanes + SLOPE * stride + lane] = slope
         scratch[panel.lanes + ONE * stride + lane] = 1.0
-        if panel.row + lane + 1 < last_row:
+        if (lane + 1) % panel.phases == 0 and panel.row + (lane + 1) // panel.phases < last_row:
             g += 1
             if g == shape.group_size:
                 i, g = i + 1, 0
     at = panel.ints + RANGES * stride
     ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = some_start, some_stop, all_start, all_stop
     if panel.few_rows:
-        for r in range(panel.few_rows):
-            for dim in range(shape.head_dim):
-                x = query[ints[panel.ints + QUERY_AT * stride + r] + dim * shape.query_dim]
-                scratch[panel.query + r * shape.head_dim + dim] = x * shape.query_scale
+        pack_rows(panel.few_rows, shape.head_dim, (scratch, panel.query), (query, 0), (ints, panel.ints + QUERY_AT * stride), panel.phases,
+                  shape.query_scale)  # fmt: skip
+        if shape.rope_dim:
+            pack_rows(panel.few_rows, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), (query_rope, 0),
+                      (ints, panel.ints + ROPE_AT * stride), panel.phases, shape.query_scale)  # fmt: skip
     else:
         pack(panel.vectors, shape.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), shape.query_dim,
              shape.query_scale)  # fmt: skip
-    if shape.rope_dim:
-        pack(panel.vectors, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), stride, (query_rope, 0),
-             (ints, panel.ints + ROPE_AT * stride), shape.query_rope_dim, shape.query_scale)  # fmt: skip
+        if shape.rope_dim:
+            pack(panel.vectors, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), stride, (query_rope, 0),
+                 (ints, panel.ints + ROPE_AT * stride), shape.query_rope_dim, shape.query_scale)  # fmt: skip
     clear(shape.v_head_dim * stride, (scratch, panel.output))
-    if careful:
-        clear(shape.v_head_dim * stride, (scratch, panel.infinities))
+    if careful or panel.few_rows:
+        clear(shape.v_head_dim * stride, (scratch, panel.aside))
+
+
+@leaf
+def add_phases(panel, scratch):
+    """Give every lane the total of its row, the sum over its phases."""
+    for first in range(0, panel.stride, panel.phases):
+        at = panel.lanes + TOTAL * panel.stride + first
+        total = scratch[at]
+        for phase in range(1, panel.phases):
+            total += scratch[at + phase]
+        for phase in range(panel.phases):
+            scratch[at + phase] = total
 
 
 @leaf
@@ -138,11 +153,11 @@ def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):
     """Values of the fields `tables.SCRATCH`."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
     starts, end = [], 0
-    for size in (*[MAX_VECTORS * key_tile + 2 * KEY_PADDING] * 3, head_dim + PAIR, rope_dim + PAIR, v_head_dim + PAIR, PANELS * (LANE_INTS * width + 4)):
+    for size in (*[2 * (MAX_VECTORS * key_tile + KEY_PADDING)] * 3, head_dim + PADDING_ROWS, rope_dim + PADDING_ROWS, v_head_dim + PADDING_ROWS, PANELS * (LANE_INTS * width + 4)):
         starts.append(end)
         end += size
     panels = -(-end // 8) * 64 // itemsize
-    scores = panels + PANELS * (head_dim + rope_dim + 2 * (v_head_dim + PAIR) + LANE_FLOATS) * width
+    scores = panels + PANELS * (head_dim + rope_dim + 2 * (v_head_dim + PADDING_ROWS) + LANE_FLOATS) * width
     return (*starts, panels, scores, scores + (key_tile + KEY_PADDING) * width)
 
 

@@ -1,8 +1,8 @@
 """The two products for a handful of query rows, as in decoding: vectors run along the dims, not along the rows.
 
 With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here a key is read once, in order, and costs what
-its rows cost. Scores and output keep the layout of panels (`panel.py`), every lane beyond the last row repeating it, so nothing else differs.
-Needs dims that are contiguous and whole vectors.
+its rows cost. The lanes of a vector are `phases` keys of each row, so that the softmax has no idle lanes either: lane row * phases + phase belongs to the
+keys phase, phase + phases, ... of the tile. Needs dims that are contiguous and whole vectors.
 """
 
 import numpy as np
@@ -10,93 +10,162 @@ import numpy as np
 from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
 
 # Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
-ROW_COUNTS = (1, 2, 4, 8)
+ROW_COUNTS = (1, 2, 4, 8, 16)
+# Rows and keys whose sums stay in registers together, where there are so many.
+ROW_GROUP = 8
+# Keys and values this many bytes ahead are asked for, at most so many rows: hardware alone looks too few rows ahead when there is much to compute for each.
+AHEAD_BYTES = 1 << 13
+AHEAD = 32
 # Keys whose offsets a table holds beyond the last.
-KEY_PADDING = 16
+KEY_PADDING = 2 * AHEAD
 
 
-def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, value, value_rows, v_depth):
+def usable_counts(lanes):
+    return [count for count in ROW_COUNTS if count <= lanes]
+
+
+def _pack_rows(rows, depth, packed, x, starts, step, scale):
+    (packed, p0), (x, x0), (starts, s0) = packed, x, starts
+    size = lanes(packed.dtype)
+    where = x0 + starts[s0 : s0 + rows * step : step, None] + np.arange(depth)
+    packed[p0 : p0 + rows * depth] = (x[where] * scale).reshape(rows, -1, size).swapaxes(0, 1).ravel()
+
+
+@building_block(python=_pack_rows)
+def pack_rows(emit, rows, depth, packed, x, starts, step, scale):
+    """packed[dim // lanes, row, dim % lanes] = scale * x[starts[row * step] + dim]: a loop over dims finds all rows beside one pointer."""
+    with emit.loop(rows) as row:
+        source = emit.at(x, emit.load_scalar(starts, emit.multiply(row, step)))
+        target = emit.at(packed, emit.multiply(row, emit.lanes))
+        with emit.loop(depth, step=emit.lanes) as dim:
+            emit.store(emit.load(source, dim) * scale, target, emit.multiply(dim, rows))
+
+
+def rows_ahead(emit, depth):
+    return emit.at_most(emit.at_least(emit.builder.udiv(emit.integer(AHEAD_BYTES * 8 // emit.bits), emit.at_least(depth, 1)), 1), AHEAD)
+
+
+def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, fresh):
     (scores, s0), (query, q0), (key, k0), (key_rows, r0) = scores, query, key, key_rows
-    stride = lanes(scores.dtype)
-    where = k0 + key_rows[r0 : r0 + num_keys, None] + np.arange(depth)
+    size = lanes(scores.dtype)
+    phases = size // rows
+    blocks = -(-num_keys // phases)
+    where = k0 + key_rows[r0 : r0 + blocks * phases, None] + np.arange(depth)
+    packed = query[q0 : q0 + rows * depth].reshape(-1, rows, size)
     with np.errstate(all="ignore"):
-        tile = key[where] @ query[q0 : q0 + rows * depth].reshape(rows, depth).T  # [keys, rows]
-    scores[s0 : s0 + num_keys * stride] = tile[:, np.minimum(np.arange(stride), rows - 1)].ravel()
+        tile = key[where] @ packed.swapaxes(0, 1).reshape(rows, depth).T  # [keys, rows]
+        found = scores[s0 : s0 + tile.size]
+        found[:] = tile.reshape(blocks, phases, rows).swapaxes(1, 2).ravel() + (0 if fresh else found)
 
 
 @building_block(python=_row_scores)
-def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, value, value_rows, v_depth):
-    """scores[key, lane] = key . query[min(lane, rows - 1), :]; asks for the values of the same keys meanwhile.
+def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh):
+    """scores[block, row, phase] = key[block * phases + phase] . query[row], added to what is there unless `fresh`; query is packed by `pack_rows`.
 
-    `rows` is one of ROW_COUNTS. Up to KEY_PADDING keys beyond the last are read through `key_rows`, and their scores written.
+    `rows` is one of ROW_COUNTS. Keys beyond the last are read through `key_rows` and their scores written, at most as many as there are lanes.
     """
-    for count in emit.cases(rows, ROW_COUNTS):
-        together = min(count, 4, emit.lanes)
-        keys_at_once = emit.lanes // together
+    for count in emit.cases(rows, usable_counts(emit.lanes)):
+        phases = emit.lanes // count
+        ahead = rows_ahead(emit, depth)
+        group = min(count, max(emit.lanes // 2, 1), ROW_GROUP)
+        keys_at_once = emit.lanes // group
         with emit.loop(num_keys, step=keys_at_once) as first:
-            k_rows = [emit.at(key, emit.load_scalar(key_rows, emit.add(first, i))) for i in range(keys_at_once)]
-            next_rows = [emit.at(key, emit.load_scalar(key_rows, emit.add(first, keys_at_once + i))) for i in range(keys_at_once)]
-            v_rows = [emit.at(value, emit.load_scalar(value_rows, emit.add(first, i))) for i in range(keys_at_once)]
-            for rows_ahead, dims in ((next_rows, depth), (v_rows, v_depth)):
-                for row_ahead in rows_ahead:
-                    with emit.loop(dims, step=emit.lanes) as dim:
-                        emit.prefetch(row_ahead, dim)
-            for row in range(0, count, together):
-                sums = {(i, r): emit.variable(emit.vector(0.0)) for i in range(keys_at_once) for r in range(together)}
-                with emit.loop(depth, step=emit.lanes) as dim:
-                    q = [emit.load(query, emit.add(dim, emit.multiply(depth, row + r))) for r in range(together)]
-                    for i in range(keys_at_once):
-                        k = emit.load(k_rows[i], dim)
-                        for r in range(together):
-                            emit.assign(sums[i, r], emit.fma(k, q[r], emit.value(sums[i, r])))
-                total = emit.sum_each([emit.value(sums[i, r]) for i in range(keys_at_once) for r in range(together)])
-                for i in range(keys_at_once):
-                    at = emit.multiply(emit.add(first, i), emit.lanes)
-                    picked = [i * together + min(max(lane - row, 0), together - 1) for lane in range(emit.lanes)]
-                    spread = emit.shuffle(total, total, picked)
-                    if row:  # lanes before `row` are already there
-                        order = [lane if lane < row else emit.lanes + lane for lane in range(emit.lanes)]
-                        spread = emit.shuffle(emit.load(scores, at), spread, order)
-                    emit.store(spread, scores, at)
+            totals = []  # of each group of rows, [row, key]
+            for row in range(0, count, group):
+                sums = {(r, i): emit.variable(emit.vector(0.0)) for r in range(group) for i in range(keys_at_once)}
+                few = 8 if count == 1 else 4  # pointers that stay in general registers
+                for some in (range(i, min(i + few, keys_at_once)) for i in range(0, keys_at_once, few)):
+                    at_keys = [emit.add(first, i) for i in some]
+                    k_rows = [emit.at(key, emit.load_scalar(key_rows, at)) for at in at_keys]
+                    soon = [emit.at(key, emit.load_scalar(key_rows, emit.add(at, ahead))) for at in at_keys]
+                    with emit.loop(depth, step=emit.lanes) as dim:
+                        if count > 1 and row == 0:
+                            for pointer in soon:
+                                emit.prefetch(pointer, dim)
+                        k = [emit.load(pointer, dim) for pointer in k_rows]
+                        q_rows = emit.at(query, emit.multiply(dim, count))
+                        for r in range(group):
+                            q = emit.load(q_rows, (row + r) * emit.lanes)
+                            for i in some:
+                                emit.assign(sums[r, i], emit.fma(k[i - some[0]], q, emit.value(sums[r, i])))
+                totals.append(emit.sum_each([emit.value(x) for x in sums.values()]))
+            at = emit.multiply(first, count)
+            for block in range(keys_at_once // phases):
+                score = totals[0]
+                if len(totals) > 1:  # two groups of lanes / 2 rows, two keys: one row a lane
+                    score = emit.shuffle(*totals, [lane * keys_at_once + block for lane in range(emit.lanes)])
+                block_at = emit.add(at, block * emit.lanes)
+                kept = emit.variable(score)
+                with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
+                    emit.assign(kept, score + emit.load(scores, block_at))
+                emit.store(emit.value(kept), scores, block_at)
 
 
-def _row_output(rows, num_keys, v_depth, output, value, value_rows, weights, rescale):
-    (output, o0), (value, v0), (value_rows, r0), (weights, w0), (rescale, f0) = output, value, value_rows, weights, rescale
-    stride = lanes(output.dtype)
+def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
+    (sums, o0), (value, v0), (value_rows, r0), (weights, w0), (rescale, f0) = sums, value, value_rows, weights, rescale
+    phases = lanes(sums.dtype) // rows
+    blocks = -(-num_keys // phases)
     where = v0 + value_rows[r0 : r0 + num_keys, None] + np.arange(v_depth)
-    tile = output[o0 : o0 + v_depth * stride].reshape(v_depth, stride)
+    weights = weights[w0 : w0 + blocks * rows * phases].reshape(blocks, rows, phases).swapaxes(1, 2).reshape(-1, rows)[:num_keys]  # [keys, rows]
+    tile = sums[o0 : o0 + rows * v_depth].reshape(rows, v_depth)
     with np.errstate(all="ignore"):
-        tile[:] = tile * rescale[f0 : f0 + stride] + value[where].T @ weights[w0 : w0 + num_keys * stride].reshape(num_keys, stride)
+        tile[:] = tile * rescale[f0 : f0 + rows * phases : phases, None] + weights.T @ value[where]
 
 
 @building_block(python=_row_output)
-def row_output(emit, rows, num_keys, v_depth, output, value, value_rows, weights, rescale):
-    """output[dim, lane] = output * rescale[lane] + sum over keys of weights[key, lane] * value[key, dim], lanes beyond the rows repeating the last."""
-    for count in emit.cases(rows, ROW_COUNTS):
-        used = min(count, emit.lanes)
-        width = max(1, min(8, 4 * MAX_VECTORS // used))
-        step = width * emit.lanes
-        whole = emit.builder.sub(v_depth, emit.builder.srem(v_depth, emit.integer(step)))
-        with emit.loop(whole, step=step) as dim:
-            emit_columns(emit, used, width, dim, num_keys, output, value, value_rows, weights, rescale)
-        with emit.loop(v_depth, start=whole, step=emit.lanes) as dim:
-            emit_columns(emit, used, 1, dim, num_keys, output, value, value_rows, weights, rescale)
+def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
+    """sums[row, dim] = sums * rescale[row] + sum over keys of weights[key, row] * value[key, dim], with weights and factors in the lanes of scores."""
+    for count in emit.cases(rows, usable_counts(emit.lanes)):
+        phases = emit.lanes // count
+        for r in range(count):
+            factor = emit.splat(emit.load_scalar(rescale, r * phases))
+            row = emit.at(sums, emit.multiply(v_depth, r))
+            with emit.loop(v_depth, step=emit.lanes) as dim:
+                emit.store(emit.load(row, dim) * factor, row, dim)
+        group = min(count, ROW_GROUP)
+        width = max(1, min(8, 4 * MAX_VECTORS // group))
+        whole = emit.builder.sub(v_depth, emit.builder.srem(v_depth, emit.integer(width * emit.lanes)))
+        with emit.loop(num_keys, step=AHEAD) as first:
+            last = emit.at_most(emit.add(first, AHEAD), num_keys)
+            for start, stop, vectors in ((0, whole, width), (whole, v_depth, 1)):
+                with emit.loop(stop, start=start, step=vectors * emit.lanes) as dim:
+                    for row in range(0, count, group):
+                        add_values(emit, count, range(row, row + group), vectors, first, last, dim, v_depth, sums, value, value_rows, weights)
 
 
-def emit_columns(emit, rows, width, dim, num_keys, output, value, value_rows, weights, rescale):
-    grid = [(r, j) for r in range(rows) for j in range(width)]
-    sums = {at: emit.variable(emit.vector(0.0)) for at in grid}
-    with emit.loop(num_keys) as key:
+def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, value, value_rows, weights):
+    """sums[rows, dim : dim + vectors] += weights[first:last, rows] * value[first:last, dim : dim + vectors]; asks for those after them."""
+    phases = emit.lanes // count
+    places = {r: emit.at(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in rows}
+    totals = {(r, j): emit.variable(emit.vector(0.0)) for r in rows for j in range(vectors)}
+    with emit.loop(last, start=first) as key:
+        if rows[0] == 0:
+            soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
+            for j in range(vectors):
+                emit.prefetch(soon, j * emit.lanes)
         v_row = emit.at(emit.at(value, emit.load_scalar(value_rows, key)), dim)
-        w_row = emit.at(weights, emit.multiply(key, emit.lanes))
-        v = [emit.load(v_row, j * emit.lanes) for j in range(width)]
-        for r in range(rows):
-            weight = emit.splat(emit.load_scalar(w_row, r))
-            for j in range(width):
-                emit.assign(sums[r, j], emit.fma(weight, v[j], emit.value(sums[r, j])))
-    factor = emit.load(rescale, 0)
-    for j in range(width):
-        rows_of_j = [emit.value(sums[min(r, rows - 1), j]) for r in range(emit.lanes)]
-        for i, column in enumerate(emit.transpose(rows_of_j)):
-            at = emit.multiply(emit.add(dim, j * emit.lanes + i), emit.lanes)
-            emit.store(emit.fma(emit.load(output, at), factor, column), output, at)
+        v = [emit.load(v_row, j * emit.lanes) for j in range(vectors)]
+        phase = emit.builder.and_(key, emit.integer(phases - 1))
+        w_row = emit.at(weights, emit.add(emit.multiply(emit.builder.sub(key, phase), count), phase))
+        for r in rows:
+            weight = emit.splat(emit.load_scalar(w_row, r * phases))
+            for j in range(vectors):
+                emit.assign(totals[r, j], emit.fma(weight, v[j], emit.value(totals[r, j])))
+    for (r, j), total in totals.items():
+        emit.store(emit.load(places[r], j * emit.lanes) + emit.value(total), places[r], j * emit.lanes)
+
+
+def _spread_rows(rows, v_depth, sums, output):
+    (sums, s0), (output, o0) = sums, output
+    stride = lanes(output.dtype)
+    output[o0 : o0 + v_depth * stride] = np.repeat(sums[s0 : s0 + rows * v_depth].reshape(rows, v_depth), stride // rows, axis=0).T.ravel()
+
+
+@building_block(python=_spread_rows)
+def spread_rows(emit, rows, v_depth, sums, output):
+    """output[dim, lane] = sums[row of the lane, dim]"""
+    for count in emit.cases(rows, usable_counts(emit.lanes)):
+        with emit.loop(v_depth, step=emit.lanes) as dim:
+            found = [emit.load(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in range(count)]
+            for i, column in enumerate(emit.transpose([found[lane * count // emit.lanes] for lane in range(emit.lanes)])):
+                emit.store(column, output, emit.multiply(emit.add(dim, i), emit.lanes))

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from cpu_kernels.jit import driver, leaf, next_item
-from cpu_kernels.kernels.blocks import LEFT, PANELS, PEAK, RIGHT, TOTAL, finish, open_panel, panel_of
+from cpu_kernels.jit import driver, next_item
+from cpu_kernels.kernels.blocks import PANELS, PEAK, TOTAL, finish, open_panel, panel_of
+from cpu_kernels.kernels.exponential import exp2
+from cpu_kernels.vector import building_block
 
 
 @driver
@@ -19,30 +21,41 @@ def join(counter, scratch, shapes, items, groups, heads, query, query_rope, outp
             panel = panel_of(shape, scratch, index, item)
             if panel.stride:
                 open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, False)
+                stride, size = panel.stride, shape.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
-                    add_state(shape, panel, scratch, states, (slot * PANELS + index) * shape.state_panel)
+                    state = (slot * PANELS + index) * shape.state_panel
+                    add_state(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
+                              (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size), (states, state + size + stride))  # fmt: skip
                 finish(shape, panel, scratch, ints, output, lse)
         n = next_item(counter)
 
 
-@leaf
-def add_state(shape, panel, scratch, states, state):
-    """(peak, total, output) of a panel joined with those of a slot; a part without weight adds nothing, whatever it holds."""
-    stride = panel.stride
-    peaks, totals = panel.lanes + PEAK * stride, panel.lanes + TOTAL * stride
-    ours, theirs = panel.lanes + LEFT * stride, panel.lanes + RIGHT * stride
-    their_peaks = state + shape.v_head_dim * stride
-    for lane in range(stride):
-        peak, their_peak = scratch[peaks + lane], states[their_peaks + lane]
-        highest = max(peak, their_peak)
-        pivot = 0.0 if highest == -np.inf else np.float64(highest)
-        scratch[ours + lane] = np.exp2(peak - pivot)
-        scratch[theirs + lane] = np.exp2(their_peak - pivot)
-        scratch[peaks + lane] = highest
-        scratch[totals + lane] = scratch[totals + lane] * scratch[ours + lane] + states[their_peaks + stride + lane] * scratch[theirs + lane]
-    for dim in range(shape.v_head_dim):
-        at = dim * stride
-        for lane in range(stride):
-            mine = scratch[panel.output + at + lane] * scratch[ours + lane] if scratch[ours + lane] != 0 else 0 * scratch[ours + lane]
-            added = states[state + at + lane] * scratch[theirs + lane] if scratch[theirs + lane] != 0 else 0 * scratch[theirs + lane]
-            scratch[panel.output + at + lane] = mine + added
+def _add_state(vectors, num_dims, output, stride, peak, total, state, state_peak, state_total):
+    tile, other = (array[at : at + num_dims * stride].reshape(num_dims, stride) for array, at in (output, state))
+    peak, total, state_peak, state_total = (array[at : at + stride] for array, at in (peak, total, state_peak, state_total))
+    with np.errstate(all="ignore"):
+        highest = np.fmax(peak, state_peak)
+        pivot = np.where(highest == -np.inf, 0, highest)
+        mine, theirs = np.exp2(peak - pivot), np.exp2(state_peak - pivot)
+        tile[:] = np.where(mine == 0, 0, tile * mine) + np.where(theirs == 0, 0, other * theirs)
+        total[:] = total * mine + state_total * theirs
+    peak[:] = highest
+
+
+@building_block(python=_add_state)
+def add_state(emit, vectors, num_dims, output, stride, peak, total, state, state_peak, state_total):
+    """(peak, total, output) of a panel joined with those of a state; a part without weight adds nothing, whatever it holds."""
+    with emit.loop(vectors) as vector:
+        lane = emit.multiply(vector, emit.lanes)
+        ours, added = emit.load(peak, lane), emit.load(state_peak, lane)
+        highest = emit.maximum(ours, added)
+        pivot = emit.select(highest.equals(-np.inf), 0.0, highest)
+        mine, theirs = exp2(emit, ours - pivot), exp2(emit, added - pivot)
+        emit.store(highest, peak, lane)
+        emit.store(emit.load(total, lane) * mine + emit.load(state_total, lane) * theirs, total, lane)
+        column, other = emit.at(output, lane), emit.at(state, lane)
+        with emit.loop(num_dims) as dim:
+            at = emit.multiply(dim, stride)
+            kept = emit.select(mine.equals(0.0), 0.0, emit.load(column, at) * mine)
+            joined = emit.select(theirs.equals(0.0), 0.0, emit.load(other, at) * theirs)
+            emit.store(kept + joined, column, at)

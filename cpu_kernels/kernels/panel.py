@@ -72,6 +72,17 @@ def clear(emit, count, x):
         emit.store(emit.vector(0.0), x, i)
 
 
+def _copy(count, x, y):
+    y[0][y[1] : y[1] + count] = x[0][x[1] : x[1] + count]
+
+
+@building_block(python=_copy)
+def copy(emit, count, x, y):
+    """y = x over `count` elements, a multiple of the lanes."""
+    with emit.loop(count, step=emit.lanes) as i:
+        emit.store(emit.load(x, i), y, i)
+
+
 def _probe(vectors, num_dims, panel, stride, verdict):
     (panel, p0), (verdict, v0) = panel, verdict
     with np.errstate(all="ignore"):

@@ -11,14 +11,16 @@ import numpy as np
 
 from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
 
-# Rows of the register tile for each number of vectors; what remains of the rows is done in pairs. Latency needs 8 accumulators, 32 registers hold 24.
+# Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24. What remains is done in tiles of TAIL_ROWS,
+# the last of which may reach beyond the rows.
 TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
-PAIR = 2
+TAIL_ROWS = 4
+PADDING_ROWS = TAIL_ROWS - 1
 
 
-def _product(vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh):
+def _product(vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
     (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
-    num_rows, stride = num_rows + num_rows % PAIR, vectors * lanes(b.dtype)
+    stride = vectors * lanes(b.dtype)
     b = b[b0 : b0 + depth * stride].reshape(depth, stride)
     c = c[c0 : c0 + num_rows * stride].reshape(num_rows, stride)
     where = a0 + rows[r0 : r0 + num_rows, None] + columns[None, k0 : k0 + depth]
@@ -27,15 +29,35 @@ def _product(vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh):
 
 
 @building_block(python=_product)
-def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh):
-    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for one row more when num_rows is odd."""
+def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
+    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for PADDING_ROWS more.
+
+    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even portions, so that memory and arithmetic overlap.
+    """
+    builder = emit.builder
     for width in emit.cases(vectors, range(1, MAX_VECTORS + 1)):
         tile = TILE_ROWS[width]
-        whole = emit.builder.sub(num_rows, emit.builder.srem(num_rows, emit.integer(tile)))
+        if tile % TAIL_ROWS == 0:
+            whole = builder.sub(num_rows, builder.srem(num_rows, emit.integer(tile)))
+        else:  # an even number modulo 6 is 0, 2 or 4, and leaves 0, 8 or 4
+            even = builder.and_(emit.add(num_rows, 1), emit.integer(-2))
+            whole = emit.at_least(builder.sub(even, emit.multiply(TAIL_ROWS, builder.srem(even, emit.integer(3)))), 0)
+        portion = emit.divide_up(emit.multiply(num_ahead, tile), emit.at_least(whole, tile))
+        asked = emit.variable(emit.integer(0))
         with emit.loop(whole, step=tile) as row:
+            emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth)
             emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
-        with emit.loop(num_rows, start=whole, step=PAIR) as row:
-            emit_tile(emit, width, PAIR, row, depth, c, a, rows, columns, b, rescale, fresh)
+        with emit.loop(num_rows, start=whole, step=TAIL_ROWS) as row:
+            emit_tile(emit, width, TAIL_ROWS, row, depth, c, a, rows, columns, b, rescale, fresh)
+
+
+def emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth):
+    """Prefetch the next `portion` rows; `asked` counts them."""
+    start = emit.builder.load(asked)
+    stop = emit.at_most(emit.add(start, portion), num_ahead)
+    with emit.loop(stop, start=start) as i:
+        emit.prefetch_row(emit.at(ahead, emit.load_scalar(ahead_rows, i)), ahead_depth)
+    emit.builder.store(stop, asked)
 
 
 def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, rescale, fresh):

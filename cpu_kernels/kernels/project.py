@@ -9,7 +9,7 @@ import numpy as np
 
 from cpu_kernels.jit import driver, next_item
 from cpu_kernels.kernels.panel import pack, unpack
-from cpu_kernels.kernels.product import PAIR, product
+from cpu_kernels.kernels.product import PADDING_ROWS, product
 from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
 
 
@@ -31,8 +31,8 @@ class Projection(NamedTuple):
 def projection_scratch(dims_in, dims_out, itemsize):
     """(integers, elements in all) of a thread's scratch."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
-    ints = -(-(dims_in + dims_out + PAIR + 2 * width) // 8) * 8
-    return ints, ints * 8 // itemsize + (dims_in + dims_out + PAIR + 1) * width
+    ints = -(-(dims_in + dims_out + PADDING_ROWS + 2 * width) // 8) * 8
+    return ints, ints * 8 // itemsize + (dims_in + dims_out + PADDING_ROWS + 1) * width
 
 
 @driver
@@ -42,13 +42,13 @@ def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
     size = width // MAX_VECTORS
     panel = num_ints * 8 // scratch.itemsize
     ints = scratch[:panel].view(np.int64)
-    columns, rows, x_at = 0, shape.dims_in, shape.dims_in + shape.dims_out + PAIR
+    columns, rows, x_at = 0, shape.dims_in, shape.dims_in + shape.dims_out + PADDING_ROWS
     y_at = x_at + width
     result = panel + shape.dims_in * width
-    ones = result + (shape.dims_out + PAIR) * width
+    ones = result + (shape.dims_out + PADDING_ROWS) * width
     for k in range(shape.dims_in):
         ints[columns + k] = k * shape.w_in
-    for i in range(shape.dims_out + PAIR):
+    for i in range(shape.dims_out + PADDING_ROWS):
         ints[rows + i] = max(0, min(i, shape.dims_out - 1)) * shape.w_out
     for lane in range(width):
         scratch[ones + lane] = 1
@@ -65,6 +65,6 @@ def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
             ints[y_at + lane] = head * shape.y_head + y_rows[row]
         pack(vectors, shape.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), shape.x_dim, shape.one)
         product(vectors, shape.dims_out, shape.dims_in, (scratch, result), (w, head * shape.w_head), (ints, rows), (ints, columns),
-                (scratch, panel), (scratch, ones), 1)  # fmt: skip
+                (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0, 0)  # fmt: skip
         unpack(vectors, shape.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

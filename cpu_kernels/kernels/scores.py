@@ -1,6 +1,7 @@
 """What options do to a tile of scores[key, lane], in the order of the contract: softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row.
+Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row. The scores of a tile are
+[block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
 """
 
 import numpy as np
@@ -18,54 +19,55 @@ def _lanes(pair, stride):
     return pair[0][pair[1] : pair[1] + stride]
 
 
-def _softcap(vectors, num_keys, scores, stride, cap):
-    tile = _tile(scores, num_keys, stride)
+def _softcap(vectors, num_blocks, scores, stride, cap):
+    tile = _tile(scores, num_blocks, stride)
     tile[:] = cap * np.tanh(tile)
 
 
 @building_block(python=_softcap)
-def softcap(emit, vectors, num_keys, scores, stride, cap):
+def softcap(emit, vectors, num_blocks, scores, stride, cap):
     """scores = cap * tanh(scores); the division by the cap is part of the query's scale."""
-    for_each_vector(emit, vectors, num_keys, scores, stride, lambda score, key, lane: tanh(emit, score) * cap)
+    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: tanh(emit, score) * cap)
 
 
-def _alibi(vectors, num_keys, scores, stride, slope, position):
+def _alibi(vectors, num_blocks, scores, stride, phases, slope, position):
     with np.errstate(all="ignore"):
-        _tile(scores, num_keys, stride)[:] -= _lanes(slope, stride) * np.abs(_lanes(position, stride) - np.arange(num_keys)[:, None])
+        distance = np.abs(_lanes(position, stride) - phases * np.arange(num_blocks)[:, None])
+        _tile(scores, num_blocks, stride)[:] -= _lanes(slope, stride) * distance
 
 
 @building_block(python=_alibi)
-def alibi(emit, vectors, num_keys, scores, stride, slope, position):
-    """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the tile's first key."""
-    def penalise(score, key, lane):
-        distance = emit.absolute(emit.load(position, lane) - emit.number(key))
+def alibi(emit, vectors, num_blocks, scores, stride, phases, slope, position):
+    """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the lane's first key."""
+    def penalise(score, block, lane):
+        distance = emit.absolute(emit.load(position, lane) - emit.number(emit.multiply(block, phases)))
         return score - emit.load(slope, lane) * distance
 
-    for_each_vector(emit, vectors, num_keys, scores, stride, penalise)
+    for_each_vector(emit, vectors, num_blocks, scores, stride, penalise)
 
 
-def _hide_outside(vectors, num_keys, scores, stride, first, last):
-    tile, key = _tile(scores, num_keys, stride), np.arange(num_keys)[:, None]
+def _hide_outside(vectors, num_blocks, scores, stride, phases, first, last):
+    tile, key = _tile(scores, num_blocks, stride), phases * np.arange(num_blocks)[:, None]
     tile[~((_lanes(first, stride) <= key) & (key < _lanes(last, stride)))] = -np.inf
 
 
 @building_block(python=_hide_outside)
-def hide_outside(emit, vectors, num_keys, scores, stride, first, last):
-    """-inf for the keys of the tile outside each lane's range [first, last). A select, not a sum: what was there may be NaN."""
-    def hide(score, key, lane):
-        here = emit.number(key)
+def hide_outside(emit, vectors, num_blocks, scores, stride, phases, first, last):
+    """-inf outside each lane's range [first, last), counted from the lane's first key. A select, not a sum: what was there may be NaN."""
+    def hide(score, block, lane):
+        here = emit.number(emit.multiply(block, phases))
         inside = emit.builder.and_(emit.load(first, lane) <= here, emit.load(last, lane) > here)
         return emit.select(inside, score, -np.inf)
 
-    for_each_vector(emit, vectors, num_keys, scores, stride, hide)
+    for_each_vector(emit, vectors, num_blocks, scores, stride, hide)
 
 
-def for_each_vector(emit, vectors, num_keys, scores, stride, change):
-    with emit.loop(num_keys) as key:
-        row = emit.at(scores, emit.multiply(key, stride))
+def for_each_vector(emit, vectors, num_blocks, scores, stride, change):
+    with emit.loop(num_blocks) as block:
+        row = emit.at(scores, emit.multiply(block, stride))
         with emit.loop(vectors) as vector:
             lane = emit.multiply(vector, emit.lanes)
-            emit.store(change(emit.load(row, lane), key, lane), row, lane)
+            emit.store(change(emit.load(row, lane), block, lane), row, lane)
 
 
 # What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] + key * key_stride, strides may be 0.
@@ -77,14 +79,14 @@ FOLDED_STEP = 0.5  # of a unit of the bias, beyond
 
 
 @leaf
-def add_bias(scratch, scores, stride, first, last, bias, rows, row0, key_stride, log2e):
-    """Add bias[lane, key] to the scores of keys [first, last); -inf hides."""
+def add_bias(scratch, scores, stride, phases, first, last, bias, rows, row0, key_stride, log2e):
+    """Add bias[row, key] to the scores of keys [first, last); -inf hides."""
     start = scratch.dtype.type(FOLD_FLOAT32 if scratch.itemsize == 4 else FOLD_FLOAT64)
     for lane in range(stride):
-        at = rows[row0 + lane] + first * key_stride
-        for key in range(last - first):
+        at, phase = rows[row0 + lane] + first * key_stride, lane % phases
+        for key in range(phase, last - first, phases):
             added = bias[at + key * key_stride]
-            here = scores + key * stride + lane
+            here = scores + (key - phase) // phases * stride + lane
             if abs(added) <= start:
                 scratch[here] += added * log2e
             elif added == -np.inf:
@@ -95,10 +97,10 @@ def add_bias(scratch, scores, stride, first, last, bias, rows, row0, key_stride,
 
 
 @leaf
-def keep_where(scratch, scores, stride, first, last, mask, rows, row0, key_stride, otherwise):
-    """Set scores of keys [first, last) to `otherwise` where mask[lane, key] is 0."""
+def keep_where(scratch, scores, stride, phases, first, last, mask, rows, row0, key_stride, otherwise):
+    """Set scores of keys [first, last) to `otherwise` where mask[row, key] is 0."""
     for lane in range(stride):
-        at = rows[row0 + lane] + first * key_stride
-        for key in range(last - first):
+        at, phase = rows[row0 + lane] + first * key_stride, lane % phases
+        for key in range(phase, last - first, phases):
             if mask[at + key * key_stride] == 0:
-                scratch[scores + key * stride + lane] = otherwise
+                scratch[scores + (key - phase) // phases * stride + lane] = otherwise
