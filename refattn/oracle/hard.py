@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.exact_products import level_conversion
+from refattn.oracle.level_rows import level_conversion
 from refattn.oracle.operands import gamma, smallest_lost
 from refattn.oracle.score_error import ScoreError
 from refattn.oracle.spec import KernelSpec

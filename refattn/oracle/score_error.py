@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.exact_products import exact_products, level_rows
 from refattn.oracle.formats import round_to
+from refattn.oracle.level_rows import level_rows
 from refattn.oracle.operands import chain, gamma, smallest_lost
 from refattn.oracle.tiles import Tile
 
@@ -45,7 +45,7 @@ class ScoreError:
     rescaled : ndarray (R, 1)
         Sum of squares of the shares of the row that each of these rises rescales by one inexact factor.
     level : ndarray (R, 1) of bool
-        All visible keys have the same error: it moves the lse and not the output (`exact_products.level_rows`).
+        All visible keys have the same error: it moves the lse and not the output (`level_rows.py`).
     claimed : ndarray (R,) of bool
         False where an intermediate may leave the range of its format, so that nothing can be said.
     """
@@ -70,15 +70,14 @@ def score_error(tile: Tile, spec) -> ScoreError:
     magnitude = tile.scale * unscaled
 
     # scale * q . k
-    exact = exact_products(tile, spec, unscaled)
-    largest = (np.where(exact, 0.0, gamma(dim, u_dot)) + 3 * u) * (magnitude + input_error) + input_error + (dim + 2) * tiny * max(tile.scale, 1.0)
+    largest = (gamma(dim, u_dot) + 3 * u) * (magnitude + input_error) + input_error + (dim + 2) * tiny * max(tile.scale, 1.0)
     largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
     x2 = tile.scores**2
     additions = chain(dim, spec.sum_block)
     alike = dim * square_products - x2 < max((ALIKE * u_dot) ** 2, 1e-14) * x2
     products = u_dot**2 * additions * (0.5 * square_products + x2 / 3) + np.where(alike, 0.5 * (additions * u_dot) ** 2 * x2, 0.0)
-    square = np.where(exact, 0.0, products) + 2 * (u**2 + u_store**2) * x2 + input_square
-    systematic = 3 * u + (np.where(exact, 0.0, additions * u_dot) if spec.truncates else 0.0)
+    square = products + 2 * (u**2 + u_store**2) * x2 + input_square
+    systematic = 3 * u + (additions * u_dot if spec.truncates else 0.0)
     if tile.query.largest_error is not None:  # one rounding of the query reaches all keys; its mean direction is that of the scores
         size = np.linalg.norm(tile.query.exact, axis=1, keepdims=True)
         systematic = systematic + np.linalg.norm(tile.query.typical_error, axis=1, keepdims=True) / np.where(size == 0, 1.0, size)
@@ -136,7 +135,7 @@ def score_error(tile: Tile, spec) -> ScoreError:
     common = [np.where(hide, part, 0.0) for part in [common, *separate]]
     if variance.max(initial=0.0) > SECOND_ORDER:
         common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
-    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, rescaled, most_rises, level_rows(tile, spec, exact), claimed)
+    return ScoreError(np.where(hide, largest, 0.0), square, variance, common, rises, rescaled, most_rises, level_rows(tile, spec, unscaled), claimed)
 
 
 def _products(tile):

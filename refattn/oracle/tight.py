@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
-from refattn.oracle.exact_products import level_conversion
 from refattn.oracle.formats import round_to
+from refattn.oracle.level_rows import level_conversion
 from refattn.oracle.operands import Operand, smallest_lost
 from refattn.oracle.repeats import repeated_keys, sum_of_squares
 from refattn.oracle.score_error import ROUNDING_VARIANCE, ScoreError
