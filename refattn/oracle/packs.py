@@ -124,6 +124,8 @@ def make_cases(names: Iterable[str] | None = None, *, dtype="float32", spec=None
     chosen = [recipe(name) for name in (PACKS if names is None else names)]
     store = dtype if dtype in EIGHT_BITS else None
     kind = np.dtype(np.float32) if store else numpy_dtype(dtype)
+    if store:
+        quantised(0.0, store)  # needs ml_dtypes: say so before anything is written
     return _cases(chosen, kind, kernel_spec(spec, dtype), seed, store)
 
 

@@ -64,7 +64,7 @@ def as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
     except ImportError as error:
         if name == "bfloat16":
             return (stored.astype(np.uint32) << 16).view(np.float32)
-        raise ImportError(f"{name} arrays must have ml_dtypes to be read; install refattn[lowp].") from error
+        raise ImportError(f"{name} arrays must have ml_dtypes installed; install refattn[lowp].") from error
     return stored.view(getattr(ml_dtypes, name))
 
 

@@ -1,5 +1,6 @@
 """bfloat16 and 8-bit floats in golden vectors and in results: one or two bytes a number in the file, the same numbers when read."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -89,3 +90,10 @@ def test_commands_take_8_bit_dtypes(tmp_path, capsys):
     assert main(["vectors", "make", str(tmp_path / "p"), "--dtype", "float8_e5m2", "--pack", "decode", "--format", "safetensors"]) == 0
     assert main(["vectors", "check", str(tmp_path / "p")]) == 0
     assert "5 of 5 cases are right" in capsys.readouterr().out
+
+
+def test_without_ml_dtypes_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    for dtype in (*FLOAT8, "bfloat16"):
+        assert main(["vectors", "make", str(tmp_path / dtype), "--dtype", dtype]) == 2
+        assert "install refattn[lowp]" in capsys.readouterr().err and not (tmp_path / dtype).exists()
