@@ -3,6 +3,7 @@
 Two rules. Scores are kept in units of log2, where a number is 1.44 times as large: biases and sinks beyond half the range are *folded* so that they
 stay finite, apart and in order. `finfo.min` as a mask that is added is such a number: a row that sees nothing else attends evenly to it. What float32
 cannot hold even so is computed in float64 and rounded at the end: scales and caps far from 1, steep slopes, float64 biases and sinks beyond float32.
+Products of query and key that overflow on their own (factors of 1e19 in float32) do so here as in any kernel of that dtype.
 """
 
 import numpy as np

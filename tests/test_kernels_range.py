@@ -8,6 +8,7 @@ from kernel_checks import FUNCTIONS, assert_right
 
 import cpu_kernels
 import refattn
+from cpu_kernels.jit import INTERPRETED
 from cpu_kernels.value_range import FOLD_FROM, folded, unfold, working_dtype
 from refattn import memory
 
@@ -57,7 +58,7 @@ ADDED = {
 def test_options_at_the_edge(id, dtype):
     options = {**FACTORS, **SLOPES, **ADDED}[id]
     query, key, value = arrays(dtype)
-    with np.errstate(all="raise"):
+    with np.errstate(all="ignore" if INTERPRETED else "raise"):  # NumPy does the arithmetic of interpreted kernels
         output, lse = assert_right("attention", (query, key, value), options, dtype)
     assert np.isfinite(output.astype(float)).all() and output.dtype == query.dtype
     assert lse.dtype == (np.float64 if dtype == "float64" else np.float32)
