@@ -79,6 +79,8 @@ class KernelCall:
             raise ValueError(f"function must be {spoken} for dialect {dialect}; got function={function!r}.")
         self.names, self.structure = STRUCTURE[function]
         self.parameters = _parameters(kernel)
+        out = (self.parameters or {}).get("out")
+        self.needs_out = dialect == "refattn" and out is not None and out.default is out.empty
         self.supports = self._supported(supports)
 
     def _supported(self, supports):
@@ -93,7 +95,7 @@ class KernelCall:
             return named | {"dropout_mask", "dropout_rate"} if "dropout" in named else named
         if self.dialect.name != "refattn" or self.parameters is None:
             return {*OPTIONS}
-        return {*OPTIONS} & self.parameters
+        return {*OPTIONS} & {*self.parameters}
 
     @property
     def name(self) -> str:
@@ -122,7 +124,7 @@ class KernelCall:
         layout : str
             Of `refattn.oracle.guards.LAYOUTS`.
         out_dtype : dtype, optional
-            Pass `out=`, an array of this dtype inside guard bytes.
+            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets one in the dtype of the query.
 
         Raises
         ------
@@ -142,6 +144,8 @@ class KernelCall:
     def _direct(self, arrays, options, layout, out_dtype):
         arrays, options, guards = guard_all(arrays, options, self.names, layout)
         out = None
+        if out_dtype is None and self.needs_out:
+            out_dtype = arrays[0].dtype
         if out_dtype is not None:
             shape = result_shape(self.function, arrays)
             out = guarded_output(shape, out_dtype)
@@ -208,14 +212,14 @@ def _sequence(arrays, options, b):
 
 
 def _parameters(kernel):
-    """Names of its parameters, or None when it takes any keyword."""
+    """Its parameters by name, or None when it takes any keyword."""
     try:
         parameters = inspect.signature(kernel).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return {p.name for p in parameters}
+    return {p.name: p for p in parameters}
 
 
 def _output_and_lse(returned):

@@ -69,7 +69,8 @@ def check_kernel(
     ----------
     kernel : callable
         Called with the arrays of `function` and its options as keywords (or as `dialect` spells them); returns output or (output, lse).
-        Where its signature has `out`, that is tested too. NotImplementedError skips a test, with its message as the reason.
+        Where its signature has `out`, that is tested too; where `out` has no default, every call gets one in the dtype of the query.
+        NotImplementedError skips a test, with its message as the reason.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or "merge_states": whose arguments
         it takes; states come stacked on a new first axis.

@@ -110,6 +110,19 @@ def test_out_that_is_filled_and_not_returned_is_fine():
     assert check_kernel(kernel, only="guards: out=").passed
 
 
+def test_a_kernel_that_cannot_do_without_out():
+    def kernel(query, key, value, out):
+        out[...] = right(query, key, value)[0]
+
+    report = check_kernel(kernel, skip=("repeatable",))
+    assert report.passed and report.count("pass", "reference") > 10 and report.count("pass", "guards") == 2, report.text()
+
+    def short(query, key, value, *, out):
+        out[..., :-1] = right(query, key, value)[0][..., :-1]
+
+    assert "positions" in failing(short, "strides: padded")
+
+
 def test_a_kernel_that_is_not_repeatable():
     rng = np.random.default_rng(0)
 
