@@ -6,8 +6,8 @@ Fixtures:
     kernel_spec       the arithmetic the kernel claims, from the marker, `--refattn-spec` or the dtype.
     refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed of the command line; it fails the test with the table.
 
-Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=...)` chooses the cases: those whose options
-the kernel supports, of the given families. Options `--refattn-level`, `--refattn-seed` and `--refattn-spec`.
+Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=..., head_dims=..., hides_nan=...)` chooses the
+cases: those whose options the kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`, `--refattn-seed` and `--refattn-spec`.
 
 Nothing is imported here but pytest: a test run that uses none of this pays nothing.
 """
@@ -15,7 +15,10 @@ Nothing is imported here but pytest: a test run that uses none of this pays noth
 import pytest
 
 LEVELS = ("quick", "full")
-MARKER = "refattn(function, dtype, spec, supports, families, dialect): which cases the fixture attention_case gives, and what the kernel claims"
+MARKER = (
+    "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan): "
+    "which cases the fixture attention_case gives, and what the kernel claims"
+)
 
 
 def pytest_addoption(parser):

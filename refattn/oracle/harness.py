@@ -163,10 +163,11 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
         from refattn.oracle.merge_bench import MergeBench as bench
     else:
         bench = Bench
-    return bench(call, kernel_spec(spec, dtype), dtype, form, _head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
+    return bench(call, kernel_spec(spec, dtype), dtype, form, checked_head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
 
 
-def _head_dims(head_dims, call):
+def checked_head_dims(head_dims, call):
+    """head_dim and v_head_dim, or None."""
     if head_dims is None:
         return None
     pair = (head_dims, head_dims) if isinstance(head_dims, int) else tuple(head_dims)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.callables import OPTIONS, KernelCall, Unsupported
-from refattn.oracle.harness_cases import CASES, exact_inputs
+from refattn.oracle.harness import checked_head_dims
+from refattn.oracle.harness_cases import CASES, exact_inputs, fitted, with_numbers
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.packs import known_spec
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict import check
 
 DIAGNOSIS_SECONDS = 5.0
-MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect")
+MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect", "head_dims", "hides_nan")
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Settings:
     supports: frozenset
     families: frozenset | None
     dialect: str
+    head_dims: object
+    hides_nan: bool
     level: str
     seed: int
 
@@ -61,7 +64,7 @@ def settings_of(node, config) -> Settings:
     return Settings(
         given.get("function", "attention"), np.dtype(dtype), kernel_spec(spec, np.dtype(dtype)), frozenset(given.get("supports", OPTIONS)),
         None if families is None else frozenset([families] if isinstance(families, str) else families), given.get("dialect", "refattn"),
-        config.getoption("--refattn-level"), config.getoption("--refattn-seed"),
+        given.get("head_dims"), given.get("hides_nan", True), config.getoption("--refattn-level"), config.getoption("--refattn-seed"),
     )  # fmt: skip
 
 
@@ -87,6 +90,10 @@ def _chosen(node, config):
         raise ValueError(f"function must be one of {', '.join(CASES)}; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
     dtype, seed = settings.dtype, settings.seed
     inputs = [*CASES[settings.function](dtype, seed, settings.level, call), *exact_inputs(settings.function, dtype, seed)]
+    head_dims = checked_head_dims(settings.head_dims, call)
+    if head_dims is not None:
+        inputs = [case for case in inputs if "head_dim" not in case.name]
+    inputs = [fitted(case if settings.hides_nan else with_numbers(case), head_dims) for case in inputs]
     chosen = [case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)]
     if not chosen:
         raise ValueError(f"families and supports must leave a case to run; got families={settings.families}, supports={sorted(settings.supports)}.")
@@ -202,7 +209,8 @@ def harness(request):
 
         settings = settings_of(request.node, request.config)
         defaults = {"function": settings.function, "dialect": settings.dialect, "spec": settings.spec, "dtype": settings.dtype,
-                    "level": settings.level, "seed": settings.seed}  # fmt: skip
+                    "head_dims": settings.head_dims, "hides_nan": settings.hides_nan, "level": settings.level,
+                    "seed": settings.seed}  # fmt: skip
         report = check_kernel(kernel, **{**defaults, **options})
         if not report.passed:
             raise AssertionError(f"{report.text()}\nreproduce: {reproduction(request.node, settings)}")

@@ -159,6 +159,30 @@ def test_dialect(attention_case):
     assert "failed" not in outcomes and outcomes["passed"] > 3
 
 
+def test_kernels_for_one_head_size_that_let_nan_through(run):
+    result = run(
+        """
+def kernel(query, key, value, causal=False, mask=None):
+    assert query.shape[-1] == 64 and value.shape[-1] == 32 and np.isfinite(value).all()
+    return right(query, key, value, causal=causal, mask=mask)
+
+@pytest.mark.refattn(supports={"causal", "mask"}, families={"normal", "poison"}, head_dims=(64, 32), hides_nan=False)
+class TestKernel:
+    def test_cases(self, attention_case):
+        attention_case.check(kernel)
+
+    def test_harness(self, refattn_check_kernel):
+        refattn_check_kernel(kernel, only="poison")
+
+@pytest.mark.refattn(head_dims=0)
+def test_wrong(refattn_check_kernel):
+    refattn_check_kernel(kernel)
+"""
+    )
+    outcomes = result.parseoutcomes()
+    assert outcomes["failed"] == 1 and outcomes["passed"] > 20 and "head_dims must be" in "\n".join(result.outlines)
+
+
 def test_the_harness_fixture(run):
     result = run(
         """
