@@ -7,9 +7,10 @@ Fixtures:
     refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed of the command line; it fails the test with the table.
 
 Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=..., head_dims=..., hides_nan=...)` chooses the
-cases: those whose options the kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`, `--refattn-seed` and `--refattn-spec`.
+cases: those whose options the kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options
+`--refattn-level`, `--refattn-seed` and `--refattn-spec`.
 
-Nothing is imported here but pytest: a test run that uses none of this pays nothing.
+Nothing is imported here but pytest, nor by the package it lies in: a test run that uses none of this pays nothing.
 """
 
 import pytest
