@@ -272,10 +272,9 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
     joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
     variance = np.maximum(variance, sum_of_squares(kept, exact**2, value, [], *both))
     shared = joint**2 > ALIKE**2 * variance
-    # rows may share them too, where biases or positions give the same few weights: the mean square of all rows says so
-    alone = ~shared & (variance > 0)
-    ratio = (joint[alone] ** 2 / variance[alone]).mean() if alone.any() else 1.0
-    linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance * max(ratio, 1.0))
+    # columns share them, and rows where biases or positions give the same few weights: the mean square over a row's columns says so
+    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0)).sum(axis=1, keepdims=True) / max(value.shape[1], 1)
+    linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance * np.maximum(ratio, 1.0))
     if level.any():  # one number converted for all keys, in proportion to the result
         times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
         same = times * level_conversion(tile, rounding) * magnitude
