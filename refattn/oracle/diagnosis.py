@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from refattn.interop import as_float_array
 from refattn.oracle.axis_order import diagnose_shape, readings
 from refattn.oracle.findings import Diagnosis, Finding
 from refattn.oracle.fit_bound import Use, bound_use, of_form
-from refattn.oracle.forms import output_shape
+from refattn.oracle.forms import dense_parts, output_shape
 from refattn.oracle.hypotheses import Evidence, checked_call, choose_samples, single_hypotheses, worst_place
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.location import isolated, locate, never_written
@@ -27,7 +28,7 @@ COARSER = ("tfloat32", "float16", "bfloat16")
 JUDGED = 4  # explanations whose bound is that of `check`
 
 
-def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, progress=None, **options) -> Diagnosis:
+def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, near=None, progress=None, **options) -> Diagnosis:
     """Find the mistake or foreign convention that explains a result.
 
     Parameters
@@ -47,6 +48,8 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, pro
         Try two mistakes together when none alone explains the result.
     seconds : float
         Time for other tile sizes and pairs, when no single mistake explains the result.
+    near : tuple of int, optional
+        Index of an element of the output that is wrong, `check(...).output.worst`: large problems are looked at there.
     progress : callable, optional
         Called with a line of text before each part of the search: `print`.
     **options
@@ -81,20 +84,20 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, pro
         actual, lse = run_kernel(kernel, AttentionInputs("own data", "own data", "", arrays, options))
     if len(arrays) == 2:
         return diagnose_merge(actual, *arrays, lse=lse)
-    search = Search(actual, arrays, lse, spec, options, kernel, progress or (lambda line: None))
+    search = Search(actual, arrays, lse, spec, options, kernel, near, progress or (lambda line: None))
     return search.run(pairs, seconds)
 
 
 class Search:
     """One call of `diagnose`."""
 
-    def __init__(self, actual, arrays, lse, spec, options, kernel, progress):
+    def __init__(self, actual, arrays, lse, spec, options, kernel, near, progress):
         self.start = time.monotonic()
         self.arrays, self.options, self.kernel, self.progress = arrays, options, kernel, progress
         self.checked = checked_call(*arrays, **options)
         self.actual, self.lse = as_float_array(actual, "actual"), None if lse is None else as_float_array(lse, "lse")
         self.spec = kernel_spec(spec, self.actual.dtype)
-        self.tried, self.whole = 0, True
+        self.tried, self.whole, self.near = 0, True, near
 
     def run(self, pairs, seconds) -> Diagnosis:
         checked, shape = self.checked, output_shape(self.checked)
@@ -103,8 +106,8 @@ class Search:
         if not shapes_agree:
             return diagnose_shape(checked, wrong_shape, self.spec, samples, shape, self.actual.shape, self.start)
         self.whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[-1] >= np.prod(shape, dtype=np.int64)
-        worst = (-1, 0) if self.whole else worst_place(checked, self.actual, self.lse, self.spec)
-        self.evidence = Evidence(checked, self.actual, self.lse, self.spec, samples if self.whole else choose_samples(checked, worst=worst))
+        self.worst = self._worst_place(shape)
+        self.evidence = Evidence(checked, self.actual, self.lse, self.spec, samples if self.whole else choose_samples(checked, worst=self.worst))
         self.ranking = Ranking(self.evidence)
         self.use = self._use_of_result()
         self.progress("every mistake of the catalogue alone")
@@ -121,8 +124,19 @@ class Search:
             if self.whole and (lonely := isolated(self.evidence)):
                 return self._done("explained", (self._plain(*lonely),))
             if pairs and not self.evidence.baseline.explains:
-                fits = self._search_on(fits, worst, seconds)
+                fits = self._search_on(fits, seconds)
         return self._conclude(self.ranking.explanations(fits))
+
+    def _worst_place(self, shape):
+        """(sequence, head) or (sequence, head, row) to look at."""
+        if self.whole:
+            return -1, 0
+        if self.near is None or len(dense_parts(self.checked)) != 1:
+            return worst_place(self.checked, self.actual, self.lse, self.spec)
+        *batch, head, row = (operator.index(i) for i in tuple(self.near)[: len(shape) - 1])
+        if len(batch) != len(shape) - 3 or any(not 0 <= i < size for i, size in zip((*batch, head, row), shape, strict=False)):
+            raise ValueError(f"near must be an index of the output, of shape {shape}; got near={self.near!r}.")
+        return int(np.ravel_multi_index(batch, shape[:-3])) if batch else 0, head, row
 
     def _fitted(self, hypotheses):
         fits = [fit for fit in map(self.evidence.fit, hypotheses) if fit is not None]
@@ -132,8 +146,8 @@ class Search:
     def _explained(self, fits):
         return any(map(self.ranking.better, fits))
 
-    def _search_on(self, fits, worst, seconds):
-        small = Evidence(self.checked, self.actual, self.lse, self.spec, choose_samples(self.checked, PAIR_WORK, worst))
+    def _search_on(self, fits, seconds):
+        small = Evidence(self.checked, self.actual, self.lse, self.spec, choose_samples(self.checked, PAIR_WORK, self.worst))
         deadline = time.monotonic() + seconds
         for search, words in ((other_tiles, "other tile sizes"), (pairs_of_mistakes, "two mistakes together")):
             if not self._explained(fits):
@@ -146,7 +160,7 @@ class Search:
         best = explanations[0] if explanations else None
         if best is None or not best.better:
             self.progress("where the error lives")
-            location = locate(self.checked, self.actual, self.lse, self.spec)
+            location = locate(self.checked, self.actual, self.lse, self.spec, self.worst)
             return self._done("unexplained", self._findings(explanations), " ".join([location, *self._coarser()]))
         apart, calls = "", []
         if len(best.ids) > 1 or len(best.fits) > 1 and self.kernel is not None:

@@ -123,8 +123,10 @@ class Diagnosis:
 
     def __str__(self):
         if self.verdict == "agrees":
-            place = " on the heads and rows looked at" if self.sampled else ""
-            return f"The result agrees with the reference{place} (bound used {self.findings[0].bound_used:.2g}); nothing to explain."
+            used = f"(bound used {self.findings[0].bound_used:.2g})"
+            if self.sampled:
+                return f"The result agrees with the reference on the heads and rows looked at {used}. Where check() finds an error, pass near=report.output.worst."
+            return f"The result agrees with the reference {used}; nothing to explain."
         lines = []
         if self.verdict == "explained":
             lines.append(str(self.findings[0]))

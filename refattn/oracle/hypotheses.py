@@ -19,6 +19,7 @@ from refattn.oracle.staged import Sample, one_batch_axis
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
 OTHER_TILES = (8, 24, 48, 80, 96, 112, 144, 160, 176, 192, 224, 384, 512, 1024, 2048)
+PLAIN_TILE = 1024  # of mistakes to which it makes no difference
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
 LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
 SCREEN_RATIO = 1e4  # where one element stops counting while screening
@@ -45,10 +46,10 @@ def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
     return np.sort(np.array([*near, *others][:wanted]))
 
 
-def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, int] = (-1, 0)) -> list[Sample]:
+def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1, 0)) -> list[Sample]:
     """One sample a dense part, everything if that takes at most `work` multiplications, else little more than that.
 
-    `worst` is the sequence and head to have in any case. With one sequence it is not the first, so that mistakes that use the first for
+    `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With one sequence it is not the first, so that mistakes that use the first for
     all of them show.
     """
     parts = [one_batch_axis(part) for part in dense_parts(checked)]
@@ -64,7 +65,10 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, int] = (-1
         heads_taken = min(heads, max(3, min(6, streams)))
         sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
         rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
-        samples.append(Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), spread(rows, rows_taken)))
+        chosen = spread(rows, rows_taken)
+        if len(worst) > 2:  # that row, its neighbours, and the rows around a possible edge of a tile before it
+            chosen = np.union1d(chosen, np.clip([worst[2] - 1, worst[2], worst[2] + 1, worst[2] // 64 * 64 - 1, worst[2] // 64 * 64], 0, rows - 1))
+        samples.append(Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), chosen))
     return samples
 
 
@@ -327,7 +331,7 @@ def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: b
         if tiled_only and not mistake.tiled:
             continue
         sizes = [tile for tile in tiles if tile < keys] or [tiles[0]]
-        for tile in sizes if mistake.tiled else (64,):
+        for tile in sizes if mistake.tiled or mistake.rounding else (PLAIN_TILE,):  # what a kernel rounds depends on its tiles
             yield Hypothesis((mistake,), tile)
 
 

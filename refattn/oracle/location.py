@@ -12,9 +12,9 @@ EVERYTHING = 2**28  # multiplications up to which every row is looked at
 BOUNDARIES = (256, 128, 64, 32, 16, 8)
 
 
-def locate(checked, actual, lse, spec) -> str:
-    """Say where the elements beyond the bound are."""
-    samples = choose_samples(checked, EVERYTHING)
+def locate(checked, actual, lse, spec, worst=(-1, 0)) -> str:
+    """Say where the elements beyond the bound are; `worst` as for `choose_samples`."""
+    samples = choose_samples(checked, EVERYTHING, worst)
     evidence = Evidence(checked, actual, lse, spec, samples)
     unit_output, unit_lse = bound_use(evidence).tight
     wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)

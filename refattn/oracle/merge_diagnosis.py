@@ -16,6 +16,9 @@ def diagnose_merge(actual, outputs, lses, *, lse):
     outputs = np.stack([as_float_array(x, "outputs").astype(np.float64) for x in outputs])
     lses = np.stack([as_float_array(x, "lses").astype(np.float64) for x in lses])
     actual = as_float_array(actual, "actual")
+    if actual.shape != outputs.shape[1:] or lses.shape != outputs.shape[:-1]:
+        words = f"actual must have the shape of one state, {outputs.shape[1:]}, and lses that of outputs without the last axis"
+        raise ValueError(f"{words}; got actual.shape={actual.shape}, lses.shape={lses.shape}.")
     unit = 64 * np.finfo(actual.dtype if actual.dtype in (np.float32, np.float64) else np.float32).eps * (np.abs(outputs).max(0) + 1)
     if actual.dtype.itemsize == 2:
         unit = unit + 2.0**-7 * np.abs(outputs).max(0)

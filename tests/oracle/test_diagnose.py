@@ -15,6 +15,7 @@ from refattn.oracle.inputs import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mutants import MUTANTS, correct_kernel, staged_kernel
 from refattn.oracle.suites import default_suite, latent_inputs, merge_inputs, packed_inputs, paged_inputs, rotary_inputs
+from refattn.oracle.verdict import check
 from wrong_kernels import CASES
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
@@ -274,3 +275,20 @@ def test_block_local_attention():
     assert diagnose(shifted.astype(np.float32), *inputs.arrays, **options).best.id == "block_size_one_more"
     everything = refattn.attention(*inputs.arrays, causal=True)
     assert diagnose(everything.astype(np.float32), *inputs.arrays, **options).best.id == "blocks_ignored"
+
+
+def test_near_looks_where_check_found_the_error():
+    inputs = attention_inputs("normal", ("causal",), sizes=Sizes(2, 8, 2, 600, 900, 64, 64))
+    output, _ = staged_kernel()(*inputs.arrays, causal=True)
+    output[1, 5, 300:320] += 0.01
+    report = check(output, *inputs.arrays, causal=True, spec="float32")
+    assert report.output.worst[:2] == (1, 5)
+    found = diagnose(output, *inputs.arrays, causal=True, near=report.output.worst, seconds=1)
+    assert found.sampled and found.verdict == "unexplained" and "5" in str(found).partition("Wrong heads: ")[2][:3]
+    with pytest.raises(ValueError, match="near must be an index of the output"):
+        diagnose(output, *inputs.arrays, causal=True, near=(2, 0, 0))
+
+
+def test_states_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="actual must have the shape of one state"):
+        diagnose(np.ones((2, 3, 4)), np.ones((2, 2, 3, 5)), np.ones((2, 2, 3)))
