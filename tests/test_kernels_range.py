@@ -107,6 +107,22 @@ def test_extreme_sinks_and_biases_are_compared(dtype):
         assert np.allclose(lse, max(LOWEST[dtype], sinks[0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("heads, rows", [(2, 1), (4, 3), (1, 40)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_extreme_biases_where_keys_are_split(dtype, heads, rows):
+    rng = np.random.default_rng(3)
+    lowest, length = LOWEST[dtype], 4096
+    query, key, value = (rng.standard_normal(shape).astype(dtype) for shape in ((heads, rows, 64), (1, length, 64), (1, length, 64)))
+    late = np.arange(length) >= 3500
+    for bias in (np.full(length, lowest), np.where(late, lowest * 0.875, lowest), np.where(late, lowest, -np.inf)):
+        kept = bias == bias.max()
+        output, lse = cpu_kernels.attention_with_lse(query, key, value, bias=bias[None].astype(dtype))
+        assert np.allclose(output, value[:, kept].mean(1, dtype=float), atol=1e-6) and np.allclose(lse, bias.max(), rtol=1e-6)
+        output, lse = cpu_kernels.attention_with_lse(query, key, value, bias=bias[None].astype(dtype), sinks=np.full(heads, bias.max()))
+        share = kept.sum() / (kept.sum() + 1)
+        assert np.allclose(output, share * value[:, kept].mean(1, dtype=float), atol=1e-6) and np.allclose(lse, bias.max(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "attention"])
 @pytest.mark.parametrize("options", [dict(softcap=1e39), dict(softcap=1e-39), dict(scale=1e-40), dict(sinks=np.array([-1e300, 0.0]))], ids=str)
 def test_every_function_at_the_edge(function, options):
