@@ -27,6 +27,13 @@ def torch_array(tensor):
     return tensor.numpy()
 
 
+def cast_sinks(sinks, dtype):
+    """Sinks in the dtype of the query, which these libraries want; in 16 bits that moves them further than any kernel may."""
+    if dtype.itemsize == 2:
+        raise NotImplementedError(f"sinks would be rounded to {dtype.name}")
+    return np.asarray(sinks, dtype)
+
+
 def torch_call(**call):
     import torch
 
@@ -76,7 +83,7 @@ def mlx_call(**call):
 
     arrays = {name: array(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
     if isinstance(call.get("sinks"), np.ndarray):
-        arrays["sinks"] = array(call["sinks"].astype(call["q"].dtype))
+        arrays["sinks"] = array(cast_sinks(call["sinks"], call["q"].dtype))
     output = mx.fast.scaled_dot_product_attention(**arrays)
     if output.dtype == mx.bfloat16:
         import ml_dtypes
@@ -177,7 +184,7 @@ def _gqa_sequence(call, b, length):
     if "attention_bias" in call:
         one["attention_bias"] = call["attention_bias"][b : b + 1, ..., :length]
     if "head_sink" in call:
-        one["head_sink"] = np.asarray(call["head_sink"], call["query"].dtype)
+        one["head_sink"] = cast_sinks(call["head_sink"], call["query"].dtype)
     one |= {"seqlens_k": np.array([length - 1], np.int32), "total_sequence_length": np.array([length], np.int32)}
     outputs = ["Y", "present_key", "present_value"]
     return _run_onnxruntime(*onnx_model(one, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], outputs))
@@ -191,10 +198,12 @@ def transformers_call(**call):
     module = torch.nn.Module()
     module.num_key_value_groups = call["query"].shape[1] // call["key"].shape[1]
     module.training = False
+    if "s_aux" in call:
+        call["s_aux"] = cast_sinks(call["s_aux"], call["query"].dtype)
     tensors = torch_tensors(call)
     tensors.setdefault("attention_mask", None)
     if "s_aux" in tensors:
-        module.sinks = tensors.pop("s_aux").to(tensors["query"].dtype)
+        module.sinks = tensors.pop("s_aux")
         return torch_array(with_sinks(module, **tensors)[0]), None
     return torch_array(with_softcap(module, **tensors)[0]), None
 

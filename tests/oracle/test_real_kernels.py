@@ -45,7 +45,7 @@ def test_a_real_kernel_passes(name):
     assert 0.05 < worst <= 1
 
 
-@pytest.mark.parametrize("name", ["torch", "torch flash bfloat16", "mlx", "onnxruntime", "onnxruntime_gqa"])
+@pytest.mark.parametrize("name", ["torch", "torch flash bfloat16", "mlx bfloat16", "onnxruntime", "onnxruntime_gqa"])
 def test_a_real_kernel_passes_random_calls(name):
     report = checked(name, level="full", only=", random ")
     assert report.count("pass") >= 5, report.text()
