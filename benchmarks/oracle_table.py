@@ -32,6 +32,7 @@ import refattn  # noqa: E402
 from oracle_diagnosis import diagnosis_table  # noqa: E402
 from real_libraries import CALLS, MODULES  # noqa: E402
 from refattn.oracle.dialect_calls import from_ours, result_to_ours  # noqa: E402
+from refattn.oracle.block_local import block_local_suite  # noqa: E402
 from refattn.oracle.emulation import EmulatedKernel  # noqa: E402
 from refattn.oracle.inputs import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs  # noqa: E402
 from refattn.oracle.mutants import MUTANTS  # noqa: E402
@@ -54,7 +55,7 @@ def ordinary_suite(dtype, seed=0):
     cases = [attention_inputs("normal", names, dtype=dtype, seed=seed) for names in dict.fromkeys(names for _, names in DENSE_SUITE)]
     cases += [attention_inputs("normal", names, dtype=dtype, seed=seed, sizes=sizes) for _, names, sizes in SHAPED_SUITE]
     cases += [make(dtype, seed, causal=True) for make in (packed_inputs, paged_inputs, latent_inputs, rotary_inputs)]
-    return [*cases, merge_inputs(dtype, seed)]
+    return [*cases, merge_inputs(dtype, seed), *(case for case in block_local_suite(dtype, seed) if case.family == "normal")]
 
 
 def mutant_table(dtype_names):
@@ -62,7 +63,8 @@ def mutant_table(dtype_names):
     for name in dtype_names:
         print(f"\nMutants, {name}: told from the unbroken kernel (caught at all) / accepted although different / not shown by the data; false alarms")
         print(f"{'rule':22s} {'inputs that bite':>34s} {'ordinary N(0, 1) inputs':>34s}")
-        suites = {"bite": Trials(default_suite(DTYPES[name])), "ordinary": Trials(ordinary_suite(DTYPES[name]))}
+        bite = [*default_suite(DTYPES[name]), *block_local_suite(DTYPES[name])]
+        suites = {"bite": Trials(bite), "ordinary": Trials(ordinary_suite(DTYPES[name]))}
         for rule in RULES:
             cells = []
             for suite, trials in suites.items():

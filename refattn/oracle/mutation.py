@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.block_local import block_local_suite
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.mutants import MUTANTS, Mutant, correct_kernel
 from refattn.oracle.rules import Observation, rule
@@ -134,7 +135,7 @@ def mutation_score(value, inputs: Iterable[AttentionInputs] | None = None, *, dt
         A name of `refattn.oracle.rules.RULES` ("numpy.allclose", "torch.testing", "flash_attention 2x", "fixed 1e-2",
         "flashmla", "onednn", ..., "refattn"), a `Rule`, or a function (got, want) -> bool.
     inputs : iterable of AttentionInputs, optional
-        Default: `default_suite(dtype)`. Wrap your own arrays with `refattn.oracle.inputs.as_inputs`.
+        Default: `default_suite(dtype)` and `block_local_suite(dtype)`, which show every mutant of `MUTANTS`. Wrap your own arrays with `refattn.oracle.inputs.as_inputs`.
     dtype : dtype
         Of the default inputs.
     mutants : iterable of Mutant, optional
@@ -153,4 +154,6 @@ def mutation_score(value, inputs: Iterable[AttentionInputs] | None = None, *, dt
     >>> "weights_bfloat16" in score.missed, "lengths_ignored" in score.hidden
     (True, True)
     """
-    return Trials(default_suite(dtype) if inputs is None else inputs, mutants).score(value)
+    if inputs is None:
+        inputs = [*default_suite(dtype), *block_local_suite(dtype)]
+    return Trials(inputs, mutants).score(value)

@@ -159,6 +159,7 @@ REFERENCES = {
     "packed_attention_with_lse": refattn.packed_attention_with_lse,
     "paged_attention_with_lse": refattn.paged_attention_with_lse,
     "latent_attention_with_lse": refattn.latent_attention_with_lse,
+    "block_local_attention_with_lse": refattn.block_local_attention_with_lse,
     "merge_states": refattn.merge_states,
 }
 

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refattn.oracle.corner_cases import corner_cases
 from refattn.oracle.inputs import AttentionInputs, as_inputs, attention_inputs
 from refattn.oracle.mutants import MUTANTS, correct_kernel, mutants
 from refattn.oracle.mutation import Trials, mutation_score
@@ -35,6 +36,14 @@ def test_ours_catches_every_mutant(dtype):
     not_mistakes = {"weights_bfloat16", "output_bfloat16"} if dtype is ml_dtypes.bfloat16 else set()  # what a bfloat16 kernel does anyway
     assert score.missed == ()
     assert {*score.hidden} == not_mistakes
+    assert score.false_alarms == ()
+    assert {*score.caught} | {*score.hidden} == {mutant.id for mutant in MUTANTS}
+
+
+def test_ours_catches_the_mistakes_of_corner_cases():
+    corners = [mutant for mutant in mutants(corners=True) if mutant not in MUTANTS]
+    score = Trials(corner_cases(np.float32, 0, level="full"), corners).score("refattn")
+    assert {*score.caught} == {*score.told_apart} == {mutant.id for mutant in corners}
     assert score.false_alarms == ()
 
 
