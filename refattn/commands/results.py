@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from refattn.oracle.npz_file import read_npy
+from refattn.oracle.pack_directory import MANIFEST, read_pack
 from refattn.oracle.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
 from refattn.oracle.vector_io import ENDINGS, read_arrays
-from refattn.oracle.vectors import MANIFEST, VectorCase, load_case, read_pack
+from refattn.oracle.vectors import VectorCase, load_case
 
 RESULT_ENDINGS = (*(ending for ending in ENDINGS.values() if ending), ".npy", ".bin")
 

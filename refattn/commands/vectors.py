@@ -59,8 +59,8 @@ def run(args):
 
 
 def _make(args):
+    from refattn.oracle.pack_directory import read_pack, write_pack
     from refattn.oracle.packs import known_spec, make_cases
-    from refattn.oracle.vectors import read_pack, write_pack
 
     spec = None if args.spec is None else known_spec(args.spec)
     cases = _told(make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed), lambda case: f"{case.pack} {case.name}")
@@ -83,9 +83,9 @@ def _told(cases, words):
 
 def _check(args):
     from refattn.commands.junit import write_junit
+    from refattn.oracle.pack_directory import read_pack
     from refattn.oracle.packs import recompute
     from refattn.oracle.untrusted import VectorError
-    from refattn.oracle.vectors import read_pack
 
     rows = []
     for entry in _told(read_pack(args.directory), lambda entry: entry.name):
@@ -116,7 +116,7 @@ def _list(args):
 
         rows = [{"name": pack.name, "what": pack.says} for pack in PACKS.values()]
     else:
-        from refattn.oracle.vectors import read_pack
+        from refattn.oracle.pack_directory import read_pack
 
         rows = [{"name": entry.name, "what": entry.function} for entry in read_pack(args.directory)]
     if args.json:

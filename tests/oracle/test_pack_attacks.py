@@ -11,9 +11,10 @@ import pytest
 from attack_files import MEBIBYTE, raw, refused
 from refattn.cli import main
 from refattn.oracle.inputs import Sizes, attention_inputs
+from refattn.oracle.pack_directory import read_pack, write_pack
 from refattn.oracle.untrusted import VectorError, parse_json
 from refattn.oracle.vector_io import read_arrays, write_arrays
-from refattn.oracle.vectors import digest, load_case, make_case, read_pack, save_case, write_pack
+from refattn.oracle.vectors import digest, load_case, make_case, save_case
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from real_libraries import CALLS, MODULES, torch_backend_call
+from real_libraries import CALLS, torch_backend_call
 from refattn.oracle import check_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own

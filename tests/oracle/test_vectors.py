@@ -15,11 +15,12 @@ from refattn.cli import main
 from refattn.oracle.emulation import EmulatedKernel
 from refattn.oracle.inputs import Sizes, attention_inputs
 from refattn.oracle.mutants import mutants
+from refattn.oracle.pack_directory import read_pack, write_pack
 from refattn.oracle.packs import PACKS, known_spec, make_cases, recompute
 from refattn.oracle.spec import KernelSpec
 from refattn.oracle.untrusted import VectorError
 from refattn.oracle.vector_io import read_arrays, write_arrays
-from refattn.oracle.vectors import load_case, make_case, read_pack, save_case, write_pack
+from refattn.oracle.vectors import load_case, make_case, save_case
 
 CONTAINERS = ("npz", "safetensors", "raw")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
