@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.oracle.block_local import BlockLocal
 from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.forms import dense_parts, form_name, output_shape, possible, run_form
@@ -22,7 +23,6 @@ from refattn.oracle.report import Measure
 from refattn.oracle.staged import Sample, one_batch_axis
 from refattn.oracle.tiles import tiles
 from refattn.oracle.verdict import RMS_DEVIATIONS, RMS_LIMIT, _compare
-from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.problem import LatentProblem, Options, cut
 
 

@@ -304,10 +304,6 @@ class Evidence:
         output, norm = mistake.reread(flat, flat_lse)
         return output.reshape(actual.shape), None if norm is None else norm.reshape(lse.shape)
 
-    def fit_reinterpreted(self, actual, lse) -> Fit:
-        """The reference against another reading of the actual result."""
-        return self._compare(Hypothesis(), self.reference, self._cut(actual, lse))
-
 
 def split_result_lse(checked, lse):
     """`split_result` for an lse, by giving it a last axis and taking it away."""

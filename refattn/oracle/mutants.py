@@ -15,8 +15,8 @@ from refattn.oracle.hypotheses import checked_call
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.corners import CORNERS
 from refattn.oracle.mistakes.local import LOCAL
-from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.mistakes.merge import MERGES, merged
+from refattn.oracle.mistakes.record import Mistake
 
 FUNCTIONS = {
     "attention": "attention_with_lse",

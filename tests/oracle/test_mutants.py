@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 import refattn
-
 from refattn.oracle.block_local import block_local_suite
 from refattn.oracle.corner_cases import corner_cases
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
-from refattn.oracle.verdict import check
 from refattn.oracle.suites import default_suite
 from refattn.oracle.suites import reference as suite_reference
+from refattn.oracle.verdict import check
 
 CORNERS = list(corner_cases(np.float64, level="full"))
 SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]

@@ -9,7 +9,6 @@ from refattn.oracle.forms import latent_dense, rotary_dense
 from refattn.oracle.mistakes.record import Mistake
 from refattn.problem import PagedProblem
 
-
 # packed
 
 

@@ -9,7 +9,6 @@ from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.staged import hide
 
 
-
 def _read_heads(choose):
     """Query head h reads key head choose(h, H, K)."""
 
