@@ -31,11 +31,11 @@ WIDE = 512  # head_dim + v_head_dim from which a tile is narrow
 # Keys are split where there are too few blocks of rows for many cores, into parts of at least this length; the states of parts take bounded memory.
 ENOUGH_ITEMS = 16
 SHORTEST_PART = 1024
-STATES_BYTES = 3 << 20
+STATES_BYTES = 2 << 20
 
 # Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB.
 ROWS_AT_ONCE = 1 << 20
-GROUPS_AT_ONCE = 1 << 12
+GROUPS_AT_ONCE = 1 << 11
 
 FLOPS_PER_MICROSECOND = 50_000.0
 
@@ -123,7 +123,7 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
         plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), switches, scalars, places)
         shape = plan.shapes[0]
         scratch = int(shape["scratch_end"])
-        states = np.empty(plan.num_slots * PANELS * int(shape["state_panel"]), dtype)
+        states = np.empty(plan.num_slots * int(shape["state_slot"]), dtype)
         run(
             attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
             value.memory, bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=plan.cost, scratch=scratch, dtype=dtype,
@@ -180,10 +180,12 @@ def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches
     refuse_repeated_keys(strides, page_size or int(np.max(sequences.kv_lens, initial=0)), sequences.kv_lens, dims, dtype)
     key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
     whole = all(dim % lanes(dtype) == 0 for dim in dims)
+    state_panel = state_panel_size(v_head_dim, dtype.itemsize)
+    panels = min(PANELS, -(-int(np.max(sequences.q_lens, initial=0)) * group_size // (MAX_VECTORS * lanes(dtype))))
     fields = dict(
         group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
         right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
-        value_page=value_page, key_tile=key_tile, state_panel=state_panel_size(v_head_dim, dtype.itemsize),
+        value_page=value_page, key_tile=key_tile, state_panel=state_panel, state_slot=state_panel * panels,
         query_scale=query_scale, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
         contiguous=whole and all(strides[name][2] == 1 for name in ("query", "key", "value"))
         and (not rope_dim or strides["query_rope"][2] == strides["key_rope"][2] == 1),
@@ -250,7 +252,7 @@ def work_items(groups, shape, dtype):
     start, stop = visible_keys(items, groups, shape)
     dims = shape["head_dim"] + shape["rope_dim"] + shape["v_head_dim"]
     flops = 2.0 * dims * (items["last_row"] - items["first_row"]) * (stop - start)
-    state_bytes = PANELS * shape["state_panel"] * dtype.itemsize
+    state_bytes = shape["state_slot"] * dtype.itemsize
     items, joins, num_slots, flops = split_keys(items, start, stop, flops, max(2, min(ENOUGH_ITEMS, STATES_BYTES // state_bytes)))
     order = np.argsort(-flops, kind="stable")
     return items[order], joins, num_slots, float(flops.sum())

@@ -13,7 +13,7 @@ import numpy as np
 
 from cpu_kernels.jit import driver, leaf, next_item
 from cpu_kernels.kernels.blocks import (
-    ALL_START, ALL_STOP, BIAS_AT, KEEP_AT, LEFT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, RIGHT, SLOPE, SOME_START, SOME_STOP, START,
+    ALL_START, ALL_STOP, BIAS_AT, HALF_STOP, KEEP_AT, LEFT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, RIGHT, SLOPE, SOME_START, SOME_STOP, START,
     STOP, TOTAL, add_phases, finish, open_panel, panel_of,
 )  # fmt: skip
 from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, spread_rows
@@ -55,7 +55,7 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
                 ranges = panel.ints + RANGES * panel.stride
                 from_key, to_key = max(first, ints[ranges + SOME_START]), min(last, ints[ranges + SOME_STOP])
                 if panel.stride and from_key < to_key:
-                    num_values, num_keys = (to_key - from_key, until - last) if index == 0 else (0, 0)
+                    num_values, num_keys = (1, until - last) if index == 0 else (0, 0)
                     attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful,
                                 num_values, last - first, num_keys)  # fmt: skip
         for index in range(PANELS):
@@ -106,16 +106,22 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
     scores, one, rescale = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride), (scratch, panel.lanes + RESCALE * stride)
     key_rows, value_rows, rope_rows = shape.key_rows + skip, shape.value_rows + skip, shape.key_rope_rows + skip
     query_rope = panel.query + shape.head_dim * stride
+    # All lanes over the keys that the first half of them sees some of, then the second half alone over the others.
+    whole = min(max(ints[panel.ints + RANGES * stride + HALF_STOP] - first, 0), count)
+    parts = 2 if whole < count else 1
     if panel.few_rows:
         row_scores(panel.few_rows, count, shape.head_dim, scores, (scratch, panel.query), (key, 0), (ints, key_rows), 1)
         if shape.rope_dim:
             row_scores(panel.few_rows, count, shape.rope_dim, scores, (scratch, query_rope), (key_rope, 0), (ints, rope_rows), 0)
     else:
-        product(vectors, count, shape.head_dim, scores, (key, 0), (ints, key_rows), (ints, shape.key_dims), (scratch, panel.query), one, 1, (value, 0),
-                (ints, value_rows), num_values, shape.v_head_dim)  # fmt: skip
-        if shape.rope_dim:
-            product(vectors, count, shape.rope_dim, scores, (key_rope, 0), (ints, rope_rows), (ints, shape.key_rope_dims), (scratch, query_rope), one, 0,
-                    (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
+        for part in range(parts):
+            used, lane, start, stop = (vectors, 0, 0, whole) if part == 0 else (vectors // 2, stride // 2, whole, count)
+            here = (scratch, shape.scores + start * stride + lane)
+            product(vectors, used, stop - start, shape.head_dim, here, (key, 0), (ints, key_rows + start), (ints, shape.key_dims),
+                    (scratch, panel.query + lane), one, 1, (value, 0), (ints, value_rows + start), num_values * (stop - start), shape.v_head_dim)
+            if shape.rope_dim:
+                product(vectors, used, stop - start, shape.rope_dim, here, (key_rope, 0), (ints, rope_rows + start), (ints, shape.key_rope_dims),
+                        (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
     change_scores(shape, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
@@ -124,14 +130,18 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
     if shape.has_keep:
         keep_where(scratch, shape.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
     if careful:
-        product(vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
+        product(vectors, vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
                 (value, 0), (ints, value_rows), 0, 0)  # fmt: skip
         add_finite(shape, panel, count, value, ints, value_rows, scratch)
     elif panel.few_rows:
         row_output(panel.few_rows, count, shape.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
     else:
-        product(vectors, shape.v_head_dim, count, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
-                (key, 0), (ints, shape.key_rows + next_tile), num_keys, shape.head_dim)  # fmt: skip
+        for part in range(parts):
+            used, lane, start, stop = (vectors, 0, 0, whole) if part == 0 else (vectors // 2, stride // 2, whole, count)
+            factor = rescale if part == 0 else one
+            product(vectors, used, shape.v_head_dim, stop - start, (scratch, panel.output + lane), (value, 0), (ints, shape.value_dims),
+                    (ints, value_rows + start), (scratch, shape.scores + start * stride + lane), factor, 0, (key, 0), (ints, shape.key_rows + next_tile),
+                    num_keys, shape.head_dim)  # fmt: skip
 
 
 @leaf
@@ -186,13 +196,15 @@ def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, val
 @leaf
 def add_finite(shape, panel, count, value, ints, value_rows, scratch):
     """Add weight * value, all elements of the values but those that are not finite."""
-    stride = panel.stride
-    for dim in range(shape.v_head_dim):
-        for key in range(count):
+    stride, weights = panel.stride, panel.lanes + LEFT * panel.stride
+    for key in range(count):
+        for lane in range(stride):
+            scratch[weights + lane] = scratch[shape.scores + lane_of(panel, lane, key)[1]]
+        for dim in range(shape.v_head_dim):
             x = value[ints[value_rows + key] + dim * shape.value_dim]
             if np.isfinite(x):
                 for lane in range(stride):
-                    scratch[panel.output + dim * stride + lane] += scratch[shape.scores + lane_of(panel, lane, key)[1]] * x
+                    scratch[panel.output + dim * stride + lane] += scratch[weights + lane] * x
 
 
 @leaf
@@ -220,7 +232,7 @@ def close_block(shape, item, scratch, ints, output, lse, states, careful):
         if stride and item.state < 0:
             finish(shape, panel, scratch, ints, output, lse)
         elif stride:
-            state = (item.state * PANELS + index) * shape.state_panel
+            state = item.state * shape.state_slot + index * shape.state_panel
             copy(size, (scratch, panel.output), (states, state))
             for lane in range(stride):
                 states[state + size + lane] = scratch[panel.lanes + PEAK * stride + lane]

@@ -11,20 +11,21 @@ import numpy as np
 
 from cpu_kernels.jit import leaf
 from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS, pack_rows
-from cpu_kernels.kernels.panel import clear, pack, unpack
+from cpu_kernels.kernels.panel import ask, clear, pack, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
 from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
 
-# Panels of a block: as many as share a tile of keys. Two halve the traffic of keys and values from L3; more make blocks that balance badly.
-PANELS = 2
+# Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly and panels that leave L2.
+PANELS = 4
 LN2 = math.log(2.0)
 
-# Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that some row sees and that every row sees.
+# Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that some row sees and that every row sees,
+# and where those end that a row of the first half of the lanes sees.
 (PEAK, TOTAL, RESCALE, SLOPE, ONE, LEFT, RIGHT) = range(7)
 LANE_FLOATS = 7
 (QUERY_AT, ROPE_AT, OUTPUT_AT, LSE_AT, BIAS_AT, MASK_AT, KEEP_AT, NEAREST, AWAY, START, STOP, RANGES) = range(12)
 LANE_INTS = 11
-(SOME_START, SOME_STOP, ALL_START, ALL_STOP) = range(4)
+(SOME_START, SOME_STOP, ALL_START, ALL_STOP, HALF_STOP) = range(5)
 
 
 class Panel(NamedTuple):
@@ -59,18 +60,19 @@ def panel_of(shape, scratch, index, item):
         for count in ROW_COUNTS[::-1]:
             few_rows = count if num_rows <= count <= size else few_rows
     phases = size // few_rows if few_rows else 1
-    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + 4), few_rows, phases)
+    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + 5), few_rows, phases)
 
 
 @leaf
 def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
     """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has been seen already."""
     stride = panel.stride
-    some_start, some_stop, all_start, all_stop = 1 << 62, 0, 0, 1 << 62
+    some_start, some_stop, all_start, all_stop, half_stop = 1 << 62, 0, 0, 1 << 62, 0
     i, g = panel.row // shape.group_size, panel.row % shape.group_size
     for lane in range(stride):
         at = panel.ints + lane
         ints[at + QUERY_AT * stride] = group.query + g * shape.query_head + i * shape.query_row
+        ask(shape.head_dim, (query, ints[at + QUERY_AT * stride]))
         ints[at + ROPE_AT * stride] = group.query_rope + g * shape.query_rope_head + i * shape.query_rope_row
         ints[at + OUTPUT_AT * stride] = group.output + g * shape.output_head + i * shape.output_row
         ints[at + LSE_AT * stride] = group.lse + g * shape.lse_head + i
@@ -90,6 +92,8 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         if start < stop:
             some_start, some_stop = min(some_start, start), max(some_stop, stop)
         all_start, all_stop = max(all_start, start), min(all_stop, stop)
+        if lane < stride // 2:
+            half_stop = some_stop
         slope, sink = 0.0, -np.inf
         if shape.has_alibi:
             slope = heads[group.head + g].slope
@@ -105,6 +109,7 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
                 i, g = i + 1, 0
     at = panel.ints + RANGES * stride
     ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = some_start, some_stop, all_start, all_stop
+    ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
     if panel.few_rows:
         pack_rows(panel.few_rows, shape.head_dim, (scratch, panel.query), (query, 0), (ints, panel.ints + QUERY_AT * stride), panel.phases,
                   shape.query_scale)  # fmt: skip
@@ -141,6 +146,7 @@ def finish(shape, panel, scratch, ints, output, lse):
     for lane in range(stride):
         total = np.float64(scratch[panel.lanes + TOTAL * stride + lane])
         scratch[panel.lanes + LEFT * stride + lane] = 0.0 if total == 0 else shape.keep_scale / total
+        ask(shape.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
         if shape.wants_lse:
             away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(ints[panel.ints + AWAY * stride + lane])
             peak = scratch[panel.lanes + PEAK * stride + lane] - away
@@ -153,7 +159,7 @@ def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):
     """Values of the fields `tables.SCRATCH`."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
     starts, end = [], 0
-    for size in (*[2 * (MAX_VECTORS * key_tile + KEY_PADDING)] * 3, head_dim + PADDING_ROWS, rope_dim + PADDING_ROWS, v_head_dim + PADDING_ROWS, PANELS * (LANE_INTS * width + 4)):
+    for size in (*[2 * (MAX_VECTORS * key_tile + KEY_PADDING)] * 3, head_dim + PADDING_ROWS, rope_dim + PADDING_ROWS, v_head_dim + PADDING_ROWS, PANELS * (LANE_INTS * width + 5)):
         starts.append(end)
         end += size
     panels = -(-end // 8) * 64 // itemsize

@@ -23,7 +23,7 @@ def join(counter, scratch, shapes, items, groups, heads, query, query_rope, outp
                 open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, False)
                 stride, size = panel.stride, shape.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
-                    state = (slot * PANELS + index) * shape.state_panel
+                    state = slot * shape.state_slot + index * shape.state_panel
                     add_state(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
                               (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size), (states, state + size + stride))  # fmt: skip
                 finish(shape, panel, scratch, ints, output, lse)

@@ -61,6 +61,16 @@ def unpack(emit, vectors, num_dims, panel, stride, scale, y, rows):
                 builder.store(emit.extract(row, i), emit.at(target, dim))
 
 
+def _ask(count, x):
+    pass
+
+
+@building_block(python=_ask)
+def ask(emit, count, x):
+    """Ask early for `count` contiguous elements that are wanted soon."""
+    emit.prefetch_row(x, count)
+
+
 def _clear(count, x):
     x[0][x[1] : x[1] + count] = 0
 

@@ -16,26 +16,32 @@ from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
 TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
 TAIL_ROWS = 4
 PADDING_ROWS = TAIL_ROWS - 1
+# (vectors of a row, those that take part) besides all: along the causal edge the first half of a panel's lanes is done before the second.
+HALF_OF = (MAX_VECTORS, MAX_VECTORS // 2)
 
 
-def _product(vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
+def _product(vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
     (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
-    stride = vectors * lanes(b.dtype)
-    b = b[b0 : b0 + depth * stride].reshape(depth, stride)
-    c = c[c0 : c0 + num_rows * stride].reshape(num_rows, stride)
+    stride, width = vectors * lanes(b.dtype), used * lanes(b.dtype)
+    b_lanes = b[b0 + np.arange(depth)[:, None] * stride + np.arange(width)]
+    c_lanes = c0 + np.arange(num_rows)[:, None] * stride + np.arange(width)
     where = a0 + rows[r0 : r0 + num_rows, None] + columns[None, k0 : k0 + depth]
     with np.errstate(all="ignore"):
-        c[...] = (0 if fresh else c * rescale[f0 : f0 + stride]) + a[where] @ b
+        c[c_lanes] = (0 if fresh else c[c_lanes] * rescale[f0 : f0 + width]) + a[where] @ b_lanes
 
 
 @building_block(python=_product)
-def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
+def product(emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
     """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for PADDING_ROWS more.
+
+    `used` vectors of each row take part: all, or half of them (HALF_OF) where the others see nothing.
 
     Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even portions, so that memory and arithmetic overlap.
     """
     builder = emit.builder
-    for width in emit.cases(vectors, range(1, MAX_VECTORS + 1)):
+    shapes = {stride * (MAX_VECTORS + 1) + width: (stride, width) for stride, width in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
+    for shape in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), shapes):
+        stride, width = shapes[shape]
         tile = TILE_ROWS[width]
         if tile % TAIL_ROWS == 0:
             whole = builder.sub(num_rows, builder.srem(num_rows, emit.integer(tile)))
@@ -46,9 +52,9 @@ def product(emit, vectors, num_rows, depth, c, a, rows, columns, b, rescale, fre
         asked = emit.variable(emit.integer(0))
         with emit.loop(whole, step=tile) as row:
             emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth)
-            emit_tile(emit, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
+            emit_tile(emit, stride, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
         with emit.loop(num_rows, start=whole, step=TAIL_ROWS) as row:
-            emit_tile(emit, width, TAIL_ROWS, row, depth, c, a, rows, columns, b, rescale, fresh)
+            emit_tile(emit, stride, width, TAIL_ROWS, row, depth, c, a, rows, columns, b, rescale, fresh)
 
 
 def emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth):
@@ -60,10 +66,10 @@ def emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_de
     emit.builder.store(stop, asked)
 
 
-def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, rescale, fresh):
+def emit_tile(emit, stride, width, height, row, depth, c, a, rows, columns, b, rescale, fresh):
     grid = [(i, j) for i in range(height) for j in range(width)]
     a_rows = [emit.at(a, emit.load_scalar(rows, emit.add(row, i))) for i in range(height)]
-    c_rows = [emit.at(c, emit.multiply(emit.add(row, i), width * emit.lanes)) for i in range(height)]
+    c_rows = [emit.at(c, emit.multiply(emit.add(row, i), stride * emit.lanes)) for i in range(height)]
     sums = {at: emit.variable(emit.vector(0.0)) for at in grid}
     with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
         factor = [emit.load(rescale, j * emit.lanes) for j in range(width)]
@@ -71,7 +77,7 @@ def emit_tile(emit, width, height, row, depth, c, a, rows, columns, b, rescale, 
             emit.assign(sums[i, j], emit.load(c_rows[i], j * emit.lanes) * factor[j])
     with emit.loop(depth) as k:
         column = emit.load_scalar(columns, k)
-        b_row = emit.at(b, emit.multiply(k, width * emit.lanes))
+        b_row = emit.at(b, emit.multiply(k, stride * emit.lanes))
         b_vectors = [emit.load(b_row, j * emit.lanes) for j in range(width)]
         for i in range(height):
             element = emit.splat(emit.load_scalar(a_rows[i], column))

@@ -64,7 +64,7 @@ def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
             ints[x_at + lane] = head * shape.x_head + x_rows[row]
             ints[y_at + lane] = head * shape.y_head + y_rows[row]
         pack(vectors, shape.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), shape.x_dim, shape.one)
-        product(vectors, shape.dims_out, shape.dims_in, (scratch, result), (w, head * shape.w_head), (ints, rows), (ints, columns),
+        product(vectors, vectors, shape.dims_out, shape.dims_in, (scratch, result), (w, head * shape.w_head), (ints, rows), (ints, columns),
                 (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0, 0)  # fmt: skip
         unpack(vectors, shape.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

@@ -27,7 +27,7 @@ SHAPE_INTEGERS = (
     "group_size", "head_dim", "rope_dim", "v_head_dim", "left", "right", "page_size", "key_tile", "has_softcap", "has_alibi", "has_bias", "has_mask",
     "has_keep", "has_sinks", "wants_lse", "query_head", "query_row", "query_dim", "query_rope_head", "query_rope_row", "query_rope_dim", "key_page",
     "key_row", "key_dim", "key_rope_row", "key_rope_dim", "value_page", "value_row", "value_dim", "bias_head", "bias_row", "bias_key", "mask_head",
-    "mask_row", "mask_key", "keep_head", "keep_row", "keep_key", "output_head", "output_row", "lse_head", "state_panel",
+    "mask_row", "mask_key", "keep_head", "keep_row", "keep_key", "output_head", "output_row", "lse_head", "state_panel", "state_slot",
     "contiguous",
 )  # fmt: skip
 SHAPE_REALS = ("query_scale", "cap", "keep_scale", "log2e")
