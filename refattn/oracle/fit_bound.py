@@ -22,7 +22,7 @@ from refattn.oracle.operands import Call, operands
 from refattn.oracle.report import Measure
 from refattn.oracle.staged import Sample, one_batch_axis
 from refattn.oracle.tiles import tiles
-from refattn.oracle.verdict import RMS_DEVIATIONS, RMS_LIMIT, _compare
+from refattn.oracle.verdict import RMS_DEVIATIONS, RMS_LIMIT, compare_tile
 from refattn.problem import LatentProblem, Options, cut
 
 
@@ -135,7 +135,7 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
         tile.place.write_output(tight[0], bound.output_tight)
         tile.place.write_lse(tight[1], bound.lse_tight)
         for measure in measures:
-            _compare(measure, actual[measure.name], tile, bound, spec)
+            compare_tile(measure, actual[measure.name], tile, bound, spec)
     for measure in measures:
         measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, math.inf)
     return measures, *(array[:, :, rows] for array in tight)
@@ -159,7 +159,8 @@ def _part(problem, latent, place, spec):
                   latent.w_uk[heads], latent.w_uv[heads])  # fmt: skip
         call = operands("latent_attention", arrays, {**fixed, "form": latent.form}, spec)
     else:
-        call = operands("attention", (problem.query[sequences, heads], problem.key[sequences, kv_heads], problem.value[sequences, kv_heads]), fixed, spec)
+        arrays = problem.query[sequences, heads], problem.key[sequences, kv_heads], problem.value[sequences, kv_heads]
+        call = operands("attention", arrays, fixed, spec)
     return replace(next(call.parts), options=own)
 
 

@@ -117,7 +117,7 @@ def check(
     for tile in tiles(call, exact["output"], exact["lse"], rows=pick):
         bound = bound_tile(tile, spec, multiplier)
         for measure in measures:
-            _compare(measure, results[measure.name][0], tile, bound, spec)
+            compare_tile(measure, results[measure.name][0], tile, bound, spec)
     for measure in measures:
         # the few roundings of an lse reach all rows of a head alike where position decides the scores: no aggregate says more than tight
         measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, BIAS_LIMIT)
@@ -213,8 +213,8 @@ def _row_picker(count, seed):
     return pick
 
 
-def _compare(measure, actual, tile, bound, spec):
-    """One tile's output or lse."""
+def compare_tile(measure, actual, tile, bound, spec):
+    """Take one tile of the actual output or lse into the measure."""
     with np.errstate(all="ignore"):
         if measure.name == "output":
             got = np.asarray(tile.place.output(actual), dtype=np.float64)
