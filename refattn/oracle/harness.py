@@ -15,6 +15,7 @@ Inputs always lie between guard bands of NaN (`guards`).
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from refattn.oracle.harness_report import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.packs import known_spec, spec_words
 from refattn.oracle.properties import Run, identities, use_of_allowance
+from refattn.oracle.report import Report
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict import check
 
@@ -41,7 +43,7 @@ class Failure(Exception):
     """A test that the kernel did not pass."""
 
     words: str
-    report: object = None
+    report: Report | None = None
     result: Result | None = None
 
 
@@ -94,8 +96,8 @@ def check_kernel(
         slots then hold large numbers.
     seed : int
         Of all inputs.
-    only : str, optional
-        Run the tests whose section and name ("reference: normal causal") contain this.
+    only : str or sequence of str, optional
+        Run the tests whose section and name ("reference: normal causal") contain this; or, as a list, the tests with exactly these names.
     skip : sequence of str
         Leave out tests whose section and name contain one of these; they are listed as skipped.
     diagnose : bool
@@ -133,9 +135,12 @@ def check_kernel(
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
     bench = _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level)
-    tests = [test for test in bench.tests() if only is None or only in test.id]
+    if not (only is None or isinstance(only, str | list | tuple | set)):
+        raise TypeError(f"only must be a string or a list of names; got only={only!r}.")
+    wanted = (lambda name: only in name) if isinstance(only, str) else (lambda name: only is None or name in only)
+    tests = [test for test in bench.tests() if wanted(test.id)]
     if not tests:
-        raise ValueError(f"only must be part of the name of a test; got only={only!r}.")
+        raise ValueError(f"only must be part of the name of a test, or a list of names; got only={only!r}.")
     report = HarnessReport(bench.call.name, bench.settings(), bench.spec)
     shown = Progress(len(tests), progress)
     diagnosed = 0
@@ -203,7 +208,7 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
     except Failure as failure:
         outcome.status, outcome.words, outcome.report = "FAIL", failure.words, failure.report
         if explain and failure.result is not None and test.inputs is not None:
-            outcome.diagnosis = bench.diagnosis(test.inputs, failure.result)
+            outcome.diagnosis = bench.diagnosis(test.inputs, failure)
     except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
         outcome.status, outcome.words = "FAIL", f"raised {type(error).__name__}: {error}"
     outcome.seconds = time.perf_counter() - start
@@ -232,7 +237,7 @@ class Bench:
         given = {"function": ("attention", self.call.function), "dialect": ("refattn", self.call.dialect.name), "level": ("quick", self.level),
                  "dtype": (None, self.dtype.name), "supports": (None, self.supports), "form": (None, self.form),
                  "head_dims": (None, self.head_dims), "hides_nan": (True, self.hides_nan), "seed": (None, self.seed),
-                 "only": (None, test.id)}  # fmt: skip
+                 "only": (None, [test.id])}  # fmt: skip
         words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
         return f"check_kernel({self.call.name}, spec={spec_words(self.spec)}, {', '.join(words)})"
 
@@ -264,16 +269,29 @@ class Bench:
             raise Unsupported("not judged: an intermediate may overflow the formats of the spec")
         return max(measure.use_tight for measure in (report.output, report.lse) if measure is not None)
 
-    def diagnosis(self, inputs, result):
+    def diagnosis(self, inputs, failure):
         from refattn.oracle.diagnosis import diagnose
 
-        if self.call.function == "block_local_attention":
-            return None
-        options = self.options_for_check(inputs.options)
+        options, report = self.options_for_check(inputs.options), failure.report
+        measures = () if report is None else (report.output, report.lse)
+        near = next((measure.worst for measure in measures if measure is not None and measure.failed), None)
         try:
-            return diagnose(result.output, *inputs.arrays, lse=result.lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **options)
+            return diagnose(self.replay(inputs, failure.result), *inputs.arrays, spec=self.spec, seconds=DIAGNOSIS_SECONDS, near=near, **options)
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
             return None
+
+    def replay(self, inputs, result):
+        """The kernel as `diagnose` calls it; the failed call is not made again, it gave `result`."""
+
+        def kernel(*arrays, **options):
+            if all(map(operator.is_, arrays, inputs.arrays)):
+                return result.output, result.lse
+            if self.call.function == "latent_attention" and "form" not in self.call.supports:
+                options = {name: value for name, value in options.items() if name != "form"}
+            again = self.call(arrays, self.options_for_kernel(options))
+            return again.output, again.lse
+
+        return kernel
 
     # the sections
 

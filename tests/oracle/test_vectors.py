@@ -323,6 +323,15 @@ def test_bfloat16_results_as_bits(tmp_path):
         assert main(["check", str(tmp_path / "case.npz"), str(tmp_path / name)]) == 0, name
 
 
+def test_diagnose_names_mistakes_of_block_local_kernels(tmp_path, capsys):
+    case = next(make_cases(["local"]))
+    save_case(case, tmp_path / "case.npz")
+    options = {name: value for name, value in case.options.items() if name != "block_size"}
+    np.save(tmp_path / "out.npy", refattn.attention(*case.arrays, **options).astype(np.float32))
+    assert main(["diagnose", str(tmp_path / "case.npz"), str(tmp_path / "out.npy")]) == 1
+    assert "attention without block_size" in capsys.readouterr().out
+
+
 def test_diagnose(pack, results, capsys):
     name = "gqa-normal-own-offset-causal"
     assert main(["diagnose", str(pack / f"{name}.safetensors"), str(results / f"{name}.npz")]) == 1
