@@ -68,7 +68,7 @@ def _scale_per_key_head(evidence) -> Fit | None:
         small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, [own])
 
         def left(log_ratio, small=small):
-            fit = small.fit(Hypothesis((_keys_times(math.exp(log_ratio)),)))
+            fit = small.fit(Hypothesis((_scale_times(math.exp(log_ratio)),)))
             return fit.residual + 1e6 * fit.mismatched
 
         grid = np.linspace(-4, 4, 33)
@@ -77,14 +77,19 @@ def _scale_per_key_head(evidence) -> Fit | None:
     if np.ptp(ratios) < 1e-3 * ratios.max():
         return None
     words = ", ".join(f"{ratio:.4g}" for ratio in ratios[:8])
-    mistake = replace(_keys_times(ratios), id="scale_per_key_head", says=f"the scores of each key head are off by a factor of its own ({words}): a key scale per head",
+    says = f"the scores of each key head are off by a factor of its own ({words}): a key scale per head"
+    mistake = replace(_keys_times(ratios), id="scale_per_key_head", says=says,
                       issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
     return evidence.fit(Hypothesis((mistake,)))
 
 
+def _scale_times(ratio) -> Mistake:
+    """The same as keys of one head times the ratio, without a copy of them."""
+    return Mistake("scale_of_keys", "", prepare=lambda p: replace(p, scale=p.scale * ratio))
+
+
 def _keys_times(ratios) -> Mistake:
-    """Keys multiplied by one number, or by one for each key head."""
-    ratios = np.atleast_1d(np.asarray(ratios, np.float64))
+    """Keys multiplied by a number for each key head."""
     return Mistake("scale_of_keys", "", prepare=lambda p: replace(p, key=p.key * ratios.repeat(p.num_kv_heads // len(ratios))[:, None, None]))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from refattn.problem import Problem
 
+SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -50,11 +51,16 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Sample:
-    """Which sequences, heads and rows a run computes (index arrays into the flattened problem)."""
+    """Which sequences, heads and rows a run computes (index arrays into the flattened problem).
+
+    Runs on one sample share what they gather and convert of its keys and values: hundreds of hypotheses about a few rows of long sequences
+    would otherwise spend their time there.
+    """
 
     sequences: np.ndarray
     heads: np.ndarray
     rows: np.ndarray
+    shared: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def everything(cls, problem: Problem) -> Sample:
@@ -314,15 +320,32 @@ def _norms(x: np.ndarray) -> np.ndarray:
     return np.sqrt(np.nan_to_num(np.einsum("...d,...d->...", x, x), nan=0.0, posinf=0.0)).astype(np.float64)
 
 
+def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
+    """Keys or values of the sample: those of the first problem converted once, larger ones and those that a mistake changes left to the run."""
+    here = (source.ctypes.data, source.shape, source.strides, source.dtype)  # problems are rebuilt around the same arrays
+    known = run.sample.shared.get((what, kind))
+    if known is not None and known[0] == here:
+        return known[2]
+    array = source[np.ix_(run.sample.sequences, run.sample.heads // run.problem.group_size)]
+    if what == "longest key":
+        array = _norms(array).max(-1, initial=0.0)[..., None]  # (N, H, 1)
+    small = array.size <= SHARED_SIZE
+    array = array.astype(kind, copy=False) if small else array
+    if what == "value and size":
+        array = np.concatenate([array, np.abs(array)], axis=-1)
+    if known is None and small:
+        array.flags.writeable = False
+        run.sample.shared[what, kind] = here, source, array  # the source is kept, so that no other array comes to lie at its address
+    return array
+
+
 def _over_tiles(run: Run, stages: Stages, query_index, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     problem, kind = run.problem, run.arithmetic.compute
     q = problem.query[query_index].astype(kind)
-    kv_index = np.ix_(run.sample.sequences, run.sample.heads // problem.group_size)
-    key, value = problem.key[kv_index], problem.value[kv_index]
+    key, value = _shared(run, problem.key, "key", kind), _shared(run, problem.value, "value and size" if with_size else "value", kind)
     reach = None
     if with_size:
-        value = np.concatenate([value, np.abs(value)], axis=-1)
-        reach = np.abs(problem.scale) * _norms(q) * _norms(key).max(-1, initial=0.0)[..., None]
+        reach = np.abs(problem.scale) * _norms(q) * _shared(run, problem.key, "longest key", np.float64)
     shape = q.shape[:-1] + (1,)
     top, total = stages.start(run, shape)
     weighted = np.zeros(q.shape[:-1] + (value.shape[-1],), kind)
