@@ -33,8 +33,8 @@ def rule_table(rows):
     found = {(row["dtype"], row["rule"], row["suite"]): row for row in rows}
     dtypes = [name for name in DTYPES if (name, SHOWN[0], "bite") in found]
     lines = [
-        "Missed of the broken kernels (a mutant counts as caught where the unbroken kernel passes and it does not), on inputs made to bite / on N(0, 1) data of",
-        "the same calls. In brackets: inputs on which the rule rejects the unbroken kernel.", "",
+        "Missed of the broken kernels (a mutant counts as caught where the unbroken kernel passes and it does not), on inputs made to bite / on",
+        "N(0, 1) data of the same calls. In brackets: inputs on which the rule rejects the unbroken kernel.", "",
         "| rule | " + " | ".join(f"{name}, of {found[name, SHOWN[0], 'bite']['mutants']}" for name in dtypes) + " |", "|---|" + "---:|" * len(dtypes),
     ]  # fmt: skip
     for rule in SHOWN:
@@ -42,12 +42,14 @@ def rule_table(rows):
         for name in dtypes:
             bite, plain = found[name, rule, "bite"], found[name, rule, "ordinary"]
             missed = [row["mutants"] - row["told_apart"] - never(found, name, row["suite"]) for row in (bite, plain)]
-            cells.append(f"{missed[0]} / {missed[1]} ({len(bite['false_alarms'])} of {bite['inputs']} / {len(plain['false_alarms'])} of {plain['inputs']})")
+            alarms = [f"{len(row['false_alarms'])} of {row['inputs']}" for row in (bite, plain)]
+            cells.append(f"{missed[0]} / {missed[1]} ({alarms[0]} / {alarms[1]})")
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     same = {name: found[name, SHOWN[0], "bite"]["hidden"] for name in dtypes}
     lines += ["", "Not counted: what changes no bit of the results on the default inputs (" +
               ("; ".join(f"{name}: {', '.join(ids)}" for name, ids in same.items() if ids) or "none") + ").",
-              "Missed by the own rule on N(0, 1) data means not shown by such data: results equal bit for bit, except " + own_misses(found, dtypes) + "."]  # fmt: skip
+              "Missed by the own rule on N(0, 1) data means not shown by such data: results equal bit for bit, except "
+              + own_misses(found, dtypes) + "."]  # fmt: skip
     return lines
 
 
@@ -63,7 +65,8 @@ def own_misses(found, dtypes):
 def alarm_table(rows):
     """False alarms of each rule by kernel."""
     total = sum(row["runs"] for row in rows)
-    lines = [f"{total} runs of correct kernels over random options, shapes and input families; the other rules judged {sum(row['judged by others'] for row in rows)} of them.", "",
+    judged = sum(row["judged by others"] for row in rows)
+    lines = [f"{total} runs of correct kernels over random options, shapes and input families; the other rules judged {judged} of them.", "",
              "| kernel | runs | refattn | " + " | ".join(SHOWN[1:]) + " |", "|---|---:|---:|" + "---:|" * len(SHOWN[1:])]  # fmt: skip
     for row in [*sorted(rows, key=lambda row: row["kernel"]), _sum(rows)]:
         shares = [f"{row[rule]} of {row['judged by others']}" for rule in SHOWN[1:]]
@@ -76,10 +79,30 @@ def _sum(rows):
 
 
 def diagnosis_table(rows):
-    """How often the right mistake comes first, by dtype; then the hand-written kernels."""
-    lines = ["| kernels | first | equal on these data | other | within rounding |", "|---|---:|---:|---:|---:|"]
+    """How often the right mistake comes first, by dtype; then pairs of mistakes and the hand-written kernels."""
+    columns = ("first", "equal", "other", "within rounding", "first with kernel", "seed")
+    lines = [
+        "First: the mistake comes first; equal: named among those that predict the same numbers on these inputs; within rounding: shown by no input.",
+        "First with kernel: where `diagnose` may run the kernel to tell equal ones apart.", "",
+        f"| kernels | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns),
+    ]  # fmt: skip
+    singles = [row for row in rows if "dtype" in row]
+    for row in singles:
+        lines.append(f"| mutants, {row['dtype']} | " + " | ".join(str(row.get(key, "")) for key in columns) + " |")
+    missed = [f"{row['dtype']}: {name}" for row in singles for name in row["wrong"]]
+    lines += ["", "Not first: " + ("; ".join(missed) or "none") + "."]
     for row in rows:
-        if "dtype" in row:
-            lines.append(f"| mutants, {row['dtype']} | " + " | ".join(str(row.get(key, 0)) for key in ("first", "equal", "other", "within rounding")) + " |")
-    hand = next((row["hand-written"] for row in rows if "hand-written" in row), None)
-    return [*lines, "", f"Hand-written wrong kernels named rightly: {hand['right']} of {sum(hand.values())}."] if hand else lines
+        if "pairs" in row:
+            lines += ["", pair_line(row["pairs"])]
+        if "hand-written" in row:
+            hand = row["hand-written"]
+            lines += ["", f"Hand-written wrong kernels named rightly: {hand['right']} of {sum(hand.values())}."]
+    return lines
+
+
+def pair_line(row):
+    counts = {key: count for key, count in row.items() if key not in ("median seconds", "not found")}
+    each = ", ".join(f"{key} {count}" for key, count in counts.items())
+    words = f"Pairs of mistakes drawn at random, both showing: {each}, of {sum(counts.values())}"
+    words += f"; median {row['median seconds']:.1f} s" if "median seconds" in row else ""
+    return f"{words}. Not found: {'; '.join(row.get('not found', ())) or 'none'}."
