@@ -9,6 +9,8 @@ import inspect
 import math
 import numbers
 import operator
+from collections.abc import Callable
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -74,6 +76,13 @@ def checked_options(
     }
 
 
+Function = TypeVar("Function", bound=Callable)
+
+
+@overload
+def takes_options(function: Function) -> Function: ...
+@overload
+def takes_options(*, without: tuple[str, ...]) -> Callable[[Function], Function]: ...
 def takes_options(function=None, *, without=()):
     """Show the options by name in the signature of a function that passes **options on, for help() and editors.
 

@@ -29,11 +29,13 @@ def test_a_function_loads_numpy_and_nothing_else():
     assert python(f"import sys, refattn; refattn.attention; print({heavy} & {{*sys.modules}})") == "{'numpy'}"
 
 
-def test_type_checkers_read_the_names_that_are_loaded():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+@pytest.mark.parametrize("package", [refattn, refattn.oracle], ids=lambda package: package.__name__)
+def test_type_checkers_read_the_names_that_are_loaded(package):
+    tree = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    assert {alias.asname: node.module.removeprefix("refattn.") for node in block.body for alias in node.names} == refattn._HOME
+    homes = {alias.asname: node.module.removeprefix(f"{package.__name__}.") for node in block.body for alias in node.names}
+    assert homes == package._HOME
     assert all(alias.name == alias.asname for node in block.body for alias in node.names)
 
 

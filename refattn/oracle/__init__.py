@@ -4,6 +4,34 @@ Names are loaded on first use, so importing this package costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
+    from refattn.oracle.bounds import ErrorBound as ErrorBound
+    from refattn.oracle.bounds import error_bound as error_bound
+    from refattn.oracle.diagnosis import Diagnosis as Diagnosis
+    from refattn.oracle.diagnosis import diagnose as diagnose
+    from refattn.oracle.dialect_calls import from_ours as from_ours
+    from refattn.oracle.dialect_calls import result_to_ours as result_to_ours
+    from refattn.oracle.dialect_calls import to_ours as to_ours
+    from refattn.oracle.dialects import DIALECTS as DIALECTS
+    from refattn.oracle.dialects import dialect as dialect
+    from refattn.oracle.dialects import explain_difference as explain_difference
+    from refattn.oracle.emulation import EmulatedKernel as EmulatedKernel
+    from refattn.oracle.emulation import emulate as emulate
+    from refattn.oracle.forms import Rope as Rope
+    from refattn.oracle.harness import check_kernel as check_kernel
+    from refattn.oracle.harness_report import HarnessReport as HarnessReport
+    from refattn.oracle.inputs import adversarial_inputs as adversarial_inputs
+    from refattn.oracle.inputs import attention_inputs as attention_inputs
+    from refattn.oracle.mutation import mutation_score as mutation_score
+    from refattn.oracle.report import Report as Report
+    from refattn.oracle.rules import RULES as RULES
+    from refattn.oracle.spec import KernelSpec as KernelSpec
+    from refattn.oracle.suites import default_suite as default_suite
+    from refattn.oracle.suites import exact_cases as exact_cases
+    from refattn.oracle.verdict import assert_attention_close as assert_attention_close
+    from refattn.oracle.verdict import check as check
 
 # name -> module that defines it
 _HOME = {
