@@ -105,8 +105,9 @@ def attend(
     capped = scores if cap is None else softcap(scores, cap)
     biased = capped
     if slopes is not None:
-        for part in multiply(distance, slopes[:, None]):
-            biased = add(biased, -part)
+        for part in whole_distance(distance):
+            for term in multiply(part, slopes[:, None]):
+                biased = add(biased, -term)
     if bias is not None:
         biased = add(biased, bias)
     biased = hide(biased, visible)
@@ -117,6 +118,14 @@ def attend(
     if keep_scale != 1:
         output = product_of(output, DoubleDouble(np.float64(keep_scale), 0.0))
     return Steps(scores, capped, biased, exponentials, total, lse, output)
+
+
+def whole_distance(distance):
+    """Integers as the float64 numbers that add up to them: two where rows stand beyond 2**53, else one."""
+    high = np.asarray(distance, dtype=np.float64)
+    if high.max(initial=0.0) < 2.0**53:
+        return (high,)
+    return high, (distance - high.astype(np.int64)).astype(np.float64)
 
 
 def hide(scores, visible):

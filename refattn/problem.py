@@ -287,6 +287,7 @@ def paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **opti
     checked = checked_options((batch,), num_heads, q_len, capacity, head_dim, kv_lengths=kv_lengths, **options)
     num_used = -(-checked["kv_lengths"] // page_size)
     table = block_table[:, : num_used.max(initial=0)]
+    ensure_allocatable(8 * table.shape[1] + 3 * table.size, "page numbers and their checks")  # numbers of 8 bytes, truth values of 1
     wrong = (np.arange(table.shape[1]) < num_used[:, None]) & ((table < 0) | (table >= num_pages))
     if wrong.any():
         b, page = np.argwhere(wrong)[0]

@@ -29,7 +29,9 @@ def softmax(scores, sinks=None):
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
     if not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1:  # leading digits cancelled: high alone no longer orders the scores
         high, low = normalised(high, low)
-    largest = np.argmax(high, axis=-1, keepdims=True)
+        largest = largest_score(high, low)
+    else:
+        largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
     itself = np.where(empty, 0.0, pivot.high - pivot.high)  # 0, and NaN where the largest score is not a number or +inf
@@ -44,6 +46,14 @@ def softmax(scores, sinks=None):
     if sinks is not None:
         total, lse = with_sink(sinks[:, None], pivot, others, total, lse)
     return exponentials[:, : scores.high.shape[-1]], total, lse[:, 0]
+
+
+def largest_score(high, low):
+    """Position of each row's largest score, [R, 1]: `low` decides between equal `high`, whose step may exceed any exponent that exp can take."""
+    first = np.argmax(high, axis=-1, keepdims=True)
+    top = np.take_along_axis(high, first, -1)
+    last = np.argmax(np.where(high == top, low, -np.inf), axis=-1, keepdims=True)
+    return np.where(np.isnan(top), first, last)
 
 
 def exp_apart(scores, pivot, empty):

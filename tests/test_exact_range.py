@@ -84,3 +84,15 @@ def test_bias_at_the_end_of_the_range(level):
 @pytest.mark.parametrize("slope", [1e300, -1e300, 1e-300])
 def test_extreme_slopes(slope):
     check(*draw(FAMILIES["ordinary"], 40, 8), {"alibi_slopes": np.array([slope, slope / 3]), "q_offset": 20})
+
+
+@pytest.mark.parametrize("slopes", [(1e30, 0.0), (1e30, -1e30), (3e45, 1e60)], ids=str)
+def test_slopes_whose_terms_share_a_step(slopes):
+    """Slope times distance of neighbouring keys rounds to one float64, 1e30 apart: the nearest key, or the farthest, has all of the weight."""
+    query, key, value = with_sizes(1.0, 1.0, 1.0, n=200)
+    output, lse = refattn.attention_with_lse(query, key, value, alibi_slopes=np.array(slopes), q_offset=2**53)
+    assert np.isfinite(output).all() and np.isfinite(lse).all()
+    plain = refattn.attention(query, key, value)
+    for h, slope in enumerate(slopes):
+        expected = plain[h] if slope == 0 else np.broadcast_to(value[0, -1 if slope > 0 else 0], output[h].shape)
+        np.testing.assert_array_equal(output[h], expected)

@@ -2,8 +2,10 @@
 
 import builtins
 
+import numpy as np
 import pytest
 
+import refattn
 from refattn import memory
 
 
@@ -37,6 +39,15 @@ def test_a_group_counts_keys_values_and_scores(one_gib):
     memory.ensure_group_allocatable(4, keys, 64, 32)
     with pytest.raises(MemoryError, match="^keys, values and scores of one group must fit in memory; got sizes that need 1.0 GiB and 1.0 GiB are available.$"):
         memory.ensure_group_allocatable(4, keys + 1, 64, 32)
+
+
+def test_a_long_table_without_memory_behind_it(one_gib):
+    """Numbers of its columns, which checking the table would allocate, count before they are made."""
+    table = np.broadcast_to(np.zeros((1, 1), np.int64), (1, 2**33))
+    query, pages = np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
+    with pytest.raises(MemoryError, match="^page numbers and their checks must fit in memory; got sizes that need 88.0 GiB and 1.0 GiB are available.$"):
+        refattn.paged_attention(query, pages, pages, block_table=table, kv_lengths=2**33)
+    assert refattn.paged_attention(query, pages, pages, block_table=table, kv_lengths=3).shape == (1, 1, 1, 1)
 
 
 def test_this_machine_answers():
