@@ -99,10 +99,7 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     off = off + tiny * (count * largest_value * tile.keep_scale + rises + 5) + np.fmin(tiny * count, gross_mean)
     row_sum = gamma(count + 2 * rises + 2, u)
     off = off + (magnitude + off) * ((1 + 3 * u) / np.where(row_sum < 1, 1 - row_sum, 0.0) - 1.0)
-    # relative to an early, lower maximum the sum may be larger than in the end, but each weight is at most 1
-    reached = (1.25 if spec.normalises_first else count) * largest_value * tile.keep_scale
-    overflows = reached >= 0.5 * spec.accumulator.largest
-    output = np.where(overflows, np.inf, written(off, magnitude, spec.output, spec))
+    output = np.where(sums_overflow(tile, spec), np.inf, written(off, magnitude, spec.output, spec))
 
     if error.level.any():  # equal errors move the lse
         growth = np.exp(np.minimum(error.largest, LARGEST_EXPONENT))
@@ -122,6 +119,14 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     spread = spread + u * (4 * top + 6 * log + 2 * level + 3 * spread) + spec.exp_error + count[:, 0] * tiny
     return output, written(spread, level, spec.lse, spec)
+
+
+def sums_overflow(tile, spec):
+    """Outputs whose sum over the keys may overflow, (R, E): relative to an early, lower maximum it may be larger than in the end, but each
+    weight is at most 1.
+    """
+    count = 1.25 if spec.normalises_first else tile.count.astype(np.float64)
+    return count * np.abs(tile.value.exact).max(axis=0, initial=0.0) * tile.keep_scale >= 0.5 * spec.accumulator.largest
 
 
 def _hard_latent(tile, spec, kept, growth, excess, passes, rounding, keep, shift, least):

@@ -20,9 +20,10 @@ class Measure:
     Attributes
     ----------
     name : {"output", "lse"}
-    checked, unclaimed, misplaced, outside : int
+    checked, unclaimed, misplaced, lost, outside : int
         Elements compared with a bound; elements of which nothing can be said (overflow in the claimed formats); NaN or infinities that
-        should not be there, or are missing; of the unclaimed, those beyond every visible value.
+        should not be there, or are missing; of the unclaimed, NaN or infinities in place of finite results, which an overflow may explain, and
+        those beyond every visible value.
     use_hard, use_tight : float
         Largest error / bound.
     rms, rms_limit : float
@@ -40,7 +41,7 @@ class Measure:
 
     def __init__(self, name, shape, row_shape):
         self.name, self.shape = name, shape
-        self.checked = self.unclaimed = self.misplaced = self.outside = 0
+        self.checked = self.unclaimed = self.misplaced = self.lost = self.outside = 0
         self.use_hard = self.use_tight = self.largest_error = 0.0
         self.rms, self.rms_limit, self.bias, self.bias_limit = 0.0, math.inf, math.nan, math.inf
         self.worst, self.at_worst = None, {}
@@ -53,12 +54,13 @@ class Measure:
         self._largest, self._judged = -1.0, 0
 
     def update(
-        self, place, *, got, expected, wrong, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
+        self, place, *, got, expected, wrong, lost, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
     ):
         """Take in one tile; arrays (R, E), or (R, 1) for the lse."""
         self.checked += int(claimed.sum())
         self.unclaimed += int(unclaimed.sum())
         self.misplaced += int(wrong.sum())
+        self.lost += int(lost.sum())
         self.outside += int(outside.sum())
         self._judged += int((~unclaimed).sum())
         use = np.where(wrong | outside, np.inf, ratios[1])
@@ -101,7 +103,7 @@ class Measure:
             row = np.unravel_index(int(looked_at.argmax()), looked_at.shape)
             self.worst = tuple(int(i) for i in row) + ((int(self._dims[row]),) if self.name == "output" else ())
         for tier, bad in (
-            (NOT_JUDGED, self.unclaimed > 0 and not self._judged),
+            (NOT_JUDGED, self.unclaimed > 0 and not self._judged or self.lost > 0),
             ("positions", self.misplaced > 0),
             ("range", self.outside > 0),
             ("hard", not self.use_hard <= 1.0),
@@ -173,7 +175,7 @@ class Measure:
     def to_dict(self):
         plain = {
             name: getattr(self, name)
-            for name in ("name", "checked", "unclaimed", "misplaced", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
+            for name in ("name", "checked", "unclaimed", "misplaced", "lost", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
         }
         plain |= {
             "failed": list(self.failed), "worst": None if self.worst is None else list(self.worst), "at_worst": dict(self.at_worst),
@@ -190,7 +192,8 @@ class Report:
     function : str
     spec : KernelSpec
     failed : tuple of str
-        Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no claim about any element.
+        Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no claim about any element, or a finite
+        result is NaN or infinite and an overflow may explain it.
     passed : bool
         Something was judged and nothing of it is wrong. Elements of which the spec allows no claim may be left: see `complete`.
     wrong : bool
@@ -288,7 +291,9 @@ class Report:
         ]  # fmt: skip
         if measure.outside:
             tiers.insert(0, f"{measure.outside} outside the range of the visible values FAIL")
-        if NOT_JUDGED in measure.failed:
+        if measure.lost:
+            tiers.insert(0, f"{measure.lost} NaN or infinities for finite results, which an overflow in a format of the spec may explain FAIL")
+        elif NOT_JUDGED in measure.failed:
             tiers.insert(0, "nothing judged, an intermediate of every element may overflow the formats of the spec FAIL")
         if measure.misplaced:
             tiers.insert(0, f"{measure.misplaced} NaN or infinities misplaced FAIL")

@@ -142,15 +142,15 @@ def _products(tile):
     """sum |q||k|, and times the scale: the effect of errors of q and k, its square sum, and sum q^2 k^2. (R, S)"""
     q, k, scale = np.abs(tile.query.exact), np.abs(tile.key.exact), tile.scale
     unscaled = q @ k.T
-    squares = scale**2 * (q**2 @ (k**2).T)
+    squares = (scale * q) ** 2 @ (k**2).T
     error, error_square = 0.0, 0.0
     if tile.query.largest_error is not None:
         error = error + scale * (tile.query.largest_error @ k.T)
-        error_square = error_square + scale**2 * (tile.query.typical_error**2 @ (k**2).T)
+        error_square = error_square + (scale * tile.query.typical_error) ** 2 @ (k**2).T
         q = q + tile.query.largest_error
     if tile.key.largest_error is not None:
         error = error + scale * (q @ tile.key.largest_error.T)
-        error_square = error_square + scale**2 * (tile.query.exact**2 @ (tile.key.typical_error**2).T)
+        error_square = error_square + (scale * tile.query.exact) ** 2 @ (tile.key.typical_error**2).T
     return unscaled, error, error_square, squares
 
 
@@ -198,7 +198,13 @@ def _rises(tile, spec):
 
 
 def _in_range(tile, spec, unscaled):
-    """Rows of whose intermediates none can overflow, (R,). Products are taken before the scale, which a kernel may apply later.
+    """Rows of whose intermediates none can overflow, (R,)."""
+    return products_fit(tile, spec, unscaled) & (np.abs(tile.maximum) < 0.5 * spec.softmax.largest)
+
+
+def products_fit(tile, spec, unscaled):
+    """Rows whose products, and scores where they are stored, cannot overflow, (R,). Products are taken before the scale, which a kernel may
+    apply later.
 
     A key that a bias of -inf hides has its product formed like any other, and inf - inf is NaN.
     """
@@ -209,4 +215,4 @@ def _in_range(tile, spec, unscaled):
         scores = np.where(formed, max(tile.scale, 1.0) * np.abs(tile.query.exact @ tile.key.exact.T), 0.0)
         scores = np.maximum(scores, np.abs(tile.biased)) + (0.0 if tile.bias is None else tile.bias)
         fits &= scores.max(axis=1, initial=0.0) * (1 + 4 * spec.score.unit_roundoff) < spec.score.largest
-    return fits & (np.abs(tile.maximum) < 0.5 * spec.softmax.largest)
+    return fits

@@ -14,6 +14,7 @@ from refattn.oracle.formats import NumberFormat, number_format
 EXP_ROUNDOFFS = 4.0
 # tanh.approx.f32: "max relative error 2^-11" (PTX ISA, "tanh"); FlashAttention's softcap uses it.
 TANH_APPROX_ERROR = 2.0**-11
+LARGEST_COUNT = 2**53
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class KernelSpec:
                 raise TypeError(f"{name} must be an integer; got {name}={value!r}.")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {name}={value}.")
+            if value > LARGEST_COUNT:
+                hint = " None stands for one pass over all scores." if name == "block_size" else ""
+                raise ValueError(f"{name} must be at most 2**53, the counts that float64 holds; got a larger {name}.{hint}")
         if not 0.0 < _number(self.weight_scale, "weight_scale") < math.inf:
             raise ValueError(f"weight_scale must be finite and above 0; got weight_scale={self.weight_scale}.")
         if self.weight_scale > self.weight.largest:

@@ -380,7 +380,7 @@ def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
     if tile.query.largest_error is not None:  # one rounding of a row's query shifts the scores of all its keys
-        shared = tile.scale**2 * (tile.query.typical_error**2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
+        shared = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
         square, variance = square + shared, variance + ROUNDING_VARIANCE * shared
     linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady + row_sum.alike)[:, 0]
     if rounding is not None and spec.denominator == "rounded":

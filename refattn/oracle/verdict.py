@@ -2,7 +2,8 @@
 
 Six tiers, each finding what the ones before cannot:
 
-    judged      something was compared: nothing is said of results whose intermediates may overflow the formats of the spec
+    judged      something was compared, and no finite result lost to an overflow: nothing is said of results whose intermediates may overflow
+                the formats of the spec
     positions   NaN and infinities stand exactly where they must
     range       every output, also one of which nothing else is said, lies between the smallest and the largest visible value, or 0
     hard        no element beyond the rigorous bound: beyond it the kernel is wrong, or its spec
@@ -68,8 +69,8 @@ def check(
     -------
     Report
         True in a boolean context when the kernel passes: something was judged, and nothing of it is wrong. Where no element could be judged it
-        does not pass, and fails with "not judged" alone; `report.wrong` is False then. Where some could not, `report.complete` is False and
-        the summary says how many and why.
+        does not pass, and fails with "not judged" alone; `report.wrong` is False then, as where NaN or an infinity stands for a finite result and
+        an overflow of the spec's arithmetic may explain it. Where some could not, `report.complete` is False and the summary says how many and why.
 
     Raises
     ------
@@ -222,7 +223,9 @@ def compare_tile(measure, actual, tile, bound, spec):
         else:
             got = np.asarray(tile.place.lse(actual), dtype=np.float64)[:, None]
             expected, hard, tight, sigma = tile.lse[:, None], bound.lse_hard[:, None], bound.lse_tight[:, None], bound.lse_sigma[:, None]
-        right, finite = _positions(got, expected, hard, tile, spec, measure.name)
+        overflow = _overflow(bound, measure.name, hard)
+        right, finite = _positions(got, expected, hard, overflow, tile, spec, measure.name)
+        lost = right & (hard == np.inf) & np.isfinite(expected) & ~np.isfinite(got) & ~_beyond(got, expected, getattr(spec, measure.name))
         error = np.where(finite, np.abs(got - expected), 0.0)
         claimed = finite & (hard < np.inf)
         usual = finite & (sigma > 0) & (sigma < np.inf)
@@ -235,24 +238,38 @@ def compare_tile(measure, actual, tile, bound, spec):
         effective = np.where(new & usual.any(axis=1), bound.effective if measure.name == "output" else 1.0, 0.0)
         ratios = [np.where(error <= 0, 0.0, np.where(claimed, error / limit, 0.0)) for limit in (hard, tight)]
         measure.update(
-            tile.place, got=got, expected=expected, wrong=~right, outside=outside, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
+            tile.place, got=got, expected=expected, wrong=~right, lost=lost, outside=outside, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
             tight=tight, ratios=ratios, deviation=deviation, usual=usual, signed=np.where(centred, deviation * np.sign(expected), 0.0),
             centred=centred, effective=effective,
         )  # fmt: skip
 
 
-def _positions(got, expected, hard, tile, spec, name):
+def _overflow(bound, name, hard):
+    """Where an intermediate may overflow, in the shape of `hard`: nowhere with a bound."""
+    if not bound.overflow:
+        return np.zeros_like(hard, dtype=bool)
+    output, lse = bound.overflow
+    return (hard == np.inf) & (output if name == "output" else lse[:, None])
+
+
+def _beyond(got, expected, form):
+    """The infinity that a finite result too large for its format is rounded to."""
+    return (np.abs(expected) >= form.overflow_threshold) & (got == np.copysign(np.inf, expected))
+
+
+def _positions(got, expected, hard, overflow, tile, spec, name):
     """Where got is finite or not as it must be, and where both are finite.
 
     Finite results beyond the largest number of the format become infinities, or that number where the format saturates. An infinite value
     whose weight a kernel may flush to 0 may give NaN in place of the infinity, or the rest of the row where it leaves out weights converted to 0.
+    Without a bound a finite result must be finite unless an intermediate may overflow.
     """
     form = getattr(spec, name)
     same = np.isnan(got) & np.isnan(expected) | (got == expected)
     finite = np.isfinite(got) & np.isfinite(expected)
     may_overflow = np.isfinite(expected) & (np.abs(expected) + hard >= form.overflow_threshold)
-    overflowed = may_overflow & ((got == np.copysign(np.inf, expected)) | np.isnan(got) & (hard == np.inf))
-    right = same | finite | overflowed | (hard == np.inf)
+    overflowed = may_overflow & (hard < np.inf) & (got == np.copysign(np.inf, expected)) | (hard == np.inf) & _beyond(got, expected, form)
+    right = same | finite | overflowed | overflow | (hard == np.inf) & ~np.isfinite(expected)
     if name == "lse":
         right |= ~(expected < np.inf) & ~(got < np.inf)  # +inf or NaN: a row poisoned by a score of +inf or NaN
     elif tile.infinite is not None:

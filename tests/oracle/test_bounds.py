@@ -318,3 +318,17 @@ def test_errors():
         error_bound(q, k[..., :-1], v)
     with pytest.raises(TypeError):
         error_bound(q, k, v, is_causal=True)
+
+
+@pytest.mark.parametrize("scale", [1e300, -1e300, 1e308])
+@pytest.mark.parametrize("spec", ["float32", "float64"])
+def test_scales_whose_square_float64_does_not_hold(scale, spec):
+    """Scores of 1e300 are beyond float32, where nothing is claimed, and one-hot in float64; rows of zeros stay judged."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 4, 8)) for _ in range(3))
+    query[0, 1] = 0.0
+    bound = error_bound(query, key, value, spec=KernelSpec.flash(spec).replace(input="exact"), scale=scale)
+    rows = [0, 2, 3]
+    if abs(scale) == 1e300:
+        assert np.isinf(bound.output_hard[0, rows]).all() if spec == "float32" else (bound.output_hard[0, rows] < 1e-12).all()
+    assert not np.isnan(bound.output_tight).any() and not np.isnan(bound.lse_tight).any()

@@ -67,6 +67,8 @@ def test_intermediate_follows_the_input():
         ({"exp_error": "big"}, TypeError, "exp_error must be a number"),
         ({"tanh_error": True}, TypeError, "tanh_error must be a number"),
         ({"block_size": 0}, ValueError, "block_size must be at least 1"),
+        ({"block_size": 10**19}, ValueError, "block_size must be at most 2\\*\\*53.*None stands for one pass"),
+        ({"sum_block": 10**400}, ValueError, "sum_block must be at most"),
         ({"block_size": 64.0}, TypeError, "block_size must be an integer"),
         ({"sum_block": None}, TypeError, "sum_block must be an integer"),
         ({"splits": True}, TypeError, "splits must be an integer"),

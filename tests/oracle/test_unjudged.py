@@ -86,3 +86,60 @@ def test_empty_rows_are_judged_in_every_form_and_format():
             report = check(output.astype(np.float32), *arrays, lse=lse.astype(np.float32), spec=KernelSpec.flash(spec).replace(output="float32"),
                            function="latent_attention", **options)  # fmt: skip
             assert report.complete and report.passed, report.text()
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def with_bias_everywhere(size):
+    """Row 2 with a bias of -size at all keys: finite weights, of which a kernel's scores say little."""
+    rng = np.random.default_rng(1)
+    arrays = [rng.standard_normal((2, 6, 16)).astype(np.float32) for _ in range(3)]
+    bias = np.zeros((6, 6), np.float32)
+    bias[2] = -size
+    output, lse = refattn.attention_with_lse(*arrays, bias=bias)
+    return arrays, bias, output.astype(np.float32), lse.astype(np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share, failed", [(1e-3, "positions"), (0.4, "positions"), (0.55, "positions"), (0.65, "not judged"), (1.0, "not judged")])
+def test_results_that_are_not_finite_never_pass_for_finite_ones(share, failed, bad):
+    """A bias that overflows when a kernel multiplies it by log2(e) may give NaN, which is no pass; below that nothing overflows and it is wrong."""
+    arrays, bias, output, lse = with_bias_everywhere(np.float32(share * LARGEST))
+    assert check(output, *arrays, lse=lse, bias=bias).passed
+    output[:, 2] = bad
+    report = check(output, *arrays, lse=lse, bias=bias)
+    assert report.failed == (f"output {failed}",) and report.wrong is (failed == "positions"), report.text()
+    assert report.output.lost == (32 if failed == "not judged" else 0) and not report.passed
+    with pytest.raises(AssertionError, match=failed):
+        assert_attention_close(output, *arrays, lse=lse, bias=bias)
+
+
+@pytest.mark.parametrize("sink, failed", [(1e38, "positions"), (2e38, "positions"), (3.4e38, "not judged")])
+def test_the_lse_of_a_large_sink(sink, failed):
+    arrays, *_ = with_bias_everywhere(0.0)
+    output, lse = (x.astype(np.float32) for x in refattn.attention_with_lse(*arrays, sinks=[sink, 0.0]))
+    assert check(output, *arrays, lse=lse, sinks=[sink, 0.0]).passed
+    lse[0] = np.nan
+    assert check(output, *arrays, lse=lse, sinks=[sink, 0.0]).failed == (f"lse {failed}",)
+
+
+def test_infinite_bounds_of_sums_excuse_no_nan():
+    """So many terms in so few bits that no error is too large; all sums stay finite still."""
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((1, size, 4)) for size in (3, 9000, 9000))
+    output = refattn.attention(q, k, v)
+    spec = KernelSpec.flash("float64").replace(accumulator="e8m13", truncates=True)
+    assert np.isinf(check(output, q, k, v, spec=spec).output.at_worst["hard"]) and check(output, q, k, v, spec=spec).output.outside == 0
+    output[0, 1] = np.nan
+    report = check(output, q, k, v, spec=spec)
+    assert "output positions" in report.failed and report.wrong, report.text()
+
+
+def test_a_result_beyond_its_format_is_an_infinity_also_without_a_bound():
+    q, k, v = overflowing()
+    big = np.full((2, 4, 8), 1e5)
+    spec = KernelSpec.eager("float16").replace(input="exact")
+    report = check(np.full((2, 4, 8), np.inf), q, k, big, spec=spec)
+    assert report.failed == ("output not judged",) and report.output.lost == 0
+    assert check(np.full((2, 4, 8), np.nan), q, k, big, spec=spec).output.lost == 64
