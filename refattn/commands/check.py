@@ -17,12 +17,14 @@ def add_parser(subparsers):
         "check",
         help="judge results in files against golden vectors",
         description="Compare what a kernel wrote with the exact result and with the error its arithmetic allows.",
-        epilog="exit code: 0 every result is right, 1 one is not, 2 a file cannot be used",
+        epilog="exit code: 0 every result is right, 1 one is not, or with --require-complete was judged in part only, 2 a file cannot be used",
     )
     add_result_arguments(parser)
     parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; "
                         "default: the one of the case")  # fmt: skip
     parser.add_argument("--stored", action="store_true", help="use the bounds in the file only, as a test in another language does; computes nothing")
+    parser.add_argument("--require-complete", action="store_true",
+                        help="fail results of which the spec lets only a part be judged, because an intermediate may overflow its formats")  # fmt: skip
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     parser.set_defaults(run=run)
 
@@ -77,14 +79,19 @@ def _judge(pair, args, spec):
     try:
         case, output, lse = pair.read()
         if args.stored or case.work > LARGEST_WORK:
-            return _by_stored_bounds(case, output, lse)
+            return _by_stored_bounds(case, output, lse, args.require_complete)
         report = case.check(output, lse, spec)
     except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         return "error", str(error), {}
-    return ("pass", report.summary, {}) if report.passed else ("fail", report.text(), {"report": json.loads(report.to_json())})
+    if not report.passed:
+        return "fail", report.text(), {"report": json.loads(report.to_json())}
+    facts = {"complete": report.complete, "unjudged": report.unjudged}
+    if args.require_complete and not report.complete:
+        return "fail", f"not complete: {report.summary}", facts
+    return "pass", report.summary, facts
 
 
-def _by_stored_bounds(case, output, lse):
+def _by_stored_bounds(case, output, lse, require_complete):
     import numpy as np
 
     for name, got, like in (("output", output, case.output), ("lse", lse, case.lse)):
@@ -92,7 +99,21 @@ def _by_stored_bounds(case, output, lse):
             return "fail", f"{name} must have shape {like.shape}; got {got.shape}", {}
     good = case.within(output, lse)
     if good.all():
-        return "pass", f"all {good.size} elements within the stored bounds", {}
+        return _unbounded(case, lse, good.size, require_complete)
     at = tuple(int(i) for i in np.argwhere(~good)[0])
     beyond = int(np.count_nonzero(~good))
     return "fail", f"{beyond} of {good.size} elements beyond the stored bounds, the first at {at}", {"beyond": beyond}
+
+
+def _unbounded(case, lse, size, require_complete):
+    """The verdict on elements all within their bounds, of which some may be infinite: those say nothing."""
+    import numpy as np
+
+    unjudged = {"output": int(np.isinf(case.output_bound).sum()), "lse": 0 if lse is None else int(np.isinf(case.lse_bound).sum())}
+    facts = {"complete": not any(unjudged.values()), "unjudged": unjudged}
+    text = f"all {size} elements within the stored bounds"
+    if not facts["complete"]:
+        text += f"; {unjudged['output']} outputs and {unjudged['lse']} lses have none, an intermediate may overflow the formats of the spec"
+        if require_complete:
+            return "fail", f"not complete: {text}", facts
+    return "pass", text, facts

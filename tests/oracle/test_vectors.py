@@ -13,7 +13,7 @@ import pytest
 import refattn
 from refattn.cli import main
 from refattn.oracle.emulation import EmulatedKernel
-from refattn.oracle.inputs import Sizes, attention_inputs
+from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.mutants import mutants
 from refattn.oracle.pack_directory import read_pack, write_pack
 from refattn.oracle.packs import PACKS, known_spec, make_cases, recompute
@@ -259,6 +259,26 @@ def test_vectors_check_finds_a_changed_file(pack, tmp_path, capsys):
     assert main(["vectors", "check", str(tmp_path / "copy"), "--digests-only", "--json"]) == 1
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)["cases"]}
     assert "sha256" in found["gqa-normal"]["text"] and found["gqa-normal-causal"]["status"] == "fail" and found["gqa-normal-mask"]["status"] == "pass"
+
+
+def test_check_require_complete(pack, results, tmp_path, capsys):
+    """Stored scores of 1e6 overflow float16: all rows but one have no bound, and pass unless completeness is required."""
+    rng = np.random.default_rng(0)
+    query, key = ((rng.standard_normal((2, 4, 64)) * 3000.0).astype(np.float16) for _ in range(2))
+    query[0, 0] = 0.0
+    arrays = query, key, rng.standard_normal((2, 4, 8)).astype(np.float16)
+    case = make_case(AttentionInputs("big", "big", "attention", arrays), KernelSpec.eager("float16"))
+    save_case(case, tmp_path / "case.npz")
+    write_arrays(tmp_path / "o.npz", {"output": case.output.astype(np.float16), "lse": case.lse.astype(np.float32)}, "")
+    words = ["check", str(tmp_path / "case.npz"), str(tmp_path / "o.npz")]
+    for stored in ([], ["--stored"]):
+        assert main([*words, *stored, "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)["cases"][0]
+        assert facts["status"] == "pass" and facts["complete"] is False and facts["unjudged"] == {"output": 56, "lse": 7}
+        assert main([*words, *stored, "--require-complete"]) == 1
+        assert "not complete: " in capsys.readouterr().out
+        whole = ["check", str(pack / "gqa-normal.safetensors"), str(results / "gqa-normal.npz"), *stored]
+        assert main([*whole, "--require-complete"]) == 0 and capsys.readouterr().out
 
 
 def test_check_one_result(pack, results, capsys):
