@@ -172,7 +172,7 @@ class KernelCall:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
             raise Unsupported(str(error).partition("; got ")[0]) from error  # one reason, whatever the numbers
-        if "alibi_slopes" in options and "alibi_slopes" not in d.arguments and arrays[0].dtype.itemsize == 2:
+        if "alibi_slopes" in options and "alibi_slopes" not in d.arguments and arrays[0].dtype.itemsize == 2 and not d.float32_bias:
             raise Unsupported(f"ALiBi, drawn in the mask, would be rounded to {arrays[0].dtype.name}")
         added = d.additive_mask and d.mask_true is None and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
         if added and not all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays):

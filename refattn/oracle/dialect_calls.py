@@ -6,11 +6,13 @@ Everything is NumPy: the caller turns arrays into the library's tensors. Nothing
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refattn.interop import as_array
+from refattn.oracle.dialect_layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
 from refattn.oracle.dialects import Dialect, dialect
 from refattn.problem import attention_problem
 from refattn.visibility import range_mask, row_bounds
@@ -20,53 +22,6 @@ LN2 = math.log(2.0)
 IGNORED = {"enable_gqa", "dropout_p", "num_heads", "kv_num_heads", "q_num_heads", "is_causal", "diagonal_alignment", "head_dim_v", "implementation",
            "total_sequence_length", "right_window_size", "block_table", "return_residual", "return_lse", "deterministic"}  # fmt: skip
 
-
-def array_to_ours(array, layout: str, heads: int | None = None) -> np.ndarray:
-    """An array of a library's layout as (..., heads, length, dim).
-
-    Parameters
-    ----------
-    array : array_like
-    layout : str
-        "BHTD", "BTHD", "THD", "HTD", or "BTM" for (batch, length, heads * dim).
-    heads : int, optional
-        Needed for "BTM".
-    """
-    array, layout = as_array(array, "array"), layout.replace("E", "D")
-    if layout == "BTM":
-        if heads is None:
-            raise ValueError("heads must be given for layout BTM; got heads=None. Pass num_heads and kv_num_heads.")
-        array, layout = array.reshape(*array.shape[:2], heads, -1), "BTHD"
-    if array.ndim != len(layout):
-        raise ValueError(f"array must have the {len(layout)} axes {layout}; got array.shape={array.shape}.")
-    return array.transpose([layout.index(axis) for axis in "BHTD" if axis in layout])
-
-
-def array_from_ours(array, layout: str) -> np.ndarray:
-    """(..., heads, length, dim) in a library's layout; see `array_to_ours`."""
-    array, layout = as_array(array, "array"), layout.replace("E", "D")
-    if layout == "BTM":
-        moved = np.swapaxes(array, -2, -3)
-        return np.ascontiguousarray(moved).reshape(*moved.shape[:2], -1)
-    ours = "BHTD" if "B" in layout else "HTD"
-    if array.ndim != len(ours):
-        raise ValueError(f"array must have the {len(ours)} axes {ours}; got array.shape={array.shape}.")
-    return np.ascontiguousarray(array.transpose([ours.index(axis) for axis in layout]))
-
-
-def _lse_to_ours(lse, layout):
-    lse = as_array(lse, "lse")
-    if layout.endswith("1"):
-        lse, layout = lse[..., 0], layout[:-1]
-    return lse.transpose([layout.index(axis) for axis in "BHT" if axis in layout])
-
-
-def _lse_from_ours(lse, layout):
-    extra = layout.endswith("1")
-    layout = layout.rstrip("1")
-    ours = "BHT" if "B" in layout else "HT"
-    lse = np.ascontiguousarray(lse.transpose([ours.index(axis) for axis in layout]))
-    return lse[..., None] if extra else lse
 
 def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
     """What a library's call means in our terms.
@@ -199,7 +154,8 @@ def _paged_to_ours(d, call):
     """FlashMLA: pages (num_blocks, page_size, 1, width) hold keys whose first dims are the values."""
     query = array_to_ours(call["q"], d.layout)
     pages = np.swapaxes(as_array(call["k_cache"], "k_cache"), 1, 2)
-    options: dict[str, Any] = {"block_table": as_array(call["block_table"], "block_table"), "kv_lengths": as_array(call["cache_seqlens"], "cache_seqlens")}
+    options: dict[str, Any] = {"block_table": as_array(call["block_table"], "block_table")}
+    options["kv_lengths"] = as_array(call["cache_seqlens"], "cache_seqlens")
     if call.get("softmax_scale") is not None:
         options["scale"] = float(call["softmax_scale"])
     if call.get("causal"):
@@ -212,7 +168,8 @@ def _paged_to_ours(d, call):
 def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     """Our dense call as a library's arguments.
 
-    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn out, where it takes one.
+    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn out, where it takes one; in float32
+    beside arrays of 16 bits, if the library takes that and rounding would change it.
 
     Parameters
     ----------
@@ -243,7 +200,7 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     d = dialect(name)
     if d.paged:
         raise ValueError(f"dialect must take dense keys; got dialect={name!r}. Build its pages and use refattn.paged_attention.")
-    p = attention_problem(query, key, value, **options)
+    p = _causal_if_one_row(d, attention_problem(query, key, value, **options))
     if p.dropout_mask is not None:
         raise ValueError(f"dropout_mask must be None: {d.call} draws its own; got dropout_mask.shape={p.dropout_mask.shape}.")
     call = {d.arguments[role]: array_from_ours(array, d.layout) for role, array in (("query", p.query), ("key", p.key), ("value", p.value))}
@@ -260,6 +217,16 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     drawn = _visibility_from_ours(d, p, call)
     _masks_from_ours(d, p, call, drawn)
     return call
+
+
+def _causal_if_one_row(d, p):
+    """Where the library is always causal: one row on the last key sees all keys, causal or not."""
+    last = np.asarray(p.kv_lengths) - 1
+    if not d.always_causal or p.q_len != 1 or p.right == 0:
+        return p
+    if (np.asarray(p.q_offset) == last).all():
+        return replace(p, right=0)
+    return replace(p, right=0, q_offset=last) if p.left is p.right is p.alibi_slopes is None else p
 
 
 def _visibility_from_ours(d, p, call):
@@ -335,7 +302,10 @@ def _masks_from_ours(d, p, call, drawn):
     if bias is not None:
         if d.arguments.get("bias") is None:
             raise ValueError(f"bias must be None: {d.call} has none.")
-        call[d.arguments["bias"]] = np.ascontiguousarray(np.broadcast_to(bias, p.query.shape[:-1] + (p.kv_len,))).astype(p.query.dtype)
+        wide = p.alibi_slopes is not None or p.bias is not None and p.bias.dtype.itemsize > 2
+        kind = np.dtype(np.float32) if wide and d.float32_bias and p.query.dtype.itemsize == 2 else p.query.dtype
+        call[d.arguments["bias"]] = np.ascontiguousarray(np.broadcast_to(bias, p.query.shape[:-1] + (p.kv_len,))).astype(kind)
+
 
 def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty=None):
     """A library's output and lse in our conventions.
@@ -364,7 +334,7 @@ def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty
     if lse is not None:
         if d.lse_base is None:
             raise ValueError(f"lse must be None: {d.call} returns none.")
-        lse = _lse_to_ours(lse, d.lse_layout).astype(np.float64) * (LN2 if d.lse_base == "2" else 1.0)
+        lse = lse_to_ours(lse, d.lse_layout).astype(np.float64) * (LN2 if d.lse_base == "2" else 1.0)
         if d.empty_lse == "+inf":
             lse = np.where(np.isposinf(lse), -np.inf, lse)
         if sinks is not None and d.sinks_in_lse is False:
@@ -392,5 +362,5 @@ def result_from_ours(name: str, output, lse=None, *, sinks=None):
                 lse = np.where(lse > sink, lse + np.log1p(-np.exp(np.minimum(sink - lse, 0.0))), -np.inf)
         if d.empty_lse == "+inf":
             lse = np.where(np.isneginf(lse), np.inf, lse)
-        lse = _lse_from_ours(lse / (LN2 if d.lse_base == "2" else 1.0), d.lse_layout)
+        lse = lse_from_ours(lse / (LN2 if d.lse_base == "2" else 1.0), d.lse_layout)
     return array_from_ours(output, d.output_layout), lse

@@ -35,6 +35,8 @@ class Dialect:
         What True means in a boolean mask; None: no boolean mask.
     additive_mask : bool
         Whether a mask argument may hold numbers that are added.
+    float32_bias : bool
+        Whether the bias may be float32 beside arrays of 16 bits.
     hidden : str
         What hidden scores become.
     alibi : str
@@ -76,6 +78,7 @@ class Dialect:
     always_causal: bool = False
     mask_true: str | None = None
     additive_mask: bool = False
+    float32_bias: bool = False
     hidden: str = "-inf"
     alibi: str = ""
     softcap: str = ""
@@ -109,7 +112,7 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect(
             "torch", "torch.nn.functional.scaled_dot_product_attention", "2.13", "documentation and measurement",
             {**_ARRAYS, "causal": "is_causal", "mask": "attn_mask", "bias": "attn_mask", "scale": "scale"},
-            alignment="top_left", mask_true="attend", additive_mask=True,
+            alignment="top_left", mask_true="attend", additive_mask=True, float32_bias=True,
             notes=("attn_mask with is_causal is documented as an error; the math backend raises it, the flash backend of the CPU applies both", "grouped heads need enable_gqa=True", "dropout_p applies in eval mode too",
                    "an empty row was NaN before 2.5", "nn.MultiheadAttention's key_padding_mask means the opposite (True = ignore)"),
             issues=("pytorch/pytorch #108108", "pytorch/pytorch #103749", "pytorch/pytorch #170415"), measured=True,
@@ -142,7 +145,7 @@ DIALECTS: Mapping[str, Dialect] = {
             "onnx", "Attention (opset 23 to 25)", "1.23.2", "onnx.reference, measured",
             {"query": "Q", "key": "K", "value": "V", "causal": "is_causal", "window": "left_window_size", "mask": "attn_mask", "bias": "attn_mask",
              "softcap": "softcap", "kv_lengths": "nonpad_kv_seqlen", "scale": "scale"},
-            alignment="top_left", window="two", mask_true="attend", additive_mask=True, softcap="before mask", lengths="count",
+            alignment="top_left", window="two", mask_true="attend", additive_mask=True, float32_bias=True, softcap="before mask", lengths="count",
             notes=("with past_key or nonpad_kv_seqlen the alignment is bottom-right", "left_window_size needs opset 25"),
             issues=("onnx/onnx #7274", "onnx/onnx #7865", "onnx/onnx #8068", "onnx/onnx #7913"), measured=True,
         ),
@@ -158,7 +161,7 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect(
             "jax", "jax.nn.dot_product_attention", "0.10.2", "documentation, measured",
             {**_ARRAYS, "causal": "is_causal", "window": "local_window_size", "mask": "mask", "bias": "bias", "kv_lengths": "key_value_seq_lengths", "scale": "scale"},
-            layout="BTHD", output_layout="BTHE", alignment="top_left", window="pair", window_none=None, mask_true="attend", hidden="-0.7 * finfo.max",
+            layout="BTHD", output_layout="BTHE", alignment="top_left", window="pair", window_none=None, mask_true="attend", float32_bias=True, hidden="-0.7 * finfo.max",
             empty_output="mean of values", empty_lse="finite", lse_base="e", lse_layout="BTH", lengths="count",
             notes=("rows past query_seq_lengths are 0", "weights are converted to the key's dtype", "an int local_window_size means both sides"),
             issues=("jax-ml/jax #24491", "jax-ml/jax #32300", "jax-ml/jax #39576"), measured=True,
@@ -202,7 +205,7 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect(
             "transformers", "eager_attention_forward", "5.x", "modeling files, measured",
             {**_ARRAYS, "mask": "attention_mask", "bias": "attention_mask", "softcap": "softcap", "sinks": "s_aux", "scale": "scaling"},
-            output_layout="BTHE", additive_mask=True, hidden="finfo.min, added", empty_output="mean of values", softcap="before mask", softcap_none=None,
+            output_layout="BTHE", additive_mask=True, float32_bias=True, hidden="finfo.min, added", empty_output="mean of values", softcap="before mask", softcap_none=None,
             window=None, default_scale="required", rope_pairs="half",
             notes=("causality and sliding_window come in the mask; sliding_window counts the row's own key",
                    "DeepSeek models rotate interleaved pairs (rope_interleave)"),

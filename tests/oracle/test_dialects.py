@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from real_libraries import CALLS, MODULES
 
 import refattn
-from real_libraries import CALLS, MODULES
-from refattn.oracle.dialect_calls import array_from_ours, array_to_ours, from_ours, result_from_ours, result_to_ours, to_ours
+from refattn.oracle.dialect_calls import from_ours, result_from_ours, result_to_ours, to_ours
+from refattn.oracle.dialect_layouts import array_from_ours, array_to_ours
 from refattn.oracle.dialects import DIALECTS, dialect, differences, explain_difference
 from refattn.oracle.inputs import OPTION_NAMES, Sizes, attention_inputs
 
@@ -54,6 +55,30 @@ def test_translated_call_agrees_with_the_real_library(name, names):
         np.testing.assert_allclose(lse, want_lse, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("name", ["torch", "jax", "onnx", "transformers"])
+@pytest.mark.filterwarnings("ignore")
+def test_alibi_beside_16_bit_arrays_keeps_float32(name):
+    """Two keys 4000 rows back: the ALiBi terms -1200 and -1199.7 would be one number in float16."""
+    pytest.importorskip(MODULES[name])
+    query, key = np.zeros((1, 1, 1, 8), np.float16), np.zeros((1, 1, 2, 8), np.float16)
+    value = np.broadcast_to(np.float16([[0], [1]]), key.shape)
+    call, argument = from_ours(name, query, key, value, alibi_slopes=np.array([0.3]), q_offset=4000), DIALECTS[name].arguments["bias"]
+    assert call[argument].dtype == np.float32
+    output, _ = result_to_ours(name, CALLS[name](**call)[0], heads=1)
+    assert np.allclose(output.astype(np.float64), 1 / (1 + np.exp(-0.3)), rtol=0, atol=1e-3)
+    assert from_ours(name, query, key, value, bias=np.ones((1, 2), np.float16))[argument].dtype == np.float16
+
+
+def test_a_single_row_of_an_operator_that_is_always_causal():
+    inputs = attention_inputs("normal", ("lengths",), sizes=Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=1, kv_len=9, head_dim=8, v_head_dim=8))
+    for more in ({}, {"q_offset": 3}, {"window": (2, None), "q_offset": inputs.options["kv_lengths"] - 1}):
+        options = {**inputs.options, **more}
+        output, _ = call_library("onnxruntime_gqa", inputs.arrays, options)
+        np.testing.assert_allclose(output, refattn.attention(*inputs.arrays, **options), rtol=0, atol=3e-6)
+    with pytest.raises(ValueError, match="is always causal"):
+        from_ours("onnxruntime_gqa", *inputs.arrays, window=(2, None), q_offset=3)
+
+
 @pytest.mark.parametrize(("name", "option"), [(name, option) for name in CALLS for option in ("softcap", "sinks") if option in CANNOT[name]])
 def test_what_a_library_cannot_say_is_refused(name, option):
     inputs = attention_inputs("normal", (option,), sizes=SIZES)
@@ -90,7 +115,8 @@ def test_from_ours_and_to_ours_are_inverse():
 def test_every_dialect_is_there_with_its_source(name):
     record = dialect(name)
     assert record.version and record.source and record.call and record.issues
-    assert set(record.arguments) <= {"query", "key", "value", "causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale"}
+    ours = {"query", "key", "value", "causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale"}
+    assert set(record.arguments) <= ours
 
 
 @pytest.mark.parametrize("name", ["jax", "mlx", "transformers", "torch", "onnx", "onnxruntime"])
@@ -149,7 +175,8 @@ def test_lower_right_bias_of_torch_is_our_default():
 def test_flashmla_call_is_paged_attention_over_the_latent():
     rng = np.random.default_rng(0)
     query, pages = rng.standard_normal((2, 1, 3, 576)), rng.standard_normal((5, 64, 1, 576))
-    call = {"q": query, "k_cache": pages, "block_table": np.array([[3, 1], [0, 4]]), "cache_seqlens": np.array([70, 100]), "head_dim_v": 512, "causal": True}
+    call = {"q": query, "k_cache": pages, "block_table": np.array([[3, 1], [0, 4]]), "cache_seqlens": np.array([70, 100]), "head_dim_v": 512,
+            "causal": True}  # fmt: skip
     function, arrays, options = to_ours("flashmla", **call)
     got, lse = getattr(refattn, function + "_with_lse")(*arrays, **options)
     rows = pages[[3, 1]].reshape(128, 576)[:70]
@@ -195,7 +222,7 @@ def test_explain_difference_shows_only_what_differs():
         (lambda: dialect("tensorflow"), "dialect must be one of refattn, torch"),
         (lambda: to_ours("torch", q=1), "call must use the arguments of torch.nn.functional"),
         (lambda: from_ours("flashmla", *[np.ones((1, 1, 2, 4))] * 3), "dialect must take dense keys"),
-        (lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)), "mask must be None: flash_attn_func takes neither"),
+        (lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)), "mask must be None: flash_attn_func takes"),
         (lambda: from_ours("torch", *[np.ones((1, 1, 2, 4))] * 3, softcap=1.0), "softcap must be None"),
         (lambda: to_ours("mlx", **{name: np.ones((1, 1, 2, 4)) for name in "qkv"}), "scale must be given"),
         (lambda: array_to_ours(np.ones((1, 2, 8)), "BTM"), "heads must be given"),
