@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from refattn.oracle import check_kernel
-from refattn.oracle.mutants import correct_kernel
+from refattn.oracle.corner_cases import corner_cases
+from refattn.oracle.mutants import CORNER_MUTANTS, correct_kernel
 
 right = correct_kernel()
 
@@ -91,7 +92,17 @@ def test_a_size_it_does_not_reach(name):
         assert not check_kernel(kernel, spec="float32", level="full", only=f"reference: normal, {name}", diagnose=False).passed
 
 
-@pytest.mark.parametrize("level, only", [("quick", "reference: normal,"), ("full", "75 rows"), ("full", "18 heads"), ("full", "keys"), ("full", "head_dim 161")])
+@pytest.mark.parametrize("mutant", CORNER_MUTANTS, ids=lambda mutant: mutant.id)
+def test_mutants_of_the_catalogue_that_only_corner_cases_show(mutant):
+    names = [f"reference: {inputs.name}" for inputs in corner_cases(level="full")]
+    report = check_kernel(mutant, level="full", only=names, diagnose=False, max_failures=1)
+    assert report.failures and len(names) == len({*names}), report.text()
+
+
+@pytest.mark.parametrize(
+    "level, only",
+    [("quick", "reference: normal,"), ("full", "75 rows"), ("full", "18 heads"), ("full", "keys"), ("full", "head_dim 161")],
+)
 def test_a_correct_kernel_passes(level, only):
     report = check_kernel(right, spec="float32", level=level, only=only)
     assert report.passed and not report.count("skip"), report.text()
