@@ -49,8 +49,8 @@ def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
 def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1, 0)) -> list[Sample]:
     """One sample a dense part, everything if that takes at most `work` multiplications, else little more than that.
 
-    `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With one sequence it is not the first, so that mistakes that use the first for
-    all of them show.
+    `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With one sequence it is not the first,
+    so that mistakes that use the first for all of them show.
     """
     parts = [one_batch_axis(part) for part in dense_parts(checked)]
     samples = []

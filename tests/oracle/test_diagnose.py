@@ -5,9 +5,10 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from real_libraries import CALLS, MODULES
+from wrong_kernels import CASES
 
 import refattn
-from real_libraries import CALLS, MODULES
 from refattn.oracle.diagnosis import diagnose
 from refattn.oracle.forms import checked_form
 from refattn.oracle.hypotheses import single_hypotheses
@@ -16,7 +17,6 @@ from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mutants import MUTANTS, correct_kernel, staged_kernel
 from refattn.oracle.suites import default_suite, latent_inputs, merge_inputs, packed_inputs, paged_inputs, rotary_inputs
 from refattn.oracle.verdict import check
-from wrong_kernels import CASES
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
 
@@ -73,10 +73,12 @@ def test_rows_without_keys_of_real_libraries_are_recognised(name):
 
 # one or two of every part of the catalogue; benchmarks/oracle_table.py does them all
 SOME = ("aligned_to_capacity", "window_symmetric", "mask_axes_swapped", "lengths_ignored", "empty_row_lse_plus_inf", "heads_shifted_group",
-        "heads_repeated_along_keys", "tail_dims_dropped", "inputs_heads_and_rows_swapped", "softcap_after_mask", "alibi_of_key_only", "sinks_in_base_two",
-        "dropout_before_softmax", "constant_added", "last_tile_twice", "tail_stale_seen", "merged_in_base_two", "nan_of_hidden_value", "weights_truncated",
-        "output_truncated", "accumulator_float16", "packed_leak_one", "page_off_by_one", "page_tail_seen", "mla_scale_of_latent_width",
-        "mla_scale_without_mscale", "mla_rope_layouts_mixed", "rope_other_pairs", "rope_rows_from_zero", "merge_empty_nan", "one_element_off")  # fmt: skip
+        "heads_repeated_along_keys", "tail_dims_dropped", "inputs_heads_and_rows_swapped", "softcap_after_mask", "alibi_of_key_only",
+        "sinks_in_base_two", "dropout_before_softmax", "constant_added", "last_tile_twice", "tail_stale_seen", "merged_in_base_two",
+        "nan_of_hidden_value", "weights_truncated", "output_truncated", "accumulator_float16", "packed_leak_one",
+        "page_off_by_one", "page_tail_seen", "mla_scale_of_latent_width",
+        "mla_scale_without_mscale", "mla_rope_layouts_mixed", "rope_other_pairs", "rope_rows_from_zero", "merge_empty_nan",
+        "one_element_off")  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
@@ -99,7 +101,13 @@ def test_mutants_are_named(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "pair", [("heads_tiled", "scale_omitted"), ("output_heads_and_rows_swapped", "sinks_dropped"), ("causal_top_left", "lse_base_two"), ("bias_sign", "alibi_sign")]
+    "pair",
+    [
+        ("heads_tiled", "scale_omitted"),
+        ("output_heads_and_rows_swapped", "sinks_dropped"),
+        ("causal_top_left", "lse_base_two"),
+        ("bias_sign", "alibi_sign"),
+    ],
 )
 def test_two_mistakes_at_once(pair):
     inputs = attention_inputs("wide", ("causal", "alibi", "sinks", "bias"), sizes=Sizes(2, 6, 2, 7, 37, 24, 20))
@@ -138,8 +146,10 @@ def test_nothing_explains_noise_and_it_says_where():
     output[1, 2, 32:] += np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     found = diagnose(output, *inputs.arrays, seconds=2)
     assert found.verdict == "unexplained"
-    assert found.location == ("4.2% of the output elements are wrong, by up to 3.11. Wrong sequences: 1. Wrong heads: 2. Wrong rows: 32-47 (starting at a multiple of 32). "
-                              "Every dim is affected.")  # fmt: skip
+    assert found.location == (
+        "4.2% of the output elements are wrong, by up to 3.11. Wrong sequences: 1. Wrong heads: 2. "
+        "Wrong rows: 32-47 (starting at a multiple of 32). Every dim is affected."
+    )
     assert str(found).startswith("None of ")
 
 
@@ -197,7 +207,8 @@ def test_text_and_json():
     inputs = attention_inputs("normal", ("causal",), sizes=SIZES)
     output = refattn.attention(*inputs.arrays, causal=True, q_offset=0).astype(np.float32)
     found = diagnose(output, *inputs.arrays, causal=True)
-    assert str(found).startswith("causal mask and window are top-left aligned: row 0 stands at key 0; with q_offset=0 the output agrees (bound used 0.")
+    says = "causal mask and window are top-left aligned: row 0 stands at key 0; with q_offset=0 the output agrees (bound used 0."
+    assert str(found).startswith(says)
     assert "pytorch/pytorch #108108" in str(found)
     plain = found.to_json()
     assert plain["verdict"] == "explained" and plain["findings"][0]["id"] == "causal_top_left" and math.isfinite(plain["seconds"])
@@ -233,10 +244,11 @@ def noisy(inputs, size):
     ("spoil", "words"),
     [
         (lambda x: np.full_like(x, np.nan), "100.0% of the output elements are wrong, all of them NaN."),
-        (lambda x: np.where(np.arange(9)[:, None] > 6, 0, x), "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong rows: 7-8."),
+        (lambda x: np.where(np.arange(9)[:, None] > 6, 0, x),
+         "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong rows: 7-8."),
         (lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32), "these are other inputs, or another computation."),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_explained_is_described(spoil, words):
     inputs = attention_inputs("normal", sizes=SIZES)
     found = diagnose(spoil(noisy(inputs, 0)), *inputs.arrays, seconds=1)

@@ -14,8 +14,14 @@ from refattn.oracle.verdict import check
 from wrong_kernels import newest_key_forgotten, textbook
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
-INDISTINGUISHABLE = ("causal_excludes_diagonal", "position_one_early"), ("causal_sees_next", "position_one_late"), ("value_one_row_late", "key_one_row_early"), (
-    "heads_next_group", "heads_reversed"), ("lengths_minus_one", "newest_key_dropped"), ("last_tile_dropped", "partial_tile_dropped")  # fmt: skip
+INDISTINGUISHABLE = (
+    ("causal_excludes_diagonal", "position_one_early"),
+    ("causal_sees_next", "position_one_late"),
+    ("value_one_row_late", "key_one_row_early"),
+    ("heads_next_group", "heads_reversed"),
+    ("lengths_minus_one", "newest_key_dropped"),
+    ("last_tile_dropped", "partial_tile_dropped"),
+)
 
 
 def inputs_for(pair):

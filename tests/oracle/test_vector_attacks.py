@@ -96,7 +96,8 @@ def test_changed_bytes_fail_the_checksum(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.npy", "/etc/passwd.npy", "a/b.npy", "..npy", "query", "query.npy\0.txt", "C:\\x.npy", "nul.npy", "", "é.npy", "x" * 200 + ".npy"]
+    "name",
+    ["../evil.npy", "/etc/passwd.npy", "a/b.npy", "..npy", "query", "query.npy\0.txt", "C:\\x.npy", "nul.npy", "", "é.npy", "x" * 200 + ".npy"],
 )  # fmt: skip
 def test_member_names_that_are_paths(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:

@@ -12,6 +12,7 @@ import pytest
 
 import refattn
 from refattn.cli import main
+from refattn.options import OPTION_NAMES
 from refattn.oracle.emulation import EmulatedKernel
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.mutants import mutants
@@ -52,10 +53,10 @@ def case(cases):
 def test_arrays_of_every_dtype_come_back_bit_for_bit(tmp_path, container):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
-    arrays = {dtype: rng.integers(0, 100, (3, 2)).astype(dtype) for dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")}
+    arrays = {dtype: rng.integers(0, 100, (3, 2)).astype(dtype) for bits in (8, 16, 32, 64) for dtype in (f"int{bits}", f"uint{bits}")}
     arrays |= {dtype: rng.normal(size=(2, 0, 3) if dtype == "float16" else (2, 3)).astype(dtype) for dtype in ("float16", "float32", "float64")}
-    arrays |= {"bool": np.array([True, False]), "scalar": np.array(3.5), "turned": np.arange(6.0).reshape(2, 3).T, "nan": np.array([np.nan, -np.inf, -0.0])}
-    arrays["swapped"] = np.arange(3, dtype=">f8")
+    arrays |= {"bool": np.array([True, False]), "scalar": np.array(3.5), "turned": np.arange(6.0).reshape(2, 3).T}
+    arrays |= {"nan": np.array([np.nan, -np.inf, -0.0]), "swapped": np.arange(3, dtype=">f8")}
     if container != "npz":  # npz has no word for it; a case says it in its manifest
         arrays["bfloat16"] = rng.normal(size=5).astype(ml_dtypes.bfloat16)
     path = place(tmp_path, "a", container)
@@ -122,7 +123,7 @@ def test_packs_cover_the_forms_and_options(cases):
     assert {case.pack for case in cases} == {*PACKS}
     assert {case.function for case in cases} == {"attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention"}
     options = {option for case in cases for option in case.options}
-    assert options >= {"bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "form"}
+    assert options >= {*OPTION_NAMES, "form"} - {"dropout_rate"}
     assert any(np.isneginf(case.lse).any() for case in cases) and any(np.isnan(case.output).any() for case in cases)
     assert any(np.isnan(case.arrays[1]).any() and np.isfinite(case.output).all() for case in cases)  # NaN in hidden slots only
 
@@ -145,7 +146,8 @@ def test_correct_kernels_stay_within_the_stored_bounds(dtype):
 
 def test_wrong_kernels_leave_the_stored_bounds(cases):
     suite = [case for case in cases if case.pack in ("gqa", "hostile")]
-    for mutant in [m for m in mutants("attention_with_lse") if m.id in ("causal_top_left", "softcap_after_bias", "last_key_dropped", "head_map_modulo")]:
+    names = ("causal_top_left", "softcap_after_bias", "last_key_dropped", "head_map_modulo")
+    for mutant in [m for m in mutants("attention_with_lse") if m.id in names]:
         assert not all(case.within(*mutant(*case.arrays, **case.options)).all() for case in suite), mutant.id
     scaled = [case.within(1.0001 * case.output).all() for case in suite]
     assert not any(scaled[:5])
@@ -377,7 +379,7 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("cpp") / "check_vectors"
-    done = subprocess.run([compiler, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", str(EXAMPLE), "-o", str(target)], capture_output=True, text=True)
+    done = subprocess.run([compiler, *"-std=c++17 -O2 -Wall -Wextra -Werror".split(), str(EXAMPLE), "-o", str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 
