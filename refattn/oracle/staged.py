@@ -322,11 +322,12 @@ def _norms(x: np.ndarray) -> np.ndarray:
 
 def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     """Keys or values of the sample: those of the first problem converted once, larger ones and those that a mistake changes left to the run."""
-    here = (source.ctypes.data, source.shape, source.strides, source.dtype)  # problems are rebuilt around the same arrays
+    group = run.problem.group_size
+    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)  # problems are rebuilt around the same arrays
     known = run.sample.shared.get((what, kind))
     if known is not None and known[0] == here:
         return known[2]
-    array = source[np.ix_(run.sample.sequences, run.sample.heads // run.problem.group_size)]
+    array = source[np.ix_(run.sample.sequences, run.sample.heads // group)]
     if what == "longest key":
         array = _norms(array).max(-1, initial=0.0)[..., None]  # (N, H, 1)
     small = array.size <= SHARED_SIZE

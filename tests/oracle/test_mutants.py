@@ -1,5 +1,7 @@
 """Mutants: the unbroken kernel is right, every mutant is wrong somewhere, and says so in words."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from refattn.oracle.block_local import block_local_suite
 from refattn.oracle.corner_cases import corner_cases
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
+from refattn.oracle.staged import Sample, run_stages
 from refattn.oracle.suites import default_suite
 from refattn.oracle.suites import reference as suite_reference
 from refattn.oracle.verdict import check
+from refattn.problem import attention_problem
 
 CORNERS = list(corner_cases(np.float64, level="full"))
 SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]
@@ -90,3 +94,15 @@ def test_mutants_of_one_function():
 
 def test_catalogue_covers_the_conventions_with_public_reports():
     assert sum(bool(mistake.issues) for mistake in CATALOGUE) >= 45
+
+
+def test_runs_on_one_sample_share_the_keys_and_values_of_one_problem_only():
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.standard_normal((2, heads, n, 5)).astype(np.float32) for heads, n in ((4, 3), (2, 7), (2, 7)))
+    problem = attention_problem(query, key, value)
+    sample = Sample(np.array([1]), np.array([0, 3]), np.array([0, 2]))
+    others = [replace(problem, key=2 * key), replace(problem, value=-value), replace(problem, query=query[:, :, :, ::-1]), problem]
+    for each in [problem, *others]:
+        shared, alone = (run_stages(each, sample=taken, with_size=True) for taken in (sample, replace(sample)))
+        assert all(map(np.array_equal, shared, alone))
+    assert len(sample.shared) == 3
