@@ -60,7 +60,8 @@ def singles(name, dtype, seed):
     print(f"{name:10s} {' / '.join(str(outcome[kind]) for kind in OUTCOMES)}: first {share(outcome['first'])}, first or equal "
           f"{share(outcome['first'] + outcome['equal'])}; with the kernel at hand first {share(with_kernel['first'])}; "
           f"median {np.median(seconds):.2f} s, slowest {max(seconds):.1f} s", *wrong, sep="\n    " if wrong else "", flush=True)  # fmt: skip
-    return {**{kind: outcome[kind] for kind in OUTCOMES}, "first with kernel": with_kernel["first"], "wrong": wrong, "median seconds": float(np.median(seconds))}
+    counts = {kind: outcome[kind] for kind in OUTCOMES}
+    return {**counts, "first with kernel": with_kernel["first"], "wrong": wrong, "median seconds": float(np.median(seconds))}
 
 
 def name_mutant(mutant, suite):
@@ -111,8 +112,8 @@ def pair_table(count, seed, seconds=20.0):
         outcome[kind] += 1
         if kind != "found":
             lines.append(f"{' + '.join(pair)} on {inputs.name}: {kind}, {found.best.id if found.best else '-'} ({found.seconds:.1f} s)")
-    print(f"pairs of mistakes, drawn at random, both showing: {dict(outcome)} of {count}, median {np.median(times):.1f} s, slowest {max(times):.1f} s",
-          *lines, sep="\n    " if lines else "", flush=True)  # fmt: skip
+    print(f"pairs of mistakes, drawn at random, both showing: {dict(outcome)} of {count}, "
+          f"median {np.median(times):.1f} s, slowest {max(times):.1f} s", *lines, sep="\n    " if lines else "", flush=True)  # fmt: skip
     return {**outcome, "median seconds": float(np.median(times)), "not found": lines}
 
 

@@ -125,7 +125,8 @@ class Diagnosis:
         if self.verdict == "agrees":
             used = f"(bound used {self.findings[0].bound_used:.2g})"
             if self.sampled:
-                return f"The result agrees with the reference on the heads and rows looked at {used}. Where check() finds an error, pass near=report.output.worst."
+                where = "Where check() finds an error, pass near=report.output.worst."
+                return f"The result agrees with the reference on the heads and rows looked at {used}. {where}"
             return f"The result agrees with the reference {used}; nothing to explain."
         lines = []
         if self.verdict == "explained":

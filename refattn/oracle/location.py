@@ -32,7 +32,8 @@ def locate(checked, actual, lse, spec, worst=(-1, 0)) -> str:
     grid = wrong.reshape(len(sample.sequences), len(sample.heads), len(sample.rows), shape[-1])
     if grid.all():
         return " ".join([*sentences, *_likeness(evidence), *_lse_sentence(evidence, unit_lse)])
-    axes = (("sequence", sample.sequences, (1, 2, 3)), ("head", sample.heads, (0, 2, 3)), ("row", sample.rows, (0, 1, 3)), ("dim", np.arange(shape[-1]), (0, 1, 2)))
+    axes = (("sequence", sample.sequences, (1, 2, 3)), ("head", sample.heads, (0, 2, 3)), ("row", sample.rows, (0, 1, 3)),
+            ("dim", np.arange(shape[-1]), (0, 1, 2)))  # fmt: skip
     for name, numbers, others in axes:
         hit = grid.any(axis=others)
         if hit.all():
@@ -61,7 +62,8 @@ def _likeness(evidence):
     if fine.sum() < 3 or not np.ptp(want[fine]) or not np.ptp(got[fine]):
         return
     likeness = float(np.corrcoef(want[fine], got[fine])[0, 1])
-    yield f"Its correlation with the right output is {likeness:.2f}" + (": these are other inputs, or another computation." if abs(likeness) < 0.1 else ".")
+    other = ": these are other inputs, or another computation." if abs(likeness) < 0.1 else "."
+    yield f"Its correlation with the right output is {likeness:.2f}{other}"
 
 
 def _lse_sentence(evidence, unit):

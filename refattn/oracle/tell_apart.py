@@ -137,8 +137,13 @@ def _option_names(p: Problem) -> list[str]:
 
 
 WORDS = {
-    "causal": "causal=True", "left window": "window=(n, None)", "two-sided window": "window=(n, m)", "mask": "a mask", "bias": "a bias", "softcap": "softcap",
+    "causal": "causal=True", "left window": "window=(n, None)", "two-sided window": "window=(n, m)", "mask": "a mask", "bias": "a bias",
+    "softcap": "softcap",
     "alibi": "alibi_slopes", "sinks": "sinks", "lengths": "kv_lengths", "dropout": "dropout", "own offset": "q_offset", "own scale": "another scale",
+}  # fmt: skip
+FAMILY_WORDS = {
+    "poison": "with NaN in hidden keys and values", "low scores": "on scores below -1e4", "empty rows": "with rows that see no key",
+    "large scores": "on scores around 200", "nan visible": "with NaN in a visible key", "normal": "on N(0, 1) data",
 }  # fmt: skip
 
 
@@ -168,8 +173,7 @@ def _dense_probes(p: Problem) -> Iterator[Probe]:
         if name not in names and not ("window" in name and any("window" in other for other in names)):
             yield probe(f"with {WORDS[name]}", options=[*names, name])
     yield probe("on several sequences and heads", sizes=replace(size, batch=4, num_heads=4 * groups, num_kv_heads=4))
-    for family, words in (("poison", "with NaN in hidden keys and values"), ("low scores", "on scores below -1e4"), ("empty rows", "with rows that see no key"),
-                          ("large scores", "on scores around 200"), ("nan visible", "with NaN in a visible key"), ("normal", "on N(0, 1) data")):  # fmt: skip
+    for family, words in FAMILY_WORDS.items():
         yield probe(words, family)
 
 

@@ -379,7 +379,7 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("cpp") / "check_vectors"
-    done = subprocess.run([compiler, *"-std=c++17 -O2 -Wall -Wextra -Werror".split(), str(EXAMPLE), "-o", str(target)], capture_output=True, text=True)
+    done = subprocess.run([compiler, *"-std=c++17 -O2 -Wall -Wextra -Werror -o".split(), str(target), str(EXAMPLE)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 
