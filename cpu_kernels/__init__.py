@@ -4,11 +4,11 @@ Same names, arguments, errors and conventions; the output has the query's dtype 
 compiled on import: the first call of each kind compiles, later processes load it from the cache.
 """
 
-from cpu_kernels.attention import attention as attention
-from cpu_kernels.attention import attention_with_lse as attention_with_lse
-from cpu_kernels.attention import grouped_query_attention as grouped_query_attention
-from cpu_kernels.attention import multi_head_attention as multi_head_attention
-from cpu_kernels.attention import multi_query_attention as multi_query_attention
+from cpu_kernels.dense import attention as attention
+from cpu_kernels.dense import attention_with_lse as attention_with_lse
+from cpu_kernels.dense import grouped_query_attention as grouped_query_attention
+from cpu_kernels.dense import multi_head_attention as multi_head_attention
+from cpu_kernels.dense import multi_query_attention as multi_query_attention
 from cpu_kernels.latent import latent_attention as latent_attention
 from cpu_kernels.latent import latent_attention_with_lse as latent_attention_with_lse
 from cpu_kernels.latent import multi_head_latent_attention as multi_head_latent_attention

@@ -6,8 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from cpu_kernels.jit import cpu_features
 from cpu_kernels.value_range import without_repeats
+from cpu_kernels.vector import STORED
 from refattn.memory import ensure_allocatable
+
+
+HAS_FLOAT16 = bool(cpu_features() & {"f16c", "avx512f", "neon"})  # instructions that convert
 
 
 class Operand(NamedTuple):
@@ -57,9 +62,17 @@ def offsets_over(start, shape, strides):
     return offsets
 
 
-def dense(x, dtype):
+def stored(x, dtype, in_registers):
+    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers: worth it where each is read for few rows."""
+    kept = STORED.get(x.dtype.name)
+    if in_registers and kept and dtype == np.float32 and (x.dtype.name == "bfloat16" or HAS_FLOAT16):
+        return flat(x.view(kept), kept)
+    return flat(x, dtype)
+
+
+def dense(x, dtype, in_registers=False):
     """The operand of an array (*batch, heads, rows, last axis)."""
-    memory, start, strides = flat(x, dtype)
+    memory, start, strides = stored(x, dtype, in_registers)
     return Operand(memory, start, strides[:-3], strides[-3:])
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cpu_kernels.operands import Operand, dense, flat, results
+from cpu_kernels.operands import Operand, dense, results, stored
 from cpu_kernels.plan import Operands, Pages, batch_entries, solve
 from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
 from refattn.memory import ensure_allocatable
@@ -96,5 +96,5 @@ def solve_paged(problem, wants_lse):
 
 def page_operand(pages, dtype):
     """Operand of pages (num_pages, heads, page_size, dim), and the stride from page to page."""
-    memory, start, strides = flat(pages, dtype)
+    memory, start, strides = stored(pages, dtype, True)
     return Operand(memory, start, (), strides[1:]), strides[0]

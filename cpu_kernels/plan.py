@@ -1,7 +1,7 @@
 """From operands to work: which rows and keys make one work item, in what order, and how large a tile is.
 
-Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block (`row_blocks`) and where keys are split (`split_keys`). None of them
-may depend on the number of threads: the grouping of sums, and so every bit of the result, follows from them.
+Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block (`row_blocks`; `PANELS` in `kernels/blocks.py`) and where keys are split
+(`split_keys`). None of them may depend on the number of threads: the grouping of sums, and so every bit of the result, follows from them.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.kernels.attend import attend
-from cpu_kernels.kernels.blocks import PANELS, scratch_layout, state_panel_size
+from cpu_kernels.kernels.blocks import PANELS, panels_of, scratch_layout, state_panel_size
 from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
@@ -37,7 +37,7 @@ STATES_BYTES = 2 << 20
 ROWS_AT_ONCE = 1 << 20
 GROUPS_AT_ONCE = 1 << 11
 
-FLOPS_PER_MICROSECOND = 50_000.0
+FLOPS_PER_MICROSECOND = 50_000.0  # of one thread; a guess that only decides how many threads work
 
 REMEMBERED_PLANS = 64
 REMEMBERED_BYTES = 1 << 16  # of one plan
@@ -181,7 +181,7 @@ def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches
     key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
     whole = all(dim % lanes(dtype) == 0 for dim in dims)
     state_panel = state_panel_size(v_head_dim, dtype.itemsize)
-    panels = min(PANELS, -(-int(np.max(sequences.q_lens, initial=0)) * group_size // (MAX_VECTORS * lanes(dtype))))
+    panels = panels_of(int(np.max(sequences.q_lens, initial=0)) * group_size, dtype.itemsize)
     fields = dict(
         group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
         right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,

@@ -31,6 +31,48 @@ CACHE_LINE = 64
 MAX_VECTORS = 4 if cpu_features() & {"avx512f", "neon"} else 2
 
 
+# Keys and values may be stored in 16 bits: Numba knows neither type, so arrays of them reach it as integers, and LLVM as what they are.
+STORED = {"bfloat16": np.dtype(np.uint16), "float16": np.dtype(np.int16)}
+BFLOAT16, FLOAT16 = ir.IntType(16), ir.HalfType()
+
+
+def widen(builder, value):
+    """float32 of a scalar or vector stored in 16 bits, anything else as it is."""
+    vector = isinstance(value.type, ir.VectorType)
+    like = (lambda element: ir.VectorType(element, value.type.count)) if vector else (lambda element: element)
+    kind = value.type.element if vector else value.type
+    if kind == FLOAT16:
+        return builder.fpext(value, like(ir.FloatType()))
+    if kind != BFLOAT16:
+        return value
+    wide = like(INT32)
+    bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * value.type.count if vector else 16))
+    return builder.bitcast(bits, like(ir.FloatType()))
+
+
+def widened(memory):
+    """The array as floats, for twins in Python."""
+    if memory.dtype == STORED["bfloat16"]:
+        return (memory.astype(np.uint32) << 16).view(np.float32)
+    return memory.view(np.float16).astype(np.float32) if memory.dtype == STORED["float16"] else memory
+
+
+def _element(memory, index):
+    return widened(memory[index : index + 1])[0]
+
+
+@intrinsic(python=_element)
+def element(typingctx, memory, index):
+    """memory[index], as float32 if it is stored in 16 bits."""
+    result = types.float32 if memory.dtype in (types.uint16, types.int16) else memory.dtype
+
+    def codegen(context, builder, signature, args):
+        pointer = _operand(context, builder, types.Tuple((memory, index)), cgutils.pack_struct(builder, args))
+        return widen(builder, builder.load(pointer))
+
+    return result(memory, index), codegen
+
+
 def lanes(dtype):
     """Elements of `dtype` in one vector register."""
     return VECTOR_BYTES // np.dtype(dtype).itemsize
@@ -158,11 +200,14 @@ class Emitter:
         return self.builder.gep(pointer, [self.integer(index)])
 
     def load_scalar(self, pointer, index):
-        return self.builder.load(self.at(pointer, index))
+        """The element as it is; one of a 16-bit float type as float32."""
+        return widen(self.builder, self.builder.load(self.at(pointer, index)))
 
     def load(self, pointer, index):
-        address = self.builder.bitcast(self.at(pointer, index), self.vector_type.as_pointer())
-        return Vec(self, self.builder.load(address, align=self.bits // 8))
+        """A vector of elements; those of a 16-bit float type as float32."""
+        stored = pointer.type.pointee
+        address = self.builder.bitcast(self.at(pointer, index), ir.VectorType(stored, self.lanes).as_pointer())
+        return Vec(self, widen(self.builder, self.builder.load(address, align=2 if stored in (BFLOAT16, FLOAT16) else self.bits // 8)))
 
     def store(self, vec, pointer, index):
         address = self.builder.bitcast(self.at(pointer, index), self.vector_type.as_pointer())
@@ -177,7 +222,7 @@ class Emitter:
 
     def prefetch_row(self, row, count):
         """Ask for `count` contiguous elements, and perhaps some more."""
-        line = CACHE_LINE * 8 // self.bits
+        line = CACHE_LINE * 8 // (16 if row.type.pointee in (BFLOAT16, FLOAT16) else self.bits)
         with self.loop(count, step=4 * line) as i:
             for j in range(4):
                 self.prefetch(row, self.add(i, j * line))
@@ -275,7 +320,8 @@ def building_block(python):
 
             def codegen(context, builder, signature, values):
                 operands = [_operand(context, builder, kind, value) for kind, value in zip(signature.args, values)]
-                name = f"{emit_body.__module__}.{emit_body.__name__}.{dtype}"
+                stored = [str(a[0].dtype) for a in args if isinstance(a, types.BaseTuple) and a[0].dtype in (types.uint16, types.int16)]
+                name = ".".join([emit_body.__module__, emit_body.__name__, str(dtype), *stored])
                 function = builder.module.globals.get(name)
                 if function is None:
                     function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [x.type for x in operands]), name)
@@ -300,5 +346,7 @@ def _operand(context, builder, kind, value):
     if isinstance(kind, types.BaseTuple):
         array = cgutils.unpack_tuple(builder, value)
         data = context.make_array(kind[0])(context, builder, array[0]).data
+        if kind[0].dtype == types.int16:
+            data = builder.bitcast(data, FLOAT16.as_pointer())
         return builder.gep(data, [array[1]])
     return value

@@ -23,7 +23,7 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-CASES="tests/test_kernels.py -k test_case"
+CASES="tests/test_kernels.py tests/test_kernels_narrow.py -k test_case"
 # Plain Python multiplies and adds in two roundings; this case's statistical bound knows only the fused operation of the compiled kernels.
 UNFUSED="--deselect tests/test_kernels.py::test_case[family-cancellation-float32]"
 

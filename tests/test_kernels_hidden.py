@@ -5,6 +5,7 @@ import pytest
 from cases import CASES, Case, Sizes
 from kernel_checks import FUNCTIONS, assert_right
 
+import cpu_kernels
 import refattn
 
 NOT_FINITE = [np.nan, np.inf, -np.inf]
@@ -93,3 +94,15 @@ def test_unused_pages_are_never_followed():
         arrays[name] = pages
     dirty = FUNCTIONS["paged_attention"](*arrays.values(), **(options | {"block_table": table}))
     assert np.array_equal(clean[0], dirty[0]) and np.array_equal(clean[1], dirty[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kv_len", [2047, 2048, 4099])  # from 2048 keys on they are split
+def test_infinities_stay_however_small_their_weight(kv_len, dtype):
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.normal(size=(8, n, 16)).astype(dtype) for n in (1, kv_len, kv_len))
+    value[:, 0, 0], value[:, 3, 1], value[:, 5, 2] = np.nan, np.inf, -np.inf
+    output = cpu_kernels.attention(query, key, value, alibi_slopes=2.0 ** np.arange(-6, 2))
+    expected = np.broadcast_to(np.array([np.nan, np.inf, -np.inf], dtype), (8, 1, 3))
+    assert np.array_equal(output[..., :3], expected, equal_nan=True)
+    assert np.isfinite(output[..., 3:]).all()

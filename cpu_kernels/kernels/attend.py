@@ -3,7 +3,7 @@
     S[key, lane]   = K[key, :] . Q^T[:, lane]            product: keys broadcast from where they lie
     S              = options(S), -inf where hidden       tile-wise, only where there is something to do
     P[key, lane]   = 2**(S - peak[lane])                 softmax_step
-    O^T[dim, lane] = O^T * rescale + V^T[dim, :] . P     product_add: values broadcast from where they lie
+    O^T[dim, lane] = O^T * rescale + V^T[dim, :] . P     product: values broadcast from where they lie
 
 Dao 2023, "FlashAttention-2", section 3.1, for the loop; every vector operation is vertical. A block is one or more panels of lanes that share each
 tile of keys while it is in cache; a panel computes only those keys of the tile that some of its rows can see.
@@ -13,15 +13,15 @@ import numpy as np
 
 from cpu_kernels.jit import driver, leaf, next_item
 from cpu_kernels.kernels.blocks import (
-    ALL_START, ALL_STOP, BIAS_AT, HALF_STOP, KEEP_AT, LEFT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, RIGHT, SLOPE, SOME_START, SOME_STOP, START,
-    STOP, TOTAL, add_phases, finish, open_panel, panel_of,
+    ALL_START, ALL_STOP, BIAS_AT, HALF_STOP, KEEP_AT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, SLOPE, SOME_START, SOME_STOP, SPARE,
+    SPARE_2, START, STOP, TOTAL, add_phases, finish, open_panel, panel_of,
 )  # fmt: skip
 from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, spread_rows
 from cpu_kernels.kernels.panel import copy, probe
 from cpu_kernels.kernels.product import PADDING_ROWS, product
 from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, softcap
 from cpu_kernels.kernels.softmax import softmax_step
-from cpu_kernels.vector import MAX_VECTORS
+from cpu_kernels.vector import MAX_VECTORS, element
 
 
 @driver
@@ -50,14 +50,15 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
             last = min(first + key_tile, key_stop)
             until = min(last + key_tile, key_stop)
             find_keys(shape, group, pages, first, until, ints)
+            asking = True  # for the values of this tile and the keys of the next; one panel does for all
             for index in range(PANELS):
                 panel = panel_of(shape, scratch, index, item)
                 ranges = panel.ints + RANGES * panel.stride
                 from_key, to_key = max(first, ints[ranges + SOME_START]), min(last, ints[ranges + SOME_STOP])
                 if panel.stride and from_key < to_key:
-                    num_values, num_keys = (1, until - last) if index == 0 else (0, 0)
                     attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful,
-                                num_values, last - first, num_keys)  # fmt: skip
+                                asking, shape.key_rows + last - first, until - last)  # fmt: skip
+                    asking = False
         for index in range(PANELS):
             panel = panel_of(shape, scratch, index, item)
             if panel.few_rows and not careful:
@@ -100,13 +101,14 @@ def spread(table, at, count, start, step):
 
 
 @leaf
-def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, num_values, next_tile, num_keys):
-    """One panel over the keys [first, last), which begin at entry `skip` of the tables. Asks early for its values and the keys of the next tile."""
+def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, asking, next_keys, num_next_keys):
+    """One panel over the keys [first, last), which begin at entry `skip` of the tables. `asking`, it prefetches its values and the next tile's keys."""
     vectors, stride, count = panel.vectors, panel.stride, last - first
     scores, one, rescale = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride), (scratch, panel.lanes + RESCALE * stride)
     key_rows, value_rows, rope_rows = shape.key_rows + skip, shape.value_rows + skip, shape.key_rope_rows + skip
     query_rope = panel.query + shape.head_dim * stride
-    # All lanes over the keys that the first half of them sees some of, then the second half alone over the others.
+    # All lanes over the keys that the first half of them sees some of, then the second half alone over the others. What stands in the first half's
+    # scores there is hidden with the causal edge, and its output is rescaled with the first part.
     whole = min(max(ints[panel.ints + RANGES * stride + HALF_STOP] - first, 0), count)
     parts = 2 if whole < count else 1
     if panel.few_rows:
@@ -115,10 +117,10 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
             row_scores(panel.few_rows, count, shape.rope_dim, scores, (scratch, query_rope), (key_rope, 0), (ints, rope_rows), 0)
     else:
         for part in range(parts):
-            used, lane, start, stop = (vectors, 0, 0, whole) if part == 0 else (vectors // 2, stride // 2, whole, count)
+            used, lane, start, stop = part_of_tile(panel, part, whole, count)
             here = (scratch, shape.scores + start * stride + lane)
             product(vectors, used, stop - start, shape.head_dim, here, (key, 0), (ints, key_rows + start), (ints, shape.key_dims),
-                    (scratch, panel.query + lane), one, 1, (value, 0), (ints, value_rows + start), num_values * (stop - start), shape.v_head_dim)
+                    (scratch, panel.query + lane), one, 1, (value, 0), (ints, value_rows + start), asking * (stop - start), shape.v_head_dim)
             if shape.rope_dim:
                 product(vectors, used, stop - start, shape.rope_dim, here, (key_rope, 0), (ints, rope_rows + start), (ints, shape.key_rope_dims),
                         (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
@@ -129,7 +131,7 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
                  (scratch, panel.lanes + TOTAL * stride), rescale)  # fmt: skip
     if shape.has_keep:
         keep_where(scratch, shape.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
-    if careful:
+    if careful:  # a product over no keys rescales
         product(vectors, vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
                 (value, 0), (ints, value_rows), 0, 0)  # fmt: skip
         add_finite(shape, panel, count, value, ints, value_rows, scratch)
@@ -137,11 +139,19 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
         row_output(panel.few_rows, count, shape.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
     else:
         for part in range(parts):
-            used, lane, start, stop = (vectors, 0, 0, whole) if part == 0 else (vectors // 2, stride // 2, whole, count)
-            factor = rescale if part == 0 else one
+            used, lane, start, stop = part_of_tile(panel, part, whole, count)
+            factor, num_ahead = (rescale, asking * num_next_keys) if part == 0 else (one, 0)
             product(vectors, used, shape.v_head_dim, stop - start, (scratch, panel.output + lane), (value, 0), (ints, shape.value_dims),
-                    (ints, value_rows + start), (scratch, shape.scores + start * stride + lane), factor, 0, (key, 0), (ints, shape.key_rows + next_tile),
-                    num_keys, shape.head_dim)  # fmt: skip
+                    (ints, value_rows + start), (scratch, shape.scores + start * stride + lane), factor, 0, (key, 0), (ints, next_keys), num_ahead,
+                    shape.head_dim)  # fmt: skip
+
+
+@leaf
+def part_of_tile(panel, part, whole, count):
+    """(vectors, first lane, first key, last key) of the two parts of a tile."""
+    if part == 0:
+        return panel.vectors, 0, 0, whole
+    return panel.vectors // 2, panel.stride // 2, whole, count
 
 
 @leaf
@@ -149,7 +159,7 @@ def change_scores(shape, panel, first, last, scratch, ints, bias, mask):
     """The options, in the order of the contract. A tile without options and inside every row's range passes through."""
     vectors, stride, phases, count = panel.vectors, panel.stride, panel.phases, last - first
     blocks = (count + phases - 1) // phases
-    scores, left, right = (scratch, shape.scores), panel.lanes + LEFT * stride, panel.lanes + RIGHT * stride
+    scores, left, right = (scratch, shape.scores), panel.lanes + SPARE * stride, panel.lanes + SPARE_2 * stride
     if shape.has_softcap:
         softcap(vectors, blocks, scores, stride, shape.cap)
     if shape.has_alibi:
@@ -182,7 +192,7 @@ def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, val
     for key in range(last - first):
         start = ints[value_rows + key]
         for dim in range(shape.v_head_dim):
-            x = value[start + dim * shape.value_dim]
+            x = element(value, start + dim * shape.value_dim)
             if not np.isfinite(x):
                 for lane in range(stride):
                     at, score = lane_of(panel, lane, key)
@@ -196,12 +206,12 @@ def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, val
 @leaf
 def add_finite(shape, panel, count, value, ints, value_rows, scratch):
     """Add weight * value, all elements of the values but those that are not finite."""
-    stride, weights = panel.stride, panel.lanes + LEFT * panel.stride
+    stride, weights = panel.stride, panel.lanes + SPARE * panel.stride
     for key in range(count):
         for lane in range(stride):
             scratch[weights + lane] = scratch[shape.scores + lane_of(panel, lane, key)[1]]
         for dim in range(shape.v_head_dim):
-            x = value[ints[value_rows + key] + dim * shape.value_dim]
+            x = element(value, ints[value_rows + key] + dim * shape.value_dim)
             if np.isfinite(x):
                 for lane in range(stride):
                     scratch[panel.output + dim * stride + lane] += scratch[weights + lane] * x
@@ -211,10 +221,10 @@ def add_finite(shape, panel, count, value, ints, value_rows, scratch):
 def all_finite(shape, item, scratch):
     for index in range(PANELS):
         panel = panel_of(shape, scratch, index, item)
-        left = panel.lanes + LEFT * panel.stride
-        probe(panel.vectors, shape.v_head_dim, (scratch, panel.output), panel.stride, (scratch, left))
+        verdict = panel.lanes + SPARE * panel.stride
+        probe(panel.vectors, shape.v_head_dim, (scratch, panel.output), panel.stride, (scratch, verdict))
         for lane in range(panel.stride):
-            if scratch[left + lane] != 0:
+            if scratch[verdict + lane] != 0:
                 return False
     return True
 

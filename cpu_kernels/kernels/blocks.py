@@ -1,7 +1,8 @@
 """Panels of a block of rows in a thread's scratch: where they lie, how they begin, how they end.
 
-A panel is up to MAX_VECTORS vector registers of lanes, one query row each - or, with few rows, some keys of a row each. It owns its query [dim, lane], its unfinished output [dim, lane] and a few
-numbers a lane. Lanes beyond the last row repeat that row: they compute the same bits and write them to the same place.
+A panel is up to MAX_VECTORS vector registers of lanes, one query row each - or, with few rows, some keys of a row each. It owns its query
+[dim, lane], its unfinished output [dim, lane] and a few numbers a lane. Lanes beyond the last row repeat that row: they compute the same bits and write
+them to the same place.
 """
 
 import math
@@ -11,21 +12,24 @@ import numpy as np
 
 from cpu_kernels.jit import leaf
 from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS, pack_rows
-from cpu_kernels.kernels.panel import ask, clear, pack, unpack
+from cpu_kernels.kernels.panel import clear, pack, prefetch, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
 from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
 
-# Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly and panels that leave L2.
+# Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly.
 PANELS = 4
+# Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are faster.
+FEW_PANELS = 2
 LN2 = math.log(2.0)
 
 # Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that some row sees and that every row sees,
 # and where those end that a row of the first half of the lanes sees.
-(PEAK, TOTAL, RESCALE, SLOPE, ONE, LEFT, RIGHT) = range(7)
+(PEAK, TOTAL, RESCALE, SLOPE, ONE, SPARE, SPARE_2) = range(7)
 LANE_FLOATS = 7
 (QUERY_AT, ROPE_AT, OUTPUT_AT, LSE_AT, BIAS_AT, MASK_AT, KEEP_AT, NEAREST, AWAY, START, STOP, RANGES) = range(12)
 LANE_INTS = 11
 (SOME_START, SOME_STOP, ALL_START, ALL_STOP, HALF_STOP) = range(5)
+NUM_RANGES = 5
 
 
 class Panel(NamedTuple):
@@ -46,21 +50,21 @@ class Panel(NamedTuple):
 @leaf
 def panel_of(shape, scratch, index, item):
     """Panel `index` of an item's rows; stride 0 if they end before it."""
-    width = MAX_VECTORS * VECTOR_BYTES // scratch.itemsize
     size = VECTOR_BYTES // scratch.itemsize
-    row = item.first_row + index * width
-    vectors = max(0, min(MAX_VECTORS, (item.last_row - row + size - 1) // size))
-    query_dims, output_dims = shape.head_dim + shape.rope_dim, shape.v_head_dim + PADDING_ROWS
-    query = shape.panels + index * (query_dims + 2 * output_dims + LANE_FLOATS) * width
-    output = query + query_dims * width
-    aside = output + output_dims * width
-    lanes = aside + output_dims * width
-    num_rows, few_rows = item.last_row - item.first_row, 0
-    if shape.contiguous:
+    width, num_rows = MAX_VECTORS * size, item.last_row - item.first_row
+    few = shape.contiguous and num_rows <= FEW_PANELS * size
+    row = item.first_row + index * (size if few else width)
+    vectors = max(0, min(1 if few else MAX_VECTORS, (item.last_row - row + size - 1) // size))
+    query = shape.panels + index * shape.panel_size
+    output = query + (shape.head_dim + shape.rope_dim) * width
+    aside = output + (shape.v_head_dim + PADDING_ROWS) * width
+    lanes = aside + (shape.v_head_dim + PADDING_ROWS) * width
+    few_rows = 0
+    if few and vectors:
         for count in ROW_COUNTS[::-1]:
-            few_rows = count if num_rows <= count <= size else few_rows
+            few_rows = count if min(item.last_row - row, size) <= count <= size else few_rows
     phases = size // few_rows if few_rows else 1
-    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + 5), few_rows, phases)
+    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases)
 
 
 @leaf
@@ -72,7 +76,7 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
     for lane in range(stride):
         at = panel.ints + lane
         ints[at + QUERY_AT * stride] = group.query + g * shape.query_head + i * shape.query_row
-        ask(shape.head_dim, (query, ints[at + QUERY_AT * stride]))
+        prefetch(shape.head_dim, (query, ints[at + QUERY_AT * stride]))
         ints[at + ROPE_AT * stride] = group.query_rope + g * shape.query_rope_head + i * shape.query_rope_row
         ints[at + OUTPUT_AT * stride] = group.output + g * shape.output_head + i * shape.output_row
         ints[at + LSE_AT * stride] = group.lse + g * shape.lse_head + i
@@ -145,13 +149,13 @@ def finish(shape, panel, scratch, ints, output, lse):
     stride = panel.stride
     for lane in range(stride):
         total = np.float64(scratch[panel.lanes + TOTAL * stride + lane])
-        scratch[panel.lanes + LEFT * stride + lane] = 0.0 if total == 0 else shape.keep_scale / total
-        ask(shape.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
+        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else shape.keep_scale / total
+        prefetch(shape.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
         if shape.wants_lse:
             away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(ints[panel.ints + AWAY * stride + lane])
             peak = scratch[panel.lanes + PEAK * stride + lane] - away
             lse[ints[panel.ints + LSE_AT * stride + lane]] = -np.inf if total == 0 else (peak + math.log2(total)) * LN2
-    unpack(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + LEFT * stride), (output, 0),
+    unpack(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + SPARE * stride), (output, 0),
            (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
 
 
@@ -159,12 +163,21 @@ def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):
     """Values of the fields `tables.SCRATCH`."""
     width = MAX_VECTORS * VECTOR_BYTES // itemsize
     starts, end = [], 0
-    for size in (*[2 * (MAX_VECTORS * key_tile + KEY_PADDING)] * 3, head_dim + PADDING_ROWS, rope_dim + PADDING_ROWS, v_head_dim + PADDING_ROWS, PANELS * (LANE_INTS * width + 5)):
+    keys = 2 * MAX_VECTORS * key_tile + KEY_PADDING  # of this tile and the next
+    dims = (dim + PADDING_ROWS for dim in (head_dim, rope_dim, v_head_dim))
+    for size in (keys, keys, keys, *dims, PANELS * (LANE_INTS * width + NUM_RANGES)):
         starts.append(end)
         end += size
-    panels = -(-end // 8) * 64 // itemsize
-    scores = panels + PANELS * (head_dim + rope_dim + 2 * (v_head_dim + PADDING_ROWS) + LANE_FLOATS) * width
-    return (*starts, panels, scores, scores + (key_tile + KEY_PADDING) * width)
+    panels = -(-end // 8) * 64 // itemsize  # the next cache line, in elements
+    panel_size = (head_dim + rope_dim + 2 * (v_head_dim + PADDING_ROWS) + LANE_FLOATS) * width
+    scores = panels + PANELS * panel_size
+    return (*starts, panels, panel_size, scores, scores + (key_tile + KEY_PADDING) * width)
+
+
+def panels_of(num_rows, itemsize):
+    """The most panels that a block of at most so many rows has."""
+    size = VECTOR_BYTES // itemsize
+    return min(PANELS, max(-(-num_rows // (MAX_VECTORS * size)), min(FEW_PANELS, -(-num_rows // size))))
 
 
 def state_panel_size(v_head_dim, itemsize):

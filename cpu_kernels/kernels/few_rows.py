@@ -1,27 +1,28 @@
 """The two products for a handful of query rows, as in decoding: vectors run along the dims, not along the rows.
 
-With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here a key is read once, in order, and costs what
-its rows cost. The lanes of a vector are `phases` keys of each row, so that the softmax has no idle lanes either: lane row * phases + phase belongs to the
-keys phase, phase + phases, ... of the tile. Needs dims that are contiguous and whole vectors.
+With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here a key is read once, in order, and costs
+what its rows cost. The lanes of a vector are `phases` keys of each row, so that the softmax has no idle lanes either: lane row * phases + phase belongs
+to the keys phase, phase + phases, ... of the tile. Needs dims that are contiguous and whole vectors.
 """
 
 import numpy as np
 
-from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
+from cpu_kernels.vector import MAX_VECTORS, building_block, lanes, widened
 
 # Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
 ROW_COUNTS = (1, 2, 4, 8, 16)
-# Rows and keys whose sums stay in registers together, where there are so many.
+# Rows whose sums stay in registers together: of more, as many at a time.
 ROW_GROUP = 8
-# Keys and values this many bytes ahead are asked for, at most so many rows: hardware alone looks too few rows ahead when there is much to compute for each.
-AHEAD_BYTES = 1 << 13
+# Keys and values this many bytes ahead are asked for, at most AHEAD rows: hardware alone looks too few rows ahead when each is much work.
+AHEAD_BYTES = 1 << 14
 AHEAD = 32
-# Keys whose offsets a table holds beyond the last.
+# Keys whose offsets a table holds beyond the last: those asked for, of a block that may itself reach beyond.
 KEY_PADDING = 2 * AHEAD
 
 
-def usable_counts(lanes):
-    return [count for count in ROW_COUNTS if count <= lanes]
+def usable_counts(size):
+    """Those that fit into one vector of `size` lanes."""
+    return [count for count in ROW_COUNTS if count <= size]
 
 
 def _pack_rows(rows, depth, packed, x, starts, step, scale):
@@ -53,7 +54,7 @@ def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, fresh):
     where = k0 + key_rows[r0 : r0 + blocks * phases, None] + np.arange(depth)
     packed = query[q0 : q0 + rows * depth].reshape(-1, rows, size)
     with np.errstate(all="ignore"):
-        tile = key[where] @ packed.swapaxes(0, 1).reshape(rows, depth).T  # [keys, rows]
+        tile = widened(key[where]) @ packed.swapaxes(0, 1).reshape(rows, depth).T  # [keys, rows]
         found = scores[s0 : s0 + tile.size]
         found[:] = tile.reshape(blocks, phases, rows).swapaxes(1, 2).ravel() + (0 if fresh else found)
 
@@ -79,9 +80,8 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
                     k_rows = [emit.at(key, emit.load_scalar(key_rows, at)) for at in at_keys]
                     soon = [emit.at(key, emit.load_scalar(key_rows, emit.add(at, ahead))) for at in at_keys]
                     with emit.loop(depth, step=emit.lanes) as dim:
-                        if count > 1 and row == 0:
-                            for pointer in soon:
-                                emit.prefetch(pointer, dim)
+                        for pointer in soon[row // group :: count // group]:  # each group of rows asks for its share
+                            emit.prefetch(pointer, dim)
                         k = [emit.load(pointer, dim) for pointer in k_rows]
                         q_rows = emit.at(query, emit.multiply(dim, count))
                         for r in range(group):
@@ -109,7 +109,7 @@ def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, resca
     weights = weights[w0 : w0 + blocks * rows * phases].reshape(blocks, rows, phases).swapaxes(1, 2).reshape(-1, rows)[:num_keys]  # [keys, rows]
     tile = sums[o0 : o0 + rows * v_depth].reshape(rows, v_depth)
     with np.errstate(all="ignore"):
-        tile[:] = tile * rescale[f0 : f0 + rows * phases : phases, None] + weights.T @ value[where]
+        tile[:] = tile * rescale[f0 : f0 + rows * phases : phases, None] + weights.T @ widened(value[where])
 
 
 @building_block(python=_row_output)
@@ -139,10 +139,9 @@ def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, valu
     places = {r: emit.at(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in rows}
     totals = {(r, j): emit.variable(emit.vector(0.0)) for r in rows for j in range(vectors)}
     with emit.loop(last, start=first) as key:
-        if rows[0] == 0:
-            soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
-            for j in range(vectors):
-                emit.prefetch(soon, j * emit.lanes)
+        soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
+        for j in range(rows[0] // len(rows), vectors, count // len(rows)):  # each group of rows asks for its share
+            emit.prefetch(soon, j * emit.lanes)
         v_row = emit.at(emit.at(value, emit.load_scalar(value_rows, key)), dim)
         v = [emit.load(v_row, j * emit.lanes) for j in range(vectors)]
         phase = emit.builder.and_(key, emit.integer(phases - 1))

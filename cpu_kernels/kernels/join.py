@@ -20,12 +20,14 @@ def join(counter, scratch, shapes, items, groups, heads, query, query_rope, outp
         for index in range(PANELS):
             panel = panel_of(shape, scratch, index, item)
             if panel.stride:
+                # It packs a query that nobody reads; the same tables and lanes are worth it.
                 open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, False)
                 stride, size = panel.stride, shape.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
                     state = slot * shape.state_slot + index * shape.state_panel
                     add_state(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
-                              (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size), (states, state + size + stride))  # fmt: skip
+                              (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size),
+                              (states, state + size + stride))  # fmt: skip
                 finish(shape, panel, scratch, ints, output, lse)
         n = next_item(counter)
 
@@ -37,14 +39,15 @@ def _add_state(vectors, num_dims, output, stride, peak, total, state, state_peak
         highest = np.fmax(peak, state_peak)
         pivot = np.where(highest == -np.inf, 0, highest)
         mine, theirs = np.exp2(peak - pivot), np.exp2(state_peak - pivot)
-        tile[:] = np.where(mine == 0, 0, tile * mine) + np.where(theirs == 0, 0, other * theirs)
+        tile[:] = np.where(np.isfinite(tile), tile * mine, tile) + np.where(np.isfinite(other), other * theirs, other)
         total[:] = total * mine + state_total * theirs
     peak[:] = highest
 
 
 @building_block(python=_add_state)
 def add_state(emit, vectors, num_dims, output, stride, peak, total, state, state_peak, state_total):
-    """(peak, total, output) of a panel joined with those of a state; a part without weight adds nothing, whatever it holds."""
+    """(peak, total, output) of a panel joined with those of a state. Sums that are not finite hold infinities that some row sees: they stay, however
+    small the weight of their part, as `collect_infinities` keeps them within a part."""
     with emit.loop(vectors) as vector:
         lane = emit.multiply(vector, emit.lanes)
         ours, added = emit.load(peak, lane), emit.load(state_peak, lane)
@@ -56,6 +59,9 @@ def add_state(emit, vectors, num_dims, output, stride, peak, total, state, state
         column, other = emit.at(output, lane), emit.at(state, lane)
         with emit.loop(num_dims) as dim:
             at = emit.multiply(dim, stride)
-            kept = emit.select(mine.equals(0.0), 0.0, emit.load(column, at) * mine)
-            joined = emit.select(theirs.equals(0.0), 0.0, emit.load(other, at) * theirs)
-            emit.store(kept + joined, column, at)
+            summed = [weighted(emit, emit.load(memory, at), factor) for memory, factor in ((column, mine), (other, theirs))]
+            emit.store(summed[0] + summed[1], column, at)
+
+
+def weighted(emit, x, factor):
+    return emit.select((x - x).equals(0.0), x * factor, x)

@@ -61,12 +61,12 @@ def unpack(emit, vectors, num_dims, panel, stride, scale, y, rows):
                 builder.store(emit.extract(row, i), emit.at(target, dim))
 
 
-def _ask(count, x):
+def _prefetch(count, x):
     pass
 
 
-@building_block(python=_ask)
-def ask(emit, count, x):
+@building_block(python=_prefetch)
+def prefetch(emit, count, x):
     """Ask early for `count` contiguous elements that are wanted soon."""
     emit.prefetch_row(x, count)
 

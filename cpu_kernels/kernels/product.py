@@ -9,10 +9,10 @@ over the whole sum; per k it costs one broadcast load a row and one vector load 
 
 import numpy as np
 
-from cpu_kernels.vector import MAX_VECTORS, building_block, lanes
+from cpu_kernels.vector import MAX_VECTORS, building_block, lanes, widened
 
-# Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24. What remains is done in tiles of TAIL_ROWS,
-# the last of which may reach beyond the rows.
+# Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24. What remains is done in tiles of
+# TAIL_ROWS, the last of which may reach beyond the rows.
 TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
 TAIL_ROWS = 4
 PADDING_ROWS = TAIL_ROWS - 1
@@ -27,7 +27,7 @@ def _product(vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fr
     c_lanes = c0 + np.arange(num_rows)[:, None] * stride + np.arange(width)
     where = a0 + rows[r0 : r0 + num_rows, None] + columns[None, k0 : k0 + depth]
     with np.errstate(all="ignore"):
-        c[c_lanes] = (0 if fresh else c[c_lanes] * rescale[f0 : f0 + width]) + a[where] @ b_lanes
+        c[c_lanes] = (0 if fresh else c[c_lanes] * rescale[f0 : f0 + width]) + widened(a[where]) @ b_lanes
 
 
 @building_block(python=_product)
@@ -36,18 +36,15 @@ def product(emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescal
 
     `used` vectors of each row take part: all, or half of them (HALF_OF) where the others see nothing.
 
-    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even portions, so that memory and arithmetic overlap.
+    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even portions: memory and arithmetic overlap.
     """
     builder = emit.builder
-    shapes = {stride * (MAX_VECTORS + 1) + width: (stride, width) for stride, width in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
-    for shape in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), shapes):
-        stride, width = shapes[shape]
+    number = lambda stride, width: stride * (MAX_VECTORS + 1) + width
+    layouts = {number(*layout): layout for layout in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
+    for chosen in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), layouts):
+        stride, width = layouts[chosen]
         tile = TILE_ROWS[width]
-        if tile % TAIL_ROWS == 0:
-            whole = builder.sub(num_rows, builder.srem(num_rows, emit.integer(tile)))
-        else:  # an even number modulo 6 is 0, 2 or 4, and leaves 0, 8 or 4
-            even = builder.and_(emit.add(num_rows, 1), emit.integer(-2))
-            whole = emit.at_least(builder.sub(even, emit.multiply(TAIL_ROWS, builder.srem(even, emit.integer(3)))), 0)
+        whole = rows_of_whole_tiles(emit, num_rows, tile)
         portion = emit.divide_up(emit.multiply(num_ahead, tile), emit.at_least(whole, tile))
         asked = emit.variable(emit.integer(0))
         with emit.loop(whole, step=tile) as row:
@@ -55,6 +52,16 @@ def product(emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescal
             emit_tile(emit, stride, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
         with emit.loop(num_rows, start=whole, step=TAIL_ROWS) as row:
             emit_tile(emit, stride, width, TAIL_ROWS, row, depth, c, a, rows, columns, b, rescale, fresh)
+
+
+def rows_of_whole_tiles(emit, num_rows, tile):
+    """As many rows as fill register tiles, or a tile fewer where tiles of TAIL_ROWS then end with the rows: 8 rows are two of 4, not 6 and half of 4."""
+    builder = emit.builder
+    rest = builder.srem(num_rows, emit.integer(tile))
+    whole = builder.sub(num_rows, rest)
+    divides = lambda count: builder.icmp_signed("==", builder.srem(count, emit.integer(TAIL_ROWS)), emit.integer(0))
+    fewer = builder.and_(builder.not_(divides(rest)), divides(emit.add(rest, tile)))
+    return emit.at_least(builder.sub(whole, builder.select(fewer, emit.integer(tile), emit.integer(0))), 0)
 
 
 def emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth):

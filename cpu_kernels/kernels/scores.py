@@ -1,7 +1,7 @@
 """What options do to a tile of scores[key, lane], in the order of the contract: softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row. The scores of a tile are
-[block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
+Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row. The scores of a
+tile are [block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
 """
 
 import numpy as np

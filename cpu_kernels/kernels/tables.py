@@ -33,7 +33,7 @@ SHAPE_INTEGERS = (
 SHAPE_REALS = ("query_scale", "cap", "keep_scale", "log2e")
 
 # Where things begin in a thread's scratch. The integer tables come first and count in int64, everything from `panels` on in elements.
-SCRATCH = ("key_rows", "key_rope_rows", "value_rows", "key_dims", "key_rope_dims", "value_dims", "panel_ints", "panels", "scores", "scratch_end")
+SCRATCH = ("key_rows", "key_rope_rows", "value_rows", "key_dims", "key_rope_dims", "value_dims", "panel_ints", "panels", "panel_size", "scores", "scratch_end")
 
 
 @cache

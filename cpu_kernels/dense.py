@@ -1,8 +1,10 @@
-"""Attention over dense arrays: the functions of `refattn.attention`, fast."""
+"""Attention over dense arrays: the functions of `refattn.dense`, fast."""
 
+from cpu_kernels.kernels.blocks import FEW_PANELS
 from cpu_kernels.operands import dense, results
 from cpu_kernels.plan import Operands, batch_entries, solve
 from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
+from cpu_kernels.vector import lanes
 from refattn.options import takes_options
 from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
 
@@ -157,7 +159,8 @@ def solve_dense(problem, wants_lse):
     lse_dtype = compute_dtype(query, key, value)
     dtype = working_dtype(problem, lse_dtype)
     output, lse, written = results(problem.batch_shape, problem.num_heads, problem.q_len, problem.v_head_dim, dtype, wants_lse)
-    operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
+    few = problem.q_len * problem.group_size <= FEW_PANELS * lanes(dtype)
+    operands = Operands(dense(query, dtype), dense(key, dtype, few), dense(value, dtype, few), *written)
     sequences = batch_entries(problem.batch_shape, problem.q_len, problem.kv_lengths, problem.q_offset)
     solve(problem, operands, sequences, problem.num_kv_heads, problem.group_size, (problem.head_dim, 0, problem.v_head_dim))
     return delivered(output, lse, query.dtype, lse_dtype)
