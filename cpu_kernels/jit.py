@@ -43,13 +43,13 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic as numba_intrinsic
 
 from cpu_kernels.cache import CodeCache
-from cpu_kernels.numba_internals import compile_leaf
+from cpu_kernels.numba_internals import UNCOUNTED, compile_leaf
 
 INTERPRETED = bool(config.DISABLE_JIT)
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
 
 # error_model "numpy": x / 0 is an infinity, not an exception - and no branch per division. nogil: Python threads run drivers side by side.
-OPTIONS = dict(fastmath={"contract"}, error_model="numpy", nogil=True, no_cfunc_wrapper=True, _nrt=False)
+OPTIONS = dict(fastmath={"contract"}, error_model="numpy", nogil=True, no_cfunc_wrapper=True, **UNCOUNTED)
 
 
 def leaf(function):
