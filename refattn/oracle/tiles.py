@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.infinite_values import InfiniteValues
 from refattn.oracle.operands import Call, Group, Operand, Part, finite
 from refattn.visibility import range_mask, row_bounds
 
@@ -66,7 +67,7 @@ class Tile:
     visible: np.ndarray  # (R, S) bool
     barred: np.ndarray | None  # (R, S) bool, keys hidden by a bias of -inf alone: their products are formed; None where there are none
     broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
-    infinite: np.ndarray | None  # (R,) smallest weight of a visible value that is not finite; None where all are
+    infinite: InfiniteValues | None  # None where all values are finite
     weights: np.ndarray  # (R, S) softmax weights
     kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
     total: np.ndarray  # (R, 1) softmax denominator relative to the row maximum, >= 1
@@ -187,7 +188,7 @@ def _tile(place, group, cut, visible, output, lse):
     total = exponentials.sum(axis=1, keepdims=True) + (0.0 if sink is None else np.exp(sink - maximum)[:, None])
     weights = exponentials / np.maximum(total, 1.0)
     holes = ~np.isfinite(value.exact).all(axis=1)
-    infinite = np.where(visible[:, holes], exponentials[:, holes], np.inf).min(axis=1) if holes.any() else None
+    infinite = InfiniteValues(drop[:, holes], np.maximum(total, 1.0), visible[:, holes], value.exact[holes]) if holes.any() else None
     return Tile(
         place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
         alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,

@@ -15,6 +15,7 @@ A signed bias of the errors is reported as a warning; inputs can cause one witho
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -223,8 +224,14 @@ def compare_tile(measure, actual, tile, bound, spec):
         else:
             got = np.asarray(tile.place.lse(actual), dtype=np.float64)[:, None]
             expected, hard, tight, sigma = tile.lse[:, None], bound.lse_hard[:, None], bound.lse_tight[:, None], bound.lse_sigma[:, None]
+        excused = np.zeros(expected.shape, dtype=bool)
+        if measure.name == "output" and tile.infinite is not None:
+            excused, left_out = tile.infinite.excuses(got, spec)
+            left_out &= ~excused & ~np.isfinite(expected) & (got != expected)
+            if left_out.any():
+                expected, hard, tight, sigma, bound = _mean_of_the_rest(left_out, tile, bound, spec)
         overflow = _overflow(bound, measure.name, hard)
-        right, finite = _positions(got, expected, hard, overflow, tile, spec, measure.name)
+        right, finite = _positions(got, expected, hard, overflow | excused, spec, measure.name)
         lost = right & (hard == np.inf) & np.isfinite(expected) & ~np.isfinite(got) & ~_beyond(got, expected, getattr(spec, measure.name))
         error = np.where(finite, np.abs(got - expected), 0.0)
         claimed = finite & (hard < np.inf)
@@ -257,27 +264,30 @@ def _beyond(got, expected, form):
     return (np.abs(expected) >= form.overflow_threshold) & (got == np.copysign(np.inf, expected))
 
 
-def _positions(got, expected, hard, overflow, tile, spec, name):
-    """Where got is finite or not as it must be, and where both are finite.
+def _mean_of_the_rest(left_out, tile, bound, spec):
+    """Expected output, its bounds and sigma, and the bound of the tile, for a kernel that skips infinite values of zero weight where `left_out`."""
+    expected = np.where(left_out, tile.kept @ tile.value.exact, tile.output)
+    rest = bound_tile(dataclasses.replace(tile, output=expected), spec, None)
+    hard, tight = (np.where(left_out, rest.output_hard, limit) for limit in (bound.output_hard, bound.output_tight))
+    return expected, hard, tight, np.where(left_out, 0.0, bound.output_sigma), dataclasses.replace(bound, overflow=rest.overflow or bound.overflow)
 
-    Finite results beyond the largest number of the format become infinities, or that number where the format saturates. An infinite value
-    whose weight a kernel may flush to 0 may give NaN in place of the infinity, or the rest of the row where it leaves out weights converted to 0.
-    Without a bound a finite result must be finite unless an intermediate may overflow.
+
+def _positions(got, expected, hard, excused, spec, name):
+    """Where got is finite or not as it must be, and where both are finite and to be compared.
+
+    Finite results beyond the largest number of the format become infinities, or that number where the format saturates, of the same sign.
+    Without a bound a finite result must be finite unless it is excused: an intermediate may overflow.
     """
     form = getattr(spec, name)
     same = np.isnan(got) & np.isnan(expected) | (got == expected)
     finite = np.isfinite(got) & np.isfinite(expected)
     may_overflow = np.isfinite(expected) & (np.abs(expected) + hard >= form.overflow_threshold)
     overflowed = may_overflow & (hard < np.inf) & (got == np.copysign(np.inf, expected)) | (hard == np.inf) & _beyond(got, expected, form)
-    right = same | finite | overflowed | overflow | (hard == np.inf) & ~np.isfinite(expected)
+    right = same | finite | overflowed | excused | (hard == np.inf) & ~np.isfinite(expected)
     if name == "lse":
         right |= ~(expected < np.inf) & ~(got < np.inf)  # +inf or NaN: a row poisoned by a score of +inf or NaN
-    elif tile.infinite is not None:
-        least = max(spec.weight.half_subnormal_step / spec.weight_scale, spec.softmax.smallest_normal) * 2.0
-        left_out = 2.0 * spec.weight_underflow if spec.weight.smallest_normal > spec.softmax.smallest_normal else 0.0
-        right |= (tile.infinite < least)[:, None] & ~np.isfinite(expected) & ~np.isfinite(got)
-        right |= (tile.infinite < left_out)[:, None] & ~np.isfinite(expected)
-    return right, finite & ~((np.abs(got) >= form.largest) & may_overflow)
+    saturated = (got == np.copysign(form.largest, expected)) & (np.abs(expected) + np.where(hard < np.inf, hard, 0.0) >= form.overflow_threshold)
+    return right, finite & ~saturated
 
 
 def _outside(got, looked_at, tile, spec):
