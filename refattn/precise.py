@@ -190,8 +190,8 @@ def channel_scale(x, y):
         return ones
     x_sizes, y_sizes = (np.max(np.abs(z), axis=tuple(range(z.ndim - 1)), where=np.isfinite(z), initial=0.0) for z in (x, y))
     scale = power_of_two_above(x_sizes[None], 0)
-    evened = np.max(x_sizes / scale) * np.max(y_sizes * scale)
-    return scale if evened < np.max(x_sizes) * np.max(y_sizes) / 8 else ones
+    largest = lambda sizes: np.max(sizes, initial=0.0)  # noqa: E731
+    return scale if largest(x_sizes / scale) * largest(y_sizes * scale) < largest(x_sizes) * largest(y_sizes) / 8 else ones
 
 
 def scaled(x, powers):

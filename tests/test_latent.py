@@ -100,6 +100,20 @@ def test_selectors_make_grouped_queries_from_latents(form, num_heads, num_kv_hea
     assert (np.abs(lse - expected[1]) <= 16 * np.spacing(np.abs(expected[1]) + math.log(keys))).all()
 
 
+@pytest.mark.parametrize("nope, rope", [(0, 3), (3, 0)])
+def test_one_part_of_the_head_without_channels(nope, rope):
+    rng = np.random.default_rng(nope)
+    shapes = ((2, 4, nope), (2, 4, rope), (5, 6), (5, rope), (2, nope, 6), (2, 3, 6))
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    absorbed, expanded = (refattn.latent_attention_with_lse(*arrays, form=form, causal=True) for form in ("absorb", "expand"))
+    for a, b in zip(absorbed, expanded, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13)
+    value = np.einsum("sc,hec->hse", arrays[2], arrays[5])
+    key = np.einsum("sc,hnc->hsn", arrays[2], arrays[4]) if nope else np.broadcast_to(arrays[3], (2, 5, rope))
+    expected = refattn.attention(arrays[0] if nope else arrays[1], key, value, causal=True)
+    np.testing.assert_allclose(absorbed[0], expected, rtol=1e-13, atol=1e-13)
+
+
 def test_rescaling_latent_and_projections():
     """Powers of two move freely between the latent and both up-projections."""
     arrays, options = CASES[0].build()
