@@ -220,8 +220,8 @@ class Report:
 
     def add(self, measure: Measure):
         setattr(self, measure.name, measure)
-        if abs(measure.bias) > measure.bias_limit:
-            self.warn(f"errors of the {measure.name} lean to one side: {measure.bias:+.1f} standard deviations. Truncation does that.")
+        if abs(measure.bias) > measure.bias_limit and not {"hard", "tight"} & {*measure.failed}:  # a wrong scale leans too, and truncates nothing
+            self.warn(f"errors of the {measure.name} lean to one side: {measure.bias:+.0f} standard deviations. Truncation does that.")
         if measure.unclaimed:
             self.warn(
                 f"{measure.unclaimed} of {measure.looked_at} elements of the {measure.name} are not judged: an intermediate may overflow the "

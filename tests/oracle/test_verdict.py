@@ -159,7 +159,10 @@ def test_aggregate_tier_catches_errors_that_never_stick_out():
     output, _ = EmulatedKernel(HALF.replace(output="float32", name="wide"))(*arrays)
     report = check(round_to(output, "bfloat16", truncate=True), *arrays, spec=HALF)
     assert report.failed == ("output aggregate",) and report.output.use_hard < 1
-    assert any("lean to one side" in warning for warning in report.warnings) and report.output.bias < -6
+    assert f"errors of the output lean to one side: {report.output.bias:.0f} standard deviations. Truncation does that." in report.warnings
+    assert report.output.bias < -6
+    beyond = check(1.01 * output, *arrays, spec=KernelSpec.flash("float32"))
+    assert "output hard" in beyond.failed and abs(beyond.output.bias) > 6 and not beyond.warnings  # nothing truncates that much
 
 
 def test_lse_is_judged_like_the_output(kernel_result):
