@@ -11,16 +11,6 @@ FUNCTIONS = {
 }
 
 
-def spec(dtype):
-    """What the kernels claim: scale folded into the query, exponentials and tanh within 2 ulp, weights below the smallest normal number dropped."""
-    arithmetic = "float64" if dtype == "float64" else "float32"
-    roundoff = 2.0**-53 if dtype == "float64" else 2.0**-24
-    return KernelSpec.flash(arithmetic).replace(
-        name=f"cpu_kernels {dtype}", input=dtype, output=dtype, scaled_query=arithmetic, intermediate=arithmetic, exp_error=4 * roundoff,
-        tanh_error=8 * roundoff, flushes_subnormals=True,
-    )  # fmt: skip
-
-
 def assert_right(function, arrays, options, dtype, tiers=("positions", "hard", "tight", "aggregate")):
     """Output and lse within the bounds, rigorous and statistical, non-finite numbers where they must be."""
     arrays = list(arrays)
@@ -30,7 +20,7 @@ def assert_right(function, arrays, options, dtype, tiers=("positions", "hard", "
         one, same = FUNCTIONS[function](*arrays, **options)
         assert output.shape == (*one.shape[:-1], 0) and np.array_equal(lse, same)
         return output, lse
-    report = check(output, *arrays, lse=lse, spec=spec(dtype), function=function, **options)
+    report = check(output, *arrays, lse=lse, spec=KernelSpec.cpu_kernels(dtype), function=function, **options)
     failed = {tier for measure in (report.output, report.lse) for tier in measure.failed}
     assert not failed & set(tiers), str(report)
     return output, lse

@@ -67,9 +67,9 @@ def _print_summary(rows, plain, args):
 def _spec(words):
     if words is None:
         return None
-    from refattn.oracle.packs import known_spec
+    from refattn.oracle.spec import kernel_spec
 
-    return known_spec(words)
+    return kernel_spec(words)
 
 
 def _judge(pair, args, spec):

@@ -60,9 +60,10 @@ def run(args):
 
 def _make(args):
     from refattn.oracle.pack_directory import read_pack, write_pack
-    from refattn.oracle.packs import known_spec, make_cases
+    from refattn.oracle.packs import make_cases
+    from refattn.oracle.spec import kernel_spec
 
-    spec = None if args.spec is None else known_spec(args.spec)
+    spec = None if args.spec is None else kernel_spec(args.spec)
     cases = _told(make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed), lambda case: f"{case.pack} {case.name}")
     write_pack(args.directory, cases, container=args.format, description={"dtype": args.dtype, "seed": args.seed})
     print(f"{sum(1 for _ in read_pack(args.directory))} cases in {args.directory}")

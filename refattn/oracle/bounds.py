@@ -80,7 +80,8 @@ def error_bound(
     *arrays : array_like
         The positional arrays of `function`: query, key, value for attention.
     spec : KernelSpec, str, dtype or None
-        The arithmetic the kernel claims; a dtype means a flash kernel in it, None one in the dtype of the first array.
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
+        flash kernel in the dtype of the first array.
     kind : {"both", "hard", "tight"}
         "hard" skips about half of the work.
     function : str

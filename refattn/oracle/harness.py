@@ -27,10 +27,9 @@ from refattn.oracle.guards import LAYOUTS
 from refattn.oracle.harness_cases import CASES, LEVELS, exact_inputs, fitted, hidden_pairs, with_numbers
 from refattn.oracle.harness_report import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs import AttentionInputs
-from refattn.oracle.packs import known_spec, spec_words
 from refattn.oracle.properties import Run, identities, use_of_allowance
 from refattn.oracle.report import Report
-from refattn.oracle.spec import KernelSpec, kernel_spec
+from refattn.oracle.spec import KernelSpec, kernel_spec, spec_words
 from refattn.oracle.verdict import check
 
 DIAGNOSED = 3  # failures that are explained; each may take seconds
@@ -159,7 +158,6 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
     call = KernelCall(kernel, function, dialect, supports)
     if form not in (None, "absorb", "expand"):
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
-    spec = known_spec(spec) if isinstance(spec, str) else spec
     dtype = _input_dtype(dtype, spec)
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")

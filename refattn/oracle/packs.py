@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.spec import KernelSpec, kernel_spec
+from refattn.oracle.spec import EIGHT_BITS, KernelSpec, kernel_spec
 from refattn.oracle.suites import latent_inputs, packed_inputs, paged_inputs
 from refattn.oracle.vectors import VectorCase, make_case, quantised
 
 SMALL = Sizes(batch=2, num_heads=6, num_kv_heads=2, q_len=5, kv_len=37, head_dim=16, v_head_dim=12)
 LARGEST_WORK = 4 * 10**9  # multiplications of a case that is computed again
-EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 SINKS = {6: np.linspace(-1.0, 2.0, 6), 4: np.linspace(-1.0, 2.0, 4)}
 
 
@@ -181,42 +180,3 @@ def recompute(case: VectorCase) -> str:
 
 def _first(wrong):
     return tuple(int(i) for i in np.argwhere(wrong)[0])
-
-
-def spec_words(spec: KernelSpec) -> str:
-    """Python that makes the spec again: the words of `known_spec` where they do, else the fields that differ from the defaults.
-
-    >>> spec_words(KernelSpec.eager("bfloat16")), spec_words(KernelSpec("mine", weight="float16"))
-    ("'eager bfloat16'", "KernelSpec(name='mine', weight='float16')")
-    """
-    try:
-        if known_spec(spec.name) == spec:
-            return repr(spec.name)
-    except (TypeError, ValueError):
-        pass
-    plain, usual = spec.to_dict(), KernelSpec("").to_dict()
-    return f"KernelSpec({', '.join(f'{name}={value!r}' for name, value in plain.items() if value != usual[name])})"
-
-
-def known_spec(words: str | None, dtype="float32") -> KernelSpec:
-    """A spec by words: "bfloat16", "eager float16", "cpu_kernels float32".
-
-    >>> known_spec("eager bfloat16").name
-    'eager bfloat16'
-    """
-    if words is None:
-        return kernel_spec(None, dtype)
-    kind, _, form = words.rpartition(" ")
-    makers = {"": KernelSpec.flash, "flash": KernelSpec.flash, "eager": KernelSpec.eager, "cpu_kernels": KernelSpec.cpu_kernels}
-    try:
-        return makers[kind](form)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"spec must be a dtype, or flash, eager or cpu_kernels and a dtype; got spec={words!r}. {_goes_with(kind)}") from error
-
-
-def _goes_with(kind):
-    """Which dtypes the words go with."""
-    dtypes = ["float64", "float32", "float16", "bfloat16"]
-    if kind not in ("eager", "cpu_kernels"):
-        kind, dtypes = "flash", [*dtypes, "tfloat32", *EIGHT_BITS]
-    return f"{kind} goes with {', '.join(dtypes)}."

@@ -12,7 +12,6 @@ from refattn.oracle.callables import OPTIONS, KernelCall, Unsupported
 from refattn.oracle.harness import checked_head_dims
 from refattn.oracle.harness_cases import CASES, exact_inputs, fitted, with_numbers
 from refattn.oracle.inputs import AttentionInputs
-from refattn.oracle.packs import known_spec
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict import check
 
@@ -52,9 +51,7 @@ def settings_of(node, config) -> Settings:
     unknown = {*given} - {*MARKER_ARGUMENTS}
     if unknown:
         raise TypeError(f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}.")
-    words = config.getoption("--refattn-spec")
-    spec = given.get("spec", known_spec(words) if words is not None else None)
-    spec = known_spec(spec) if isinstance(spec, str) else spec
+    spec = given.get("spec", config.getoption("--refattn-spec"))
     dtype = given.get("dtype") or _dtype_of(spec)
     if dtype == "bfloat16":
         import ml_dtypes

@@ -219,15 +219,17 @@ class KernelSpec:
     def cpu_kernels(cls, dtype) -> KernelSpec:
         """The kernels of `cpu_kernels`: float64 for float64, else float32 throughout with the output rounded to the query's dtype.
 
-        Weights are never converted; a running maximum over blocks of at least 16 keys.
+        Weights are never converted, those below the smallest normal number dropped; the scale is folded into the query; a running maximum
+        over blocks of at least 16 keys.
         """
         form = number_format(dtype, "dtype")
         if form.name not in ("float64", "float32", "float16", "bfloat16"):
             raise ValueError(f"dtype must be float64, float32, float16 or bfloat16; got dtype={form.name}.")
         wide = number_format("float64" if form.name == "float64" else "float32")
         return cls(
-            f"cpu_kernels {form.name}", input=form, accumulator=wide, softmax=wide, output=form, lse=wide, intermediate=wide, block_size=16
-        )
+            f"cpu_kernels {form.name}", input=form, accumulator=wide, softmax=wide, output=form, lse=wide, scaled_query=wide,
+            intermediate=wide, tanh_error=8 * wide.unit_roundoff, block_size=16, flushes_subnormals=True,
+        )  # fmt: skip
 
 
 FORMAT_FIELDS = ("input", "score", "weight", "accumulator", "softmax", "output", "lse", "scaled_query", "intermediate")
@@ -239,18 +241,57 @@ def _number(value, name):
     return float(value)
 
 
-def kernel_spec(spec, dtype=None) -> KernelSpec:
-    """The spec meant by `spec`: a KernelSpec, the dtype of a flash kernel, or None for the flash kernel of `dtype`.
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
+MAKERS = {"flash": KernelSpec.flash, "eager": KernelSpec.eager, "cpu_kernels": KernelSpec.cpu_kernels}
 
-    >>> kernel_spec("bf16").name
-    'flash bfloat16'
+
+def kernel_spec(spec, dtype=None) -> KernelSpec:
+    """The spec meant by `spec`: a KernelSpec, words, the dtype of a flash kernel, or None for the flash kernel of `dtype`.
+
+    >>> kernel_spec("bf16").name, kernel_spec("eager float16").name, kernel_spec("cpu_kernels float32").name
+    ('flash bfloat16', 'eager float16', 'cpu_kernels float32')
     """
     if isinstance(spec, KernelSpec):
         return spec
+    if spec is None:
+        return KernelSpec.flash(dtype)
+    kind, form = _kind_and_format(spec)
     try:
-        return KernelSpec.flash(dtype if spec is None else spec)
-    except (TypeError, ValueError) as error:
-        if spec is None:
-            raise
-        hint = " There are two formats of 8 bits: float8_e4m3fn and float8_e5m2." if str(spec).lower() in ("fp8", "float8") else ""
-        raise type(error)(f"spec must be a KernelSpec or the dtype of a flash kernel: {str(error).replace('dtype=', 'spec=')}{hint}") from None
+        return MAKERS[kind](form)
+    except (KeyError, TypeError, ValueError) as error:
+        hint = " There are two formats of 8 bits: float8_e4m3fn and float8_e5m2." if str(form).lower() in ("fp8", "float8") else ""
+        raised = ValueError if isinstance(error, KeyError) else type(error)
+        raise raised(
+            f"spec must be a KernelSpec, a dtype, or flash, eager or cpu_kernels and a dtype; got spec={spec!r}. {_goes_with(kind)}{hint}"
+        ) from None
+
+
+def _kind_and_format(spec):
+    """The words "eager float16" apart; a dtype alone is that of a flash kernel."""
+    if not isinstance(spec, str):
+        return "flash", spec
+    kind, _, form = spec.strip().rpartition(" ")
+    return kind.strip() or "flash", form
+
+
+def _goes_with(kind):
+    """Which dtypes the words go with."""
+    dtypes = ["float64", "float32", "float16", "bfloat16"]
+    if kind not in ("eager", "cpu_kernels"):
+        kind, dtypes = "flash", [*dtypes, "tfloat32", *EIGHT_BITS]
+    return f"{kind} goes with {', '.join(dtypes)}."
+
+
+def spec_words(spec: KernelSpec) -> str:
+    """Python that makes the spec again: words that `kernel_spec` takes where they do, else the fields that differ from the defaults.
+
+    >>> spec_words(KernelSpec.eager("bfloat16")), spec_words(KernelSpec("mine", weight="float16"))
+    ("'eager bfloat16'", "KernelSpec(name='mine', weight='float16')")
+    """
+    try:
+        if kernel_spec(spec.name) == spec:
+            return repr(spec.name)
+    except (TypeError, ValueError):
+        pass
+    plain, usual = spec.to_dict(), KernelSpec("").to_dict()
+    return f"KernelSpec({', '.join(f'{name}={value!r}' for name, value in plain.items() if value != usual[name])})"

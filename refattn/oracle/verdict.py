@@ -52,7 +52,8 @@ def check(
     lse : array_like, optional
         The kernel's lse, natural logarithm.
     spec : KernelSpec, str, dtype or None
-        The arithmetic the kernel claims; a dtype means a flash kernel in it, None one in the dtype of `actual`.
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
+        flash kernel in the dtype of `actual`.
     reference : callable, optional
         Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes: `cpu_kernels.attention_with_lse`.
     function : str

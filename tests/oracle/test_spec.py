@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from refattn.oracle import KernelSpec
-from refattn.oracle.spec import kernel_spec
+import refattn
+from refattn.oracle import KernelSpec, check, error_bound
+from refattn.oracle.spec import kernel_spec, spec_words
 
 READY = [
     *(KernelSpec.flash(name) for name in ("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")),
@@ -95,3 +96,42 @@ def test_kernel_spec_from_dtype_or_nothing():
     assert kernel_spec("fp16") == KernelSpec.flash("float16")
     assert kernel_spec(None, np.float32) == KernelSpec.flash("float32")
     assert kernel_spec(KernelSpec.eager("float16")).name == "eager float16"
+
+
+def test_specs_by_words():
+    assert kernel_spec("eager float16") == KernelSpec.eager("float16")
+    assert kernel_spec("flash bf16") == KernelSpec.flash("bfloat16")
+    assert kernel_spec("cpu_kernels float32", "bfloat16") == KernelSpec.cpu_kernels("float32")
+    for spec in READY:
+        assert kernel_spec(spec.name) == spec and spec_words(spec) == repr(spec.name)
+
+
+@pytest.mark.parametrize("words, told", [("magic float32", "flash goes with"), ("eager tfloat32", "eager goes with float64, float32, float16, bfloat16.")])
+def test_words_that_mean_nothing(words, told):
+    with pytest.raises(ValueError, match=f"spec must be a KernelSpec, a dtype, or .*got spec='{words}'.*{told}"):
+        kernel_spec(words)
+
+
+def test_what_is_no_spec_at_all():
+    with pytest.raises(TypeError, match="spec must be .*got spec=\\[1, 2\\]"):
+        kernel_spec([1, 2])
+    with pytest.raises(ValueError, match="spec must be .*int32"):
+        kernel_spec(np.int32)
+
+
+@pytest.mark.parametrize("words", ["eager float32", "cpu_kernels float32", "flash float16"])
+def test_words_are_taken_where_a_spec_is(words):
+    x = np.ones((1, 2, 4), np.float32)
+    report = check(refattn.attention(x, x, x).astype(np.float32), x, x, x, spec=words)
+    assert report.passed and report.spec.name == words and error_bound(x, x, x, spec=words).spec == report.spec
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_cpu_kernels_may_lose_weights_below_the_smallest_normal_number(dtype):
+    """A sink far above the only key leaves a weight that is subnormal in the arithmetic of the kernels, which they drop."""
+    score = -709.5 if dtype == "float64" else -88.0
+    one = np.ones((1, 1, 1))
+    exact = refattn.attention(one, score * one, one, sinks=[0.0])
+    assert 0 < exact < np.finfo(np.float64 if dtype == "float64" else np.float32).tiny
+    assert check(np.zeros((1, 1, 1)), one, score * one, one, spec=f"cpu_kernels {dtype}", sinks=[0.0]).passed
+    assert not check(np.full((1, 1, 1), 1e-37), one, score * one, one, spec=f"cpu_kernels {dtype}", sinks=[0.0]).passed

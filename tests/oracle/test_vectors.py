@@ -17,7 +17,7 @@ from refattn.oracle.emulation import EmulatedKernel
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.mutants import mutants
 from refattn.oracle.pack_directory import read_pack, write_pack
-from refattn.oracle.packs import PACKS, known_spec, make_cases, recompute
+from refattn.oracle.packs import PACKS, make_cases, recompute
 from refattn.oracle.spec import KernelSpec
 from refattn.oracle.untrusted import VectorError
 from refattn.oracle.vector_io import read_arrays, write_arrays
@@ -201,14 +201,6 @@ def test_cases_of_own_inputs(tmp_path):
         from dataclasses import replace
 
         make_case(replace(inputs, function="merge_states"))
-
-
-def test_specs_by_words():
-    assert known_spec("eager float16") == KernelSpec.eager("float16")
-    assert known_spec("cpu_kernels float32") == KernelSpec.cpu_kernels("float32")
-    assert known_spec(None, "bfloat16") == KernelSpec.flash("bfloat16")
-    with pytest.raises(ValueError, match="spec must be"):
-        known_spec("magic float32")
 
 
 # commands
