@@ -22,6 +22,7 @@ class InfiniteValues:
     total : ndarray, shape (R, 1)
         Softmax denominator relative to the row maximum.
     visible : ndarray of bool, shape (R, J)
+        Visible and not dropped.
     value : ndarray, shape (J, E)
         As given, finite entries included.
     """

@@ -188,7 +188,8 @@ def _tile(place, group, cut, visible, output, lse):
     total = exponentials.sum(axis=1, keepdims=True) + (0.0 if sink is None else np.exp(sink - maximum)[:, None])
     weights = exponentials / np.maximum(total, 1.0)
     holes = ~np.isfinite(value.exact).all(axis=1)
-    infinite = InfiniteValues(drop[:, holes], np.maximum(total, 1.0), visible[:, holes], value.exact[holes]) if holes.any() else None
+    taken = visible if keep is None else visible & keep
+    infinite = InfiniteValues(drop[:, holes], np.maximum(total, 1.0), taken[:, holes], value.exact[holes]) if holes.any() else None
     return Tile(
         place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
         alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,

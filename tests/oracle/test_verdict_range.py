@@ -97,3 +97,16 @@ def test_weights_after_division_by_the_row_sum_underflow_sooner():
         output = EmulatedKernel(spec)(query, key, value)[0]
         assert np.isfinite(output).all() == left_out and check(output, query, key, value, spec=spec).passed
         assert check(np.ones((1, 1, 1)), query, key, value, spec=spec).passed is left_out
+
+
+def test_dropped_infinite_values_have_no_say():
+    """Key 3 has an underflowing weight, key 1 a large one that dropout takes away: a kernel that skips zeros gives the mean of the rest."""
+    (query, key, value), _ = small_weight(-np.inf, -32.0)
+    value[0, 1, 0] = np.inf
+    dropout = {"dropout_mask": np.array([[True, False, True, True]]), "dropout_rate": 0.5}
+    spec = KernelSpec.flash("float16")
+    output = EmulatedKernel(spec)(query, key, value, **dropout)[0]
+    assert refattn.attention(query, key, value, **dropout)[0, 0, 0] == -np.inf and np.isfinite(output).all()
+    for number, passes in ((output[0, 0, 0], True), (np.nan, True), (-np.inf, True), (np.inf, False), (9.0, False)):
+        output[0, 0, 0] = number
+        assert check(output, query, key, value, spec=spec, **dropout).passed is passes
