@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.spec import EIGHT_BITS, KernelSpec, kernel_spec
+from refattn.oracle.spec import EIGHT_BITS, kernel_spec
 from refattn.oracle.suites import latent_inputs, packed_inputs, paged_inputs
 from refattn.oracle.vectors import VectorCase, make_case, quantised
 
