@@ -26,6 +26,8 @@ STRUCTURE = {  # function -> names of its arrays, options that are part of the f
     "merge_states": (("outputs", "lses"), ()),
 }
 
+BATCHED_AXES = 4  # of a query with one batch axis
+
 
 class Unsupported(Exception):
     """The kernel says that it does not do this; the message says what."""
@@ -150,7 +152,7 @@ class KernelCall:
             shape = result_shape(self.function, arrays)
             out = guarded_output(shape, out_dtype)
             options["out"] = out.view
-        returned = self.kernel(*arrays, **options)
+        returned = self._returned(arrays, options)
         found = damage(guards)
         output, lse = _output_and_lse(out.view if out is not None and returned is None else returned)
         if out is not None:
@@ -159,6 +161,15 @@ class KernelCall:
             if not np.array_equal(output, out.view, equal_nan=True):
                 found.append("out does not hold the output that was returned")
         return Result(np.array(output), None if lse is None else np.array(lse), found)
+
+    def _returned(self, arrays, options):
+        try:
+            return self.kernel(*arrays, **options)
+        except Exception as error:
+            if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
+                raise
+            reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
+            raise Unsupported(f"{reason}: raised {type(error).__name__}") from error  # kernels of (B, H, T, D) need not take others
 
     def _translated(self, arrays, options, layout):
         d = self.dialect

@@ -9,6 +9,8 @@ import numpy as np
 
 from refattn.oracle.corner_cases import corner_cases
 from refattn.oracle.inputs import OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.option_pairs import option_pair_cases
+from refattn.oracle.published_sizes import published_cases
 from refattn.oracle.suites import DENSE_SUITE, SHAPED_SUITE, exact_cases, latent_inputs, packed_inputs, paged_inputs
 
 LEVELS = ("quick", "full")
@@ -44,7 +46,9 @@ def _dense(dtype, seed, level, call) -> Iterator[AttentionInputs]:
         for options in ((), ("causal",)):
             yield _named(attention_inputs("normal", options, sizes=sizes, dtype=dtype, seed=seed), name)
     yield from corner_cases(dtype, seed, level)
+    yield from option_pair_cases(dtype, seed, call)
     if level == "full":
+        yield from published_cases(dtype, seed, batch_axes=call.dialect.name == "refattn")
         for more in range(1, FULL_SEEDS):
             for family, names in DENSE_SUITE:
                 yield _named(attention_inputs(family, names, dtype=dtype, seed=seed + more), f"seed {seed + more}")

@@ -151,6 +151,13 @@ def onnxruntime_call(**call):
         raise NotImplementedError("there must be sequences, rows and keys")
     if "left_window_size" in call:
         raise NotImplementedError("left_window_size needs opset 25")
+    mixed = "attn_mask" in call and call["attn_mask"].dtype == np.float32 and call["Q"].dtype == np.float16
+    if mixed and call.get("is_causal") and call.get("nonpad_kv_seqlen") is not None:
+        raise NotImplementedError("causal rows at the end of nonpad_kv_seqlen, with a float32 mask beside float16 arrays, are wrong")
+    return run_onnx_attention(call)
+
+
+def run_onnx_attention(call):
     return _run_onnxruntime(*onnx_model(call, "Attention", ONNX_ORDER, "", [("", 24)], ["Y"])), None
 
 
@@ -198,6 +205,8 @@ def transformers_call(**call):
     module = torch.nn.Module()
     module.num_key_value_groups = call["query"].shape[1] // call["key"].shape[1]
     module.training = False
+    if "s_aux" in call and call.get("softcap") is not None:
+        raise NotImplementedError("no model has sinks and a softcap")
     if "s_aux" in call:
         call["s_aux"] = cast_sinks(call["s_aux"], call["query"].dtype)
     tensors = torch_tensors(call)

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from real_libraries import CALLS, torch_backend_call
+from real_libraries import CALLS, run_onnx_attention, torch_backend_call
+from refattn import attention
 from refattn.oracle import check_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
@@ -80,3 +81,15 @@ def test_nan_that_gets_through_is_found_and_the_way_out_is_named():
         return CALLS["torch"](**call)
 
     assert torch and not check_kernel(careless, dialect="torch", only="past kv_lengths", hides_nan=False, diagnose=False).passed
+
+
+@pytest.mark.parametrize("mask_dtype, wrong", [(np.float16, False), (np.float32, True)])
+def test_onnxruntime_is_wrong_on_a_float32_mask_beside_float16_arrays(mask_dtype, wrong):
+    """Why `real_libraries` refuses causal rows at the end of nonpad_kv_seqlen with such a mask, which the operator allows."""
+    pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 2, rows, 8)).astype(np.float16) for rows in (3, 9, 9))
+    bias = rng.standard_normal((1, 2, 3, 9)).astype(mask_dtype)
+    call = {"Q": query, "K": key, "V": value, "attn_mask": bias, "is_causal": 1, "nonpad_kv_seqlen": np.array([9]), "scale": 8**-0.5}
+    error = np.abs(run_onnx_attention(call)[0] - attention(query, key, value, bias=bias, causal=True)).max()
+    assert (error > 0.1) == wrong
