@@ -320,8 +320,8 @@ def building_block(python):
 
             def codegen(context, builder, signature, values):
                 operands = [_operand(context, builder, kind, value) for kind, value in zip(signature.args, values)]
-                stored = [str(a[0].dtype) for a in args if isinstance(a, types.BaseTuple) and a[0].dtype in (types.uint16, types.int16)]
-                name = ".".join([emit_body.__module__, emit_body.__name__, str(dtype), *stored])
+                memory = [str(a[0].dtype) for a in args if isinstance(a, types.BaseTuple)]
+                name = ".".join([emit_body.__module__, emit_body.__name__, str(dtype), *memory])
                 function = builder.module.globals.get(name)
                 if function is None:
                     function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [x.type for x in operands]), name)

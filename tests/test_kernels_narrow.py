@@ -66,3 +66,12 @@ def test_case_pages_are_not_copied(dtype, rows):
         assert tracemalloc.get_traced_memory()[1] < key.nbytes / 4
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtypes", [(np.float16, np.float32), (np.float32, np.float16), (np.float16, ml_dtypes.bfloat16)], ids=str)
+def test_case_mixed(dtypes):
+    rng = np.random.default_rng(4)
+    query, key, value = (rng.normal(size=(4, n, 32)).astype(dtype) for n, dtype in zip((1, 43, 43), (np.float32, *dtypes)))
+    output, lse = cpu_kernels.attention_with_lse(query, key, value)
+    wide, wide_lse = cpu_kernels.attention_with_lse(query, key.astype(np.float32), value.astype(np.float32))
+    assert np.array_equal(output, wide) and np.array_equal(lse, wide_lse)

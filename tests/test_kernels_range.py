@@ -231,7 +231,7 @@ def test_arrays_that_lie_in_memory_are_never_refused(monkeypatch):
     with pytest.raises(MemoryError, match="^the keys and values of one head, views that repeat their elements, must fit in memory; "):
         cpu_kernels.attention(query, np.broadcast_to(long[0][:, :, :1], long[0].shape), long[1])
     with pytest.raises(MemoryError, match="^a copy of an operand in the dtype of the computation must fit in memory; "):
-        cpu_kernels.attention(query.astype(np.float16), long[0].astype(np.float16), long[1])
+        cpu_kernels.attention(query.repeat(40, axis=2).astype(np.float16), long[0].astype(np.float16), long[1])
 
 
 def test_nothing_to_compute_takes_no_memory():
