@@ -5,7 +5,7 @@
 Every contender and the limits take turns in one process (A B C A B C ...), after its result was checked on some rows against refattn. Reported is the
 minimum over the turns. The clock "cpu" counts, with one thread, processor time of the calling thread: what "wall" would be on a quiet machine. Peers that
 compute in threads of their own cannot be measured so and are left out there.
-Writes <output>.json and <output>.md, and replaces the text between the benchmark markers of README.md if it has them.
+Writes <output>.json and <output>.md, and puts the main shapes between the benchmark markers of README.md if it has them.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main():
                 clock, present = time.thread_time, {name: make for name, make in peers.items() if name in IN_CALLING_THREAD}
             report["measured"].append(measure(shape, count, present, clock, arguments.seconds))
             print(line(report["measured"][-1]), flush=True)
-    table = markdown(report)
     arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(table)
-    into_readme(table)
+    arguments.output.with_suffix(".md").write_text(markdown(report))
+    main_shapes = {str(shape) for shape in QUICK}
+    into_readme(markdown({**report, "measured": [row for row in report["measured"] if row["shape"] in main_shapes]}))
 
 
 def measure(shape, threads, peers, clock, seconds):
