@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cpu_kernels.jit import driver, next_item
-from cpu_kernels.thread_pool import get_num_threads, run
-from cpu_kernels.vector import building_block, lanes
+from cpu_kernels.compiler.jit import driver, next_item
+from cpu_kernels.machine.thread_pool import get_num_threads, run
+from cpu_kernels.simd.vector import building_block, lanes
 
 CHAINS = 12  # enough to hide the latency of an addition, few enough for 16 registers
 STEPS = 1 << 19

@@ -11,15 +11,15 @@ import numpy as np
 from wrong_kernels import CASES
 
 from refattn.oracle.block_local import block_local_suite
-from refattn.oracle.corner_cases import corner_cases
-from refattn.oracle.diagnosis import diagnose
+from refattn.oracle.inputs.corners import corner_cases
+from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.forms import possible
-from refattn.oracle.hypotheses import checked_call
-from refattn.oracle.inputs import OPTION_NAMES, Sizes, attention_inputs
+from refattn.oracle.diagnosis.hypotheses import checked_call
+from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import stages_of
-from refattn.oracle.mutants import correct_kernel, mutants, staged_kernel
-from refattn.oracle.suites import default_suite, latent_inputs, packed_inputs, paged_inputs, rotary_inputs
+from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
+from refattn.oracle.inputs.suites import default_suite, latent_inputs, packed_inputs, paged_inputs, rotary_inputs
 
 OUTCOMES = ("first", "equal", "other", "within rounding")
 PAIR_OPTIONS = [name for name in OPTION_NAMES if name not in ("empty rows", "dropout")]

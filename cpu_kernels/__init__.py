@@ -19,6 +19,6 @@ from cpu_kernels.packed import packed_attention as packed_attention
 from cpu_kernels.packed import packed_attention_with_lse as packed_attention_with_lse
 from cpu_kernels.paged import paged_attention as paged_attention
 from cpu_kernels.paged import paged_attention_with_lse as paged_attention_with_lse
-from cpu_kernels.thread_pool import get_num_threads as get_num_threads
-from cpu_kernels.thread_pool import num_threads as num_threads
-from cpu_kernels.thread_pool import set_num_threads as set_num_threads
+from cpu_kernels.machine.thread_pool import get_num_threads as get_num_threads
+from cpu_kernels.machine.thread_pool import num_threads as num_threads
+from cpu_kernels.machine.thread_pool import set_num_threads as set_num_threads

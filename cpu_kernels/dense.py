@@ -1,12 +1,12 @@
 """Attention over dense arrays: the functions of `refattn.dense`, fast."""
 
 from cpu_kernels.kernels.blocks import FEW_PANELS
-from cpu_kernels.operands import dense, results
+from cpu_kernels.strided import dense, results
 from cpu_kernels.plan import Operands, batch_entries, solve
-from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
-from cpu_kernels.vector import lanes
-from refattn.options import takes_options
-from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
+from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from cpu_kernels.simd.vector import lanes
+from refattn.calls.options import takes_options
+from refattn.calls.problem import attention_problem, multi_head_problem, multi_query_problem
 
 
 @takes_options

@@ -9,14 +9,14 @@ import math
 import numpy as np
 
 from cpu_kernels.kernels.project import Projection, project, projection_scratch
-from cpu_kernels.operands import dense, flat, headless, offsets_over, results
+from cpu_kernels.strided import dense, flat, headless, offsets_over, results
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, Operands, batch_entries, solve
-from cpu_kernels.thread_pool import run
-from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
-from cpu_kernels.vector import MAX_VECTORS, lanes
-from refattn.memory import ensure_allocatable
-from refattn.options import takes_options
-from refattn.problem import latent_problem
+from cpu_kernels.machine.thread_pool import run
+from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from cpu_kernels.simd.vector import MAX_VECTORS, lanes
+from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import takes_options
+from refattn.calls.problem import latent_problem
 
 # Keys and values that "expand" holds at a time; one head of one batch entry at the least.
 EXPANDED_BYTES = 64 << 20

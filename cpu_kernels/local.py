@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from cpu_kernels.operands import dense, results
+from cpu_kernels.strided import dense, results
 from cpu_kernels.plan import Operands, Sequences, solve
-from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
-from refattn.options import takes_options
-from refattn.problem import block_local_problem
+from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from refattn.calls.options import takes_options
+from refattn.calls.problem import block_local_problem
 
 
 @takes_options(without=("q_offset",))

@@ -6,8 +6,8 @@ import numpy as np
 
 from cpu_kernels.kernels.merge import ROWS_PER_ITEM, merge
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND
-from cpu_kernels.thread_pool import run
-from cpu_kernels.value_range import compute_dtype
+from cpu_kernels.machine.thread_pool import run
+from cpu_kernels.dtypes import compute_dtype
 from refattn.merge import checked_states
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from cpu_kernels.operands import dense, results
+from cpu_kernels.strided import dense, results
 from cpu_kernels.plan import Operands, Sequences, solve
-from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
-from refattn.options import takes_options
-from refattn.problem import packed_problem
+from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from refattn.calls.options import takes_options
+from refattn.calls.problem import packed_problem
 
 
 @takes_options

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from cpu_kernels.operands import Operand, dense, results, stored
+from cpu_kernels.strided import Operand, dense, results, stored
 from cpu_kernels.plan import Operands, Pages, batch_entries, solve
-from cpu_kernels.value_range import compute_dtype, delivered, working_dtype
-from refattn.memory import ensure_allocatable
-from refattn.options import takes_options
-from refattn.problem import paged_problem
+from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import takes_options
+from refattn.calls.problem import paged_problem
 
 
 @takes_options

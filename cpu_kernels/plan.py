@@ -14,11 +14,11 @@ from cpu_kernels.kernels.blocks import PANELS, panels_of, scratch_layout, state_
 from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
-from cpu_kernels.operands import Operand, absent, optional
-from cpu_kernels.thread_pool import run
-from cpu_kernels.value_range import folded, score_factor, unfold
-from cpu_kernels.vector import MAX_VECTORS, lanes
-from refattn.memory import ensure_allocatable
+from cpu_kernels.strided import Operand, absent, optional
+from cpu_kernels.machine.thread_pool import run
+from cpu_kernels.dtypes import folded, score_factor, unfold
+from cpu_kernels.simd.vector import MAX_VECTORS, lanes
+from refattn.calls.memory import ensure_allocatable
 
 INT64, UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 UNLIMITED = 1 << 60
@@ -100,7 +100,7 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
 
     Parameters
     ----------
-    options : refattn.problem.Options
+    options : refattn.calls.problem.Options
     operands : Operands
     sequences : Sequences
     dims : (head_dim, rope_dim, v_head_dim)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refattn.memory import ensure_allocatable
-from refattn.options import takes_options
-from refattn.precise import DoubleDouble, divide
-from refattn.problem import attention_problem, multi_head_problem, multi_query_problem
-from refattn.solve import solve
+from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import takes_options
+from refattn.exact.precise import DoubleDouble, divide
+from refattn.calls.problem import attention_problem, multi_head_problem, multi_query_problem
+from refattn.exact.solve import solve
 
 
 class AttentionSteps(NamedTuple):

@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from refattn.memory import ensure_allocatable
-from refattn.options import takes_options
-from refattn.precise import DoubleDouble, channel_scale, long_double, matmul, normalised, scaled, split, within_float64
-from refattn.problem import Problem, latent_problem
-from refattn.solve import solve_into
+from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import takes_options
+from refattn.exact.precise import DoubleDouble, channel_scale, long_double, matmul, normalised, scaled, split, within_float64
+from refattn.calls.problem import Problem, latent_problem
+from refattn.exact.solve import solve_into
 
 
 @takes_options

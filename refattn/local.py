@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from refattn.solve import solve_into
-from refattn.memory import ensure_group_allocatable
-from refattn.options import takes_options
-from refattn.problem import block_local_problem
+from refattn.exact.solve import solve_into
+from refattn.calls.memory import ensure_group_allocatable
+from refattn.calls.options import takes_options
+from refattn.calls.problem import block_local_problem
 
 
 @takes_options(without=("q_offset",))

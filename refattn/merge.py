@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from refattn.interop import as_float_array
-from refattn.memory import ensure_allocatable
+from refattn.calls.arrays import as_float_array
+from refattn.calls.memory import ensure_allocatable
 
 
 def merge_states(outputs, lses):

@@ -35,7 +35,7 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "attention_case" in metafunc.fixturenames:
-        from refattn.oracle.pytest_cases import parametrize
+        from refattn.oracle.harness.pytest_cases import parametrize
 
         problem = parametrize(metafunc)
         if problem:
@@ -51,7 +51,7 @@ def attention_case(request):
 @pytest.fixture
 def kernel_spec(request):
     """The `KernelSpec` of the marker, of `--refattn-spec`, or of a fused kernel in the marker's dtype."""
-    from refattn.oracle.pytest_cases import settings_of
+    from refattn.oracle.harness.pytest_cases import settings_of
 
     return settings_of(request.node, request.config).spec
 
@@ -59,6 +59,6 @@ def kernel_spec(request):
 @pytest.fixture
 def refattn_check_kernel(request):
     """`check_kernel(kernel, **options)` at the level and seed of the command line; fails the test with the table."""
-    from refattn.oracle.pytest_cases import harness
+    from refattn.oracle.harness.pytest_cases import harness
 
     return harness(request)

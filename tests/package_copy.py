@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FOUNDATION = ("cache", "compile_notice", "cpu_limits", "jit", "numba_internals", "private_folder", "thread_pool")
 
 LEAF = """\
-from cpu_kernels.jit import leaf
+from cpu_kernels.compiler.jit import leaf
 
 @leaf
 def power(x, n):
@@ -24,9 +24,9 @@ def power(x, n):
 
 DRIVER = """\
 import numpy as np
-from cpu_kernels.jit import driver, next_item
+from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.sample_leaf import power
-from cpu_kernels.thread_pool import run
+from cpu_kernels.machine.thread_pool import run
 
 @driver
 def powers(counter, scratch, x, n, out):

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.cache import source_digest
-from cpu_kernels.private_folder import PrivateFolder, Refused, usual_places
+from cpu_kernels.compiler.cache import source_digest
+from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
 from package_copy import COMPILED, FIRST_CALL, LOADED, ROOT, PackageCopy
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="compiled code is kept on POSIX systems only")
@@ -49,7 +49,7 @@ def test_loaded_code_uses_the_math_library_and_raises(copy):
     copy.source("sample.py").write_text("""
 import math
 import numpy as np
-from cpu_kernels.jit import driver
+from cpu_kernels.compiler.jit import driver
 
 @driver
 def mixed(x):
@@ -139,8 +139,9 @@ def test_other_cpu_shares_nothing(warm):
 DAMAGE = """
 import pickle, hashlib
 from pathlib import Path
-from cpu_kernels import cache, sample
-from cpu_kernels.jit import driver
+from cpu_kernels import sample
+from cpu_kernels.compiler import cache
+from cpu_kernels.compiler.jit import driver
 
 def first_call():
     function = driver(sample.powers.py_func)
@@ -170,8 +171,9 @@ def test_damaged_files_are_rebuilt(copy):
 def test_entry_of_another_signature_is_rebuilt(copy):
     code = """
 import numpy as np
-from cpu_kernels import cache, sample
-from cpu_kernels.jit import driver
+from cpu_kernels import sample
+from cpu_kernels.compiler import cache
+from cpu_kernels.compiler.jit import driver
 from pathlib import Path
 sample.cubes([1, 2, 3])
 entry, = Path(cache.place().path).rglob("powers-*")
@@ -208,7 +210,7 @@ def test_home_places(copy):
     home = copy.folder / "home"
     home.mkdir()
     xdg = copy.folder / "xdg"
-    where = "from cpu_kernels.sample import outcome; from cpu_kernels.cache import place; outcome(); print(place().path)"
+    where = "from cpu_kernels.sample import outcome; from cpu_kernels.compiler.cache import place; outcome(); print(place().path)"
     nothing = dict(CPU_KERNELS_CACHE_DIR=None, HOME=str(home), TMPDIR=str(copy.folder))
     if os.sys.platform != "darwin":
         assert copy.python(where, **nothing)[0] == str(home / ".cache" / "cpu_kernels")
@@ -230,7 +232,7 @@ def test_read_only_home_falls_back_silently(copy):
 def test_without_a_cache_everything_works_with_one_line_at_most(copy, place):
     (copy.folder / "file").write_text("")
     place = str(copy.folder / place) if place == "file" else place
-    hurried = f"from cpu_kernels import compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
+    hurried = f"from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
     for _ in range(2):
         output, errors = copy.python(hurried, CPU_KERNELS_CACHE_DIR=place)
         assert output == COMPILED
@@ -240,10 +242,10 @@ def test_without_a_cache_everything_works_with_one_line_at_most(copy, place):
 
 def test_notice_comes_once_when_compiling_is_slow_and_never_from_the_cache(copy):
     code = """
-from cpu_kernels import compile_notice
+from cpu_kernels.compiler import notice as compile_notice
 compile_notice.PATIENCE = 0
 from cpu_kernels import sample
-from cpu_kernels.jit import driver
+from cpu_kernels.compiler.jit import driver
 import numpy as np
 sample.cubes([1, 2, 3])
 sample.run(sample.powers, 1, np.ones(1, np.float32), 3, np.ones(1), cost=0)
@@ -257,7 +259,7 @@ sample.run(sample.powers, 1, np.ones(1, np.float32), 3, np.ones(1), cost=0)
 def test_notice_waits_for_a_second(copy):
     code = """
 import time
-from cpu_kernels.compile_notice import CompileNotice
+from cpu_kernels.compiler.notice import CompileNotice
 said = []
 notice = CompileNotice()
 notice._say = lambda destination: said.append(destination)
@@ -273,8 +275,9 @@ print(said)
 PLANTED = """
 import hashlib, os, pickle
 from pathlib import Path
-from cpu_kernels import cache, sample
-from cpu_kernels.jit import driver
+from cpu_kernels import sample
+from cpu_kernels.compiler import cache
+from cpu_kernels.compiler.jit import driver
 
 class Attack:
     def __reduce__(self):

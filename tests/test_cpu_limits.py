@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels import cpu_limits
-from cpu_kernels.jit import INTERPRETED
-from cpu_kernels.thread_pool import get_num_threads, num_threads, run, set_num_threads
+from cpu_kernels.machine import cpu_limits
+from cpu_kernels.compiler.jit import INTERPRETED
+from cpu_kernels.machine.thread_pool import get_num_threads, num_threads, run, set_num_threads
 from package_copy import PackageCopy
 
 
@@ -79,7 +79,8 @@ def test_affinity_is_respected_and_left_alone(copy):
     code = """
 import os
 import numpy as np
-from cpu_kernels import sample, thread_pool as pool
+from cpu_kernels import sample
+from cpu_kernels.machine import thread_pool as pool
 everything = os.sched_getaffinity(0)
 
 def call(count=None):

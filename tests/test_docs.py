@@ -7,7 +7,7 @@ import pytest
 
 import cpu_kernels
 import refattn
-from refattn.options import OPTION_NAMES
+from refattn.calls.options import OPTION_NAMES
 
 WITHOUT_ARRAYS = {"get_num_threads", "num_threads", "set_num_threads"}
 FUNCTIONS = [

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from package_copy import ROOT
-from refattn import doctor
+from refattn.commands import machine as doctor
 from refattn.commands.doctor import as_text
-from refattn.hazards import Finding, find_hazards, numbers_in
+from refattn.commands.hazards import Finding, find_hazards, numbers_in
 
 HEALTHY = {
     "refattn": "0.1.0",
@@ -170,7 +170,7 @@ def test_world_writable_cache_is_found(tmp_path):
 
 
 def test_importing_the_module_imports_no_numba():
-    done = command(code="import sys, refattn.doctor; print('numba' in sys.modules, 'cpu_kernels' in sys.modules)")
+    done = command(code="import sys, refattn.commands.machine; print('numba' in sys.modules, 'cpu_kernels' in sys.modules)")
     assert done.stdout.strip() == "False False", done.stderr
 
 
@@ -198,7 +198,7 @@ def test_flushing_is_measured():
     pytest.importorskip("torch")
     code = """
 import torch
-from refattn.doctor import flushes_subnormals, number_facts
+from refattn.commands.machine import flushes_subnormals, number_facts
 assert not flushes_subnormals()
 if torch.set_flush_denormal(True):
     assert flushes_subnormals()

@@ -9,7 +9,7 @@ import pytest
 
 import cpu_kernels
 import refattn
-import refattn.memory
+import refattn.calls.memory
 from bad_calls import BAD_CALLS, GOOD_CALLS, TWINS, options
 from bad_calls.call import endless, real, yes
 
@@ -26,7 +26,7 @@ def named_calls():
 @pytest.fixture(autouse=True)
 def four_gib_of_memory(monkeypatch):
     """Messages about memory name what is left, which must not depend on the machine."""
-    monkeypatch.setattr(refattn.memory, "available_bytes", lambda: 4 * 2**30)
+    monkeypatch.setattr(refattn.calls.memory, "available_bytes", lambda: 4 * 2**30)
 
 
 @pytest.mark.parametrize("function, call", list(named_calls()))

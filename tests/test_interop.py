@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from refattn.interop import as_array, as_bool_array, as_float_array, as_int_array, is_float
+from refattn.calls.arrays import as_array, as_bool_array, as_float_array, as_int_array, is_float
 
 NUMBERS = np.arange(24.0).reshape(2, 3, 4)
 
@@ -289,7 +289,7 @@ def test_mlx(dtype):
 
 def test_importing_loads_no_library():
     program = (
-        "import sys, numpy, refattn.interop as interop; interop.as_array([1.0], 'query');"
+        "import sys, numpy, refattn.calls.arrays as interop; interop.as_array([1.0], 'query');"
         "print(sorted({'torch', 'jax', 'ml_dtypes', 'numba', 'scipy', 'cupy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

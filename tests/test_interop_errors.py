@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fake_gpu import FakeGpu
-from refattn.interop import as_array, as_bool_array, as_float_array, as_int_array
+from refattn.calls.arrays import as_array, as_bool_array, as_float_array, as_int_array
 
 NUMBERS = np.arange(24.0).reshape(2, 3, 4)
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.jit import (BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, OPTIONS, cpu_features, cpu_name, driver, intrinsic, leaf, next_item,
+from cpu_kernels.compiler.jit import (BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, OPTIONS, cpu_features, cpu_name, driver, intrinsic, leaf, next_item,
                              vector_bytes)
 from package_copy import FIRST_CALL, ROOT, PackageCopy
 
@@ -45,7 +45,7 @@ with event.install_listener("numba:compile", Listener()):
 from numba.core.dispatcher import Dispatcher
 dispatchers = [value for name in names for value in vars(importlib.import_module(name)).values() if isinstance(value, Dispatcher)]
 assert dispatchers and not any(dispatcher.overloads for dispatcher in dispatchers)
-from cpu_kernels import cache
+from cpu_kernels.compiler import cache
 print(compiled, cache._place, len(names) > 8)
 """
     copy = PackageCopy(tmp_path, whole=True)
@@ -202,7 +202,7 @@ def test_driver_of_a_factory_must_name_its_variant():
 
 def test_variants_are_kept_apart(copy):
     copy.source("sample.py").write_text("""
-from cpu_kernels.jit import driver, leaf
+from cpu_kernels.compiler.jit import driver, leaf
 helper = leaf(lambda x: x)
 
 def make(width):
@@ -231,9 +231,9 @@ print([kernel(1.5) for kernel in kernels], sum(sum(kernel.stats.cache_hits.value
 
 OUT_OF_BOUNDS = """
 import numpy as np
-from cpu_kernels.jit import BOUNDS_CHECKED
+from cpu_kernels.compiler.jit import BOUNDS_CHECKED
 from cpu_kernels.sample import cubes, powers
-from cpu_kernels.thread_pool import num_threads, run
+from cpu_kernels.machine.thread_pool import num_threads, run
 print(BOUNDS_CHECKED, cubes([1, 2, 3]))
 for count in (1, 3):
     with num_threads(count):
@@ -255,7 +255,7 @@ def test_bounds_checked_build(copy):
 
 def test_interpreted_build(copy):
     code = """
-from cpu_kernels.jit import INTERPRETED
+from cpu_kernels.compiler.jit import INTERPRETED
 from cpu_kernels.sample import cubes, powers
 from cpu_kernels.sample_leaf import power
 print(INTERPRETED, type(powers).__name__, type(power).__name__, cubes([1, 2, 3]))
@@ -275,7 +275,7 @@ PLAIN = dict(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse,+sse2")
 def test_reduced_instruction_sets(copy, target, width, registers, forbidden):
     """Code for less than this machine: the width follows and no wider register is used."""
     copy.source("sample_axpy.py").write_text("""
-from cpu_kernels.jit import driver
+from cpu_kernels.compiler.jit import driver
 
 @driver
 def axpy(x, y):
@@ -284,7 +284,7 @@ def axpy(x, y):
 """)
     code = """
 import numpy as np
-from cpu_kernels.jit import cpu_name, vector_bytes
+from cpu_kernels.compiler.jit import cpu_name, vector_bytes
 from cpu_kernels.sample import cubes
 from cpu_kernels.sample_axpy import axpy
 y = np.ones(100, np.float32)
@@ -315,7 +315,7 @@ def test_vector_width_of_this_machine():
 def test_every_64_bit_arm_has_neon(machine, flags, neon, monkeypatch):
     """Some systems list no features at all."""
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("cpu_kernels.jit.config.CPU_FEATURES", flags)
+    monkeypatch.setattr("cpu_kernels.compiler.jit.config.CPU_FEATURES", flags)
     features = cpu_features.__wrapped__()
     assert ("neon" in features) == neon and "" not in features
 
@@ -347,7 +347,7 @@ def test_python_cannot_call_a_leaf():
 ANY_RELEASE = """
 import numba
 numba.version_info = numba.version_info._replace(short=(0, 99))
-from cpu_kernels import numba_internals
+from cpu_kernels.compiler import numba_internals
 assert not numba_internals.TESTED
 """
 
@@ -362,7 +362,7 @@ def test_other_numba_releases_take_the_slow_way(copy):
 def test_leaves_call_leaves_and_the_math_library(copy):
     copy.source("sample.py").write_text("""
 import math
-from cpu_kernels.jit import driver, leaf
+from cpu_kernels.compiler.jit import driver, leaf
 
 @leaf
 def inner(x):

@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from cpu_kernels.jit import driver
+from cpu_kernels.compiler.jit import driver
 from cpu_kernels.kernels.exponential import apply_exp2, apply_tanh
 
 # Relative errors in unit roundoffs; the spec of the kernels claims 4 and 8. For tanh at its worst, just above 5/8 where e = exp(-2 |x|) = 0.29: e is off by

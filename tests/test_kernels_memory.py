@@ -8,7 +8,8 @@ from cases import CASES
 from kernel_checks import FUNCTIONS, assert_right
 from test_kernels import LARGE
 
-from cpu_kernels import num_threads, plan, thread_pool
+from cpu_kernels import num_threads, plan
+from cpu_kernels.machine import thread_pool
 
 
 @pytest.mark.parametrize("rows, groups", [(64, 3), (1, 1), (5, 1000), (100000, 2)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cpu_kernels
-from cpu_kernels.operands import HAS_FLOAT16
+from cpu_kernels.strided import HAS_FLOAT16
 
 DTYPES = [ml_dtypes.bfloat16, np.float16]
 # (query heads, kv heads, query rows, keys, head_dim, v_head_dim): every count of few rows, odd dims, more rows than few, split keys

@@ -16,7 +16,7 @@ TARGETS = {
 SCRIPT = """
 from cases import CASES
 from kernel_checks import assert_right
-from cpu_kernels.jit import vector_bytes
+from cpu_kernels.compiler.jit import vector_bytes
 assert vector_bytes() == {width}
 for case in CASES:
     if case.id.startswith(("plain", "softcap", "head_dim", "heads-", "tile-keys", "pair-00", "paged-1x", "latent-1", "block-5", "packed-1")):

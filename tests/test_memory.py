@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn import memory
+from refattn.calls import memory
 
 
 @pytest.fixture

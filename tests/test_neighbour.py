@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.jit import INTERPRETED
+from cpu_kernels.compiler.jit import INTERPRETED
 from package_copy import PackageCopy
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="plain Python stays in the calling thread")
@@ -24,7 +24,7 @@ def test_eight_python_threads_beside_the_hosts_own_prange(copy, layer):
 import threading
 import numba, numpy as np
 from cpu_kernels import sample
-from cpu_kernels.thread_pool import num_threads, run
+from cpu_kernels.machine.thread_pool import num_threads, run
 
 @numba.njit(parallel=True)
 def host(x):
@@ -72,7 +72,7 @@ before = {name: repr(value) for name, value in vars(config).items() if name.isup
 mask = numba.get_num_threads.__module__
 import numpy as np
 from cpu_kernels import sample
-from cpu_kernels.thread_pool import num_threads, set_num_threads, run
+from cpu_kernels.machine.thread_pool import num_threads, set_num_threads, run
 set_num_threads(3)
 out = np.empty(500)
 run(sample.powers, 500, np.ones(500), 3, out, cost=1e9)
@@ -92,7 +92,7 @@ FORK = """
 import os, threading, warnings
 import numpy as np
 from cpu_kernels import sample
-from cpu_kernels.thread_pool import num_threads, run
+from cpu_kernels.machine.thread_pool import num_threads, run
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking with threads alive: that is the point here
 
 def cubes():
@@ -139,7 +139,7 @@ def test_process_ends_with_helpers_asleep_and_in_exit_handlers(copy):
 import atexit
 import numpy as np
 from cpu_kernels import sample
-from cpu_kernels.thread_pool import num_threads, run
+from cpu_kernels.machine.thread_pool import num_threads, run
 
 def call(count):
     out = np.empty(100)

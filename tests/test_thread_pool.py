@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels import thread_pool as pool
-from cpu_kernels.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, driver, next_item
-from cpu_kernels.thread_pool import num_threads, run, thread_scratch
+from cpu_kernels.machine import thread_pool as pool
+from cpu_kernels.compiler.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, driver, next_item
+from cpu_kernels.machine.thread_pool import num_threads, run, thread_scratch
 from package_copy import PackageCopy
 
 LARGE = 1e9  # a cost in microseconds that deserves every thread
@@ -140,8 +140,8 @@ def test_interrupt_waits_for_the_helpers(copy, sender):
     code = """
 import os, signal, threading, time
 import numpy as np
-from cpu_kernels import thread_pool as pool
-from cpu_kernels.jit import COUNTER_LIMIT
+from cpu_kernels.machine import thread_pool as pool
+from cpu_kernels.compiler.jit import COUNTER_LIMIT
 state = []
 caller = threading.get_ident()
 started = threading.Event()

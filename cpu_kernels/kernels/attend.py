@@ -11,7 +11,7 @@ tile of keys while it is in cache; a panel computes only those keys of the tile 
 
 import numpy as np
 
-from cpu_kernels.jit import driver, leaf, next_item
+from cpu_kernels.compiler.jit import driver, leaf, next_item
 from cpu_kernels.kernels.blocks import (
     ALL_START, ALL_STOP, BIAS_AT, HALF_STOP, KEEP_AT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, SLOPE, SOME_START, SOME_STOP, SPARE,
     SPARE_2, START, STOP, TOTAL, add_phases, finish, open_panel, panel_of,
@@ -21,7 +21,7 @@ from cpu_kernels.kernels.panel import copy, probe
 from cpu_kernels.kernels.product import PADDING_ROWS, product
 from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, softcap
 from cpu_kernels.kernels.softmax import softmax_step
-from cpu_kernels.vector import MAX_VECTORS, element
+from cpu_kernels.simd.vector import MAX_VECTORS, element
 
 
 @driver

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpu_kernels.jit import leaf
+from cpu_kernels.compiler.jit import leaf
 from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS, pack_rows
 from cpu_kernels.kernels.panel import clear, pack, prefetch, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
-from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
+from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
 
 # Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly.
 PANELS = 4

@@ -6,7 +6,7 @@ tests/test_kernels_exponential.py bounds the error over the whole range.
 
 import numpy as np
 
-from cpu_kernels.vector import building_block
+from cpu_kernels.simd.vector import building_block
 
 LOG2E = 1.4426950408889634
 

@@ -7,7 +7,7 @@ to the keys phase, phase + phases, ... of the tile. Needs dims that are contiguo
 
 import numpy as np
 
-from cpu_kernels.vector import MAX_VECTORS, building_block, lanes, widened
+from cpu_kernels.simd.vector import MAX_VECTORS, building_block, lanes, widened
 
 # Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
 ROW_COUNTS = (1, 2, 4, 8, 16)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from cpu_kernels.jit import driver, next_item
+from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.kernels.blocks import PANELS, PEAK, TOTAL, finish, open_panel, panel_of
 from cpu_kernels.kernels.exponential import exp2
-from cpu_kernels.vector import building_block
+from cpu_kernels.simd.vector import building_block
 
 
 @driver

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from cpu_kernels.jit import driver, next_item
+from cpu_kernels.compiler.jit import driver, next_item
 
 ROWS_PER_ITEM = 64
 

@@ -5,7 +5,7 @@ Transposing between rows in the caller's memory and lanes goes through squares o
 
 import numpy as np
 
-from cpu_kernels.vector import building_block
+from cpu_kernels.simd.vector import building_block
 
 
 def _pack(vectors, num_dims, panel, stride, x, rows, dim_stride, scale):

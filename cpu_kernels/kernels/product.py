@@ -9,7 +9,7 @@ over the whole sum; per k it costs one broadcast load a row and one vector load 
 
 import numpy as np
 
-from cpu_kernels.vector import MAX_VECTORS, building_block, lanes, widened
+from cpu_kernels.simd.vector import MAX_VECTORS, building_block, lanes, widened
 
 # Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24. What remains is done in tiles of
 # TAIL_ROWS, the last of which may reach beyond the rows.

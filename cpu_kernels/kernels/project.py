@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpu_kernels.jit import driver, next_item
+from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.kernels.panel import pack, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS, product
-from cpu_kernels.vector import MAX_VECTORS, VECTOR_BYTES
+from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
 
 
 class Projection(NamedTuple):

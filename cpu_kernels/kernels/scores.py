@@ -6,9 +6,9 @@ tile are [block, lane]: a block is `phases` keys, and neighbouring lanes hold th
 
 import numpy as np
 
-from cpu_kernels.jit import leaf
+from cpu_kernels.compiler.jit import leaf
 from cpu_kernels.kernels.exponential import tanh
-from cpu_kernels.vector import building_block
+from cpu_kernels.simd.vector import building_block
 
 
 def _tile(scores, num_keys, stride):

@@ -10,7 +10,7 @@ import numpy as np
 
 from cpu_kernels.kernels.exponential import exp2
 from cpu_kernels.kernels.few_rows import usable_counts
-from cpu_kernels.vector import building_block
+from cpu_kernels.simd.vector import building_block
 
 CHAINS = 4  # maxima that grow side by side: each waits for its own last comparison only
 

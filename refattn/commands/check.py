@@ -33,7 +33,7 @@ def run(args):
     """Print the verdicts and return the exit code."""
     from refattn.commands.junit import write_junit
     from refattn.commands.results import pairs
-    from refattn.oracle.untrusted import VectorError
+    from refattn.oracle.vectors.untrusted import VectorError
 
     rows, plain = [], []
     try:
@@ -67,14 +67,14 @@ def _print_summary(rows, plain, args):
 def _spec(words):
     if words is None:
         return None
-    from refattn.oracle.spec import kernel_spec
+    from refattn.oracle.arithmetic.spec import kernel_spec
 
     return kernel_spec(words)
 
 
 def _judge(pair, args, spec):
     """(status, text, facts for JSON) of one result."""
-    from refattn.oracle.untrusted import VectorError
+    from refattn.oracle.vectors.untrusted import VectorError
 
     try:
         case, output, lse = pair.read()

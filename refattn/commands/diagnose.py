@@ -25,8 +25,8 @@ def add_parser(subparsers):
 def run(args):
     """Print the diagnoses and return the exit code."""
     from refattn.commands.results import pairs
-    from refattn.oracle.diagnosis import diagnose
-    from refattn.oracle.untrusted import VectorError
+    from refattn.oracle.diagnosis.search import diagnose
+    from refattn.oracle.vectors.untrusted import VectorError
 
     found = []
     try:

@@ -7,8 +7,8 @@ import json
 import textwrap
 from dataclasses import asdict
 
-from refattn.doctor import collect_facts
-from refattn.hazards import find_hazards
+from refattn.commands.machine import collect_facts
+from refattn.commands.hazards import find_hazards
 
 
 def add_parser(subparsers):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from refattn.oracle.npz_file import read_npy
-from refattn.oracle.pack_directory import MANIFEST, read_pack
-from refattn.oracle.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
-from refattn.oracle.vector_io import ENDINGS, read_arrays
-from refattn.oracle.vectors import VectorCase, load_case
+from refattn.oracle.vectors.npz_file import read_npy
+from refattn.oracle.vectors.pack_directory import MANIFEST, read_pack
+from refattn.oracle.vectors.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
+from refattn.oracle.vectors.containers import ENDINGS, read_arrays
+from refattn.oracle.vectors.golden import VectorCase, load_case
 
 RESULT_ENDINGS = (*(ending for ending in ENDINGS.values() if ending), ".npy", ".bin")
 

@@ -47,7 +47,7 @@ def add_parser(subparsers):
 
 def run(args):
     """Do what is asked and return the exit code."""
-    from refattn.oracle.untrusted import VectorError
+    from refattn.oracle.vectors.untrusted import VectorError
 
     try:
         return {"make": _make, "check": _check, "list": _list}[args.action](args)
@@ -59,9 +59,9 @@ def run(args):
 
 
 def _make(args):
-    from refattn.oracle.pack_directory import read_pack, write_pack
-    from refattn.oracle.packs import make_cases
-    from refattn.oracle.spec import kernel_spec
+    from refattn.oracle.vectors.pack_directory import read_pack, write_pack
+    from refattn.oracle.vectors.packs import make_cases
+    from refattn.oracle.arithmetic.spec import kernel_spec
 
     spec = None if args.spec is None else kernel_spec(args.spec)
     cases = _told(make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed), lambda case: f"{case.pack} {case.name}")
@@ -84,9 +84,9 @@ def _told(cases, words):
 
 def _check(args):
     from refattn.commands.junit import write_junit
-    from refattn.oracle.pack_directory import read_pack
-    from refattn.oracle.packs import recompute
-    from refattn.oracle.untrusted import VectorError
+    from refattn.oracle.vectors.pack_directory import read_pack
+    from refattn.oracle.vectors.packs import recompute
+    from refattn.oracle.vectors.untrusted import VectorError
 
     rows = []
     for entry in _told(read_pack(args.directory), lambda entry: entry.name):
@@ -113,11 +113,11 @@ def _check(args):
 
 def _list(args):
     if args.directory is None:
-        from refattn.oracle.packs import PACKS
+        from refattn.oracle.vectors.packs import PACKS
 
         rows = [{"name": pack.name, "what": pack.says} for pack in PACKS.values()]
     else:
-        from refattn.oracle.pack_directory import read_pack
+        from refattn.oracle.vectors.pack_directory import read_pack
 
         rows = [{"name": entry.name, "what": entry.function} for entry in read_pack(args.directory)]
     if args.json:

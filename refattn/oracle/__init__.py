@@ -7,59 +7,59 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
-    from refattn.oracle.bounds import ErrorBound as ErrorBound
-    from refattn.oracle.bounds import error_bound as error_bound
-    from refattn.oracle.diagnosis import Diagnosis as Diagnosis
-    from refattn.oracle.diagnosis import diagnose as diagnose
-    from refattn.oracle.dialect_calls import from_ours as from_ours
-    from refattn.oracle.dialect_calls import result_to_ours as result_to_ours
-    from refattn.oracle.dialect_calls import to_ours as to_ours
-    from refattn.oracle.dialects import DIALECTS as DIALECTS
-    from refattn.oracle.dialects import dialect as dialect
-    from refattn.oracle.dialects import explain_difference as explain_difference
-    from refattn.oracle.emulation import EmulatedKernel as EmulatedKernel
-    from refattn.oracle.emulation import emulate as emulate
+    from refattn.oracle.bounds.bound import ErrorBound as ErrorBound
+    from refattn.oracle.bounds.bound import error_bound as error_bound
+    from refattn.oracle.diagnosis.search import Diagnosis as Diagnosis
+    from refattn.oracle.diagnosis.search import diagnose as diagnose
+    from refattn.oracle.dialects.translate import from_ours as from_ours
+    from refattn.oracle.dialects.translate import result_to_ours as result_to_ours
+    from refattn.oracle.dialects.translate import to_ours as to_ours
+    from refattn.oracle.dialects.table import DIALECTS as DIALECTS
+    from refattn.oracle.dialects.table import dialect as dialect
+    from refattn.oracle.dialects.table import explain_difference as explain_difference
+    from refattn.oracle.simulated.emulated import EmulatedKernel as EmulatedKernel
+    from refattn.oracle.simulated.emulated import emulate as emulate
     from refattn.oracle.forms import Rope as Rope
-    from refattn.oracle.harness import check_kernel as check_kernel
-    from refattn.oracle.harness_report import HarnessReport as HarnessReport
-    from refattn.oracle.inputs import adversarial_inputs as adversarial_inputs
-    from refattn.oracle.inputs import attention_inputs as attention_inputs
-    from refattn.oracle.mutation import mutation_score as mutation_score
-    from refattn.oracle.report import Report as Report
-    from refattn.oracle.rules import RULES as RULES
-    from refattn.oracle.spec import KernelSpec as KernelSpec
-    from refattn.oracle.suites import default_suite as default_suite
-    from refattn.oracle.suites import exact_cases as exact_cases
-    from refattn.oracle.verdict import assert_attention_close as assert_attention_close
-    from refattn.oracle.verdict import check as check
+    from refattn.oracle.harness.run import check_kernel as check_kernel
+    from refattn.oracle.harness.table import HarnessReport as HarnessReport
+    from refattn.oracle.inputs.families import adversarial_inputs as adversarial_inputs
+    from refattn.oracle.inputs.families import attention_inputs as attention_inputs
+    from refattn.oracle.mistakes.mutation import mutation_score as mutation_score
+    from refattn.oracle.verdict.report import Report as Report
+    from refattn.oracle.verdict.rules import RULES as RULES
+    from refattn.oracle.arithmetic.spec import KernelSpec as KernelSpec
+    from refattn.oracle.inputs.suites import default_suite as default_suite
+    from refattn.oracle.inputs.suites import exact_cases as exact_cases
+    from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
+    from refattn.oracle.verdict.check import check as check
 
 # name -> module that defines it
 _HOME = {
-    "KernelSpec": "spec",
-    "ErrorBound": "bounds",
-    "error_bound": "bounds",
-    "Report": "report",
-    "assert_attention_close": "verdict",
-    "check": "verdict",
-    "check_kernel": "harness",
-    "HarnessReport": "harness_report",
-    "diagnose": "diagnosis",
-    "Diagnosis": "diagnosis",
-    "explain_difference": "dialects",
-    "adversarial_inputs": "inputs",
-    "exact_cases": "suites",
-    "mutation_score": "mutation",
-    "dialect": "dialects",
-    "DIALECTS": "dialects",
-    "to_ours": "dialect_calls",
-    "from_ours": "dialect_calls",
-    "result_to_ours": "dialect_calls",
-    "attention_inputs": "inputs",
-    "default_suite": "suites",
+    "KernelSpec": "arithmetic.spec",
+    "ErrorBound": "bounds.bound",
+    "error_bound": "bounds.bound",
+    "Report": "verdict.report",
+    "assert_attention_close": "verdict.check",
+    "check": "verdict.check",
+    "check_kernel": "harness.run",
+    "HarnessReport": "harness.table",
+    "diagnose": "diagnosis.search",
+    "Diagnosis": "diagnosis.search",
+    "explain_difference": "dialects.table",
+    "adversarial_inputs": "inputs.families",
+    "exact_cases": "inputs.suites",
+    "mutation_score": "mistakes.mutation",
+    "dialect": "dialects.table",
+    "DIALECTS": "dialects.table",
+    "to_ours": "dialects.translate",
+    "from_ours": "dialects.translate",
+    "result_to_ours": "dialects.translate",
+    "attention_inputs": "inputs.families",
+    "default_suite": "inputs.suites",
     "Rope": "forms",
-    "RULES": "rules",
-    "EmulatedKernel": "emulation",
-    "emulate": "emulation",
+    "RULES": "verdict.rules",
+    "EmulatedKernel": "simulated.emulated",
+    "emulate": "simulated.emulated",
 }
 
 __all__ = sorted(_HOME)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.oracle.inputs import AttentionInputs
-from refattn.problem import Problem, block_local_problem
+from refattn.oracle.inputs.families import AttentionInputs
+from refattn.calls.problem import Problem, block_local_problem
 
 
 def same_block(rows, keys, p):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake, arithmetic_of, stages_of
-from refattn.oracle.staged import Sample, one_batch_axis, run_stages
-from refattn.problem import (
+from refattn.oracle.simulated.staged import Sample, one_batch_axis, run_stages
+from refattn.calls.problem import (
     LatentProblem,
     Options,
     PackedProblem,

@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from refattn.oracle.untrusted import VectorError
-from refattn.oracle.vector_io import read_arrays
+from refattn.oracle.vectors.untrusted import VectorError
+from refattn.oracle.vectors.containers import read_arrays
 
 MEBIBYTE = 2**20
 

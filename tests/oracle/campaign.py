@@ -20,9 +20,9 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from families import FAMILIES
 
-from refattn.oracle.emulation import EmulatedKernel
-from refattn.oracle.formats import FORMATS, round_to
-from refattn.oracle.spec import KernelSpec
+from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.arithmetic.formats import FORMATS, round_to
+from refattn.oracle.arithmetic.spec import KernelSpec
 
 
 def specs():
@@ -205,7 +205,7 @@ def largest_use(error, bound):
 
 def run_case(number):
     """One case as a dict of plain numbers."""
-    from refattn.oracle.verdict import check
+    from refattn.oracle.verdict.check import check
 
     spec, family, kernel, function, arrays, options = draw_case(number)
     started = time.perf_counter()

@@ -9,8 +9,8 @@ from cases import CASES
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
-from refattn.oracle import tiles as tiles_module
-from refattn.oracle.formats import round_to
+from refattn.oracle.bounds import row_blocks as tiles_module
+from refattn.oracle.arithmetic.formats import round_to
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 NAMES = ("output_hard", "output_tight", "output_sigma", "lse_hard", "lse_tight", "lse_sigma")

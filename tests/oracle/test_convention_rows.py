@@ -5,7 +5,7 @@ The rows are those of a survey of public attention libraries; a row is a matter 
 
 import numpy as np
 
-from refattn.oracle.diagnosis import diagnose
+from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.merge import MERGES
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from refattn.oracle import check_kernel
-from refattn.oracle.corner_cases import corner_cases
-from refattn.oracle.mutants import CORNER_MUTANTS, correct_kernel
+from refattn.oracle.inputs.corners import corner_cases
+from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, correct_kernel
 
 right = correct_kernel()
 

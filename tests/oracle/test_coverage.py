@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from refattn.oracle import check_kernel
-from refattn.oracle.callables import KernelCall
-from refattn.oracle.mutants import correct_kernel
-from refattn.oracle.option_pairs import OPTIONS, option_groups, option_pair_cases
-from refattn.oracle.published_sizes import published_cases
+from refattn.oracle.harness.callables import KernelCall
+from refattn.oracle.mistakes.mutants import correct_kernel
+from refattn.oracle.inputs.pairs import OPTIONS, option_groups, option_pair_cases
+from refattn.oracle.inputs.published import published_cases
 
 right = correct_kernel()
 PUBLISHED = [f"reference: {inputs.name}" for inputs in published_cases()]

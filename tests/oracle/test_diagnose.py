@@ -9,14 +9,14 @@ from real_libraries import CALLS, MODULES
 from wrong_kernels import CASES
 
 import refattn
-from refattn.oracle.diagnosis import diagnose
+from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.forms import checked_form
-from refattn.oracle.hypotheses import single_hypotheses
-from refattn.oracle.inputs import Sizes, attention_inputs
+from refattn.oracle.diagnosis.hypotheses import single_hypotheses
+from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
-from refattn.oracle.mutants import MUTANTS, correct_kernel, staged_kernel
-from refattn.oracle.suites import default_suite, latent_inputs, merge_inputs, packed_inputs, paged_inputs, rotary_inputs
-from refattn.oracle.verdict import check
+from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
+from refattn.oracle.inputs.suites import default_suite, latent_inputs, merge_inputs, packed_inputs, paged_inputs, rotary_inputs
+from refattn.oracle.verdict.check import check
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
 

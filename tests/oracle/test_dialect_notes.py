@@ -5,9 +5,9 @@ import pytest
 from real_libraries import GQA_ORDER, MODULES, onnx_model
 
 import refattn
-from refattn.oracle.dialect_calls import from_ours, result_from_ours, to_ours
-from refattn.oracle.dialect_layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects import DIALECTS, dialect
+from refattn.oracle.dialects.translate import from_ours, result_from_ours, to_ours
+from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
+from refattn.oracle.dialects.table import DIALECTS, dialect
 from refattn.oracle.forms import Rope
 
 RNG = np.random.default_rng(2)

@@ -5,10 +5,10 @@ import pytest
 from real_libraries import CALLS, MODULES
 
 import refattn
-from refattn.oracle.dialect_calls import from_ours, result_from_ours, result_to_ours, to_ours
-from refattn.oracle.dialect_layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects import DIALECTS, dialect, differences, explain_difference
-from refattn.oracle.inputs import OPTION_NAMES, Sizes, attention_inputs
+from refattn.oracle.dialects.translate import from_ours, result_from_ours, result_to_ours, to_ours
+from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
+from refattn.oracle.dialects.table import DIALECTS, dialect, differences, explain_difference
+from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 
 REQUIRED = ("torch", "flash_attn", "flashinfer", "flashmla", "onnx", "onnxruntime_gqa", "jax", "mlx", "cudnn", "ggml", "xformers", "transformers")
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=5, kv_len=11, head_dim=8, v_head_dim=8)

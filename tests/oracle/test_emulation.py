@@ -7,7 +7,7 @@ from cases import CASES
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, emulate
-from refattn.oracle.formats import round_to
+from refattn.oracle.arithmetic.formats import round_to
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 KERNELS = {

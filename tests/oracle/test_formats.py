@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refattn.oracle.formats import FORMATS, number_format, round_to
+from refattn.oracle.arithmetic.formats import FORMATS, number_format, round_to
 
 TYPES = {
     "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,

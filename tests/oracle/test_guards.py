@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refattn.oracle.guards import LAYOUTS, damage, guard_all, guarded, guarded_output
+from refattn.oracle.harness.guards import LAYOUTS, damage, guard_all, guarded, guarded_output
 
 
 

@@ -5,12 +5,12 @@ import pytest
 
 import refattn
 from refattn.oracle import check_kernel
-from refattn.oracle.callables import KernelCall
-from refattn.oracle.emulation import EmulatedKernel
-from refattn.oracle.harness import Bench
-from refattn.oracle.mutants import correct_kernel, mutants
-from refattn.oracle.properties import IDENTITIES, State, use_of_allowance
-from refattn.oracle.spec import KernelSpec
+from refattn.oracle.harness.callables import KernelCall
+from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.harness.run import Bench
+from refattn.oracle.mistakes.mutants import correct_kernel, mutants
+from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
+from refattn.oracle.arithmetic.spec import KernelSpec
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 

@@ -5,7 +5,7 @@ import pytest
 
 import refattn
 from refattn.oracle import check_kernel
-from refattn.oracle.dialect_calls import result_from_ours, to_ours
+from refattn.oracle.dialects.translate import result_from_ours, to_ours
 
 
 def status(report):

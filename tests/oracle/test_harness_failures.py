@@ -6,8 +6,8 @@ import pytest
 
 import refattn
 from refattn.oracle import check_kernel
-from refattn.oracle.mutants import correct_kernel
-from refattn.oracle.spec import KernelSpec
+from refattn.oracle.mistakes.mutants import correct_kernel
+from refattn.oracle.arithmetic.spec import KernelSpec
 
 
 def right(query, key, value, **options):
@@ -44,7 +44,7 @@ def test_the_kernel_is_run_again_where_two_mistakes_fit_its_result():
 
 def test_diagnosis_looks_where_the_error_is(monkeypatch):
     places = []
-    monkeypatch.setattr("refattn.oracle.diagnosis.diagnose", lambda *arrays, near, **options: places.append(near))
+    monkeypatch.setattr("refattn.oracle.diagnosis.search.diagnose", lambda *arrays, near, **options: places.append(near))
 
     def kernel(query, key, value):
         output, lse = right(query, key, value)

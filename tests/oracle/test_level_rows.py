@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from refattn.oracle import EmulatedKernel, KernelSpec, check, error_bound
-from refattn.oracle.formats import round_to
-from refattn.oracle.mutants import mutants
-from refattn.oracle.rules import as_check, spec_of
-from refattn.oracle.suites import default_suite
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.mistakes.mutants import mutants
+from refattn.oracle.verdict.rules import as_check, spec_of
+from refattn.oracle.inputs.suites import default_suite
 
 
 def level_case(rng, size=200):

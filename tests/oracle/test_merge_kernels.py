@@ -5,10 +5,10 @@ import pytest
 
 import refattn
 from refattn.oracle import Rope, check, check_kernel, diagnose
-from refattn.oracle.inputs import Sizes, attention_inputs
-from refattn.oracle.merge_bench import merge_bound, merge_cases
+from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.harness.merge_bench import merge_bound, merge_cases
 from refattn.oracle.mistakes.merge import MERGES
-from refattn.oracle.spec import KernelSpec
+from refattn.oracle.arithmetic.spec import KernelSpec
 
 
 def in_float32(outputs, lses):

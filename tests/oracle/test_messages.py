@@ -5,7 +5,7 @@ import pytest
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, check
-from refattn.oracle.diagnosis import diagnose
+from refattn.oracle.diagnosis.search import diagnose
 
 X = np.ones((2, 4, 8), np.float32)
 

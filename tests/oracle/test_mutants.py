@@ -8,14 +8,14 @@ import pytest
 
 import refattn
 from refattn.oracle.block_local import block_local_suite
-from refattn.oracle.corner_cases import corner_cases
+from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.mistakes.catalogue import CATALOGUE
-from refattn.oracle.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
-from refattn.oracle.staged import Sample, run_stages
-from refattn.oracle.suites import default_suite
-from refattn.oracle.suites import reference as suite_reference
-from refattn.oracle.verdict import check
-from refattn.problem import attention_problem
+from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
+from refattn.oracle.simulated.staged import Sample, run_stages
+from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.inputs.suites import reference as suite_reference
+from refattn.oracle.verdict.check import check
+from refattn.calls.problem import attention_problem
 
 CORNERS = list(corner_cases(np.float64, level="full"))
 SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close
-from refattn.oracle.other_specs import other_specs
+from refattn.oracle.arithmetic.other_specs import other_specs
 
 
 def arrays(seed=0):

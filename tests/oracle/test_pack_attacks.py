@@ -10,11 +10,11 @@ import pytest
 
 from attack_files import MEBIBYTE, raw, refused
 from refattn.cli import main
-from refattn.oracle.inputs import Sizes, attention_inputs
-from refattn.oracle.pack_directory import read_pack, write_pack
-from refattn.oracle.untrusted import VectorError, parse_json
-from refattn.oracle.vector_io import read_arrays, write_arrays
-from refattn.oracle.vectors import digest, load_case, make_case, save_case
+from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.vectors.pack_directory import read_pack, write_pack
+from refattn.oracle.vectors.untrusted import VectorError, parse_json
+from refattn.oracle.vectors.containers import read_arrays, write_arrays
+from refattn.oracle.vectors.golden import digest, load_case, make_case, save_case
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_reading_imports_no_pickle_machinery(tmp_path, case):
     save_case(case, tmp_path / "case.npz")
     code = (
         "import sys, pickle, builtins\n"
-        "from refattn.oracle.vectors import load_case\n"
+        "from refattn.oracle.vectors.golden import load_case\n"
         f"load_case({str(tmp_path / 'case.npz')!r})\n"  # imports use exec
         "def no(*a, **k): raise SystemExit('called')\n"
         "pickle.loads = pickle.load = pickle.Unpickler = no\n"

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[2] / "examples" / "pytest_project"
 
 KERNELS = """
 import numpy as np, pytest, refattn
-from refattn.oracle.mutants import correct_kernel
+from refattn.oracle.mistakes.mutants import correct_kernel
 
 def right(query, key, value, **options):
     return correct_kernel()(query, key, value, **options)
@@ -140,7 +140,7 @@ def test_damage(attention_case):
 def test_other_forms_and_dialects(run):
     result = run(
         """
-from refattn.oracle.dialect_calls import result_from_ours, to_ours
+from refattn.oracle.dialects.translate import result_from_ours, to_ours
 
 @pytest.mark.refattn(function="paged_attention", supports={"causal"})
 def test_paged(attention_case):

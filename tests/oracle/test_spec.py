@@ -8,7 +8,7 @@ import pytest
 
 import refattn
 from refattn.oracle import KernelSpec, check, error_bound
-from refattn.oracle.spec import kernel_spec, spec_words
+from refattn.oracle.arithmetic.spec import kernel_spec, spec_words
 
 READY = [
     *(KernelSpec.flash(name) for name in ("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")),

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.oracle.diagnosis import diagnose
-from refattn.oracle.inputs import Sizes, attention_inputs
+from refattn.oracle.diagnosis.search import diagnose
+from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
-from refattn.oracle.mutants import staged_kernel
-from refattn.oracle.ranking import breadth
-from refattn.oracle.suites import packed_inputs
-from refattn.oracle.verdict import check
+from refattn.oracle.mistakes.mutants import staged_kernel
+from refattn.oracle.diagnosis.ranking import breadth
+from refattn.oracle.inputs.suites import packed_inputs
+from refattn.oracle.verdict.check import check
 from wrong_kernels import newest_key_forgotten, textbook
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)

@@ -5,7 +5,7 @@ import pytest
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, check, error_bound
-from refattn.oracle.formats import round_to
+from refattn.oracle.arithmetic.formats import round_to
 
 FORMATS = {"float32": 3e5, "float16": 1e4}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from attack_files import MEBIBYTE, Trap, entry, header, npy, npz, refused, safetensors
-from refattn.oracle.untrusted import VectorError
-from refattn.oracle.vector_io import read_arrays, write_arrays
+from refattn.oracle.vectors.untrusted import VectorError
+from refattn.oracle.vectors.containers import read_arrays, write_arrays
 
 # .npz
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from refattn.cli import main
-from refattn.oracle.emulation import EmulatedKernel
-from refattn.oracle.inputs import attention_inputs
-from refattn.oracle.packs import make_cases, recompute
-from refattn.oracle.spec import KernelSpec
-from refattn.oracle.vector_io import read_arrays, write_arrays
-from refattn.oracle.vectors import load_case, make_case, quantised, save_case
+from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.inputs.families import attention_inputs
+from refattn.oracle.vectors.packs import make_cases, recompute
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.vectors.containers import read_arrays, write_arrays
+from refattn.oracle.vectors.golden import load_case, make_case, quantised, save_case
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")

@@ -12,16 +12,16 @@ import pytest
 
 import refattn
 from refattn.cli import main
-from refattn.options import OPTION_NAMES
-from refattn.oracle.emulation import EmulatedKernel
-from refattn.oracle.inputs import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.mutants import mutants
-from refattn.oracle.pack_directory import read_pack, write_pack
-from refattn.oracle.packs import PACKS, make_cases, recompute
-from refattn.oracle.spec import KernelSpec
-from refattn.oracle.untrusted import VectorError
-from refattn.oracle.vector_io import read_arrays, write_arrays
-from refattn.oracle.vectors import load_case, make_case, save_case
+from refattn.calls.options import OPTION_NAMES
+from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.mistakes.mutants import mutants
+from refattn.oracle.vectors.pack_directory import read_pack, write_pack
+from refattn.oracle.vectors.packs import PACKS, make_cases, recompute
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.vectors.untrusted import VectorError
+from refattn.oracle.vectors.containers import read_arrays, write_arrays
+from refattn.oracle.vectors.golden import load_case, make_case, save_case
 
 CONTAINERS = ("npz", "safetensors", "raw")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
@@ -357,7 +357,7 @@ def test_diagnose(pack, results, capsys):
 
 
 def test_the_commands_import_nothing_heavy():
-    code = "import sys; from refattn.cli import main; main(['check', '--help']); print('refattn.oracle.verdict' in sys.modules, file=sys.stderr)"
+    code = "import sys; from refattn.cli import main; main(['check', '--help']); print('refattn.oracle.verdict.check' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(refattn.__file__).parents[1])
     assert done.stderr.strip() == "False" and "exit code" in done.stdout
 

@@ -9,7 +9,7 @@ import pytest
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, check
-from refattn.oracle.formats import round_to
+from refattn.oracle.arithmetic.formats import round_to
 
 HALF = KernelSpec.flash("bfloat16")
 

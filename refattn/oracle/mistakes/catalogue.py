@@ -8,7 +8,7 @@ from refattn.oracle.mistakes.masks import MASKS
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.mistakes.rounding import ROUNDING
 from refattn.oracle.mistakes.scores import SCORES
-from refattn.oracle.mistakes.tiles import TILES
+from refattn.oracle.mistakes.tiling import TILES
 
 CATALOGUE: tuple[Mistake, ...] = MASKS + HEADS + SCORES + TILES + ROUNDING + FORMS + LOCAL + CORNERS
 

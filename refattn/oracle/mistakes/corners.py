@@ -1,11 +1,11 @@
-"""Mistakes that show only on option values few tests have (`refattn.oracle.corner_cases`): 0, negative, infinite, one a sequence, and sizes past a limit."""
+"""Mistakes that show only on option values few tests have (`refattn.oracle.inputs.corners`): 0, negative, infinite, one a sequence, and sizes past a limit."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import finish, visible
+from refattn.oracle.simulated.staged import finish, visible
 
 
 def _first_of_all(array):

@@ -7,7 +7,7 @@ import numpy as np
 
 from refattn.oracle.forms import latent_dense, rotary_dense
 from refattn.oracle.mistakes.record import Mistake
-from refattn.problem import PagedProblem
+from refattn.calls.problem import PagedProblem
 
 # packed
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import hide
+from refattn.oracle.simulated.staged import hide
 
 
 def _read_heads(choose):

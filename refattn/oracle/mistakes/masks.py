@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import finish, visible
+from refattn.oracle.simulated.staged import finish, visible
 
 
 def _offset(problem, value):

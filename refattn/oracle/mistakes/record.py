@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from refattn.oracle.block_local import BlockLocal
-from refattn.oracle.staged import CORRECT, Arithmetic, Stages
-from refattn.problem import Problem
+from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
+from refattn.calls.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Mistake:
     prepare_tile : (Problem, tile) -> Problem
         The same for mistakes that depend on the tile size.
     stages : mapping of stage name to function
-        Stages of `refattn.oracle.staged` it replaces.
+        Stages of `refattn.oracle.simulated.staged` it replaces.
     deliver : (Problem, output, lse) -> (output, lse)
         Change of the results, element by element.
     relayout, reread : (output, lse) -> (output, lse)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from refattn.oracle.formats import round_to
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import accumulate, cap, correction, denominator, finish, round_weights, score
+from refattn.oracle.simulated.staged import accumulate, cap, correction, denominator, finish, round_weights, score
 
 
 def _rounded(stage, target, truncate=False):

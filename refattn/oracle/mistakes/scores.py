@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.staged import accumulate, cap, finish, finite_or_zero, position_bias, score, shift, start
+from refattn.oracle.simulated.staged import accumulate, cap, finish, finite_or_zero, position_bias, score, shift, start
 
 
 def _hidden_before_cap(run, s, keep):

@@ -1,0 +1,112 @@
+"""Arrays of the caller as flat memory with offsets and strides, the only form drivers know. Nothing is copied that need not be."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from cpu_kernels.compiler.jit import cpu_features
+from cpu_kernels.dtypes import without_repeats
+from cpu_kernels.simd.vector import STORED
+from refattn.calls.memory import ensure_allocatable
+
+
+HAS_FLOAT16 = bool(cpu_features() & {"f16c", "avx512f", "neon"})  # instructions that convert
+
+
+class Operand(NamedTuple):
+    """A tensor (*batch, heads, rows, last axis) as flat memory; offsets and strides in elements."""
+
+    memory: np.ndarray
+    start: int  # from here on what a plan needs to know
+    outer: tuple  # strides of the batch axes
+    strides: tuple  # of (heads, rows, last axis)
+
+
+def flat(x, dtype):
+    """(read-only memory, offset of the first element, strides), in elements.
+
+    Copies only where the dtype differs or an element is misaligned, and then an axis of stride 0 once.
+    """
+    itemsize = x.dtype.itemsize
+    contiguous = x.flags.c_contiguous
+    if x.dtype != dtype or not x.flags.aligned or not contiguous and any(stride % itemsize for stride in x.strides):
+        once = without_repeats(x)
+        ensure_allocatable(once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation")
+        with np.errstate(over="ignore", under="ignore"):  # a tiny bias becomes 0
+            memory, offset, strides = flat(once.astype(dtype, order="C"), dtype)
+        return memory, offset, tuple(0 if given == 0 else stride for given, stride in zip(x.strides, strides))
+    strides = tuple([stride // itemsize for stride in x.strides])
+    offset = 0
+    if contiguous:
+        memory = x.reshape(-1)
+    elif x.size == 0:
+        memory = np.zeros(1, dtype)
+    else:
+        reach = [(n - 1) * stride for n, stride in zip(x.shape, strides)]
+        offset = -sum(min(r, 0) for r in reach)
+        lowest = x[tuple(slice(-1, None) if stride < 0 else slice(0, 1) for stride in strides)]
+        memory = as_strided(lowest, (1 + sum(abs(r) for r in reach),), (itemsize,))
+    if memory.flags.writeable:
+        memory = memory.view()
+        memory.flags.writeable = False
+    return memory, offset, strides
+
+
+def offsets_over(start, shape, strides):
+    """start + sum of index * stride for every index over `shape`, in C order."""
+    offsets = np.array([start], np.int64)
+    for size, stride in zip(shape, strides):
+        offsets = (offsets[:, None] + np.arange(size) * stride).ravel()
+    return offsets
+
+
+def stored(x, dtype, in_registers):
+    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers: worth it where each is read for few rows."""
+    kept = STORED.get(x.dtype.name)
+    if in_registers and kept and dtype == np.float32 and (x.dtype.name == "bfloat16" or HAS_FLOAT16):
+        return flat(x.view(kept), kept)
+    return flat(x, dtype)
+
+
+def dense(x, dtype, in_registers=False):
+    """The operand of an array (*batch, heads, rows, last axis)."""
+    memory, start, strides = stored(x, dtype, in_registers)
+    return Operand(memory, start, strides[:-3], strides[-3:])
+
+
+def headless(x, dtype):
+    """The operand of an array (*batch, rows, last axis) that all heads share."""
+    memory, start, strides = flat(x, dtype)
+    return Operand(memory, start, strides[:-2], (0, *strides[-2:]))
+
+
+def results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse):
+    """New arrays output and lse (or None), and both as operands."""
+    output = np.empty((*batch_shape, num_heads, q_len, v_head_dim), dtype)
+    lse = np.empty(output.shape[:-1], dtype) if wants_lse else None
+    outer = tuple(num_heads * q_len * math.prod(batch_shape[axis + 1 :]) for axis in range(len(batch_shape)))
+    return output, lse, (
+        Operand(output.reshape(-1), 0, tuple(stride * v_head_dim for stride in outer), (q_len * v_head_dim, v_head_dim, 1)),
+        Operand(lse.reshape(-1) if wants_lse else np.empty(0, dtype), 0, outer, (q_len, 1, 0)),
+    )
+
+
+_ABSENT = {}
+
+
+def absent(dtype):
+    """The operand of something that is not there."""
+    if dtype not in _ABSENT:
+        memory = np.zeros(1, dtype)
+        memory.flags.writeable = False
+        _ABSENT[dtype] = Operand(memory, 0, (), (0, 0, 0))
+    return _ABSENT[dtype]
+
+
+def optional(x, dtype):
+    """A bias, or with dtype uint8 a mask, of shape (*batch, heads, rows, keys), or None."""
+    if x is None:
+        return absent(dtype)
+    return dense(x.view(np.uint8) if x.dtype == np.bool_ else x, dtype)

@@ -1,0 +1,1 @@
+"""What may be asked of an attention function: its arrays, its options, and how both are checked."""

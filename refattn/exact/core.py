@@ -1,0 +1,155 @@
+"""Attention, top to bottom: scores, softcap, bias, hide, softmax, output.
+
+    score_ij  = scale * q_i . k_j
+    capped_ij = softcap * tanh(score_ij / softcap)
+    biased_ij = capped_ij - slope * |position_i - j| + bias_ij,  -inf where row i may not see key j
+    lse_i     = log sum_j exp(biased_ij)                          (a sink logit joins this sum)
+    weight_ij = exp(biased_ij - lse_i)
+    output_i  = sum_j weight_ij v_j
+
+Vaswani et al. 2017, section 3.2.1, for the formula; Gemma 2 (Gemma Team 2024, section 2) for softcap; Press et al. 2022, section 3, for
+ALiBi; Xiao et al. 2024, section 3.1, for sinks. One call is one block of query rows, of any of the heads that share a key/value head.
+Axes: R rows of the block, S keys, D head_dim, E v_head_dim.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refattn.exact.precise import (
+    DoubleDouble,
+    Split,
+    add,
+    divide,
+    matmul,
+    multiply,
+    power_of_two_above,
+    product_of,
+    split,
+)
+from refattn.exact.softcap import softcap
+from refattn.exact.softmax import softmax
+
+
+COARSE = 8  # column scales are powers of 2**8, so that a hidden value of ordinary size changes no scale, nor so any bit of an output
+
+
+class Values(NamedTuple):
+    """Values ready to be weighted: value_jc = unit_jc * power_j * column_c, powers of two that keep large values from coarsening small ones."""
+
+    unit: Split  # [S, E], elements at most 1
+    power: np.ndarray  # [S]
+    column: np.ndarray  # [E]
+    infinite: list  # (key, value) of the keys whose value is not finite; they are 0 elsewhere
+
+    def rows(self, first, last):
+        infinite = [(key - first, value) for key, value in self.infinite if first <= key < last]
+        return Values(self.unit.rows(first, last), self.power[first:last], self.column, infinite)
+
+
+class Steps(NamedTuple):
+    """What one block of rows computes; scores as `DoubleDouble`, hidden entries of `biased` are -inf."""
+
+    scores: DoubleDouble  # [R, S]
+    capped: DoubleDouble  # [R, S]
+    biased: DoubleDouble  # [R, S]
+    exponentials: np.ndarray  # [R, S], the weights times total
+    total: DoubleDouble  # [R, 1]
+    lse: np.ndarray  # [R]
+    output: DoubleDouble  # [R, E]
+
+
+def prepare_keys(k):
+    """DoubleDouble [S, D] -> Split [D, S]."""
+    return split(DoubleDouble(k.high.T, k.low.T))
+
+
+def prepare_values(v):
+    """DoubleDouble [S, E] -> Values."""
+    finite = np.isfinite(v.high).all(axis=-1)
+    infinite = [(key, v.high[key]) for key in np.flatnonzero(~finite)]
+    if infinite:
+        v = DoubleDouble(*(np.where(finite[:, None], part, 0.0) for part in v))
+    num_keys, v_head_dim = v.high.shape
+    if v.high.dtype == np.longdouble:
+        return Values(split(v), np.ones(num_keys, np.longdouble), np.ones(v_head_dim), infinite)
+    column = power_of_two_above(v.high, 0, COARSE)
+    power = power_of_two_above(v.high / column, -1)
+    unit = DoubleDouble(*(part / column / power[:, None] for part in v))
+    return Values(split(unit, largest=1.0), power, column, infinite)
+
+
+def attend(
+    q, keys, values, *, scale, cap=None, slopes=None, distance=None, bias=None, visible=None, sinks=None, keep=None, keep_scale=1.0
+):
+    """Attention of one block of rows.
+
+    Parameters
+    ----------
+    q : DoubleDouble, shape [R, D], float64 or long double like keys
+    keys : Split, shape [D, S], from `prepare_keys`
+    values : Values of S keys, from `prepare_values`
+    scale : float
+    cap : float, optional
+        Softcap.
+    slopes, sinks : ndarray, shape [R], optional
+    distance : ndarray, shape [R, S], |position - j|, given with slopes
+    bias, visible, keep : ndarray, shape [R, S], optional
+        visible None: every key; bias has no -inf where visible.
+
+    Returns
+    -------
+    Steps
+    """
+    scores = matmul(product_of(q, DoubleDouble(np.float64(scale), 0.0)), keys)  # [R, D] @ [D, S] -> [R, S]
+    capped = scores if cap is None else softcap(scores, cap)
+    biased = capped
+    if slopes is not None:
+        for part in whole_distance(distance):
+            for term in multiply(part, slopes[:, None]):
+                biased = add(biased, -term)
+    if bias is not None:
+        biased = add(biased, bias)
+    biased = hide(biased, visible)
+    exponentials, total, lse = softmax(biased, sinks)
+    kept = exponentials if keep is None else np.where(keep, exponentials, 0.0)
+    summed = weigh(kept, values, seen(visible, keep))  # [R, S] @ [S, E] -> [R, E]
+    output = divide(summed, total)
+    if keep_scale != 1:
+        output = product_of(output, DoubleDouble(np.float64(keep_scale), 0.0))
+    return Steps(scores, capped, biased, exponentials, total, lse, output)
+
+
+def whole_distance(distance):
+    """Integers as the float64 numbers that add up to them: two where rows stand beyond 2**53, else one."""
+    high = np.asarray(distance, dtype=np.float64)
+    if high.max(initial=0.0) < 2.0**53:
+        return (high,)
+    return high, (distance - high.astype(np.int64)).astype(np.float64)
+
+
+def hide(scores, visible):
+    """-inf where not visible; the low part is dropped wherever the high part says it all."""
+    high, low = scores
+    if visible is not None:
+        high = np.where(visible, high, -np.inf)
+    finite = np.isfinite(high)
+    return DoubleDouble(high, low if finite.all() else np.where(finite, low, 0.0))
+
+
+def seen(visible, keep):
+    """Where a value takes part; None: everywhere."""
+    if visible is None or keep is None:
+        return keep if visible is None else visible
+    return visible & keep
+
+
+def weigh(exponentials, values, seen):
+    """sum_j exponential_ij value_j, [R, S] x [S, E] -> [R, E]; a value that is not finite reaches the rows that see it."""
+    scaled = exponentials * values.power  # [R, S]
+    summed = matmul(DoubleDouble(scaled, 0.0), values.unit)  # [R, S] @ [S, E] -> [R, E]
+    summed = DoubleDouble(summed.high * values.column, summed.low * values.column)
+    for key, value in values.infinite:
+        here = slice(None) if seen is None else seen[:, key]
+        summed.high[here] += exponentials[here, key, None] * value
+    return summed

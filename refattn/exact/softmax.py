@@ -1,0 +1,84 @@
+"""Stable softmax and log-sum-exp over the keys; the one home of the rule for rows that see nothing."""
+
+import numpy as np
+
+from refattn.exact.precise import DoubleDouble, add, normalised, sum_last
+
+
+def softmax(scores, sinks=None):
+    """Exponentials relative to each row's largest score, their total, and the log-sum-exp.
+
+    Parameters
+    ----------
+    scores : DoubleDouble, shape [R, S]
+        Hidden entries are -inf.
+    sinks : ndarray, shape [R], optional
+        A logit that joins the total and has no value.
+
+    Returns
+    -------
+    exponentials : ndarray, shape [R, S]
+        exp(score - largest); divided by `total` they are the weights.
+    total : DoubleDouble, shape [R, 1]
+        0 for a row that sees nothing.
+    lse : ndarray, shape [R]
+        Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
+    """
+    high, low = scores
+    if high.shape[-1] == 0:
+        high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
+    if not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1:  # leading digits cancelled: high alone no longer orders the scores
+        high, low = normalised(high, low)
+        largest = largest_score(high, low)
+    else:
+        largest = np.argmax(high, axis=-1, keepdims=True)
+    pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
+    empty = pivot.high == -np.inf
+    itself = np.where(empty, 0.0, pivot.high - pivot.high)  # 0, and NaN where the largest score is not a number or +inf
+    exponentials = exp_apart(DoubleDouble(high, low), pivot, empty)
+    # the pivot's own exponential is 1: summing the others apart keeps what log of the total would round away
+    np.put_along_axis(exponentials, largest, 0.0, -1)
+    others = sum_last(exponentials)
+    share = np.where(empty, 0.0, 1.0 + itself)
+    np.put_along_axis(exponentials, largest, share, -1)
+    total = normalised(*add(others, share))
+    lse = np.where(empty, -np.inf, pivot.high + (itself + pivot.low + np.log1p(others.high + others.low)))
+    if sinks is not None:
+        total, lse = with_sink(sinks[:, None], pivot, others, total, lse)
+    return exponentials[:, : scores.high.shape[-1]], total, lse[:, 0]
+
+
+def largest_score(high, low):
+    """Position of each row's largest score, [R, 1]: `low` decides between equal `high`, whose step may exceed any exponent that exp can take."""
+    first = np.argmax(high, axis=-1, keepdims=True)
+    top = np.take_along_axis(high, first, -1)
+    last = np.argmax(np.where(high == top, low, -np.inf), axis=-1, keepdims=True)
+    return np.where(np.isnan(top), first, last)
+
+
+def exp_apart(scores, pivot, empty):
+    """exp(scores - pivot), with the digits that rounding the difference would drop: a far lower score may have all the value."""
+    apart, below = add(scores, -np.where(empty, 0.0, pivot.high))
+    below -= pivot.low
+    if not np.isfinite(below).all():
+        below = np.where(apart == -np.inf, 0.0, below)
+    difference = apart + below
+    apart -= difference
+    apart += below  # what rounding the difference dropped
+    exponentials = np.exp(difference, out=difference)
+    apart *= exponentials  # exp(d + dropped) = exp(d) (1 + dropped)
+    exponentials += apart if np.isfinite(apart).all() else np.where(exponentials > 0, apart, 0.0)
+    return exponentials
+
+
+def with_sink(sink, pivot, others, total, lse):
+    """Total and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
+    apart = add(DoubleDouble(-pivot.high, -pivot.low), sink)  # sink - largest score
+    apart, fraction = normalised(apart.high, np.where(np.isfinite(apart.high), apart.low, 0.0))
+    none, empty = sink == -np.inf, total.high == 0
+    share = np.where(none, 0.0, np.exp(apart) * (1 + fraction))
+    scores_below_sink = total.high * np.exp(-apart) * (1 - fraction)
+    scores_above_sink = others.high + (others.low + share)
+    joined = np.where(apart > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
+    total = add(total, np.where(empty, 0.0, share))
+    return normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0)), np.where(empty, sink, np.where(none, lse, joined))

@@ -1,0 +1,292 @@
+"""What each form of attention multiplies: one group of query heads with its keys and values in float64, and how far a kernel's own copies
+of them may be off.
+
+A packed, paged or block-local call is a list of dense parts. A latent call is one part whose keys and values are those of the expanded
+heads, whichever form the kernel runs: both forms compute the same sums, they differ in which operands they round.
+
+    absorb   the query is q_nope @ w_uk, rounded: an error of the query. The second product runs over latents, and its result is rounded
+             before it meets w_uv: `Latent` keeps both so that the error of that sum can be taken where it happens.
+    expand   keys and values are latent @ w_uk and latent @ w_uv, rounded: errors of key and value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.calls.problem import (
+    Options,
+    Problem,
+    attention_problem,
+    block_local_problem,
+    latent_problem,
+    packed_problem,
+    paged_problem,
+)
+
+
+@dataclass
+class Operand:
+    """A matrix in float64 and how far the kernel's copy may be off, entry by entry; None where it is exact."""
+
+    exact: np.ndarray
+    largest_error: np.ndarray | None = None
+    typical_error: np.ndarray | None = None  # range of one independent rounding, for sums of squares
+
+    def rounded_to(self, target) -> Operand:
+        """The operand after conversion to a format; exact where it already held such numbers."""
+        if target.unit_roundoff == 0.0 or target.name == "float64" or (round_to(self.exact, target) == self.exact).all():
+            return self
+        own = target.unit_roundoff * np.abs(finite(self.exact)) + target.half_subnormal_step
+        if self.largest_error is None:
+            return Operand(self.exact, own, own)
+        grown = self.largest_error * (1.0 + target.unit_roundoff) + own
+        return Operand(self.exact, grown, np.hypot(self.typical_error, own))
+
+    @property
+    def parts(self):
+        return self.exact, self.largest_error, self.typical_error
+
+    def rows(self, rows) -> Operand:
+        return Operand(*(None if part is None else part[..., rows, :] for part in self.parts))
+
+
+@dataclass
+class Latent:
+    """The second product of the absorbed form: weights @ latent, rounded, then @ w_uv.T. Shapes (S, C) and (E, C)."""
+
+    latent: np.ndarray
+    w_uv: np.ndarray
+
+
+@dataclass
+class Group:
+    """The query heads that share one key/value head: query (G, T, D), key (length, D), value (length, E)."""
+
+    query: Operand
+    key: Operand
+    value: Operand
+    latent: Latent | None = None
+    shared_rounding: bool = False  # a projection weight is rounded: one error in all keys or values, which no sum averages out
+
+
+@dataclass
+class Part:
+    """A dense problem inside a call, and where its results lie in those of the call."""
+
+    options: Options
+    batch_shape: tuple
+    num_kv_heads: int
+    group_size: int
+    q_len: int
+    kv_len: int
+    load: Callable  # (batch index, kv head) -> Group
+    output_at: tuple = (Ellipsis,)  # index of the call's output that gives (*batch, H, T, E)
+    lse_at: tuple = (Ellipsis,)
+
+
+@dataclass
+class Call:
+    """One call of one function: its dense parts and the shapes of its results."""
+
+    parts: Iterator[Part]
+    output_shape: tuple
+    lse_shape: tuple
+
+
+def operands(function, arrays, options, spec) -> Call:
+    """Check the arguments of `function` and cut the call into dense parts.
+
+    `function` is "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention", with or without "_with_lse".
+    """
+    function = function.removesuffix("_with_lse")
+    if function not in FORMS:
+        raise ValueError(f"function must be one of {', '.join(FORMS)}; got function={function!r}.")
+    return FORMS[function](arrays, dict(options), spec)
+
+
+def finite(x):
+    """NaN and infinities as 0: what they touch is not finite and has no bound."""
+    return np.where(np.isfinite(x), x, 0.0)
+
+
+def _float64(x):
+    return np.asarray(x, dtype=np.float64)
+
+
+def _dense_part(problem: Problem, spec, output_at=(Ellipsis,), lse_at=(Ellipsis,)) -> Part:
+    size = problem.group_size
+
+    def load(index, kv_head):
+        length = int(problem.kv_lengths[index])
+        heads = slice(kv_head * size, (kv_head + 1) * size)
+        query = Operand(_float64(problem.query[index][heads])).rounded_to(spec.input)
+        return Group(
+            _scaled(query, spec, problem.scale),
+            Operand(_float64(problem.key[index][kv_head, :length])).rounded_to(spec.input),
+            Operand(_float64(problem.value[index][kv_head, :length])).rounded_to(spec.input),
+        )
+
+    return Part(
+        problem, problem.batch_shape, problem.num_kv_heads, size, problem.q_len, problem.kv_len, load, output_at, lse_at
+    )
+
+
+def _scaled(query, spec, scale):
+    """The query a kernel scales and rounds before the first product; the error is stated on the unscaled query."""
+    form = spec.scaled_query
+    if form.unit_roundoff == 0.0 or scale == 0.0:
+        return query
+    own = form.unit_roundoff * np.abs(finite(query.exact)) + form.half_subnormal_step / abs(scale)
+    if query.largest_error is None:
+        return Operand(query.exact, own, own)
+    return Operand(query.exact, query.largest_error * (1 + form.unit_roundoff) + own, np.hypot(query.typical_error, own))
+
+
+def _dense(arrays, options, spec):
+    problem = attention_problem(*arrays, **options)
+    return Call(iter([_dense_part(problem, spec)]), *_dense_shapes(problem))
+
+
+def _dense_shapes(problem):
+    return (*problem.query.shape[:-1], problem.value.shape[-1]), problem.query.shape[:-1]
+
+
+def _packed(arrays, options, spec):
+    problem = packed_problem(*arrays, **{"cu_q": options.pop("cu_q"), "cu_kv": options.pop("cu_kv"), **options})
+
+    def parts():
+        for n in range(problem.num_sequences):
+            rows = slice(problem.cu_q[n], problem.cu_q[n + 1])
+            yield _dense_part(problem.sequence(n), spec, (slice(None), rows), (slice(None), rows))
+
+    return Call(parts(), *_dense_shapes(problem))
+
+
+def _paged(arrays, options, spec):
+    problem = paged_problem(*arrays, options.pop("block_table"), options.pop("kv_lengths"), **options)
+
+    def parts():
+        for b in range(len(problem.query)):
+            yield _dense_part(problem.sequence(b), spec, (b,), (b,))
+
+    shape = problem.query.shape[:-1]
+    return Call(parts(), (*shape, problem.value_pages.shape[-1]), shape)
+
+
+def _block_local(arrays, options, spec):
+    problem = block_local_problem(*arrays, options.pop("block_size"), **options)
+
+    def parts():
+        for n in range(problem.num_blocks):
+            rows = problem.rows(n)
+            yield _dense_part(problem.block(n), spec, (Ellipsis, rows, slice(None)), (Ellipsis, rows))
+
+    return Call(parts(), *_dense_shapes(problem.whole))
+
+
+def _latent(arrays, options, spec):
+    form = options.pop("form", "absorb")
+    problem = latent_problem(*arrays, form, **options)
+    batch_shape, num_heads, q_len = problem.q_nope.shape[:-3], problem.q_nope.shape[-3], problem.q_nope.shape[-2]
+
+    def load(index, head):
+        length = int(problem.kv_lengths[index])
+        inputs = (
+            problem.q_nope[index][head], problem.q_rope[index][head], problem.kv_latent[index][:length],
+            problem.k_rope[index][:length], problem.w_uk[head], problem.w_uv[head],
+        )  # fmt: skip
+        q_nope, q_rope, latent, k_rope, w_uk, w_uv = (Operand(_float64(array)).rounded_to(spec.input) for array in inputs)
+        shared = w_uk.largest_error is not None or w_uv.largest_error is not None
+        if form == "absorb":
+            absorbed = _product(q_nope, w_uk.exact, w_uk, spec)  # (T, N) @ (N, C)
+            query, key = _joined(absorbed, q_rope), _joined(latent, k_rope)
+            value = _product(latent, w_uv.exact.T, _transposed(w_uv), None)
+            return Group(_scaled(_stacked(query), spec, problem.scale), key, value, Latent(finite(latent.exact), finite(w_uv.exact)), shared)
+        key = _joined(_product(latent, w_uk.exact.T, _transposed(w_uk), spec), k_rope)  # (S, C) @ (C, N)
+        value = _product(latent, w_uv.exact.T, _transposed(w_uv), spec)
+        return Group(_scaled(_stacked(_joined(q_nope, q_rope)), spec, problem.scale), key, value, None, shared)
+
+    part = Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
+    return Call(iter([part]), (*problem.q_nope.shape[:-1], problem.w_uv.shape[1]), problem.q_nope.shape[:-1])
+
+
+def _transposed(operand):
+    return Operand(*(None if part is None else part.T for part in operand.parts))
+
+
+def _stacked(operand):
+    """(T, D) as a group of one head, (1, T, D)."""
+    return Operand(*(None if part is None else part[None] for part in operand.parts))
+
+
+def _joined(left, right):
+    """Two operands side by side along the last axis."""
+    parts = [np.concatenate([left.exact, right.exact], axis=-1)]
+    for name in ("largest_error", "typical_error"):
+        sides = [getattr(side, name) for side in (left, right)]
+        if sides[0] is None and sides[1] is None:
+            return Operand(parts[0])
+        filled = [np.zeros_like(side.exact) if error is None else error for side, error in zip((left, right), sides, strict=True)]
+        parts.append(np.concatenate(filled, axis=-1))
+    return Operand(*parts)
+
+
+def _product(left, right_exact, right, spec):
+    """left @ right as a kernel computes it ahead of attention: inputs rounded, n terms accumulated, the result stored as `intermediate`.
+
+    With spec None only the errors of the operands count, because the kernel never forms this product.
+    """
+    a, b = np.abs(finite(left.exact)), np.abs(finite(right_exact))
+    product = finite(left.exact) @ finite(right_exact)
+    largest, squares = np.zeros_like(product), np.zeros_like(product)
+    for error, typical, other, first in (
+        (left.largest_error, left.typical_error, b, True),
+        (right.largest_error, right.typical_error, a, False),
+    ):
+        if error is not None:
+            largest += error @ other if first else other @ error
+            squares += typical**2 @ other**2 if first else other**2 @ typical**2
+    if left.largest_error is not None and right.largest_error is not None:
+        largest += left.largest_error @ right.largest_error
+    if spec is not None:
+        terms, u = a.shape[-1], spec.accumulator_roundoff
+        largest += gamma(terms, u) * (a @ b + largest)
+        squares += u**2 * (chain(terms, spec.sum_block) * (0.5 * (a**2 @ b**2) + product**2 / 3))
+        stored = spec.intermediate.unit_roundoff
+        largest += stored * (np.abs(product) + largest) + spec.intermediate.half_subnormal_step
+        squares += (stored * product) ** 2
+    if not largest.any():
+        return Operand(left.exact @ right_exact)
+    return Operand(left.exact @ right_exact, largest, np.sqrt(squares))
+
+
+def gamma(n, u):
+    """n u / (1 - n u), the bound of n roundings (Higham 2002, section 3.1); infinite once n u reaches 1."""
+    n = np.asarray(n, dtype=np.float64)
+    return np.where(n * u < 1.0, n * u / np.where(n * u < 1.0, 1.0 - n * u, 1.0), np.inf)
+
+
+def chain(n, block):
+    """Additions a term passes when n terms are summed in blocks and the blocks one after another."""
+    n = np.asarray(n, dtype=np.float64)
+    return np.minimum(n, block) + np.ceil(n / block)
+
+
+def smallest_lost(spec):
+    """What an operation of the softmax or of the accumulator may lose however small its result."""
+    steps = [form.smallest_normal if spec.flushes_subnormals and form.smallest_normal <= spec.softmax.smallest_normal else
+             form.half_subnormal_step * (1.0 + spec.truncates) for form in (spec.softmax, spec.accumulator)]  # fmt: skip
+    return max(steps)
+
+
+FORMS = {
+    "attention": _dense,
+    "packed_attention": _packed,
+    "paged_attention": _paged,
+    "latent_attention": _latent,
+    "block_local_attention": _block_local,
+}

@@ -1,0 +1,211 @@
+"""Attention of one block of rows, and everything an error bound reads from it.
+
+Output and lse are the exact ones, handed in. What a bound needs besides - scores, weights, magnitudes - need only be good to a few digits
+and is computed here in plain float64, step by step as README.md numbers them. Rows of all heads of a group are stacked: R = G * rows of
+the block. S counts the keys that any of these rows can see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.bounds.infinite_values import InfiniteValues
+from refattn.oracle.bounds.operands import Call, Group, Operand, Part, finite
+from refattn.exact.visibility import range_mask, row_bounds
+
+BLOCK_SCORES = 2**20  # scores of one block of rows: 8 MiB an array, about twenty arrays at a time
+
+
+@dataclass
+class Place:
+    """Where the rows of a tile lie in the results of the call."""
+
+    part: Part
+    index: tuple
+    heads: slice
+    rows: object  # slice or array of row numbers
+
+    def _heads(self, array, at):
+        return array[at][self.index][self.heads]  # basic indexing: a view (G, T, ...)
+
+    def output(self, array):
+        """These rows of a whole output, (R, E)."""
+        picked = self._heads(array, self.part.output_at)[:, self.rows]
+        return picked.reshape(math.prod(picked.shape[:-1]), picked.shape[-1])
+
+    def lse(self, array):
+        """These rows of a whole lse, (R,)."""
+        picked = self._heads(array, self.part.lse_at)[:, self.rows]
+        return picked.reshape(math.prod(picked.shape))
+
+    def write_output(self, array, values):
+        target = self._heads(array, self.part.output_at)
+        target[:, self.rows] = values.reshape(target[:, self.rows].shape)
+
+    def write_lse(self, array, values):
+        target = self._heads(array, self.part.lse_at)
+        target[:, self.rows] = values.reshape(target[:, self.rows].shape)
+
+
+@dataclass
+class Tile:
+    """One block of rows. Shapes: R rows, S keys, D head_dim, E v_head_dim."""
+
+    place: Place
+    output: np.ndarray  # (R, E) exact
+    lse: np.ndarray  # (R,)
+    scores: np.ndarray  # (R, S) scale * q . k; 0 where hidden
+    capped: np.ndarray  # (R, S) after softcap
+    biased: np.ndarray  # (R, S) after ALiBi and bias; 0 where hidden
+    alibi: np.ndarray | None  # (R, S) |slope * distance|
+    bias: np.ndarray | None  # (R, S) |bias|
+    drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
+    visible: np.ndarray  # (R, S) bool
+    barred: np.ndarray | None  # (R, S) bool, keys hidden by a bias of -inf alone: their products are formed; None where there are none
+    broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
+    infinite: InfiniteValues | None  # None where all values are finite
+    weights: np.ndarray  # (R, S) softmax weights
+    kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
+    total: np.ndarray  # (R, 1) softmax denominator relative to the row maximum, >= 1
+    maximum: np.ndarray  # (R,) row maximum, the sink among the candidates
+    sink: np.ndarray | None  # (R,)
+    count: np.ndarray  # (R, 1) visible keys
+    query: Operand  # (R, D)
+    key: Operand  # (S, D)
+    value: Operand  # (S, E), entries that are not finite are 0
+    latent: np.ndarray | None  # (S, C)
+    w_uv: np.ndarray | None  # (E, C)
+    scale: float
+    softcap: float | None
+    keep_scale: float
+    shared_rounding: bool
+
+    @property
+    def dropout(self):
+        return self.kept is not self.weights
+
+    @property
+    def head_dim(self):
+        return self.query.exact.shape[-1]
+
+
+def tiles(call: Call, output, lse, rows=None, block_scores=BLOCK_SCORES) -> Iterator[Tile]:
+    """The tiles of a call, part by part, group by group.
+
+    Parameters
+    ----------
+    call : Call
+    output, lse : ndarray
+        The exact results of the whole call.
+    rows : callable, optional
+        `rows(q_len)` picks the rows of a part to look at, an increasing array of row numbers; by default all.
+    block_scores : int
+        Scores of one tile.
+    """
+    for part in call.parts:
+        picked = np.arange(part.q_len) if rows is None else rows(part.q_len)
+        for index in np.ndindex(part.batch_shape):
+            for kv_head in range(part.num_kv_heads):
+                with np.errstate(all="ignore"):
+                    group = part.load(index, kv_head)
+                    yield from _tiles_of_group(part, group, index, kv_head, picked, block_scores, output, lse)
+
+
+def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, output, lse):
+    options, size, length = part.options, part.group_size, group.key.exact.shape[0]
+    heads = slice(kv_head * size, (kv_head + 1) * size)
+    start, stop = row_bounds(options.q_offset[index], length, part.q_len, options.left, options.right)
+    at_once = max(1, block_scores // (size * max(length, 1)))
+    for first_row in range(0, len(picked), at_once):
+        rows = picked[first_row : first_row + at_once]
+        seeing = rows[start[rows] < stop[rows]]
+        keys = slice(int(start[seeing].min()), int(stop[seeing].max())) if len(seeing) else slice(0, 0)
+        whole = slice(int(rows[0]), int(rows[-1]) + 1)
+        place = Place(part, index, heads, whole if whole.stop - whole.start == len(rows) else rows)
+        cut = _Cut(options, index, heads, rows, keys, (size, len(rows), keys.stop - keys.start))
+        visible = cut.stacked(range_mask(start[rows], stop[rows], keys.start, keys.stop))
+        yield _tile(place, group, cut, visible, place.output(output), place.lse(lse))
+
+
+@dataclass
+class _Cut:
+    """The part of the options that one tile needs, with its rows stacked."""
+
+    options: object
+    index: tuple
+    heads: slice
+    rows: np.ndarray
+    keys: slice
+    shape: tuple  # (G, rows, S)
+
+    def stacked(self, array):
+        """(..., rows, S) as (R, S)."""
+        return np.broadcast_to(array, self.shape).reshape(self.shape[0] * self.shape[1], self.shape[2])
+
+    def plane(self, name):
+        array = getattr(self.options, name)
+        return None if array is None else self.stacked(array[self.index][self.heads][:, self.rows, self.keys])
+
+    def per_row(self, name):
+        array = getattr(self.options, name)
+        return None if array is None else np.repeat(np.asarray(array[self.index][self.heads], dtype=np.float64), self.shape[1])
+
+    def distance(self):
+        position = self.options.q_offset[self.index] + self.rows
+        return self.stacked(np.abs(position[:, None] - np.arange(self.keys.start, self.keys.stop)).astype(np.float64))
+
+
+def _tile(place, group, cut, visible, output, lse):
+    options = cut.options
+    query, key, value = _stack_rows(group.query.rows(cut.rows)), group.key.rows(cut.keys), group.value.rows(cut.keys)
+    mask, bias, keep = cut.plane("mask"), cut.plane("bias"), cut.plane("dropout_mask")
+    if mask is not None:
+        visible = visible & mask
+    scores = options.scale * (query.exact @ key.exact.T)
+    capped = scores if options.softcap is None else options.softcap * np.tanh(scores / options.softcap)
+    biased, slopes, alibi = capped, cut.per_row("alibi_slopes"), None
+    if slopes is not None:
+        alibi = slopes[:, None] * cut.distance()
+        biased = biased - alibi
+    if bias is not None:
+        bias = np.asarray(bias, dtype=np.float64)
+        biased = biased + bias
+    sink = cut.per_row("sinks")
+
+    broken = (visible & ~(biased < np.inf)).any(axis=1)
+    barred = None if bias is None else visible & (bias == -np.inf)
+    visible = visible & (biased > -np.inf) & ~broken[:, None]
+    only = lambda x: np.where(visible, x, 0.0)  # noqa: E731
+    maximum = np.where(visible, biased, -np.inf).max(axis=1, initial=-np.inf)
+    maximum = maximum if sink is None else np.maximum(maximum, sink)
+    maximum = np.where(maximum > -np.inf, maximum, 0.0)
+    drop = only(maximum[:, None] - biased)
+    exponentials = only(np.exp(-drop))
+    total = exponentials.sum(axis=1, keepdims=True) + (0.0 if sink is None else np.exp(sink - maximum)[:, None])
+    weights = exponentials / np.maximum(total, 1.0)
+    holes = ~np.isfinite(value.exact).all(axis=1)
+    taken = visible if keep is None else visible & keep
+    infinite = InfiniteValues(drop[:, holes], np.maximum(total, 1.0), taken[:, holes], value.exact[holes]) if holes.any() else None
+    return Tile(
+        place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
+        alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,
+        visible=visible, barred=barred if barred is not None and barred.any() else None, broken=broken, infinite=infinite, weights=weights,
+        kept=weights if keep is None else np.where(keep, weights * options.keep_scale, 0.0), total=np.maximum(total, 1.0),
+        maximum=maximum, sink=sink, count=visible.sum(axis=1, keepdims=True), query=_finite(query), key=_finite(key), value=_finite(value),
+        latent=None if group.latent is None else group.latent.latent[cut.keys],
+        w_uv=None if group.latent is None else group.latent.w_uv, scale=abs(options.scale), softcap=options.softcap,
+        keep_scale=1.0 if keep is None else options.keep_scale, shared_rounding=group.shared_rounding,
+    )  # fmt: skip
+
+
+def _finite(operand):
+    return Operand(finite(operand.exact), operand.largest_error, operand.typical_error)
+
+
+def _stack_rows(operand):
+    flat = (None if part is None else part.reshape(math.prod(part.shape[:-1]), part.shape[-1]) for part in operand.parts)
+    return Operand(*flat)

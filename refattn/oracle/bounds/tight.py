@@ -1,0 +1,396 @@
+"""The statistical bound: roundings are independent and centred, so their sum grows with the root of the number of terms.
+
+Hoeffding's inequality for sum_i r_i x_i with |r_i| <= 1 independent and centred: it exceeds lambda sqrt(sum x_i^2) with probability at most
+2 exp(-lambda^2 / 2). Four kinds of error are not of that kind and are added linearly: an error that all scores of a row share in
+proportion, the truncation of an accumulator, the common rounding of weights that lie close together, weights flushed to 0.
+`README.md` has the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.bounds.level_rows import level_conversion
+from refattn.oracle.bounds.operands import Operand, smallest_lost
+from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
+from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE, ScoreError
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.bounds.row_blocks import Tile
+
+CHUNKS = 32  # partial sums of a row that are looked at
+SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
+PROBES = 4
+# Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values have a low rank.
+INDEPENDENT = 0.5
+ALIKE = 3.0  # deviations of independent roundings beyond which the roundings of the exact weights are taken for what they are
+REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
+SQUARES_UNDERFLOW = 2.0**-450  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
+FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
+
+
+@dataclass
+class Tight:
+    """Shapes (R, E) and (R,)."""
+
+    output: np.ndarray
+    lse: np.ndarray
+    output_sigma: np.ndarray
+    lse_sigma: np.ndarray
+    effective: np.ndarray
+
+
+@dataclass
+class Sums:
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E).
+
+    Attributes
+    ----------
+    square : ndarray
+        Sum of squares of the roundings.
+    steady : ndarray
+        What is lost for certain: truncation, terms below the last digit.
+    alike : ndarray
+        At most what roundings amount to that are all the same, one number anywhere between the two ends.
+    largest_partial : ndarray
+        Largest |partial sum|.
+    """
+
+    square: np.ndarray
+    steady: np.ndarray
+    alike: np.ndarray
+    largest_partial: np.ndarray
+
+
+def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
+    u = spec.softmax.unit_roundoff
+    unit, tile = _in_units(tile)
+    p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
+    magnitude = np.abs(output)
+    repeats = repeated_keys(tile.key.exact)
+
+    ties = _ties(tile)
+
+    # scores; exp turns an error of the size r into expm1(r), and the row sum moves too
+    apart = ~error.level  # equal errors of all keys move no output
+    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
+    moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
+    stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
+    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
+    linear = np.zeros_like(magnitude)
+    for direction in error.common:
+        direction = direction * apart
+        linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
+    variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
+    if tile.query.largest_error is not None:
+        shared = _query_rounding(tile, kept, p, output)
+        square, variance = square + 2.0 * shared, variance + shared  # all dims share them: nothing averages out
+    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square * apart), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+
+    # conversion of the weights
+    if rounding is not None:
+        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output, error.level)
+        square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
+
+    # the two sums, rescaled and divided
+    products = _products(tile, spec, kept)
+    row_sum = _sums(p, np.ones((p.shape[1], 1)), tile.visible, spec.sum_block, u, False)
+    more = u**2 * (error.rises + 5.0)
+    sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
+    square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
+    equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
+    pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
+    again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
+    again = spec.accumulator_roundoff * np.where(ties.steady, tile.count, again) / spec.sum_block
+    steady = products.steady + row_sum.steady * magnitude
+    alike = products.alike + (row_sum.alike + equal) * magnitude + again * products.largest_partial
+    linear, variance = linear + steady + alike, variance + steady**2 + alike**2 / 3.0
+
+    if tile.value.largest_error is not None:
+        values = kept**2 @ tile.value.typical_error**2
+        square, variance = square + values, variance + ROUNDING_VARIANCE * values
+    if spec.splits > 1:
+        joined = 2 * u * _lse_level(tile) * _split_shift(tile, kept, p, output)
+        linear, variance = linear + joined, variance + joined**2
+
+    count = tile.count.astype(np.float64)
+    tiny, size = smallest_lost(spec), np.abs(value)
+    coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
+    matters = tiny * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
+    gross = kept @ size
+    products_lost = np.fmin(tiny * count, unit * gross) if matters else tiny * count
+    tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
+    off = unit * (linear + multiplier * np.sqrt(square)) + tiny
+    told = first_order & ((gross == 0) | (gross > SQUARES_UNDERFLOW))
+    bound = np.where(told, written(off, unit * magnitude, spec.output, spec), np.inf)
+    before = np.hypot(unit * np.sqrt(variance), coarse)
+    writing = _writing(unit * output, before, spec.output)
+    sigma = np.hypot(before, writing)
+    sigma = np.where(told, sigma, np.inf)
+
+    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
+    dims = max(output.shape[1], 1)
+    # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
+    alone = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0).sum(axis=1) / dims
+    effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
+    rough = ~first_order[:, 0]
+    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
+
+
+def _writing(output, before, form):
+    """Deviation of rounding output + x to a format where x has deviation `before`, (R, E).
+
+    The step over sqrt(12) where x spreads over steps; where it does not, the rounding of the exact output itself, which results that lie close
+    together share. Between them, Sripad and Snyder 1977, "A necessary and sufficient condition for quantization errors to be uniform and white":
+    the first harmonic of the mean square falls with exp(-2 pi^2 before^2 / step^2).
+    """
+    step = form.step(output)
+    random = step**2 / 12.0
+    if form.unit_roundoff <= REFERENCE_ROUNDOFF:  # as fine as the reference: its own rounding is not known
+        return np.sqrt(random)
+    known = (round_to(output, form) - output) ** 2
+    known = np.where((step > 0) & (known <= step**2), known, random)
+    fixed = np.exp(-2.0 * np.pi**2 * (before / np.where(step > 0, step, 1.0)) ** 2)
+    return np.sqrt(random + (known - random) * fixed)
+
+
+def _query_rounding(tile, kept, p, output):
+    """Square sum of the query's roundings, each of which reaches all keys at once, (R, E).
+
+    sum_d (dq_d sum_j p_j k_jd (v_j - o))^2 is the mean square of the same sum with random signs for d; PROBES of them are taken.
+    """
+    rng = np.random.default_rng(0)
+    total = np.zeros_like(output)
+    for _ in range(PROBES):
+        signs = rng.choice([-1.0, 1.0], size=tile.head_dim)
+        shift = tile.scale * ((tile.query.typical_error * signs) @ tile.key.exact.T)
+        total += ((kept * shift) @ tile.value.exact - (p * shift).sum(axis=1, keepdims=True) * output) ** 2
+    return total / PROBES
+
+
+def _in_units(tile):
+    """A power of two for each row, and the tile with values and outputs in multiples of it, so that squares stay in float64.
+
+    A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
+    """
+    output = np.where(np.isfinite(tile.output), tile.output, 0.0)
+    kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)  # a key of value 0 does not show, however large its weight
+    of_value, of_row = _power_of_two(np.abs(tile.value.exact).max(initial=0.0)), _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0))
+    if of_value == 1.0 and (of_row == 1.0).all():
+        return 1.0, replace(tile, output=output)
+    value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
+    latent = None if tile.latent is None else tile.latent / of_value
+    return of_value * of_row, replace(tile, value=value, latent=latent, kept=kept / of_row, output=output / of_value / of_row)
+
+
+def _power_of_two(largest):
+    """The power of two above a magnitude far from 1, and 1 near it."""
+    power = np.ldexp(1.0, np.frexp(largest)[1])
+    return np.where((largest > 0) & ((power < 2.0**-200) | (power > 2.0**200)), power, 1.0)
+
+
+@dataclass
+class Ties:
+    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and how many there are."""
+
+    share: np.ndarray
+    count: np.ndarray
+    steady: np.ndarray  # of bool: all keys, because the scores rise or fall by equal steps
+
+
+def _ties(tile):
+    """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
+
+    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A sum to which the same weight is added
+    over and over loses the same each time, up to a unit roundoff of it: both are multiples of its last digit but for the same remainder.
+    """
+    scores = np.sort(np.where(tile.visible, tile.biased, -np.inf).astype(np.float32), axis=1)
+    rows, keys = scores.shape
+    share, count = np.zeros((rows, 1)), np.zeros((rows, 1))
+    if keys < 2:
+        return Ties(share, count, np.zeros((rows, 1), dtype=bool))
+    top = np.maximum(scores[:, -1:], tile.maximum[:, None].astype(np.float32))
+    equal = (scores[:, 1:] == scores[:, :-1]) & (scores[:, 1:] > -np.inf) & (scores[:, 1:] < top)
+    steady = _progressions(tile)
+    share[steady], count[steady] = 1.0, tile.count[steady]
+    for row in np.flatnonzero(equal.any(axis=1) & ~steady):
+        values, counts = np.unique(scores[row], return_counts=True)
+        tied = (counts > 1) & (values > -np.inf) & (values < top[row])
+        mass = counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
+        share[row], count[row] = mass.sum(), counts[tied].sum()
+    return Ties(np.minimum(share, 1.0), count, steady[:, None])
+
+
+def _progressions(tile):
+    """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every block has the same weights again."""
+    scores = np.where(tile.visible, tile.biased, np.nan)
+    bend = np.abs(scores[:, 2:] - 2.0 * scores[:, 1:-1] + scores[:, :-2])
+    bend = np.where(np.isnan(bend), 0.0, bend).max(axis=1, initial=0.0)
+    largest = np.abs(tile.biased).max(axis=1, initial=0.0)
+    gaps = (tile.visible[:, 1:] != tile.visible[:, :-1]).sum(axis=1) > 2
+    return (bend <= SPREAD * 2.0**-24 * largest) & (tile.drop.max(axis=1, initial=0.0) > 0) & (tile.count[:, 0] > 2) & ~gaps
+
+
+def _converted(tile, spec, rounding, repeats, ties, output, level):
+    """Square sum, linear part and variance of converting the weights.
+
+    Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
+    moves the row by up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
+    """
+    p, kept, value, magnitude = tile.weights, tile.kept, tile.value.exact, np.abs(output)
+    u = spec.weight.unit_roundoff
+    size = 1.0 if spec.normalises_first else tile.total
+    stored = p * size * spec.weight_scale
+    relative = rounding / np.where(p > 0, p, 1.0)
+    step = np.where(p > 0, spec.weight.step(stored) / np.where(p > 0, stored, 1.0), 0.0)
+    flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
+    step = np.where(flushed, 0.0, step)
+    if spec.denominator == "rounded":
+        square = sum_of_squares(kept, relative**2, value, repeats, output, p)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
+        linear = np.zeros_like(magnitude)
+        if tile.dropout:  # scaled up before they are converted, the weights of numerator and row sum round apart
+            square = sum_of_squares(kept, relative**2, value, repeats) + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
+            variance = sum_of_squares(kept, step**2 / 12.0, value, repeats) + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
+            linear = 2.0 * u * ties.share * magnitude
+    else:
+        square = sum_of_squares(kept, relative**2, value, repeats)
+        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats)
+        whole = np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        mean = (p * tile.drop).sum(axis=1, keepdims=True) / whole
+        spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) / whole - mean**2, 0.0))
+        linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
+        if ties.share.any():
+            linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
+        variance = variance + linear**2 / 3.0
+    # the roundings of the exact weights: what weights share that lie close together, or are a few steps of the subnormal range large
+    exact = _rounding_of(stored * tile.keep_scale, spec.weight)
+    both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
+    joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
+    variance = np.maximum(variance, sum_of_squares(kept, exact**2, value, [], *both))
+    shared = joint**2 > ALIKE**2 * variance
+    # columns share them, and rows where biases or positions give the same few weights: the mean square over a row's columns says so
+    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0)).sum(axis=1, keepdims=True) / max(value.shape[1], 1)
+    linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance * np.maximum(ratio, 1.0))
+    if level.any():  # one number converted for all keys, in proportion to the result
+        times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
+        same = times * level_conversion(tile, rounding) * magnitude
+        square, linear = np.where(level, 0.0, square), np.where(level, same, linear)
+        variance = np.where(level, same**2 / 3.0, variance)
+    if flushed.any():
+        lost = np.where(flushed, kept, 0.0) @ value
+        if spec.denominator == "rounded":
+            lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
+        linear, variance = linear + np.abs(lost), variance + lost**2
+        if spec.block_size is not None:  # weights relative to an early, lower maximum survive: some are lost, and others do not cancel them
+            gone = (flushed.astype(np.float64), value, repeats)
+            variance = variance + (sum_of_squares(kept, *gone, output, p) if spec.denominator == "rounded" else sum_of_squares(kept, *gone))
+    return square, linear, variance
+
+
+def _rounding_of(stored, form):
+    """Relative error of converting numbers to a format; 0 where they are 0, flushed or beyond its range."""
+    with np.errstate(all="ignore"):
+        error = (round_to(stored, form) - stored) / stored
+    return np.where((stored >= form.half_subnormal_step) & (np.abs(error) <= 1.0), error, 0.0)
+
+
+def _products(tile, spec, kept):
+    """Errors of the sum of weights times values; in the absorbed form it runs over latents and is stored before it meets w_uv."""
+    u = spec.accumulator_roundoff
+    if tile.latent is None:
+        return _sums(kept, tile.value.exact, tile.visible, spec.sum_block, u, spec.truncates)
+    inner = _sums(kept, tile.latent, tile.visible, spec.sum_block, u, spec.truncates)
+    middle = (kept @ tile.latent) ** 2
+    w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
+    stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
+    return Sums(
+        inner.square @ w2 + stored * (middle @ w2), *(part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.alike, inner.largest_partial))
+    )
+
+
+def _sums(weights, x, visible, block, u, truncates):
+    """Errors of sum_j weights_j x_j with one rounding of relative size u for each addition.
+
+    An addition rounds the partial sum it makes, so the square sum is u^2 times the sum of squared partial sums: `block` terms among
+    themselves, then the block onto what came before. Partial sums are taken at CHUNKS places in the order of the keys and in the reverse,
+    whichever gives more; between them the terms are treated as a random walk.
+    """
+    rows, keys = weights.shape
+    count = visible.sum(axis=1, keepdims=True).astype(np.float64)
+    squares = weights**2 @ x**2
+    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
+    forward = np.zeros((rows, x.shape[1]))
+    total = weights @ x
+    sums = {name: np.zeros_like(total) for name in ("forward", "backward", "inside", "forward_size", "backward_size", "largest")}
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        here = visible[:, first:last].sum(axis=1, keepdims=True)
+        additions = np.where(here > 0, np.maximum(here / block, 1.0), 0.0)
+        part = weights[:, first:last] @ x[first:last]
+        backward = total - forward
+        forward = forward + part
+        sums["forward"] += additions * forward**2
+        sums["backward"] += additions * backward**2
+        sums["forward_size"] += additions * np.abs(forward)
+        sums["backward_size"] += additions * np.abs(backward)
+        sums["inside"] += part**2
+        sums["largest"] = np.maximum(sums["largest"], np.maximum(np.abs(forward), np.abs(backward)))
+    inside = np.minimum(count, block)
+    square = np.maximum(sums["forward"], sums["backward"]) + (count / block) * 0.5 * squares
+    square = square + inside * (0.5 * squares + sums["inside"] / 3.0)
+    # Truncation loses between 0 and u of each partial sum, half of that in the mean.
+    steady = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
+    # Terms that hardly differ, compared with the last digit of the sum, all lose the same.
+    mean = total / np.maximum(count, 1.0)
+    close = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
+    alike = np.where(close & (count > 1), u * (count / block) * sums["largest"], 0.0)
+    # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is lopsided.
+    small = u / np.where(weights > 0, weights * block, np.inf)
+    lost = np.where(small > 1e-2, weights * np.minimum(1.0, 2.0 * small**2), 0.0)
+    if lost.any():
+        steady = steady + np.abs(lost @ x)
+    return Sums(u**2 * square, steady, alike, sums["largest"])
+
+
+def _lse_level(tile):
+    """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with it."""
+    top, log = lse_magnitudes(tile)
+    return (4 * top + 6 * log + 2)[:, None]
+
+
+def _split_shift(tile, kept, p, output):
+    """Largest |sum over a run of leading keys of p (v - o)|, (R, E): what an error of one split's lse can move."""
+    keys = p.shape[1]
+    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
+    running, largest = np.zeros_like(output), np.zeros_like(output)
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        running = running + kept[:, first:last] @ tile.value.exact[first:last]
+        running = running - p[:, first:last].sum(axis=1, keepdims=True) * output
+        largest = np.maximum(largest, np.abs(running))
+    return 2.0 * largest
+
+
+def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
+    u = spec.softmax.unit_roundoff
+    ones = np.ones((tile.weights.shape[1], 1))
+    sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
+    square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
+    variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
+    if tile.query.largest_error is not None:  # one rounding of a row's query shifts the scores of all its keys
+        shared = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
+        square, variance = square + shared, variance + ROUNDING_VARIANCE * shared
+    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady + row_sum.alike)[:, 0]
+    if rounding is not None and spec.denominator == "rounded":
+        linear = linear + rounding.sum(axis=1)
+    if tile.sink is not None:
+        share, sink_error = sink_share(tile, spec, error)
+        linear = linear + (share * sink_error)[:, 0]
+    top, log = lse_magnitudes(tile)
+    level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
+    fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
+    bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, spec)
+    sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
+    return bound, sigma

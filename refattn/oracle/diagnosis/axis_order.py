@@ -1,0 +1,67 @@
+"""Results in the wrong shape or axis order, before any number is discussed."""
+
+from __future__ import annotations
+
+import time
+from itertools import permutations
+
+import numpy as np
+
+from refattn.oracle.diagnosis.findings import Diagnosis, Finding
+from refattn.oracle.diagnosis.fit_bound import bound_use
+from refattn.oracle.forms import dense_parts
+from refattn.oracle.diagnosis.hypotheses import Evidence
+
+AXES = ("batch", "heads", "length", "dim")
+
+
+def readings(actual, lse, shape):
+    """Ways to bring an array of the wrong shape into the right one: (words, remedy, array)."""
+    if actual.shape == shape and (lse is None or lse.shape == shape[:-1]):
+        return [], True
+    found = []
+    if actual.size != np.prod(shape, dtype=np.int64):
+        return found, False
+    if actual.ndim == len(shape):
+        for order in permutations(range(actual.ndim)):
+            if tuple(actual.shape[axis] for axis in order) == shape and order != tuple(range(actual.ndim)):
+                found.append((f"its axes are {_axis_names(order)}", f"actual.transpose{order}", actual.transpose(order)))
+    if actual.shape == shape:
+        found.append(("the output is as expected, the lse is not", "", actual))
+    found.append((f"it has shape {actual.shape}", f"actual.reshape{shape}", actual.reshape(shape)))
+    if len(shape) >= 3:
+        swapped = shape[:-3] + (shape[-2], shape[-3], shape[-1])
+        found.append((f"it has shape {actual.shape} and is laid out (..., length, heads, dim)", f"actual.reshape{swapped}.swapaxes(-2, -3)",
+                      actual.reshape(swapped).swapaxes(-2, -3)))  # fmt: skip
+    return found, False
+
+
+def _axis_names(order):
+    names = AXES[-len(order) :]
+    place = {axis: names[i] for i, axis in enumerate(order)}
+    return "(" + ", ".join(place[axis] for axis in range(len(order))) + ")"
+
+
+def diagnose_shape(checked, readings, spec, samples, shape, got, start):
+    different = []
+    for words, remedy, array in readings:
+        if not any(np.array_equal(array, known, equal_nan=True) for _, _, known in different):
+            different.append((words, remedy, array))
+    fits = [(words, remedy, Evidence(checked, array, None, spec, samples)) for words, remedy, array in different]
+    fits.sort(key=lambda item: (item[2].baseline.mismatched, item[2].baseline.residual))
+    findings = tuple(_finding(f"the output should have shape {shape}; {words}", remedy, evidence) for words, remedy, evidence in fits)
+    verdict = "explained" if findings and findings[0].explains else "unexplained"
+    location = f"The output should have shape {shape}, the actual one has {got}."
+    if len(got) == len(shape) and got[:-1] == shape[:-1]:
+        location += " Its last axis is that of the query, not of the values." if got[-1] == _query_width(checked) else ""
+    return Diagnosis(verdict, findings, "" if verdict == "explained" else location, 0, time.monotonic() - start)
+
+
+def _finding(says, remedy, evidence):
+    baseline = evidence.baseline
+    used = bound_use(evidence).used if baseline.explains else baseline.used
+    return Finding("axis_order", says, remedy, used, baseline.residual, baseline.explains)
+
+
+def _query_width(checked):
+    return dense_parts(checked)[0].head_dim if dense_parts(checked) else None

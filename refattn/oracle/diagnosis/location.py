@@ -1,0 +1,137 @@
+"""Where an unexplained error lives: which sequences, heads, rows and dims, and whether it starts at a tile boundary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.oracle.diagnosis.fit_bound import bound_use
+from refattn.oracle.forms import output_shape
+from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
+
+EVERYTHING = 2**28  # multiplications up to which every row is looked at
+BOUNDARIES = (256, 128, 64, 32, 16, 8)
+
+
+def locate(checked, actual, lse, spec, worst=(-1, 0)) -> str:
+    """Say where the elements beyond the bound are; `worst` as for `choose_samples`."""
+    samples = choose_samples(checked, EVERYTHING, worst)
+    evidence = Evidence(checked, actual, lse, spec, samples)
+    unit_output, unit_lse = bound_use(evidence).tight
+    wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
+    sentences = []
+    if not wrong.any():
+        wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
+        if wrong_lse.any():
+            return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
+        return "No single element is beyond its bound; only the average error is larger than rounding makes it. Is the spec that of this kernel?"
+    sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
+    shape = output_shape(checked)
+    if len(samples) != 1:
+        return sentences[0] + _by_part(wrong, samples, shape[-1])
+    sample = samples[0]
+    grid = wrong.reshape(len(sample.sequences), len(sample.heads), len(sample.rows), shape[-1])
+    if grid.all():
+        return " ".join([*sentences, *_likeness(evidence), *_lse_sentence(evidence, unit_lse)])
+    axes = (("sequence", sample.sequences, (1, 2, 3)), ("head", sample.heads, (0, 2, 3)), ("row", sample.rows, (0, 1, 3)),
+            ("dim", np.arange(shape[-1]), (0, 1, 2)))  # fmt: skip
+    for name, numbers, others in axes:
+        hit = grid.any(axis=others)
+        if hit.all():
+            sentences.append(f"Every {name} is affected.")
+        else:
+            sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{_boundary(numbers[hit], numbers) if name in ('row', 'dim') else ''}.")
+    return " ".join([*sentences, *_lse_sentence(evidence, unit_lse)])
+
+
+def _kind(evidence, wrong):
+    """What the wrong elements have in common."""
+    got = evidence.observed[0][wrong]
+    if np.isnan(got).all():
+        return ", all of them NaN"
+    if not got.any():
+        return ", all of them 0 (never written?)"
+    share = np.isnan(got).mean()
+    with np.errstate(all="ignore"):
+        return f", {share:.0%} of these NaN" if share else f", by up to {np.abs(got - evidence.reference[0][wrong]).max():.3g}"
+
+
+def _likeness(evidence):
+    """How the output relates to the right one, when all of it is wrong."""
+    want, got = evidence.reference[0], evidence.observed[0]
+    fine = np.isfinite(want) & np.isfinite(got)
+    if fine.sum() < 3 or not np.ptp(want[fine]) or not np.ptp(got[fine]):
+        return
+    likeness = float(np.corrcoef(want[fine], got[fine])[0, 1])
+    other = ": these are other inputs, or another computation." if abs(likeness) < 0.1 else "."
+    yield f"Its correlation with the right output is {likeness:.2f}{other}"
+
+
+def _lse_sentence(evidence, unit):
+    if evidence.observed[1].size:
+        wrong = _wrong(evidence.observed[1], evidence.reference[1], unit)
+        yield "lse is right." if not wrong.any() else f"lse is wrong in {wrong.mean():.1%} of its elements."
+
+
+def never_written(actual, lse) -> tuple[str, str] | None:
+    """(id, words) when a result that should not be 0 is 0 everywhere, and no lse shows that the kernel ran."""
+    ran = lse is not None and np.asarray(lse, dtype=np.float64).any()
+    if actual.size and not ran and not np.asarray(actual, dtype=np.float64).any():
+        return "output_never_written", "all zeros: was the output ever written?"
+    return None
+
+
+def isolated(evidence) -> tuple[str, str] | None:
+    """(id, words) when all wrong elements lie in one row of one head and everything else agrees."""
+    if len(evidence.samples) != 1 or evidence.observed[0].size < 2:
+        return None
+    unit_output, unit_lse = bound_use(evidence).tight
+    wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
+    wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
+    sample, width = evidence.samples[0], output_shape(evidence.checked)[-1]
+    shape = (len(sample.sequences), len(sample.heads), len(sample.rows))
+    rows = wrong.reshape(*shape, width).any(axis=-1)
+    if wrong_lse.size:
+        rows |= wrong_lse.reshape(shape)
+    if rows.sum() != 1 or rows.size < 2:
+        return None
+    sequence, head, row = (int(numbers[at]) for numbers, at in zip((sample.sequences, sample.heads, sample.rows), np.argwhere(rows)[0], strict=True))
+    place = f"sequence {sequence} head {head} row {row}"
+    if wrong.sum() == 1:
+        return "one_element_off", f"one element is wrong ({place} dim {int(np.flatnonzero(wrong)[0]) % width}) and everything else agrees"
+    return "one_row_garbage", f"one row is wrong ({place}) and everything else agrees"
+
+
+def _wrong(got, want, unit):
+    fine = np.isfinite(got) & np.isfinite(want)
+    same = (np.isnan(got) & np.isnan(want)) | (got == want)
+    with np.errstate(all="ignore"):
+        return np.where(fine, np.abs(got - want) > np.where(np.isfinite(unit), unit, np.inf), ~same)
+
+
+def _by_part(wrong, samples, width):
+    sizes = [s.sequences.size * s.heads.size * s.rows.size * width for s in samples]
+    ends = np.cumsum(sizes)
+    bad = [n for n, (stop, size) in enumerate(zip(ends, sizes, strict=True)) if wrong[stop - size : stop].any()]
+    return f" Wrong sequences: {_ranges(np.array(bad))}."
+
+
+def _ranges(numbers) -> str:
+    """[0, 1, 2, 5] as '0-2, 5'."""
+    groups, numbers = [], [int(n) for n in numbers]
+    for n in numbers:
+        if groups and n == groups[-1][1] + 1:
+            groups[-1][1] = n
+        else:
+            groups.append([n, n])
+    words = [f"{a}-{b}" if a != b else f"{a}" for a, b in groups]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
+
+
+def _boundary(bad, numbers) -> str:
+    first = int(bad[0])
+    if first == 0 or len(bad) < 2 or first not in numbers:
+        return ""
+    for size in BOUNDARIES:
+        if first % size == 0:
+            return f" (starting at a multiple of {size})"
+    return ""

@@ -1,0 +1,182 @@
+"""Mistakes that predict the same numbers on the caller's inputs: other inputs on which they differ, and what the kernel does there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refattn.calls.arrays import as_float_array
+from refattn.oracle.block_local import BlockLocal, block_local_suite
+from refattn.oracle.forms import form_name, output_shape
+from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, checked_call, choose_samples
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.diagnosis.ranking import CLEARLY
+from refattn.oracle.inputs.suites import default_suite
+from refattn.calls.problem import Problem
+
+APART = 10.0  # bounds by which two predictions must differ somewhere
+PROBES = 40
+RUNS = 6  # of the caller's kernel
+LONGEST, MOST_ROWS, WIDEST = 300, 24, 256  # of a probe
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A call to try, and how it differs from the caller's, as in "with alibi_slopes"."""
+
+    words: str
+    inputs: AttentionInputs
+
+
+def run_kernel(kernel: Callable, inputs) -> tuple[np.ndarray, np.ndarray | None]:
+    """Output and lse of a kernel that returns one or both."""
+    result = kernel(*inputs.arrays, **inputs.options)
+    output, lse = result[:2] if isinstance(result, tuple | list) else (result, None)
+    return as_float_array(output, "actual"), None if lse is None else as_float_array(lse, "lse")
+
+
+def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool) -> str:
+    """Words for the call that tells most of these apart; "" if none does."""
+    best, most = "", 1
+    for probe in probes(checked):
+        groups = len(_groups(probe, hypotheses, spec, with_lse))
+        if groups > most:
+            best, most = probe.words, groups
+        if most == len(hypotheses):
+            break
+    return f"call the kernel {best}" if best else ""
+
+
+def told_apart(checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool) -> tuple[list[Hypothesis], list[str]]:
+    """Run the kernel where the hypotheses differ: those that stay, in their order, and the calls that decided."""
+    left, calls = list(hypotheses), []
+    for probe in probes(checked):
+        if len(left) < 2 or len(calls) >= RUNS:
+            break
+        if len(_groups(probe, left, spec, with_lse)) < 2:
+            continue
+        try:
+            output, lse = run_kernel(kernel, probe.inputs)
+        except Exception:  # noqa: BLE001 (a kernel that does not take this call may say so in any way)
+            continue
+        form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
+        if output.shape != output_shape(form) or lse is not None and lse.shape != output.shape[:-1]:
+            continue
+        staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left)
+        if 0 < len(staying) < len(left):
+            left, calls = staying, [*calls, probe.words]
+    return left, calls
+
+
+def _explaining(evidence, hypotheses):
+    """Those that leave about as little as the best one does."""
+    fits = [(fit, hypothesis) for hypothesis in hypotheses if (fit := evidence.fit(hypothesis)) is not None]
+    sizes = [fit.residual + fit.mismatched * 1e12 for fit, _ in fits]
+    if not sizes or min(sizes) > 1.0 and not min(sizes) < CLEARLY * evidence.floor():
+        return []  # the kernel does something else here
+    return [hypothesis for size, (_, hypothesis) in zip(sizes, fits, strict=True) if size <= max(2.0 * min(sizes), 1.0)]
+
+
+def _groups(probe, hypotheses, spec, with_lse):
+    """Classes of hypotheses that predict the same on a probe: one member of each."""
+    checked = checked_call(*probe.inputs.arrays, **probe.inputs.options)
+    shape = output_shape(checked)
+    nothing = np.zeros(shape), np.zeros(shape[:-1]) if with_lse else None
+    evidence = Evidence(checked, *nothing, spec, choose_samples(checked))
+    found = []
+    for hypothesis in hypotheses:
+        predicted = evidence.predicted(hypothesis)
+        if predicted is not None and not any(_alike(evidence, predicted, other) for other in found):
+            found.append(predicted)
+    return found
+
+
+def _alike(evidence, first, second):
+    for a, b, unit in zip(first, second, evidence.yardstick, strict=True):
+        fine = np.isfinite(a) & np.isfinite(b)
+        if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+            return False
+        with np.errstate(all="ignore"):
+            if (np.abs(a - b)[fine] > APART * unit[fine]).any():
+                return False
+    return True
+
+
+def probes(checked) -> Iterator[Probe]:
+    """Calls of the same form, nearest to the caller's first."""
+    if isinstance(checked, BlockLocal):
+        for inputs in block_local_suite(checked.query.dtype):
+            yield Probe(f"on {inputs.name!r} of refattn.oracle.block_local.block_local_suite()", inputs)
+        return
+    if form_name(checked) == "attention" and isinstance(checked, Problem) and len(checked.batch_shape) <= 1:
+        yield from _dense_probes(checked)
+        return
+    function = {"attention": "attention", "rope": "rotary_attention"}.get(form_name(checked), f"{form_name(checked)}_attention") + "_with_lse"
+    for inputs in default_suite(_dtype(checked)):
+        if inputs.function == function and inputs.family != "exact":
+            yield Probe(f"on {inputs.name!r} of refattn.oracle.inputs.suites.default_suite()", inputs)
+
+
+def _dtype(checked):
+    dense = getattr(checked, "dense", checked)
+    return next(getattr(dense, name) for name in ("q_nope", "query") if hasattr(dense, name)).dtype
+
+
+def _option_names(p: Problem) -> list[str]:
+    """The options of a problem in the words of `attention_inputs`."""
+    names = {
+        "causal": p.right == 0, "left window": p.left is not None and not p.right, "two-sided window": p.left is not None and bool(p.right),
+        "mask": p.mask is not None, "bias": p.bias is not None, "softcap": p.softcap is not None, "alibi": p.alibi_slopes is not None,
+        "sinks": p.sinks is not None, "lengths": bool((np.asarray(p.kv_lengths) < p.kv_len).any()), "dropout": p.dropout_mask is not None,
+        "own offset": bool((np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len).any()),
+        "own scale": not np.isclose(p.scale, p.head_dim**-0.5),
+    }  # fmt: skip
+    return [name for name, there in names.items() if there]
+
+
+WORDS = {
+    "causal": "causal=True", "left window": "window=(n, None)", "two-sided window": "window=(n, m)", "mask": "a mask", "bias": "a bias",
+    "softcap": "softcap",
+    "alibi": "alibi_slopes", "sinks": "sinks", "lengths": "kv_lengths", "dropout": "dropout", "own offset": "q_offset", "own scale": "another scale",
+}  # fmt: skip
+FAMILY_WORDS = {
+    "poison": "with NaN in hidden keys and values", "low scores": "on scores below -1e4", "empty rows": "with rows that see no key",
+    "large scores": "on scores around 200", "nan visible": "with NaN in a visible key", "normal": "on N(0, 1) data",
+}  # fmt: skip
+
+
+def _dense_probes(p: Problem) -> Iterator[Probe]:
+    names = _option_names(p)
+    groups = p.group_size
+    size = Sizes(min(p.query.shape[0], 2) if p.batch_shape else 1, min(p.num_kv_heads, 4) * groups, min(p.num_kv_heads, 4), min(p.q_len, MOST_ROWS),
+                 min(p.kv_len, LONGEST), min(p.head_dim, WIDEST), min(p.v_head_dim, WIDEST))  # fmt: skip
+
+    def probe(words, family="wide", options=names, sizes=size):
+        inputs = attention_inputs(family, options, sizes=sizes, dtype=p.query.dtype, seed=1)
+        if not p.batch_shape:
+            inputs = _without_batch(inputs)
+        return Probe(words, inputs)
+
+    yield probe("on other data (standard deviation 2)")
+    yield probe("on scores that rise along the keys", "ascending")
+    for name in names:
+        yield probe(f"without {WORDS[name]}", options=[other for other in names if other != name])
+    yield probe("on 4 keys for each row", sizes=replace(size, q_len=min(size.kv_len, 31), kv_len=4 * min(size.kv_len, 31)))
+    yield probe("on a multiple of 256 keys", sizes=replace(size, kv_len=512))
+    yield probe("on 299 keys", sizes=replace(size, kv_len=299))
+    yield probe("on scores that rise along 299 keys", "ascending", sizes=replace(size, kv_len=299))
+    kv_heads = 3 if p.num_kv_heads != 3 else 5
+    yield probe(f"on {kv_heads} key heads", sizes=replace(size, num_kv_heads=kv_heads, num_heads=kv_heads * groups))
+    for name in ("causal", "lengths", "alibi", "two-sided window", "left window", "own offset", "mask", "bias", "sinks", "own scale", "softcap"):
+        if name not in names and not ("window" in name and any("window" in other for other in names)):
+            yield probe(f"with {WORDS[name]}", options=[*names, name])
+    yield probe("on several sequences and heads", sizes=replace(size, batch=4, num_heads=4 * groups, num_kv_heads=4))
+    for family, words in FAMILY_WORDS.items():
+        yield probe(words, family)
+
+
+def _without_batch(inputs):
+    options = {name: value[0] if name in ("mask", "bias", "dropout_mask", "kv_lengths") else value for name, value in inputs.options.items()}
+    return replace(inputs, arrays=tuple(array[0] for array in inputs.arrays), options=options)

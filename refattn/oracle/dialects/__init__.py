@@ -1,0 +1,1 @@
+"""What other attention libraries mean by the same words, and how their calls and results translate into ours."""

@@ -1,0 +1,366 @@
+"""Translate calls and results between a library's dialect and ours.
+
+Everything is NumPy: the caller turns arrays into the library's tensors. Nothing here imports a library.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from refattn.calls.arrays import as_array
+from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
+from refattn.oracle.dialects.table import Dialect, dialect
+from refattn.calls.problem import attention_problem
+from refattn.exact.visibility import range_mask, row_bounds
+
+LN2 = math.log(2.0)
+# arguments that carry no convention and pass through `to_ours` unread
+IGNORED = {"enable_gqa", "dropout_p", "num_heads", "kv_num_heads", "q_num_heads", "is_causal", "diagonal_alignment", "head_dim_v", "implementation",
+           "total_sequence_length", "right_window_size", "block_table", "return_residual", "return_lse", "deterministic"}  # fmt: skip
+
+
+def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
+    """What a library's call means in our terms.
+
+    Parameters
+    ----------
+    name : str
+        Of a dialect.
+    **call
+        The library's own arguments under its own names, arrays as anything array-like.
+
+    Returns
+    -------
+    function : str
+        "attention" or "paged_attention".
+    arrays : tuple of ndarray
+        In our layout.
+    options : dict
+        So that `refattn.<function>(*arrays, **options)` is what the library computes.
+
+    Raises
+    ------
+    ValueError
+        An unknown dialect or argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((1, 2, 3, 4))
+    >>> to_ours("torch", query=x, key=x, value=x, is_causal=True)[2]
+    {'causal': True, 'q_offset': 0}
+    """
+    d = dialect(name)
+    call = dict(call)
+    known = {*d.arguments.values(), *IGNORED}
+    for argument in call:
+        if argument not in known:
+            raise ValueError(f"call must use the arguments of {d.call} ({', '.join(sorted(set(d.arguments.values())))}); got {argument!r}.")
+    if d.paged:
+        return _paged_to_ours(d, call)
+    arrays = _arrays(d, call)
+    options: dict[str, Any] = {}
+    _scale_to_ours(d, call, options)
+    _mask_to_ours(d, call, arrays, options)
+    _window_to_ours(d, call, options)
+    _plain_to_ours(d, call, options)
+    bounded = options.get("causal") or options.get("window")
+    if bounded and _stands_top_left(d, call):
+        options["q_offset"] = 0
+    return "attention", arrays, options
+
+
+def _stands_top_left(d, call):
+    if d.name == "onnx" and call.get("nonpad_kv_seqlen") is not None:
+        return False
+    if call.get("diagonal_alignment") == "BOTTOM_RIGHT" or "FromBottomRight" in str(call.get("attn_bias", ""))[:60]:
+        return False
+    return d.alignment == "top_left"
+
+
+def _arrays(d: Dialect, call) -> tuple[np.ndarray, ...]:
+    heads, kv_heads = call.get("num_heads"), call.get("kv_num_heads", call.get("num_heads"))
+    names = [d.arguments[role] for role in ("query", "key", "value")]
+    return tuple(array_to_ours(call[argument], d.layout, count) for argument, count in zip(names, (heads, kv_heads, kv_heads), strict=True))
+
+
+def _scale_to_ours(d, call, options):
+    scale = call.get(d.arguments["scale"])
+    if scale is not None and not (d.name == "onnxruntime_gqa" and scale == 0):
+        options["scale"] = float(scale)
+    elif d.default_scale == "1":
+        options["scale"] = 1.0
+    elif d.default_scale == "required":
+        raise ValueError(f"{d.arguments['scale']} must be given: {d.call} has no default; got {d.arguments['scale']}=None.")
+
+
+def _mask_to_ours(d, call, arrays, options):
+    rank = arrays[0].ndim
+    for argument in {d.arguments.get(role) for role in ("mask", "bias")} - {None}:
+        value = call.get(argument)
+        if value is None or isinstance(value, str):
+            continue
+        value = as_array(value, argument)
+        value = value.reshape((1,) * (rank - value.ndim) + value.shape) if 2 < value.ndim < rank else value
+        options["mask" if value.dtype == np.bool_ else "bias"] = value
+    if d.always_causal or call.get(d.arguments.get("causal", "")) is True or call.get("is_causal") in (True, 1):
+        options["causal"] = True
+    spelled = call.get(d.arguments.get("causal", ""))
+    if isinstance(spelled, str):  # "causal" of MLX, the mask classes of xFormers
+        options["causal"] = True
+
+
+def _window_to_ours(d, call, options):
+    value = call.get(d.arguments.get("window", ""))
+    if d.window is None or value is None and d.window not in ("two", "cudnn"):
+        return
+    limit = lambda side: None if side is None or side == d.window_none or side < 0 else int(side)  # noqa: E731
+    if d.window == "pair":
+        left, right = (limit(side) for side in (value if isinstance(value, tuple | list) else (value, value)))
+    elif d.window == "left":
+        left, right = limit(value), None
+    elif d.window == "count":
+        left, right = (None if value is None or value < 0 else int(value) - 1), None
+    elif d.window == "two":
+        left, right = limit(value), limit(call.get("right_window_size"))
+    else:
+        left, right = (None if value is None else int(value) - 1), call.get(d.arguments["causal"])
+        if right == 0:
+            options["causal"], right = True, None
+    if left is not None or right is not None:
+        options["window"] = (left, right)
+
+
+def _plain_to_ours(d, call, options):
+    softcap = call.get(d.arguments.get("softcap", ""))
+    if softcap is not None and softcap != d.softcap_none:
+        options["softcap"] = float(softcap)
+    for role in ("alibi_slopes", "sinks"):
+        value = call.get(d.arguments.get(role, ""))
+        if value is not None:
+            options[role] = np.ravel(as_array(value, role)) if role == "sinks" else as_array(value, role)
+    if call.get("smooth_softmax"):
+        options["sinks"] = np.zeros(call["num_heads"])
+    lengths = call.get(d.arguments.get("kv_lengths", ""))
+    if lengths is not None:
+        options["kv_lengths"] = np.ravel(as_array(lengths, "kv_lengths")).astype(np.int64) + (d.lengths == "count - 1")
+
+
+def _paged_to_ours(d, call):
+    """FlashMLA: pages (num_blocks, page_size, 1, width) hold keys whose first dims are the values."""
+    query = array_to_ours(call["q"], d.layout)
+    pages = np.swapaxes(as_array(call["k_cache"], "k_cache"), 1, 2)
+    options: dict[str, Any] = {"block_table": as_array(call["block_table"], "block_table")}
+    options["kv_lengths"] = as_array(call["cache_seqlens"], "cache_seqlens")
+    if call.get("softmax_scale") is not None:
+        options["scale"] = float(call["softmax_scale"])
+    if call.get("causal"):
+        options["causal"] = True
+    if call.get("attn_sink") is not None:
+        options["sinks"] = as_array(call["attn_sink"], "attn_sink")
+    return "paged_attention", (query, pages, pages[..., : call.get("head_dim_v", 512)]), options
+
+
+def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
+    """Our dense call as a library's arguments.
+
+    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn out, where it takes one; in float32
+    beside arrays of 16 bits, if the library takes that and rounding would change it.
+
+    Parameters
+    ----------
+    name : str
+        Of a dialect; not "flashmla", which reads pages.
+    query, key, value : array_like
+        In our layout.
+    **options
+        Of `refattn.attention`, without dropout.
+
+    Returns
+    -------
+    dict
+        The library's argument names; arrays are NumPy.
+
+    Raises
+    ------
+    ValueError
+        The library has no way to say it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((1, 2, 3, 4))
+    >>> sorted(from_ours("flash_attn", x, x, x, causal=True, window=(1, None)))
+    ['causal', 'k', 'q', 'softmax_scale', 'v', 'window_size']
+    """
+    d = dialect(name)
+    if d.paged:
+        raise ValueError(f"dialect must take dense keys; got dialect={name!r}. Build its pages and use refattn.paged_attention.")
+    p = _causal_if_one_row(d, attention_problem(query, key, value, **options))
+    if p.dropout_mask is not None:
+        raise ValueError(f"dropout_mask must be None: {d.call} draws its own; got dropout_mask.shape={p.dropout_mask.shape}.")
+    call = {d.arguments[role]: array_from_ours(array, d.layout) for role, array in (("query", p.query), ("key", p.key), ("value", p.value))}
+    call[d.arguments["scale"]] = p.scale
+    if d.layout == "BTM":
+        call |= {"num_heads": p.num_heads, "kv_num_heads": p.num_kv_heads}
+    for role, there in (("softcap", p.softcap), ("alibi_slopes", p.alibi_slopes), ("sinks", p.sinks)):
+        if there is None:
+            continue
+        if role in d.arguments:
+            call[d.arguments[role]] = there if role == "softcap" else options[role]
+        elif role != "alibi_slopes":
+            raise ValueError(f"{role} must be None: {d.call} has none; got {role}={there!r}.")
+    drawn = _visibility_from_ours(d, p, call)
+    _masks_from_ours(d, p, call, drawn)
+    return call
+
+
+def _causal_if_one_row(d, p):
+    """Where the library is always causal: one row on the last key sees all keys, causal or not."""
+    last = np.asarray(p.kv_lengths) - 1
+    if not d.always_causal or p.q_len != 1 or p.right == 0:
+        return p
+    if (np.asarray(p.q_offset) == last).all():
+        return replace(p, right=0)
+    return replace(p, right=0, q_offset=last) if p.left is p.right is p.alibi_slopes is None else p
+
+
+def _visibility_from_ours(d, p, call):
+    """Spell causality, window and lengths natively if possible; whether they must be drawn as a mask instead."""
+    lengths = np.asarray(p.kv_lengths)
+    short = bool((lengths != p.kv_len).any())
+    bounded = p.left is not None or p.right is not None
+    start = np.zeros_like(lengths) if d.alignment == "top_left" else lengths - p.q_len
+    if d.name == "onnx" and short:
+        start = lengths - p.q_len
+    aligned = not bounded or bool((np.asarray(p.q_offset) == start).all())
+    spellable = aligned and not (short and "kv_lengths" not in d.arguments) and _spellable_window(d, p)
+    if d.always_causal and not (spellable and p.right == 0):
+        raise ValueError(f"causal must be True with rows at the end of the keys: {d.call} is always causal.")
+    if not spellable:
+        return True
+    drawn = p.mask is not None or p.bias is not None or p.alibi_slopes is not None
+    if (d.arguments.get("causal") == d.arguments.get("mask") or d.name == "torch") and p.right == 0 and drawn:
+        return True  # one argument cannot be "causal" and an array; torch takes both on some backends only
+    if short:
+        call[d.arguments["kv_lengths"]] = lengths - (d.lengths == "count - 1")
+    if p.right == 0 and not d.always_causal:
+        call[d.arguments["causal"]] = {"mlx": "causal", "cudnn": 0, "xformers": "LowerTriangularMask"}.get(d.name, True)
+    _spell_window(d, p, call)
+    return False
+
+
+def _spellable_window(d, p):
+    if p.left is None and p.right in (None, 0):
+        return p.right is None or "causal" in d.arguments or d.always_causal
+    if d.window in ("pair", "two", "cudnn"):
+        return not (d.window == "cudnn" and p.right is None and p.left is not None)
+    return d.window in ("left", "count") and p.right == 0
+
+
+def _spell_window(d, p, call):
+    if p.left is None and p.right in (None, 0):
+        return
+    none = d.window_none
+    left, right = (none if side is None else side for side in (p.left, p.right))
+    if d.window == "pair":
+        call[d.arguments["window"]] = (left, right)
+    elif d.window == "two":
+        call |= {"left_window_size": left, "right_window_size": right}
+    elif d.window == "left":
+        call[d.arguments["window"]] = left
+    elif d.window == "count":
+        call[d.arguments["window"]] = none if p.left is None else p.left + 1
+    else:
+        call |= {"diagonal_band_left_bound": None if p.left is None else p.left + 1, "diagonal_band_right_bound": p.right}
+
+
+def _masks_from_ours(d, p, call, drawn):
+    mask, bias = p.mask, None if p.bias is None else p.bias.astype(np.float64)
+    if drawn:
+        start, stop = row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right)
+        seen = range_mask(start, stop, 0, p.kv_len)[..., None, :, :]
+        mask = seen if mask is None else mask & seen
+    if p.alibi_slopes is not None and "alibi_slopes" not in d.arguments:
+        position = np.asarray(p.q_offset)[..., None, None, None] + np.arange(p.q_len)[:, None]
+        term = -np.asarray(p.alibi_slopes)[..., None, None] * np.abs(position - np.arange(p.kv_len))
+        bias = term if bias is None else bias + term
+    separate = d.arguments.get("mask") is not None and d.arguments.get("mask") != d.arguments.get("bias") and d.mask_true == "attend"
+    if mask is not None and (bias is not None or d.mask_true is None) and not separate:
+        if not d.additive_mask:
+            raise ValueError(f"mask must be None: {d.call} takes neither this mask nor this alignment or window.")
+        fill = -np.inf if d.empty_output == "zero" else np.finfo(np.float32).min
+        bias, mask = np.where(mask, 0.0 if bias is None else bias, fill), None
+    if mask is not None:
+        if d.arguments.get("mask") is None or d.mask_true is None:
+            raise ValueError(f"mask must be None: {d.call} takes neither this mask nor this alignment or window.")
+        call[d.arguments["mask"]] = np.ascontiguousarray(np.broadcast_to(mask, p.query.shape[:-1] + (p.kv_len,)))
+    if bias is not None:
+        if d.arguments.get("bias") is None:
+            raise ValueError(f"bias must be None: {d.call} has none.")
+        wide = p.alibi_slopes is not None or p.bias is not None and p.bias.dtype.itemsize > 2
+        kind = np.dtype(np.float32) if wide and d.float32_bias and p.query.dtype.itemsize == 2 else p.query.dtype
+        call[d.arguments["bias"]] = np.ascontiguousarray(np.broadcast_to(bias, p.query.shape[:-1] + (p.kv_len,))).astype(kind)
+
+
+def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty=None):
+    """A library's output and lse in our conventions.
+
+    Parameters
+    ----------
+    name : str
+    output : array_like
+        In the library's layout.
+    lse : array_like, optional
+    heads : int, optional
+        Query heads; needed where the layout merges heads and dims.
+    sinks : array_like, shape (H,), optional
+        Those of the call: added to an lse that leaves them out.
+    empty : array_like of bool, shape (..., H, T), optional
+        Rows that see no key: set to 0 and -inf, or to the sink's lse, whatever the library left there.
+
+    Returns
+    -------
+    output : ndarray, shape (..., H, T, E)
+    lse : ndarray, shape (..., H, T), or None
+    """
+    d = dialect(name)
+    output = array_to_ours(output, d.output_layout, heads)
+    sinks = None if sinks is None else as_array(sinks, "sinks").astype(np.float64)[:, None]
+    if lse is not None:
+        if d.lse_base is None:
+            raise ValueError(f"lse must be None: {d.call} returns none.")
+        lse = lse_to_ours(lse, d.lse_layout).astype(np.float64) * (LN2 if d.lse_base == "2" else 1.0)
+        if d.empty_lse == "+inf":
+            lse = np.where(np.isposinf(lse), -np.inf, lse)
+        if sinks is not None and d.sinks_in_lse is False:
+            lse = np.logaddexp(lse, sinks)
+    if empty is not None:
+        empty = np.broadcast_to(as_array(empty, "empty"), output.shape[:-1])
+        output = np.where(empty[..., None], np.zeros((), output.dtype), output)
+        lse = None if lse is None else np.where(empty, -np.inf if sinks is None else sinks, lse)
+    return output, lse
+
+
+def result_from_ours(name: str, output, lse=None, *, sinks=None):
+    """Our output and lse as the library returns them, to compare with it or to hand on.
+
+    Rows without keys become what the library gives where it can be told (0 and its lse); "mean of values" stays 0.
+    """
+    d = dialect(name)
+    if lse is not None:
+        if d.lse_base is None:
+            raise ValueError(f"lse must be None: {d.call} returns none.")
+        lse = as_array(lse, "lse").astype(np.float64)
+        if sinks is not None and d.sinks_in_lse is False:
+            sink = as_array(sinks, "sinks").astype(np.float64)[:, None]
+            with np.errstate(all="ignore"):
+                lse = np.where(lse > sink, lse + np.log1p(-np.exp(np.minimum(sink - lse, 0.0))), -np.inf)
+        if d.empty_lse == "+inf":
+            lse = np.where(np.isneginf(lse), np.inf, lse)
+        lse = lse_from_ours(lse / (LN2 if d.lse_base == "2" else 1.0), d.lse_layout)
+    return array_from_ours(output, d.output_layout), lse

@@ -1,0 +1,1 @@
+"""`check_kernel`: one kernel through inputs, options, shapes and identities."""

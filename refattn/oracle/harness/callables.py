@@ -1,0 +1,254 @@
+"""A kernel under test as a function of our arguments, whatever dialect it speaks and whatever it supports."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import refattn
+from refattn.calls.arrays import as_float_array
+from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.dialects.table import dialect as dialect_named
+from refattn.oracle.harness.guards import damage, guard_all, guarded_output
+
+OPTIONS = (
+    "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate", "form",
+)  # fmt: skip
+STRUCTURE = {  # function -> names of its arrays, options that are part of the form
+    "attention": (("query", "key", "value"), ()),
+    "packed_attention": (("query", "key", "value"), ("cu_q", "cu_kv")),
+    "paged_attention": (("query", "key_pages", "value_pages"), ("block_table", "kv_lengths")),
+    "latent_attention": (("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), ()),
+    "block_local_attention": (("query", "key", "value"), ("block_size",)),
+    "merge_states": (("outputs", "lses"), ()),
+}
+
+BATCHED_AXES = 4  # of a query with one batch axis
+
+
+class Unsupported(Exception):
+    """The kernel says that it does not do this; the message says what."""
+
+
+@dataclass
+class Result:
+    """What one call gave.
+
+    Attributes
+    ----------
+    output : ndarray (..., H, T, E)
+    lse : ndarray (..., H, T), or None for a kernel that returns none
+    damage : list of str
+        What happened to inputs and to guard bytes.
+    """
+
+    output: np.ndarray
+    lse: np.ndarray | None
+    damage: list[str] = field(default_factory=list)
+
+    def same_bits(self, other) -> bool:
+        pairs = [(self.output, other.output), (self.lse, other.lse)]
+        return all((a is None) == (b is None) and (a is None or a.dtype == b.dtype and a.tobytes() == b.tobytes()) for a, b in pairs)
+
+
+class KernelCall:
+    """A kernel, called with our arrays and options.
+
+    Parameters
+    ----------
+    kernel : callable
+        Returns output, or output and lse.
+    function : str
+        Whose arguments it takes: a key of STRUCTURE.
+    dialect : str
+        "refattn", or a name of `refattn.oracle.dialects.table.DIALECTS`: the kernel is then called with that library's keyword arguments
+        (NumPy arrays) and returns in its layout and conventions.
+    supports : set of str, optional
+        Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters of its signature, else all.
+    """
+
+    def __init__(self, kernel: Callable, function: str = "attention", dialect: str = "refattn", supports=None):
+        if not callable(kernel):
+            raise TypeError(f"kernel must be callable; got kernel={kernel!r}.")
+        if function not in STRUCTURE:
+            raise ValueError(f"function must be one of {', '.join(STRUCTURE)}; got function={function!r}.")
+        self.kernel, self.function, self.dialect = kernel, function, dialect_named(dialect)
+        spoken = "paged_attention" if self.dialect.paged else "attention"
+        if dialect != "refattn" and function != spoken:
+            raise ValueError(f"function must be {spoken} for dialect {dialect}; got function={function!r}.")
+        self.names, self.structure = STRUCTURE[function]
+        self.parameters = _parameters(kernel)
+        out = (self.parameters or {}).get("out")
+        self.needs_out = dialect == "refattn" and out is not None and out.default is out.empty
+        self.supports = self._supported(supports)
+
+    def _supported(self, supports):
+        supports = getattr(self.kernel, "supports", None) if supports is None else supports
+        if supports is not None:
+            if isinstance(supports, str):
+                raise TypeError(f"supports must be a set of option names; got supports={supports!r}.")
+            unknown = {*supports} - {*OPTIONS, *self.structure, "dropout"}
+            if unknown:
+                raise ValueError(f"supports must hold names of {', '.join(OPTIONS)}; got {sorted(unknown)[0]!r}.")
+            named = {*supports}
+            return named | {"dropout_mask", "dropout_rate"} if "dropout" in named else named
+        if self.dialect.name != "refattn" or self.parameters is None:
+            return {*OPTIONS}
+        return {*OPTIONS} & {*self.parameters}
+
+    @property
+    def name(self) -> str:
+        name = getattr(self.kernel, "__name__", "")
+        return name if name.isidentifier() else "kernel"  # lambdas, partials, objects
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether the kernel can write its output into a given array."""
+        return self.dialect.name == "refattn" and self.parameters is not None and "out" in self.parameters
+
+    def unsupported(self, options) -> str:
+        """Which of the options the kernel lacks, in words; empty when it has all."""
+        lacking = [name for name in options if name not in self.supports and name not in self.structure]
+        if {"dropout_mask", "dropout_rate"} <= {*lacking}:
+            lacking = [name for name in lacking if name != "dropout_rate"]
+        return f"no {', '.join(lacking)}" if lacking else ""
+
+    def __call__(self, arrays, options, *, layout="contiguous", out_dtype=None) -> Result:
+        """Call the kernel on guarded copies.
+
+        Parameters
+        ----------
+        arrays, options
+            As the function of `refattn` takes them.
+        layout : str
+            Of `refattn.oracle.harness.guards.LAYOUTS`.
+        out_dtype : dtype, optional
+            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets one in the dtype of the query.
+
+        Raises
+        ------
+        Unsupported
+            The kernel, or its dialect, does not do this.
+        """
+        lacking = self.unsupported(options)
+        if lacking:
+            raise Unsupported(lacking)
+        try:
+            if self.dialect.name != "refattn":
+                return self._translated(arrays, options, layout)
+            return self._direct(arrays, options, layout, out_dtype)
+        except NotImplementedError as error:
+            raise Unsupported(str(error) or "NotImplementedError") from error
+
+    def _direct(self, arrays, options, layout, out_dtype):
+        arrays, options, guards = guard_all(arrays, options, self.names, layout)
+        out = None
+        if out_dtype is None and self.needs_out:
+            out_dtype = arrays[0].dtype
+        if out_dtype is not None:
+            shape = result_shape(self.function, arrays)
+            out = guarded_output(shape, out_dtype)
+            options["out"] = out.view
+        returned = self._returned(arrays, options)
+        found = damage(guards)
+        output, lse = _output_and_lse(out.view if out is not None and returned is None else returned)
+        if out is not None:
+            count = out.overwritten_guards()
+            found += [f"{count} guard bytes around out were overwritten"] if count else []
+            if not np.array_equal(output, out.view, equal_nan=True):
+                found.append("out does not hold the output that was returned")
+        return Result(np.array(output), None if lse is None else np.array(lse), found)
+
+    def _returned(self, arrays, options):
+        try:
+            return self.kernel(*arrays, **options)
+        except Exception as error:
+            if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
+                raise
+            reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
+            raise Unsupported(f"{reason}: raised {type(error).__name__}") from error  # kernels of (B, H, T, D) need not take others
+
+    def _translated(self, arrays, options, layout):
+        d = self.dialect
+        if "B" not in d.layout and arrays[0].ndim == 4:  # the library takes one sequence a call
+            parts = [self._translated(*_sequence(arrays, options, b), layout) for b in range(len(arrays[0]))]
+            if not parts:
+                raise Unsupported("no batch axis")
+            lses = None if parts[0].lse is None else np.stack([part.lse for part in parts])
+            return Result(np.stack([part.output for part in parts]), lses, [words for part in parts for words in part.damage])
+        try:
+            call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
+        except ValueError as error:
+            raise Unsupported(str(error).partition("; got ")[0]) from error  # one reason, whatever the numbers
+        if "alibi_slopes" in options and "alibi_slopes" not in d.arguments and arrays[0].dtype.itemsize == 2 and not d.float32_bias:
+            raise Unsupported(f"ALiBi, drawn in the mask, would be rounded to {arrays[0].dtype.name}")
+        added = d.additive_mask and d.mask_true is None and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
+        if added and not all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays):
+            raise Unsupported("a mask that is added cannot hide NaN")
+        positional = [name for name, value in call.items() if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype.kind not in "biu"]
+        inner = {name: value for name, value in call.items() if name not in positional}
+        views, inner, guards = guard_all([call[name] for name in positional], inner, positional, layout)
+        output, lse = _output_and_lse(self.kernel(**dict(zip(positional, views, strict=True)), **inner))
+        found = damage(guards)
+        lse = None if d.lse_base is None else lse
+        empty = None if d.empty_output == "zero" and d.empty_lse in ("-inf", "+inf", None) else self._empty_rows(arrays, options)
+        output, lse = result_to_ours(d.name, output, lse, heads=arrays[0].shape[-3], sinks=options.get("sinks"), empty=empty)
+        return Result(np.array(output), None if lse is None else np.array(lse), found)
+
+    def _empty_rows(self, arrays, options):
+        """Rows that see no key, (..., H, T), in whatever way the dialect fills them."""
+        seen = {name: value for name, value in options.items() if name != "sinks"}
+        return np.isneginf(getattr(refattn, f"{self.function}_with_lse")(*arrays, **seen)[1])
+
+
+def result_shape(function, arrays):
+    """(..., H, T, E) of the output."""
+    if function == "merge_states":
+        return arrays[0].shape[1:]
+    width = arrays[5].shape[-2] if function == "latent_attention" else arrays[2].shape[-1]
+    return (*arrays[0].shape[:-1], width)
+
+
+def _sequence(arrays, options, b):
+    """One sequence of a batch."""
+    cut = dict(options)
+    for name, value in options.items():
+        batch_axes = {"mask": 4, "bias": 4, "dropout_mask": 4, "kv_lengths": 1, "q_offset": 1, "alibi_slopes": 2}
+        if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
+            cut[name] = value[b if len(value) > 1 else 0]
+    return tuple(array[b] for array in arrays), cut
+
+
+def _parameters(kernel):
+    """Its parameters by name, or None when it takes any keyword."""
+    try:
+        parameters = inspect.signature(kernel).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name: p for p in parameters}
+
+
+def _output_and_lse(returned):
+    output, lse = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (returned, None)
+    if isinstance(output, (tuple, list)):
+        raise TypeError(f"kernel must return output or (output, lse); got {len(returned)} values.")
+    return as_float_array(output, "output"), None if lse is None else as_float_array(lse, "lse")
+
+
+def _flashmla_call(arrays, options):
+    """Our paged call as FlashMLA's: one key head, values the first dims of the keys."""
+    query, keys, values = arrays
+    if keys.shape[1] != 1 or not np.array_equal(keys[..., : values.shape[-1]], values, equal_nan=True):
+        raise ValueError("FlashMLA reads one key head whose first dims are the values.")
+    names = {"kv_lengths": "cache_seqlens", "block_table": "block_table", "scale": "softmax_scale", "causal": "causal", "sinks": "attn_sink"}
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise ValueError(f"flash_mla_with_kvcache has no {unknown[0]}.")
+    call = {names[name]: value for name, value in options.items()}
+    query, pages = (np.ascontiguousarray(np.swapaxes(x, 1, 2)) for x in (query, keys))
+    return {"q": query, "k_cache": pages, "head_dim_v": values.shape[-1], **call}

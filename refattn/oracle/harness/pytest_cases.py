@@ -1,0 +1,216 @@
+"""What the pytest plugin does once a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refattn.oracle.harness.callables import OPTIONS, KernelCall, Unsupported
+from refattn.oracle.harness.run import checked_head_dims
+from refattn.oracle.harness.cases import CASES, exact_inputs, fitted, with_numbers
+from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.verdict.check import check
+
+DIAGNOSIS_SECONDS = 5.0
+MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect", "head_dims", "hides_nan")
+
+
+@dataclass
+class Settings:
+    """What marker and command line say together."""
+
+    function: str
+    dtype: np.dtype
+    spec: KernelSpec
+    supports: frozenset
+    families: frozenset | None
+    dialect: str
+    head_dims: object
+    hides_nan: bool
+    level: str
+    seed: int
+
+
+def settings_of(node, config) -> Settings:
+    """The closest marker's arguments over the command line over the defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The marker has unknown arguments, or values that mean nothing.
+    """
+    given = {}
+    for marker in reversed(list(node.iter_markers("refattn"))):
+        if marker.args:
+            raise TypeError(f"refattn must have keyword arguments only; got {marker.args!r}.")
+        given |= marker.kwargs
+    unknown = {*given} - {*MARKER_ARGUMENTS}
+    if unknown:
+        raise TypeError(f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}.")
+    spec = given.get("spec", config.getoption("--refattn-spec"))
+    dtype = given.get("dtype") or _dtype_of(spec)
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        dtype = ml_dtypes.bfloat16
+    families = given.get("families")
+    return Settings(
+        given.get("function", "attention"), np.dtype(dtype), kernel_spec(spec, np.dtype(dtype)), frozenset(given.get("supports", OPTIONS)),
+        None if families is None else frozenset([families] if isinstance(families, str) else families), given.get("dialect", "refattn"),
+        given.get("head_dims"), given.get("hides_nan", True), config.getoption("--refattn-level"), config.getoption("--refattn-seed"),
+    )  # fmt: skip
+
+
+def _dtype_of(spec):
+    name = "float32" if spec is None else kernel_spec(spec).input.name
+    return name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
+
+
+def parametrize(metafunc) -> str:
+    """One test a case, named after it; what is wrong with the marker, or empty."""
+    try:
+        chosen, settings = _chosen(metafunc.definition, metafunc.config)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    metafunc.parametrize("attention_case", [AttentionCase(case, settings) for case in chosen], ids=[_id(case.name) for case in chosen], indirect=True)
+    return ""
+
+
+def _chosen(node, config):
+    settings = settings_of(node, config)
+    call = KernelCall(lambda **options: None, settings.function, settings.dialect, settings.supports)
+    if settings.function not in CASES:
+        raise ValueError(f"function must be one of {', '.join(CASES)}; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
+    dtype, seed = settings.dtype, settings.seed
+    inputs = [*CASES[settings.function](dtype, seed, settings.level, call), *exact_inputs(settings.function, dtype, seed)]
+    head_dims = checked_head_dims(settings.head_dims, call)
+    if head_dims is not None:
+        inputs = [case for case in inputs if "head_dim" not in case.name]
+    inputs = [fitted(case if settings.hides_nan else with_numbers(case), head_dims) for case in inputs]
+    chosen = [case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)]
+    if not chosen:
+        raise ValueError(f"families and supports must leave a case to run; got families={settings.families}, supports={sorted(settings.supports)}.")
+    return chosen, settings
+
+
+def _id(name):
+    return "-".join("".join(c if c.isalnum() or c == "_" else " " for c in name).split())
+
+
+def reproduction(node, settings) -> str:
+    """The command that runs a test again, from the directory where pytest was started."""
+    file = os.path.relpath(node.path, node.config.invocation_params.dir)
+    words = ["pytest", "::".join([file, *node.nodeid.split("::")[1:]]), "--refattn-level", settings.level, "--refattn-seed", str(settings.seed)]
+    spec = node.config.getoption("--refattn-spec")
+    return shlex.join(words if spec is None else [*words, "--refattn-spec", spec])
+
+
+@dataclass(repr=False)
+class AttentionCase:
+    """One call a kernel is tested with.
+
+    Attributes
+    ----------
+    inputs : AttentionInputs
+    settings : Settings
+    reproduction : str
+        The command that runs this test again.
+    """
+
+    inputs: AttentionInputs
+    settings: Settings
+    reproduction: str = ""
+
+    def of(self, node):
+        return replace(self, reproduction=reproduction(node, self.settings))
+
+    def __repr__(self):
+        shapes = ", ".join(f"{array.dtype.name} {array.shape}" for array in self.arrays)
+        return f"<AttentionCase {self.name}: {shapes}>"
+
+    @property
+    def name(self) -> str:
+        return self.inputs.name
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Positional arrays of the function: query, key, value for attention."""
+        return self.inputs.arrays
+
+    @property
+    def options(self) -> dict:
+        """Keyword options, as `refattn` spells them."""
+        return dict(self.inputs.options)
+
+    @property
+    def spec(self) -> KernelSpec:
+        return self.settings.spec
+
+    def reference(self):
+        """Output and lse in float64, by `refattn`."""
+        import refattn
+
+        return getattr(refattn, f"{self.settings.function}_with_lse")(*self.arrays, **self.options)
+
+    def check(self, kernel_or_output, lse=None) -> None:
+        """Judge a kernel, called with guarded copies of the inputs in the dialect of the marker, or a result.
+
+        Raises
+        ------
+        AssertionError
+            With the report, a diagnosis and one line that runs this test again.
+        pytest.skip.Exception
+            When the kernel raises NotImplementedError.
+        """
+        __tracebackhide__ = True
+        output, damage = kernel_or_output, []
+        if callable(kernel_or_output) and not hasattr(kernel_or_output, "__array__"):
+            try:
+                call = KernelCall(kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports)
+                result = call(self.arrays, self.options)
+            except Unsupported as reason:
+                import pytest
+
+                pytest.skip(str(reason))
+            output, lse, damage = result.output, result.lse, result.damage
+        report = check(output, *self.arrays, lse=lse, spec=self.spec, function=self.settings.function, **self.options)
+        if damage or not report.passed:
+            raise AssertionError("\n".join(self._message(report, output, lse, damage)))
+
+    def _message(self, report, output, lse, damage):
+        yield f"{self.name}: {'; '.join(damage) or report.text()}"
+        if not damage and self.settings.function != "block_local_attention":
+            yield f"diagnosis: {self._diagnosis(output, lse)}"
+        if self.reproduction:
+            yield f"reproduce: {self.reproduction}"
+
+    def _diagnosis(self, output, lse):
+        from refattn.oracle.diagnosis.search import diagnose
+
+        try:
+            return diagnose(output, *self.arrays, lse=lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **self.options)
+        except (TypeError, ValueError) as error:
+            return f"none: {error}"
+
+
+def harness(request):
+    """`check_kernel` with the settings of a test."""
+
+    def run(kernel, **options):
+        __tracebackhide__ = True
+        from refattn.oracle.harness.run import check_kernel
+
+        settings = settings_of(request.node, request.config)
+        defaults = {"function": settings.function, "dialect": settings.dialect, "spec": settings.spec, "dtype": settings.dtype,
+                    "head_dims": settings.head_dims, "hides_nan": settings.hides_nan, "level": settings.level,
+                    "seed": settings.seed}  # fmt: skip
+        report = check_kernel(kernel, **{**defaults, **options})
+        if not report.passed:
+            raise AssertionError(f"{report.text()}\nreproduce: {reproduction(request.node, settings)}")
+        return report
+
+    return run

@@ -1,0 +1,179 @@
+"""Ready-made lists of inputs: calls whose answer is known bit for bit, the other forms of attention, and the suite that shows every mutant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import refattn
+from refattn.oracle.forms import Rope, checked_form, rotary_dense
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+
+# (family, option names): together they bring out every mistake of the catalogue
+DENSE_SUITE = (
+    ("normal", ()), ("normal", ("causal",)), ("normal", ("own offset", "causal")), ("normal", ("left window", "causal")),
+    ("normal", ("two-sided window",)), ("normal", ("left window",)), ("normal", ("mask",)), ("normal", ("mask", "causal")), ("normal", ("bias",)),
+    ("wide", ("softcap",)), ("wide", ("softcap", "causal")), ("wide", ("softcap", "bias", "alibi")), ("normal", ("alibi",)),
+    ("normal", ("alibi", "causal")), ("normal", ("sinks",)), ("normal", ("sinks", "causal")), ("normal", ("lengths",)),
+    ("normal", ("lengths", "causal")), ("normal", ("dropout",)), ("normal", ("own scale",)), ("wide", ()), ("ascending", ()),
+    ("ascending", ("causal",)), ("descending", ("causal",)), ("early sink", ("causal",)), ("late sink", ()), ("low scores", ("causal",)),
+    ("low scores", ("mask",)), ("large scores", ()), ("large scores", ("softcap",)), ("one-hot", ("causal",)), ("uniform", ("lengths",)),
+    ("offset values", ("causal",)), ("alternating values", ()), ("heavy tails", ("causal",)), ("repeated keys", ()), ("subnormal values", ()),
+    ("poison", ("lengths", "causal")), ("poison", ("mask",)), ("nan visible", ()), ("nan visible", ("causal",)), ("empty rows", ()),
+    ("empty rows", ("sinks",)), ("empty rows", ("causal",)),
+)  # fmt: skip
+
+# Shapes that several mistakes need: as many sequences as heads, as many rows as keys, equal head sizes, one row.
+SQUARE = Sizes(batch=4, num_heads=4, num_kv_heads=2, q_len=41, kv_len=41, head_dim=16, v_head_dim=16)
+DECODE = Sizes(batch=3, num_heads=6, num_kv_heads=2, q_len=1, kv_len=97, head_dim=24, v_head_dim=20)
+WHOLE_TILES = Sizes(batch=1, num_heads=3, num_kv_heads=3, q_len=7, kv_len=64, head_dim=16, v_head_dim=8)
+MANY_TILES = Sizes(batch=1, num_heads=2, num_kv_heads=1, q_len=11, kv_len=1031, head_dim=32, v_head_dim=16)
+
+SHAPED_SUITE = (
+    ("normal", ("mask",), SQUARE), ("normal", ("bias",), SQUARE), ("normal", ("causal",), SQUARE), ("normal", (), SQUARE),
+    ("normal", (), DECODE), ("normal", ("lengths", "causal"), DECODE), ("normal", ("left window", "causal"), DECODE),
+    ("normal", ("causal",), WHOLE_TILES), ("ascending", (), WHOLE_TILES), ("normal", ("causal",), MANY_TILES), ("early sink", (), MANY_TILES),
+)  # fmt: skip
+
+
+def packed_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
+    """Four sequences end to end, one of a single row."""
+    rng = np.random.default_rng([seed, 1])
+    cu_q, cu_kv = np.array([0, 5, 6, 15, 23]), np.array([0, 21, 61, 94, 110])
+    arrays = tuple(rng.standard_normal(shape).astype(dtype) for shape in ((6, 23, 24), (2, 110, 24), (2, 110, 20)))
+    name = " ".join(["packed", *options])
+    return AttentionInputs(name, "normal", "packed_attention_with_lse", arrays, {"cu_q": cu_q, "cu_kv": cu_kv, **options})
+
+
+def paged_inputs(dtype=np.float32, seed=0, *, poison=False, **options) -> AttentionInputs:
+    """Three sequences in shuffled pages of 8; the unused slots hold other numbers, or NaN."""
+    rng = np.random.default_rng([seed, 2])
+    lengths, size = np.array([37, 61, 50]), 8
+    table = rng.permutation(30)[:24].reshape(3, 8)
+    query = rng.standard_normal((3, 6, 4, 24)).astype(dtype)
+    pages = [rng.standard_normal((31, 2, size, dim)).astype(dtype) for dim in (24, 20)]
+    if poison:
+        used = np.zeros((31, size), bool)
+        for b, length in enumerate(lengths):
+            for page in range(-(-length // size)):
+                used[table[b, page], : length - page * size] = True
+        for array in pages:
+            array[np.broadcast_to(~used[:, None, :, None], array.shape)] = np.nan
+    name = " ".join(["paged", *(["poison"] if poison else []), *options])
+    family = "poison" if poison else "normal"
+    return AttentionInputs(name, family, "paged_attention_with_lse", (query, *pages), {"block_table": table, "kv_lengths": lengths, **options})
+
+
+def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
+    """Multi-head latent attention; nope, rope, rank and value sizes all differ."""
+    rng = np.random.default_rng([seed, 3])
+    shapes = ((2, 4, 5, 16), (2, 4, 5, 8), (2, 45, 28), (2, 45, 8), (4, 16, 28), (4, 12, 28))
+    widths = (1, 1, 1, 1, 28**-0.5, 28**-0.5)
+    arrays = tuple((width * rng.standard_normal(shape)).astype(dtype) for shape, width in zip(shapes, widths, strict=True))
+    return AttentionInputs(" ".join(["latent", *options]), "normal", "latent_attention_with_lse", arrays, options)
+
+
+def rotary_inputs(dtype=np.float32, seed=0, *, layout="half", theta=20000.0, **options) -> AttentionInputs:
+    """Query and key before rotation, with cached keys before the first row."""
+    rng = np.random.default_rng([seed, 4])
+    sizes = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=41, head_dim=24, v_head_dim=12)
+    arrays = tuple(rng.standard_normal(shape).astype(dtype) for shape in sizes.shapes())
+    name = " ".join(["rotary", layout, *options])
+    return AttentionInputs(name, "normal", "rotary_attention_with_lse", arrays, {"rope": Rope(theta=theta, layout=layout), **options})
+
+
+def merge_inputs(dtype=np.float32, seed=0, empty="none") -> AttentionInputs:
+    """Three states; empty: "none", "one" (some rows of one state), "all" (some rows of every state) or "nan" (one NaN state)."""
+    rng = np.random.default_rng([seed, 5])
+    outputs, lses = rng.standard_normal((3, 2, 4, 7, 6)).astype(dtype), rng.standard_normal((3, 2, 4, 7)).astype(np.float32) * 2
+    if empty in ("one", "all"):
+        rows = slice(1) if empty == "one" else slice(3)
+        outputs[rows, :, :, ::3], lses[rows, :, :, ::3] = 0, -np.inf
+    if empty == "nan":
+        outputs[1, :, :, 2], lses[1, :, :, 2] = np.nan, np.nan
+    return AttentionInputs(f"merge, empty {empty}", "normal", "merge_states", (outputs, lses))
+
+
+def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    """Calls whose output is a number of the dtype, whatever the order of operations: any difference is a mistake, not rounding.
+
+    Uniform weights over a power of two of keys with small integer values; one key that takes all weight; two equal
+    maxima; a single key; a row without keys; values that spell the head they belong to.
+    """
+    rng = np.random.default_rng([seed, 6])
+    batch, heads, kv_heads, rows, dim, width = 2, 6, 2, 4, 8, 5
+
+    def integers(keys):
+        return rng.integers(-2, 3, (batch, kv_heads, keys, width)).astype(dtype)
+
+    def zeros(*shape):
+        return np.zeros(shape, dtype)
+
+    def per_query_head(array):
+        return np.repeat(np.asarray(array, np.float64), heads // kv_heads, axis=1)
+
+    cases = []
+
+    def add(name, arrays, output, lse, **options):
+        shape = (batch, heads, rows)
+        output = np.broadcast_to(output, shape + (width,)).astype(np.float64)
+        cases.append(AttentionInputs(f"exact: {name}", "exact", "attention_with_lse", arrays, options, output, np.broadcast_to(np.asarray(lse, float), shape)))
+
+    value = integers(16)
+    q0 = zeros(batch, heads, rows, dim)
+    add("uniform over 16 keys", (q0, zeros(batch, kv_heads, 16, dim), value), per_query_head(value).mean(2, keepdims=True), np.log(16.0))
+    add("window of 4 keys", (q0, rng.standard_normal((batch, kv_heads, 16, dim)).astype(dtype), value),
+        np.stack([per_query_head(value)[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2), np.log(4.0), causal=True, window=(3, None))  # fmt: skip
+    value = integers(11)
+    query, key = zeros(batch, heads, rows, dim), zeros(batch, kv_heads, 11, dim)
+    query[...] = 16
+    key[:, :, 7] = 16
+    add("one key takes all", (query, key, value), per_query_head(value)[:, :, 7:8], 2048.0, scale=1.0)
+    twice = key.copy()
+    twice[:, :, 2] = 16
+    add("two equal maxima", (query, twice, value), (per_query_head(value)[:, :, 2:3] + per_query_head(value)[:, :, 7:8]) / 2,
+        2048.0 + np.log(2.0), scale=1.0)  # fmt: skip
+    add("one visible key", (query, key, value), per_query_head(value)[:, :, 4:5], 0.0, mask=np.arange(11)[None] == 4, scale=1.0)
+    add("no visible key", (query, key, value), 0.0, -np.inf, mask=np.zeros((1, 11), bool))
+    head_number = np.broadcast_to(np.arange(1.0, kv_heads + 1)[None, :, None, None], value.shape).astype(dtype)
+    add("values spell the key head", (q0, rng.standard_normal(key.shape).astype(dtype)[:, :, :8], head_number[:, :, :8]),
+        per_query_head(head_number)[:, :, :1], np.log(8.0))  # fmt: skip
+    return cases
+
+
+def default_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    """The inputs `mutation_score` uses by default; together they show every mutant that data can show."""
+    cases = [attention_inputs(family, names, dtype=dtype, seed=seed) for family, names in DENSE_SUITE]
+    cases += [attention_inputs(family, names, dtype=dtype, seed=seed, sizes=sizes) for family, names, sizes in SHAPED_SUITE]
+    cases += exact_cases(dtype, seed)
+    cases += [packed_inputs(dtype, seed), packed_inputs(dtype, seed, causal=True)]
+    cases += [paged_inputs(dtype, seed), paged_inputs(dtype, seed, causal=True), paged_inputs(dtype, seed, poison=True, causal=True)]
+    mscale = 0.1 * np.log(40.0) + 1
+    cases += [latent_inputs(dtype, seed, causal=True), latent_inputs(dtype, seed, scale=float(mscale**2 * 24**-0.5))]
+    cases += [rotary_inputs(dtype, seed, causal=True), rotary_inputs(dtype, seed, layout="interleaved", causal=True)]
+    cases += [merge_inputs(dtype, seed, empty) for empty in ("none", "one", "all", "nan")]
+    return cases
+
+
+REFERENCES = {
+    "attention_with_lse": refattn.attention_with_lse,
+    "packed_attention_with_lse": refattn.packed_attention_with_lse,
+    "paged_attention_with_lse": refattn.paged_attention_with_lse,
+    "latent_attention_with_lse": refattn.latent_attention_with_lse,
+    "block_local_attention_with_lse": refattn.block_local_attention_with_lse,
+    "merge_states": refattn.merge_states,
+}
+
+
+def reference(inputs: AttentionInputs) -> tuple[np.ndarray, np.ndarray]:
+    """The right output and lse of a call, in float64."""
+    if inputs.function == "rotary_attention_with_lse":
+        arrays, options = rotated(inputs)
+        return refattn.attention_with_lse(*arrays, **options)
+    return inputs.call(REFERENCES[inputs.function])
+
+
+def rotated(inputs: AttentionInputs):
+    """Arrays (float64, after rotation) and options of a rotary call as a plain dense call."""
+    options = {name: value for name, value in inputs.options.items() if name != "rope"}
+    dense = rotary_dense(checked_form(*inputs.arrays, **inputs.options))
+    return (dense.query, dense.key, dense.value), options

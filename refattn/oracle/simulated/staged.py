@@ -1,0 +1,369 @@
+"""A tiled attention kernel built from named stages, each of which can be replaced.
+
+This is the online-softmax algorithm written the way fused kernels run it: one
+tile of keys at a time, a running maximum, a running denominator and a running
+output. `CORRECT` holds the right stage under every name. A mutant replaces one
+of them (`refattn.oracle.mistakes`), and so does a hypothesis of `diagnose`, so
+that a mistake is written down once.
+
+Shapes inside: N sequences (all batch axes flattened), H query heads, T rows,
+n keys of the current tile, D and E the head sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refattn.calls.problem import Problem
+
+SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where a run rounds: the dtypes of its products, weights and results."""
+
+    compute: Any = np.float64
+    weights: Any = None
+    output: Any = np.float64
+    lse: Any = np.float64
+    tile: int = 64
+
+    @classmethod
+    def for_dtype(cls, dtype, tile: int = 64) -> Arithmetic:
+        """The arithmetic of a fused kernel on this input dtype.
+
+        float64 stays float64. float32 computes in float32. The 16-bit types
+        compute in float32 and round the weights to their own dtype before the
+        second product, as the tensor-core kernels do.
+        """
+        dtype = np.dtype(dtype)
+        if dtype == np.float64:
+            return cls(tile=tile)
+        if dtype == np.float32:
+            return cls(np.float32, None, np.float32, np.float32, tile)
+        return cls(np.float32, dtype, dtype, np.float32, tile)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which sequences, heads and rows a run computes (index arrays into the flattened problem).
+
+    Runs on one sample share what they gather and convert of its keys and values: hundreds of hypotheses about a few rows of long sequences
+    would otherwise spend their time there.
+    """
+
+    sequences: np.ndarray
+    heads: np.ndarray
+    rows: np.ndarray
+    shared: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def everything(cls, problem: Problem) -> Sample:
+        count = int(np.prod(problem.query.shape[:-3], dtype=np.int64))
+        return cls(np.arange(count), np.arange(problem.num_heads), np.arange(problem.q_len))
+
+
+@dataclass
+class Run:
+    """One evaluation: the prepared problem, the sample, and per-row positions."""
+
+    problem: Problem
+    sample: Sample
+    arithmetic: Arithmetic
+    position: np.ndarray  # (N, 1, T, 1): key position of each row
+    kv_length: np.ndarray  # (N, 1, 1, 1)
+
+    def per_head(self, array: np.ndarray) -> np.ndarray:
+        """An (N, H) array of the problem as (N, H, 1, 1) of the sample."""
+        picked = array[np.ix_(self.sample.sequences, self.sample.heads)]
+        return picked.astype(self.arithmetic.compute)[:, :, None, None]
+
+    def plane(self, array: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """An (N, H, T, S) array of the problem, cut to the sample and to some columns."""
+        sample = self.sample
+        return array[np.ix_(sample.sequences, sample.heads, sample.rows, columns)]
+
+
+# The stages of a correct kernel
+
+
+def prepare(problem: Problem) -> Problem:
+    return problem
+
+
+def score(run: Run, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    return (q @ np.swapaxes(k, -1, -2)) * run.arithmetic.compute(run.problem.scale)
+
+
+def cap(run: Run, s: np.ndarray) -> np.ndarray:
+    softcap = run.problem.softcap
+    if softcap is None:
+        return s
+    softcap = run.arithmetic.compute(softcap)
+    return softcap * np.tanh(s / softcap)
+
+
+def position_bias(run: Run, columns: np.ndarray) -> np.ndarray | None:
+    """ALiBi term of a tile, (N, H, T, n), or None."""
+    if run.problem.alibi_slopes is None:
+        return None
+    return -run.per_head(run.problem.alibi_slopes) * np.abs(run.position - columns).astype(run.arithmetic.compute)
+
+
+def shift(run: Run, s: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    term = run.stages.position_bias(run, columns)
+    if term is not None:
+        s = s + term
+    if run.problem.bias is not None:
+        s = s + run.plane(run.problem.bias, columns).astype(run.arithmetic.compute)
+    return s
+
+
+def visible(run: Run, columns: np.ndarray) -> np.ndarray:
+    problem = run.problem
+    distance = columns - run.position
+    keep = (columns < run.kv_length) & np.ones_like(distance, dtype=bool)
+    if problem.left is not None:
+        keep &= distance >= -problem.left
+    if problem.right is not None:
+        keep &= distance <= problem.right
+    if problem.mask is not None:
+        keep = keep & run.plane(problem.mask, columns)
+    return keep
+
+
+def hide(run: Run, s: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    return np.where(keep, s, -np.inf).astype(s.dtype)
+
+
+def start(run: Run, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Running maximum and denominator before the first tile: the sink, if there is one."""
+    kind = run.arithmetic.compute
+    if run.problem.sinks is None:
+        return np.full(shape, -np.inf, kind), np.zeros(shape, kind)
+    top = np.broadcast_to(run.per_head(run.problem.sinks), shape).astype(kind)
+    return top, (top > -np.inf).astype(kind)
+
+
+def tiles(run: Run) -> list[tuple[int, int]]:
+    length, tile = run.problem.kv_len, run.arithmetic.tile
+    return [(first, min(first + tile, length)) for first in range(0, length, tile)]
+
+
+def correction(run: Run, old_top: np.ndarray, new_top: np.ndarray, last: bool) -> np.ndarray:
+    """exp(old maximum - new maximum), 0 while nothing has been seen."""
+    del last
+    return np.where(old_top == -np.inf, 0.0, np.exp(old_top - finite_or_zero(new_top))).astype(old_top.dtype)
+
+
+def weigh(run: Run, s: np.ndarray, top: np.ndarray) -> np.ndarray:
+    return np.exp(s - finite_or_zero(top))
+
+
+def denominator(run: Run, total: np.ndarray, factor: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return total * factor + w.sum(-1, keepdims=True, dtype=w.dtype)
+
+
+def drop(run: Run, w: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Dropout after the softmax: the denominator does not see it."""
+    if run.problem.dropout_mask is None:
+        return w
+    kept = run.plane(run.problem.dropout_mask, columns)
+    return np.where(kept, w * run.arithmetic.compute(run.problem.keep_scale), 0).astype(w.dtype)
+
+
+def round_weights(run: Run, w: np.ndarray) -> np.ndarray:
+    if run.arithmetic.weights is None:
+        return w
+    return w.astype(run.arithmetic.weights).astype(run.arithmetic.compute)
+
+
+def accumulate(run: Run, total: np.ndarray, factor: np.ndarray, w: np.ndarray, v: np.ndarray, keep: np.ndarray):
+    """total * factor + w v, where a hidden key contributes nothing even if its value is NaN."""
+    clean = np.isfinite(v)
+    if clean.all():
+        return total * factor + w @ v
+    total = total * factor + w @ np.where(clean, v, 0)
+    for j in np.flatnonzero(~clean.all(axis=(0, 1, 3))):
+        dirty = np.where(clean[:, :, j], 0, v[:, :, j])[:, :, None, :]
+        seen = keep[..., j, None] & ~clean[:, :, None, j]
+        total = total + np.where(seen, w[..., j, None] * dirty, 0)
+    return total
+
+
+def finish(run: Run, top: np.ndarray, total: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    empty = total == 0
+    output = np.where(empty, 0, weighted / np.where(empty, 1, total))
+    lse = np.where(empty, -np.inf, finite_or_zero(top) + np.log(np.where(empty, 1, total)))
+    return output, lse[..., 0]
+
+
+def deliver(problem: Problem, output: np.ndarray, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return output, lse
+
+
+def finite_or_zero(top: np.ndarray) -> np.ndarray:
+    """-inf replaced by 0, so that nothing-seen-yet is not subtracted from itself."""
+    return np.where(top == -np.inf, 0, top).astype(top.dtype)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one kernel. Replace one with `dataclasses.replace(CORRECT, cap=...)`."""
+
+    prepare: Callable = prepare
+    score: Callable = score
+    cap: Callable = cap
+    position_bias: Callable = position_bias
+    shift: Callable = shift
+    visible: Callable = visible
+    hide: Callable = hide
+    start: Callable = start
+    tiles: Callable = tiles
+    correction: Callable = correction
+    weigh: Callable = weigh
+    denominator: Callable = denominator
+    drop: Callable = drop
+    round_weights: Callable = round_weights
+    accumulate: Callable = accumulate
+    finish: Callable = finish
+    deliver: Callable = deliver
+
+
+CORRECT = Stages()
+
+
+def one_batch_axis(problem: Problem) -> Problem:
+    """The same problem with its batch axes flattened into one."""
+    batch = problem.query.shape[:-3]
+    if len(batch) == 1:
+        return problem
+    count = int(np.prod(batch, dtype=np.int64))
+
+    def flat(array, kept):
+        return None if array is None else np.asarray(array).reshape((count,) + array.shape[array.ndim - kept :])
+
+    return dataclasses.replace(
+        problem,
+        query=flat(problem.query, 3),
+        key=flat(problem.key, 3),
+        value=flat(problem.value, 3),
+        bias=flat(problem.bias, 3),
+        mask=flat(problem.mask, 3),
+        dropout_mask=flat(problem.dropout_mask, 3),
+        alibi_slopes=flat(problem.alibi_slopes, 1),
+        sinks=flat(problem.sinks, 1),
+        kv_lengths=flat(problem.kv_lengths, 0),
+        q_offset=flat(problem.q_offset, 0),
+    )
+
+
+def run_stages(
+    problem: Problem,
+    stages: Stages = CORRECT,
+    arithmetic: Arithmetic | None = None,
+    sample: Sample | None = None,
+    with_size: bool = False,
+) -> tuple[np.ndarray, ...]:
+    """Compute output and lse of a problem through the given stages.
+
+    Parameters
+    ----------
+    problem : Problem
+        Validated inputs.
+    stages : Stages
+        The kernel; `CORRECT` unless something is to be broken.
+    arithmetic : Arithmetic, optional
+        Default: what a fused kernel does for the query's dtype.
+    sample : Sample, optional
+        Compute only these sequences, heads and rows.
+    with_size : bool
+        Also return `gross`, the weighted sum of abs(value), and `reach`, the largest
+        abs(scale) * norm(query) * norm(key) of each row: what rounding errors are relative to.
+
+    Returns
+    -------
+    output : (N, H, T, E), or (n, h, t, E) of the sample; batch axes are flattened
+    lse : (N, H, T), or (n, h, t) of the sample
+    gross, reach : shapes of output and lse
+    """
+    arithmetic = arithmetic or Arithmetic.for_dtype(problem.query.dtype)
+    problem = stages.prepare(one_batch_axis(problem))
+    sample = sample or Sample.everything(problem)
+    rows, heads, sequences = sample.rows, sample.heads, sample.sequences
+    offset = np.asarray(problem.q_offset)[sequences]
+    run = Run(
+        problem,
+        sample,
+        arithmetic,
+        (offset[:, None] + rows[None, :])[:, None, :, None],
+        np.asarray(problem.kv_lengths)[sequences][:, None, None, None],
+    )
+    run.stages = stages
+    width = problem.v_head_dim
+    with np.errstate(all="ignore"):
+        output, lse, reach = _over_tiles(run, stages, np.ix_(sequences, heads, rows), with_size)
+        output, gross = output[..., :width], output[..., width:]
+        output, lse = stages.deliver(problem, output, lse)
+        output, lse = output.astype(arithmetic.output), lse.astype(arithmetic.lse)
+    return (output, lse, np.abs(gross), reach) if with_size else (output, lse)
+
+
+def _norms(x: np.ndarray) -> np.ndarray:
+    """Euclidean norms along the last axis, 0 where not finite."""
+    x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+    return np.sqrt(np.nan_to_num(np.einsum("...d,...d->...", x, x), nan=0.0, posinf=0.0)).astype(np.float64)
+
+
+def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
+    """Keys or values of the sample: those of the first problem converted once, larger ones and those that a mistake changes left to the run."""
+    group = run.problem.group_size
+    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)  # problems are rebuilt around the same arrays
+    known = run.sample.shared.get((what, kind))
+    if known is not None and known[0] == here:
+        return known[2]
+    array = source[np.ix_(run.sample.sequences, run.sample.heads // group)]
+    if what == "longest key":
+        array = _norms(array).max(-1, initial=0.0)[..., None]  # (N, H, 1)
+    small = array.size <= SHARED_SIZE
+    array = array.astype(kind, copy=False) if small else array
+    if what == "value and size":
+        array = np.concatenate([array, np.abs(array)], axis=-1)
+    if known is None and small:
+        array.flags.writeable = False
+        run.sample.shared[what, kind] = here, source, array  # the source is kept, so that no other array comes to lie at its address
+    return array
+
+
+def _over_tiles(run: Run, stages: Stages, query_index, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    problem, kind = run.problem, run.arithmetic.compute
+    q = problem.query[query_index].astype(kind)
+    key, value = _shared(run, problem.key, "key", kind), _shared(run, problem.value, "value and size" if with_size else "value", kind)
+    reach = None
+    if with_size:
+        reach = np.abs(problem.scale) * _norms(q) * _shared(run, problem.key, "longest key", np.float64)
+    shape = q.shape[:-1] + (1,)
+    top, total = stages.start(run, shape)
+    weighted = np.zeros(q.shape[:-1] + (value.shape[-1],), kind)
+    spans = stages.tiles(run)
+    for count, (first, stop) in enumerate(spans, 1):
+        columns = np.arange(first, stop)
+        s = stages.score(run, q, key[:, :, first:stop].astype(kind, copy=False))
+        s = stages.shift(run, stages.cap(run, s), columns)
+        keep = np.broadcast_to(stages.visible(run, columns), s.shape)
+        s = stages.hide(run, s, keep)
+        new_top = np.maximum(top, s.max(-1, keepdims=True, initial=-np.inf))
+        factor = stages.correction(run, top, new_top, count == len(spans))
+        w = stages.weigh(run, s, new_top)
+        total = stages.denominator(run, total, factor, w)
+        w = stages.round_weights(run, stages.drop(run, w, columns))
+        if problem.dropout_mask is not None:
+            keep = keep & run.plane(problem.dropout_mask, columns)
+        weighted = stages.accumulate(run, weighted, factor, w, value[:, :, first:stop].astype(kind, copy=False), keep)
+        top = new_top
+    return *stages.finish(run, top, total, weighted), reach

@@ -1,0 +1,1 @@
+"""Golden vectors in files that any language reads."""

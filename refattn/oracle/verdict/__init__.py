@@ -1,0 +1,1 @@
+"""Is a result as good as its arithmetic allows?"""

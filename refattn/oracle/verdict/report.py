@@ -1,0 +1,387 @@
+"""What `check` found: the numbers of each tier, where the error lives, and ways to show it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+from refattn.oracle.arithmetic.spec import KernelSpec
+
+SHADES = " .:-=+*#%@"  # use of the tight bound: blank up to 0.1, then by tenths; @ beyond 1
+NOT_JUDGED = "not judged"
+HISTOGRAM_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 10.0, math.inf)
+
+
+class Measure:
+    """How one result, the output or the lse, compares with the exact one.
+
+    Attributes
+    ----------
+    name : {"output", "lse"}
+    checked, unclaimed, misplaced, lost, outside : int
+        Elements compared with a bound; elements of which nothing can be said (overflow in the claimed formats); NaN or infinities that
+        should not be there, or are missing; of the unclaimed, NaN or infinities in place of finite results, which an overflow may explain, and
+        those beyond every visible value.
+    use_hard, use_tight : float
+        Largest error / bound.
+    rms, rms_limit : float
+        Root mean square of error / sigma, and what chance may reach.
+    bias, bias_limit : float
+        Mean of error / sigma in the direction of the result, in its standard deviations; NaN when values have an offset.
+    worst : tuple of int
+        Index of the element with the largest use of the tight bound, or of the first misplaced one.
+    use_map : ndarray, shape (..., H, T)
+        Largest use of the tight bound in every row; NaN in rows that were not looked at, inf where positions are wrong.
+    use_by_dim : ndarray, shape (E,)
+    histogram : ndarray of int
+        Elements with a use of the tight bound up to each of HISTOGRAM_EDGES.
+    """
+
+    def __init__(self, name, shape, row_shape):
+        self.name, self.shape = name, shape
+        self.checked = self.unclaimed = self.misplaced = self.lost = self.outside = 0
+        self.use_hard = self.use_tight = self.largest_error = 0.0
+        self.rms, self.rms_limit, self.bias, self.bias_limit = 0.0, math.inf, math.nan, math.inf
+        self.worst, self.at_worst = None, {}
+        self.use_map = np.full(row_shape, np.nan)
+        self.use_by_dim = np.zeros(shape[-1] if name == "output" else 1)
+        self.histogram = np.zeros(len(HISTOGRAM_EDGES), dtype=np.int64)
+        self.failed = []
+        self._dims = np.zeros(row_shape, dtype=np.int32)
+        self._sums = {"squares": 0.0, "count": 0, "signed": 0.0, "signed_count": 0, "effective": 0.0}
+        self._largest, self._judged = -1.0, 0
+
+    def update(
+        self, place, *, got, expected, wrong, lost, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
+    ):
+        """Take in one tile; arrays (R, E), or (R, 1) for the lse."""
+        self.checked += int(claimed.sum())
+        self.unclaimed += int(unclaimed.sum())
+        self.misplaced += int(wrong.sum())
+        self.lost += int(lost.sum())
+        self.outside += int(outside.sum())
+        self._judged += int((~unclaimed).sum())
+        use = np.where(wrong | outside, np.inf, ratios[1])
+        if not use.shape[1]:
+            place.write_lse(self.use_map, np.zeros(len(use)))
+            return
+        dims = use.argmax(axis=1)
+        by_row = use[np.arange(len(use)), dims]
+        place.write_lse(self.use_map, by_row)
+        place.write_lse(self._dims, dims)
+        if use.size:
+            self.use_hard = max(self.use_hard, float(ratios[0].max()))
+            self.use_tight = max(self.use_tight, float(ratios[1].max()))
+            self.largest_error = max(self.largest_error, float(error.max()))
+            self.use_by_dim = np.maximum(self.use_by_dim, use.max(axis=0))
+            self.histogram += np.histogram(ratios[1][claimed], bins=(-1.0, *HISTOGRAM_EDGES))[0]
+            row = int(by_row.argmax())
+            if by_row[row] > self._largest:
+                self._largest, at = float(by_row[row]), (row, dims[row])
+                names = {"got": got, "expected": expected, "error": error, "hard": hard, "tight": tight}
+                self.at_worst = {name: float(array[at]) for name, array in names.items()}
+        self._sums["squares"] += float((deviation**2).sum())
+        self._sums["count"] += int(usual.sum())
+        self._sums["signed"] += float(signed.sum())
+        self._sums["signed_count"] += int(centred.sum())
+        self._sums["effective"] += float(effective.sum())
+
+    def finish(self, rms_limit, rms_deviations, bias_limit):
+        """Close the sums and judge."""
+        sums = self._sums
+        effective = max(sums["effective"], 1.0)
+        if sums["count"]:
+            self.rms = math.sqrt(sums["squares"] / sums["count"])
+            self.rms_limit = math.sqrt(rms_limit**2 + rms_deviations * math.sqrt(2.0 / effective))
+        if sums["signed_count"]:
+            share = sums["signed_count"] / sums["count"]
+            self.bias, self.bias_limit = sums["signed"] / sums["signed_count"] * math.sqrt(effective * share), bias_limit
+        looked_at = np.where(np.isnan(self.use_map), -1.0, self.use_map)
+        if looked_at.size and looked_at.max() > 0:
+            row = np.unravel_index(int(looked_at.argmax()), looked_at.shape)
+            self.worst = tuple(int(i) for i in row) + ((int(self._dims[row]),) if self.name == "output" else ())
+        for tier, bad in (
+            (NOT_JUDGED, self.unclaimed > 0 and not self._judged or self.lost > 0),
+            ("positions", self.misplaced > 0),
+            ("range", self.outside > 0),
+            ("hard", not self.use_hard <= 1.0),
+            ("tight", not self.use_tight <= 1.0),
+            ("aggregate", not self.rms <= self.rms_limit),
+        ):
+            if bad:
+                self.failed.append(tier)
+
+    def other_positions(self, actual, exact, form):
+        """Rows whose errors were not looked at must still be finite where they should be."""
+        other = np.isnan(self.use_map)
+        other = other[..., None] if self.name == "output" else other
+        safe = ~(np.abs(exact) >= 0.5 * form.largest)
+        wrong = other & safe & (np.isfinite(np.asarray(actual, dtype=np.float64)) != np.isfinite(exact))
+        if wrong.any():
+            self.misplaced += int(wrong.sum())
+            self.worst = tuple(int(i) for i in np.argwhere(wrong)[0])
+            if "positions" not in self.failed:
+                self.failed.insert(0, "positions")
+
+    @property
+    def looked_at(self):
+        """Elements of the rows that were looked at."""
+        return self._judged + self.unclaimed
+
+    @property
+    def rows_checked(self):
+        return int((~np.isnan(self.use_map)).sum())
+
+    def place(self, index=None):
+        """An index in words: "batch 0 head 3 row 17 dim 5"."""
+        index = self.worst if index is None else index
+        if index is None:
+            return "nowhere"
+        batch_axes = len(self.use_map.shape) - 2
+        names = ["batch"] * min(batch_axes, 1) + ["head", "row", "dim"]
+        values = [",".join(map(str, index[:batch_axes]))] * min(batch_axes, 1) + [str(i) for i in index[batch_axes:]]
+        return " ".join(f"{name} {value}" for name, value in zip(names, values, strict=False))
+
+    def spread(self):
+        """Where the tight bound is exceeded: heads, rows and dims, in words; empty when nowhere."""
+        bad = self.use_map > 1.0
+        if not bad.any():
+            return ""
+        heads = np.unique(np.nonzero(bad)[-2])
+        rows = np.unique(np.nonzero(bad)[-1])
+        parts = [
+            f"{bad.sum()} of {self.rows_checked} rows",
+            _of("heads", heads, bad.shape[-2]),
+            f"{_of('rows', rows, bad.shape[-1])}, the first is {rows[0]}",
+        ]
+        if self.name == "output":
+            parts.append(_of("dims", np.flatnonzero(self.use_by_dim > 1.0), len(self.use_by_dim)))
+        return "; ".join(parts)
+
+    def heat_map(self, width=64, height=32):
+        """Use of the tight bound, heads down and rows across, as text."""
+        grid = np.where(np.isnan(self.use_map), -1.0, self.use_map).reshape(-1, self.use_map.shape[-1])
+        if not grid.size:
+            return ""
+        grid = _pooled(_pooled(grid, height, 0), width, 1)
+        lines = []
+        for line in grid:
+            shades = ["?" if use < 0 else SHADES[-1] if use > 1 else SHADES[min(int(use * 9), 8)] for use in line]
+            lines.append("|" + "".join(shades) + "|")
+        return "\n".join(lines)
+
+    def to_dict(self):
+        plain = {
+            name: getattr(self, name)
+            for name in ("name", "checked", "unclaimed", "misplaced", "lost", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
+        }
+        plain |= {
+            "failed": list(self.failed), "worst": None if self.worst is None else list(self.worst), "at_worst": dict(self.at_worst),
+            "use_by_head": _largest_along_rows(self.use_map), "histogram": self.histogram.tolist(), "spread": self.spread(),
+        }  # fmt: skip
+        return plain
+
+
+class Report:
+    """The verdict of `check`; true when the kernel passes.
+
+    Attributes
+    ----------
+    function : str
+    spec : KernelSpec
+    failed : tuple of str
+        Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no claim about any element, or a finite
+        result is NaN or infinite and an overflow may explain it.
+    passed : bool
+        Something was judged and nothing of it is wrong. Elements of which the spec allows no claim may be left: see `complete`.
+    wrong : bool
+        Whether anything but "not judged" failed: the kernel, or the spec, is wrong.
+    complete : bool
+        Every element was judged, in the rows that were looked at. Where it is False the summary says how many were not, and
+        `assert_attention_close` warns.
+    unjudged : dict
+        Elements not judged, {"output": ..., "lse": ...}, because an intermediate may overflow the formats of the spec.
+    warnings : list of str
+    output, lse : Measure or None
+    """
+
+    def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str):
+        self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
+        self.output = self.lse = None
+        self.warnings, self._refused = [], []
+
+    def refuse(self, name, message):
+        self._refused.append((name, message))
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+    def add(self, measure: Measure):
+        setattr(self, measure.name, measure)
+        if abs(measure.bias) > measure.bias_limit and not {"hard", "tight"} & {*measure.failed}:  # a wrong scale leans too, and truncates nothing
+            self.warn(f"errors of the {measure.name} lean to one side: {measure.bias:+.0f} standard deviations. Truncation does that.")
+        if measure.unclaimed:
+            self.warn(
+                f"{measure.unclaimed} of {measure.looked_at} elements of the {measure.name} are not judged: an intermediate may overflow the "
+                f"formats of the spec. Smaller inputs, or a spec with wider formats, let them be judged."
+            )
+
+    @property
+    def failed(self):
+        refused = tuple(f"{name} shape" for name, _ in self._refused)
+        return refused + tuple(f"{m.name} {tier}" for m in (self.output, self.lse) if m is not None for tier in m.failed)
+
+    @property
+    def passed(self):
+        return not self.failed
+
+    @property
+    def wrong(self):
+        return any(not name.endswith(NOT_JUDGED) for name in self.failed)
+
+    @property
+    def unjudged(self):
+        return {m.name: m.unclaimed for m in (self.output, self.lse) if m is not None}
+
+    @property
+    def complete(self):
+        return not self._refused and not any(self.unjudged.values())
+
+    def __bool__(self):
+        return self.passed
+
+    @property
+    def left_over(self):
+        """What was not judged and why, in words: "82 of 936 outputs not judged (overflow in a format of the spec)"; empty where all was."""
+        parts = [f"{m.unclaimed} of {m.looked_at} {m.name}s" for m in (self.output, self.lse) if m is not None and m.unclaimed]
+        return f"{' and '.join(parts)} not judged (an intermediate may overflow the formats of the spec)" if parts else ""
+
+    @property
+    def summary(self):
+        """One line: "attention: pass, bound used 0.41, worst at batch 0 head 3 row 17 dim 5", and what was not judged."""
+        if self._refused:
+            name, message = self._refused[0]
+            return f"{self.function}: FAIL (shape), {name} {message}"
+        worst = max((m for m in (self.output, self.lse) if m is not None), key=lambda m: (len(m.failed) > 0, m.misplaced > 0, m.use_tight))
+        measure = worst if worst.failed else self.output
+        verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
+        which = "" if measure.name == "output" else " of the lse"
+        line = f"{self.function}: {verdict}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
+        return f"{line}; {self.left_over}" if self.left_over else line
+
+    def text(self):
+        """The whole report."""
+        source = " (taken from the dtype of the output; pass spec= for other arithmetic)" if self.inferred else ""
+        lines = [self.summary, f"  spec       {self.spec.name}{source}", f"  reference  {self.reference} in float64"]
+        for measure in (self.output, self.lse):
+            if measure is not None:
+                lines += self._lines(measure)
+        lines += [f"  {name:10s} {message}" for name, message in self._refused]
+        lines += [f"  warning    {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def _lines(self, measure):
+        mark = lambda tier: " FAIL" if tier in measure.failed else ""  # noqa: E731
+        head = f"  {measure.name:10s} {measure.checked} elements in {measure.rows_checked} rows"
+        tiers = [
+            f"hard {measure.use_hard:.3g}{mark('hard')}", f"tight {measure.use_tight:.3g}{mark('tight')}",
+            f"rms {measure.rms:.3g} of {measure.rms_limit:.3g}{mark('aggregate')}",
+        ]  # fmt: skip
+        if measure.outside:
+            tiers.insert(0, f"{measure.outside} outside the range of the visible values FAIL")
+        if measure.lost:
+            tiers.insert(0, f"{measure.lost} NaN or infinities for finite results, which an overflow in a format of the spec may explain FAIL")
+        elif NOT_JUDGED in measure.failed:
+            tiers.insert(0, "nothing judged, an intermediate of every element may overflow the formats of the spec FAIL")
+        if measure.misplaced:
+            tiers.insert(0, f"{measure.misplaced} NaN or infinities misplaced FAIL")
+        lines = [head + ": " + ", ".join(tiers)]
+        if measure.at_worst and measure.worst is not None:
+            at = measure.at_worst
+            lines.append(
+                f"             worst at {measure.place()}: got {at['got']:.9g}, expected {at['expected']:.9g}, "
+                f"error {at['error']:.3g}, bounds {at['tight']:.3g} tight, {at['hard']:.3g} hard"
+            )
+        if measure.spread():
+            lines.append(f"             beyond the bound: {measure.spread()}")
+            lines += ["             use of the bound, heads down, rows across, @ beyond it:"]
+            lines += ["             " + line for line in measure.heat_map().splitlines()]
+        return lines
+
+    def __repr__(self):
+        return f"<Report {self.summary}>"
+
+    __str__ = text
+
+    def to_dict(self):
+        """Plain values."""
+        return {
+            "function": self.function, "passed": self.passed, "wrong": self.wrong, "complete": self.complete, "unjudged": self.unjudged, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
+            "spec_inferred": self.inferred, "reference": self.reference, "warnings": list(self.warnings),
+            "refused": [{"name": name, "message": message} for name, message in self._refused],
+            "output": None if self.output is None else self.output.to_dict(), "lse": None if self.lse is None else self.lse.to_dict(),
+        }  # fmt: skip
+
+    def to_json(self, **options):
+        """The report as JSON text; NaN and infinities as strings, because JSON has none. `options` go to `json.dumps`."""
+        return json.dumps(json_ready(self.to_dict()), **options)
+
+    def picture(self, path):
+        """Draw the use of the tight bound of every row, heads down and rows across, into a file.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("picture must have matplotlib to draw with; install matplotlib, or print report.output.heat_map().") from error
+        if self.output is None:
+            raise ValueError("picture must have a comparison to draw; the shapes did not match.")
+        grid = self.output.use_map.reshape(-1, self.output.use_map.shape[-1])
+        figure = Figure(figsize=(9, 1.5 + min(6.0, 0.25 * len(grid))), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        image = axes.imshow(np.minimum(grid, 2.0), aspect="auto", vmin=0.0, vmax=2.0, cmap="RdYlGn_r", interpolation="nearest")
+        axes.set(xlabel="row", ylabel="head" if grid.shape[0] == self.output.use_map.shape[-2] else "batch and head", title=self.summary.replace("; ", "\n"))
+        axes.title.set_fontsize("small")
+        figure.colorbar(image, label="error / tight bound")
+        figure.savefig(path)
+
+
+def _of(name, indices, total):
+    """ "heads 0, 2 of 8", "rows 17-63 of 64", "all 64 dims"."""
+    if len(indices) == total:
+        return f"all {total} {name}" if total > 1 else f"the only {name[:-1]}"
+    if len(indices) > 4 and indices[-1] - indices[0] + 1 == len(indices):
+        return f"{name} {indices[0]}-{indices[-1]} of {total}"
+    shown = ", ".join(str(i) for i in indices[:6]) + (f" and {len(indices) - 6} more" if len(indices) > 6 else "")
+    return f"{name} {shown} of {total}"
+
+
+def _pooled(grid, size, axis):
+    """Largest entries of at most `size` runs along an axis."""
+    length = grid.shape[axis]
+    if length <= size:
+        return grid
+    return np.maximum.reduceat(grid, np.linspace(0, length, size, endpoint=False).astype(int), axis=axis)
+
+
+def _largest_along_rows(use_map):
+    largest = np.where(np.isnan(use_map), -1.0, use_map).max(axis=-1, initial=-1.0)
+    return np.where(largest < 0, np.nan, largest).tolist()
+
+
+def json_ready(value):
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
