@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # What kernels are built on; starts in half the time of the whole package.
-FOUNDATION = ("cache", "compile_notice", "cpu_limits", "jit", "numba_internals", "private_folder", "thread_pool")
+FOUNDATION = ("compiler", "machine")
 
 LEAF = """\
 from cpu_kernels.compiler.jit import leaf
@@ -63,7 +63,7 @@ class PackageCopy:
             self.source("__init__.py").parent.mkdir()
             self.source("__init__.py").write_text("")
             for name in FOUNDATION:
-                shutil.copy(ROOT / "cpu_kernels" / f"{name}.py", self.source(f"{name}.py"))
+                shutil.copytree(ROOT / "cpu_kernels" / name, self.source(name), ignore=shutil.ignore_patterns("__pycache__"))
         self.source("sample_leaf.py").write_text(LEAF)
         self.source("sample.py").write_text(DRIVER)
 
