@@ -10,16 +10,20 @@ from collections import Counter
 import numpy as np
 from wrong_kernels import CASES
 
-from refattn.oracle.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.forms import possible
-from refattn.oracle.diagnosis.hypotheses import checked_call
+from refattn.oracle.mistakes.run import possible
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
-from refattn.oracle.inputs.suites import default_suite, latent_inputs, packed_inputs, paged_inputs, rotary_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
+from refattn.oracle.inputs.suites import default_suite
 
 OUTCOMES = ("first", "equal", "other", "within rounding")
 PAIR_OPTIONS = [name for name in OPTION_NAMES if name not in ("empty rows", "dropout")]
@@ -123,7 +127,7 @@ def draw_pair(rng):
     checked = checked_call(*inputs.arrays, **inputs.options)
     able = [m for m in CATALOGUE if not (m.random or m.rounding) and possible(m, checked) and (m.relayout is None or m.reread is not None)]
     one, two = (able[i] for i in rng.choice(len(able), 2, replace=False))
-    forms = [m for m in (one, two) if m.change_form is not None]
+    forms = [m for m in (one, two) if m.of_form]
     if stages_of(one, two) is None or len(forms) > 1:
         return None
     output, lse = inputs.call(staged_kernel(one, two))

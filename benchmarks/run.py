@@ -106,7 +106,6 @@ def measure(shape, threads, peers, clock, seconds):
 
 def check_rows(output, query, key, value, shape, rows=3):
     """Largest error on a few rows of the first and the last group; raises if it is beyond what float32 with reordered sums allows."""
-    from refattn import attention
     from refattn.oracle import KernelSpec, error_bound
 
     group = shape.q_heads // shape.kv_heads

@@ -6,7 +6,7 @@ from cpu_kernels.plan import Operands, batch_entries, solve
 from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from cpu_kernels.simd.vector import lanes
 from refattn.calls.options import takes_options
-from refattn.calls.problem import attention_problem, multi_head_problem, multi_query_problem
+from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 
 
 @takes_options

@@ -16,7 +16,7 @@ from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from cpu_kernels.simd.vector import MAX_VECTORS, lanes
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
-from refattn.calls.problem import latent_problem
+from refattn.calls.latent import latent_problem
 
 # Keys and values that "expand" holds at a time; one head of one batch entry at the least.
 EXPANDED_BYTES = 64 << 20
@@ -53,7 +53,7 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     --------
     refattn.latent_attention
     """
-    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options), False)[0]
+    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), False)[0]
 
 
 @takes_options
@@ -87,7 +87,7 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
     --------
     refattn.latent_attention_with_lse
     """
-    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options), True)
+    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), True)
 
 
 @takes_options
@@ -126,7 +126,7 @@ def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *
 def solve_latent(problem, wants_lse):
     lse_dtype = compute_dtype(problem.q_nope, problem.q_rope, problem.kv_latent, problem.k_rope, problem.w_uk, problem.w_uv)
     dtype = working_dtype(problem, lse_dtype)
-    output, lse = (expand if problem.form == "expand" else absorb)(problem, dtype, wants_lse)
+    output, lse = (expand if problem.implementation == "expand" else absorb)(problem, dtype, wants_lse)
     return delivered(output, lse, problem.q_nope.dtype, lse_dtype)
 
 

@@ -8,7 +8,7 @@ from cpu_kernels.strided import dense, results
 from cpu_kernels.plan import Operands, Sequences, solve
 from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from refattn.calls.options import takes_options
-from refattn.calls.problem import block_local_problem
+from refattn.calls.local import block_local_problem
 
 
 @takes_options(without=("q_offset",))
@@ -39,7 +39,7 @@ def block_local_attention(query, key, value, *, block_size, **options):
     --------
     refattn.block_local_attention
     """
-    return solve_block_local(block_local_problem(query, key, value, block_size, **options), False)[0]
+    return solve_block_local(block_local_problem(query, key, value, block_size=block_size, **options), False)[0]
 
 
 @takes_options(without=("q_offset",))
@@ -70,7 +70,7 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     --------
     refattn.block_local_attention_with_lse
     """
-    return solve_block_local(block_local_problem(query, key, value, block_size, **options), True)
+    return solve_block_local(block_local_problem(query, key, value, block_size=block_size, **options), True)
 
 
 def solve_block_local(problem, wants_lse):

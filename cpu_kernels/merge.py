@@ -8,7 +8,7 @@ from cpu_kernels.kernels.merge import ROWS_PER_ITEM, merge
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND
 from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.dtypes import compute_dtype
-from refattn.merge import checked_states
+from refattn.calls.merge import checked_states
 
 
 def merge_states(outputs, lses):
@@ -35,7 +35,8 @@ def merge_states(outputs, lses):
     --------
     refattn.merge_states
     """
-    outputs, lses = checked_states(outputs, lses)
+    checked = checked_states(outputs, lses)
+    outputs, lses = checked.outputs, checked.lses
     dtype, given = compute_dtype(*outputs, *lses), output_dtype(outputs)
     states, state_lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in (outputs, lses))
     *outer, dims = states.shape[1:]

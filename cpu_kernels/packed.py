@@ -6,7 +6,7 @@ from cpu_kernels.strided import dense, results
 from cpu_kernels.plan import Operands, Sequences, solve
 from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from refattn.calls.options import takes_options
-from refattn.calls.problem import packed_problem
+from refattn.calls.packed import packed_problem
 
 
 @takes_options
@@ -37,7 +37,7 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     --------
     refattn.packed_attention
     """
-    return solve_packed(packed_problem(query, key, value, cu_q, cu_kv, **options), False)[0]
+    return solve_packed(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options), False)[0]
 
 
 @takes_options
@@ -68,7 +68,7 @@ def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     --------
     refattn.packed_attention_with_lse
     """
-    return solve_packed(packed_problem(query, key, value, cu_q, cu_kv, **options), True)
+    return solve_packed(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options), True)
 
 
 def solve_packed(problem, wants_lse):

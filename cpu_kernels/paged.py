@@ -7,7 +7,7 @@ from cpu_kernels.plan import Operands, Pages, batch_entries, solve
 from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
-from refattn.calls.problem import paged_problem
+from refattn.calls.paged import paged_problem
 
 
 @takes_options
@@ -39,7 +39,7 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     --------
     refattn.paged_attention
     """
-    return solve_paged(paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options), False)[0]
+    return solve_paged(paged_problem(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options), False)[0]
 
 
 @takes_options
@@ -71,7 +71,7 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
     --------
     refattn.paged_attention_with_lse
     """
-    return solve_paged(paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options), True)
+    return solve_paged(paged_problem(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options), True)
 
 
 def solve_paged(problem, wants_lse):

@@ -18,8 +18,9 @@ import numpy as np
 
 from refattn.dense import attention_with_lse
 from refattn.calls.arrays import as_float_array
-from refattn.calls.options import checked_integer, takes_options
-from refattn.calls.problem import at_least_axes, require_head_dim, require_head_ratio
+from refattn.calls.checks import checked_integer
+from refattn.calls.options import takes_options
+from refattn.calls.dense import at_least_axes, require_head_dim, require_head_ratio
 
 
 @dataclass(frozen=True, eq=False)

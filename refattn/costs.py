@@ -8,7 +8,7 @@
 from fractions import Fraction
 
 from refattn.models import AttentionShape
-from refattn.calls.options import checked_integer
+from refattn.calls.checks import checked_integer
 
 
 def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: int = 1, bytes_per_element: float = 2,

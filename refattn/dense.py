@@ -10,7 +10,7 @@ import numpy as np
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
 from refattn.exact.precise import DoubleDouble, divide
-from refattn.calls.problem import attention_problem, multi_head_problem, multi_query_problem
+from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 from refattn.exact.solve import solve
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
 from refattn.exact.precise import DoubleDouble, channel_scale, long_double, matmul, normalised, scaled, split, within_float64
-from refattn.calls.problem import Problem, latent_problem
+from refattn.calls.dense import Problem
+from refattn.calls.latent import latent_problem
 from refattn.exact.solve import solve_into
 
 
@@ -103,7 +104,7 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
     TypeError, ValueError, MemoryError
         As `latent_attention`, whose cost this is, too.
     """
-    problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form, **options)
+    problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
         return (expand if form == "expand" else absorb)(without_unused_slots(problem))
 

@@ -1,11 +1,9 @@
 """Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes when it is done right."""
 
-import numpy as np
 
-from refattn.exact.solve import solve_into
-from refattn.calls.memory import ensure_group_allocatable
+from refattn.exact.solve import solve
 from refattn.calls.options import takes_options
-from refattn.calls.problem import block_local_problem
+from refattn.calls.local import block_local_problem
 
 
 @takes_options(without=("q_offset",))
@@ -76,12 +74,4 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     TypeError, ValueError, MemoryError
         As `block_local_attention`, whose cost this is, too.
     """
-    problem = block_local_problem(query, key, value, block_size, **options)
-    whole = problem.whole
-    ensure_group_allocatable(whole.group_size, problem.block_size, whole.head_dim, whole.v_head_dim)
-    output = np.zeros((*whole.query.shape[:-1], whole.v_head_dim))
-    lse = np.empty(whole.query.shape[:-1])
-    for n in range(problem.num_blocks):
-        rows = problem.rows(n)
-        solve_into(problem.block(n), output[..., rows, :], lse[..., rows])
-    return output, lse
+    return solve(block_local_problem(query, key, value, block_size=block_size, **options))

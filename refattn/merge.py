@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from refattn.calls.arrays import as_float_array
-from refattn.calls.memory import ensure_allocatable
+from refattn.calls.merge import checked_states
 
 
 def merge_states(outputs, lses):
@@ -49,7 +48,8 @@ def merge_states(outputs, lses):
     >>> output.round(12)
     array([[[2., 3.]]])
     """
-    outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in checked_states(outputs, lses))
+    states = checked_states(outputs, lses)
+    outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in (states.outputs, states.lses))
     with np.errstate(all="ignore"):
         largest = np.max(lses, axis=0)
         weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]
@@ -58,34 +58,3 @@ def merge_states(outputs, lses):
         summed = (weights[..., None] * seen).sum(axis=0)  # [N, ..., T, E] -> [..., T, E]
         output = np.divide(summed, total[..., None], out=np.zeros_like(summed), where=total[..., None] != 0)
         return output, largest + np.log(np.where(largest == -np.inf, 1.0, total))
-
-
-def checked_states(outputs, lses):
-    """Both as lists of floating-point arrays."""
-    outputs, lses = as_sequence(outputs, "outputs"), as_sequence(lses, "lses")
-    if len(outputs) != len(lses) or len(outputs) == 0:
-        raise ValueError(
-            "outputs and lses must hold the same number of states, at least one; "
-            f"got len(outputs)={len(outputs)}, len(lses)={len(lses)}."
-        )
-    outputs = [as_float_array(output, f"outputs[{n}]") for n, output in enumerate(outputs)]
-    lses = [as_float_array(lse, f"lses[{n}]") for n, lse in enumerate(lses)]
-    for n, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
-        if output.ndim < 1 or output.shape != outputs[0].shape:
-            raise ValueError(
-                "outputs must all have the same shape (..., length, dim); "
-                f"got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}."
-            )
-        if lse.shape != output.shape[:-1]:
-            raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
-    ensure_allocatable(8 * len(outputs) * (outputs[0].size + lses[0].size), "states")
-    return outputs, lses
-
-
-def as_sequence(states, name):
-    if isinstance(states, (list, tuple)):
-        return states
-    stacked = as_float_array(states, name)
-    if stacked.ndim < 1:
-        raise ValueError(f"{name} must be a sequence of arrays or one stacked array; got {name}.shape=().")
-    return stacked

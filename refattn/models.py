@@ -7,7 +7,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from refattn.calls.options import checked_integer
+from refattn.calls.checks import checked_integer
 
 LITGPT = "Lightning-AI/litgpt litgpt/config.py at 2685705"
 DEEPSEEK_V2 = "DeepSeek-V2 report (arXiv 2405.04434), sec. 3.1.2 and app. B.1"

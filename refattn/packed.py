@@ -1,11 +1,9 @@
 """Sequences of different lengths end to end in one array, without padding ("varlen")."""
 
-import numpy as np
 
-from refattn.exact.solve import solve_into
-from refattn.calls.memory import ensure_group_allocatable
+from refattn.exact.solve import solve
 from refattn.calls.options import takes_options
-from refattn.calls.problem import packed_problem
+from refattn.calls.packed import packed_problem
 
 
 @takes_options
@@ -77,13 +75,4 @@ def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     TypeError, ValueError, MemoryError
         As `packed_attention`, whose cost this is, too.
     """
-    problem = packed_problem(query, key, value, cu_q, cu_kv, **options)
-    num_heads, _, head_dim = problem.query.shape
-    num_kv_heads, _, v_head_dim = problem.value.shape
-    ensure_group_allocatable(num_heads // num_kv_heads, int(problem.kv_lengths.max(initial=0)), head_dim, v_head_dim)
-    output = np.zeros((*problem.query.shape[:-1], v_head_dim))
-    lse = np.empty(problem.query.shape[:-1])
-    for n in range(problem.num_sequences):
-        rows = slice(problem.cu_q[n], problem.cu_q[n + 1])
-        solve_into(problem.sequence(n), output[:, rows], lse[:, rows])
-    return output, lse
+    return solve(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options))

@@ -1,11 +1,9 @@
 """Keys and values in pages that a block table strings together, as serving engines keep them."""
 
-import numpy as np
 
-from refattn.exact.solve import solve_into
-from refattn.calls.memory import ensure_group_allocatable
+from refattn.exact.solve import solve
 from refattn.calls.options import takes_options
-from refattn.calls.problem import paged_problem
+from refattn.calls.paged import paged_problem
 
 
 @takes_options
@@ -83,12 +81,5 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
     TypeError, ValueError, MemoryError
         As `paged_attention`, whose cost this is, too.
     """
-    problem = paged_problem(query, key_pages, value_pages, block_table, kv_lengths, **options)
-    _, num_heads, _, head_dim = problem.query.shape
-    _, num_kv_heads, _, v_head_dim = problem.value_pages.shape
-    ensure_group_allocatable(num_heads // num_kv_heads, int(problem.kv_lengths.max(initial=0)), head_dim, v_head_dim)
-    output = np.zeros((*problem.query.shape[:-1], v_head_dim))
-    lse = np.empty(problem.query.shape[:-1])
-    for b in range(len(problem.query)):
-        solve_into(problem.sequence(b), output[b], lse[b])
-    return output, lse
+    arguments = {"block_table": block_table, "kv_lengths": kv_lengths, **options}
+    return solve(paged_problem(query, key_pages, value_pages, **arguments))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from refattn.models import AttentionShape
-from refattn.calls.options import checked_integer
+from refattn.calls.checks import checked_integer
 
 
 def elements_per_token(shape: AttentionShape) -> int:

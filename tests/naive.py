@@ -106,14 +106,14 @@ def attention(
 
                 for j in seen:
                     x = scale * dot(q, keys[j])
-                    scores[*row, j] = x
+                    scores[(*row, j)] = x
                     if softcap is not None:
                         x = softcap * tanh(x / softcap)
-                    capped[*row, j] = x
+                    capped[(*row, j)] = x
                     extra = 0.0 if bias is None else float(broadcast_entry(bias, (*row, j)))
-                    biased[*row, j] = add_up([x, -slope * abs(position - j), extra])
+                    biased[(*row, j)] = add_up([x, -slope * abs(position - j), extra])
 
-                logits = [float(biased[*row, j]) for j in seen] + ([sink] if sink > -math.inf else [])
+                logits = [float(biased[(*row, j)]) for j in seen] + ([sink] if sink > -math.inf else [])
                 if not logits:
                     continue
                 top = max(logits) if not any(map(math.isnan, logits)) else math.nan
@@ -122,15 +122,15 @@ def attention(
                 total = add_up(exp(x - top) for x in logits)
                 lse[row] = top + math.log(total)
                 for j in seen:
-                    weights[*row, j] = exp(float(biased[*row, j]) - top) / total
+                    weights[(*row, j)] = exp(float(biased[(*row, j)]) - top) / total
                 used = []
                 for j in seen:
                     keep = 1.0
                     if dropout_mask is not None:
                         keep = float(broadcast_entry(dropout_mask, (*row, j))) / (1 - dropout_rate)
-                    used.append(float(weights[*row, j]) * keep)
+                    used.append(float(weights[(*row, j)]) * keep)
                 for e in range(v_head_dim):
-                    output[*row, e] = dot(used, [values[j][e] for j in seen])
+                    output[(*row, e)] = dot(used, [values[j][e] for j in seen])
     return Steps(scores, capped, biased, weights, lse, output)
 
 
@@ -151,7 +151,7 @@ def merge_states(outputs, lses):
         shares = [exp(part - top) for part in parts]
         lse[row] = top + math.log(add_up(shares))
         for e in range(shape[-1]):
-            output[*row, e] = dot(shares, [float(part[*row, e]) for part in outputs]) / add_up(shares)
+            output[(*row, e)] = dot(shares, [float(part[(*row, e)]) for part in outputs]) / add_up(shares)
     return output, lse
 
 

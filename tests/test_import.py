@@ -34,7 +34,7 @@ def test_type_checkers_read_the_names_that_are_loaded(package):
     tree = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    homes = {alias.asname: node.module.removeprefix(f"{package.__name__}.") for node in block.body for alias in node.names}
+    homes = {alias.asname: node.module.removeprefix("refattn.") for node in block.body for alias in node.names}
     assert homes == package._HOME
     assert all(alias.name == alias.asname for node in block.body for alias in node.names)
 

@@ -11,6 +11,7 @@ import refattn
 from cpu_kernels.compiler.jit import INTERPRETED
 from cpu_kernels.dtypes import FOLD_FROM, folded, unfold, working_dtype
 from refattn.calls import memory
+from refattn.calls.dense import attention_problem
 
 HEADS, ROWS, KEYS = 2, 5, 200
 LOWEST = {name: float(np.finfo(name).min) for name in ("float32", "float64")}
@@ -173,7 +174,7 @@ def test_ordinary_options_stay_in_float32():
     bias = np.where(rng.random((ROWS, KEYS)) < 0.5, LOWEST["float32"], rng.standard_normal((ROWS, KEYS)))
     bias[:, 3] = -np.inf
     options = dict(bias=bias, softcap=50.0, alibi_slopes=np.ones(HEADS), sinks=np.full(HEADS, LOWEST["float32"]), scale=0.0)
-    assert working_dtype(refattn.calls.problem.attention_problem(query, key, value, **options), np.dtype(np.float32)) == np.float32
+    assert working_dtype(attention_problem(query, key, value, **options), np.dtype(np.float32)) == np.float32
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,4 +1,6 @@
-"""Refuse what cannot be allocated before any work starts; Linux hands out memory it does not have and kills the process later."""
+"""Refuse what cannot be allocated before any work starts; Linux hands out memory it does not have and kills
+the process later.
+"""
 
 import os
 
@@ -33,6 +35,8 @@ def ensure_allocatable(nbytes, what):
 def ensure_group_allocatable(group_size, kv_len, head_dim, v_head_dim):
     """Raise MemoryError when what attention holds for the heads of one key/value head does not fit.
 
-    Counted low, so that nothing feasible is refused: two float64 copies of the keys and the values, eight numbers for each score of one row.
+    Counted low, so that nothing feasible is refused: two float64 copies of the keys and the values, eight
+    numbers for each score of one row.
     """
-    ensure_allocatable(8 * kv_len * (2 * (head_dim + v_head_dim) + 8 * group_size), "keys, values and scores of one group")
+    ensure_allocatable(8 * kv_len * (2 * (head_dim + v_head_dim) + 8 * group_size), "keys, values and "
+                                                                                    "scores of one group")

@@ -8,7 +8,7 @@ from fractions import Fraction
 from refattn.commands.text import aligned
 from refattn.costs import decode_intensity
 from refattn.models import MODELS, AttentionShape, find_model
-from refattn.calls.options import checked_integer
+from refattn.calls.checks import checked_integer
 from refattn.sizes import alternatives, cache_bytes, cache_elements, elements_per_token
 
 DTYPE_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "float8": 8, "int8": 8, "int4": 4}

@@ -17,11 +17,11 @@ BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache
 
 
 def solve(problem, record=None):
-    """Output and lse of a checked `Problem`, one group and one block of rows at a time."""
-    ensure_group_allocatable(problem.group_size, int(problem.kv_lengths.max(initial=0)), problem.head_dim, problem.v_head_dim)
-    output = np.zeros((*problem.query.shape[:-1], problem.v_head_dim))
-    lse = np.empty(problem.query.shape[:-1])
-    solve_into(problem, output, lse, record)
+    """Output and lse of a checked problem of any form, one dense part after the other."""
+    ensure_group_allocatable(*problem.largest_group)
+    output, lse = np.zeros(problem.output_shape), np.empty(problem.lse_shape)
+    for part in problem.parts():
+        solve_into(part.problem, part.of_output(output), part.of_lse(lse), record)
     return output, lse
 
 

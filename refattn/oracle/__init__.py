@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.dialects.table import explain_difference as explain_difference
     from refattn.oracle.simulated.emulated import EmulatedKernel as EmulatedKernel
     from refattn.oracle.simulated.emulated import emulate as emulate
-    from refattn.oracle.forms import Rope as Rope
+    from refattn.calls.rotary import Rope as Rope
     from refattn.oracle.harness.run import check_kernel as check_kernel
     from refattn.oracle.harness.table import HarnessReport as HarnessReport
     from refattn.oracle.inputs.families import adversarial_inputs as adversarial_inputs
@@ -33,33 +33,33 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
 
-# name -> module that defines it
+# name -> module of refattn that defines it
 _HOME = {
-    "KernelSpec": "arithmetic.spec",
-    "ErrorBound": "bounds.bound",
-    "error_bound": "bounds.bound",
-    "Report": "verdict.report",
-    "assert_attention_close": "verdict.check",
-    "check": "verdict.check",
-    "check_kernel": "harness.run",
-    "HarnessReport": "harness.table",
-    "diagnose": "diagnosis.search",
-    "Diagnosis": "diagnosis.search",
-    "explain_difference": "dialects.table",
-    "adversarial_inputs": "inputs.families",
-    "exact_cases": "inputs.suites",
-    "mutation_score": "mistakes.mutation",
-    "dialect": "dialects.table",
-    "DIALECTS": "dialects.table",
-    "to_ours": "dialects.translate",
-    "from_ours": "dialects.translate",
-    "result_to_ours": "dialects.translate",
-    "attention_inputs": "inputs.families",
-    "default_suite": "inputs.suites",
-    "Rope": "forms",
-    "RULES": "verdict.rules",
-    "EmulatedKernel": "simulated.emulated",
-    "emulate": "simulated.emulated",
+    "KernelSpec": "oracle.arithmetic.spec",
+    "ErrorBound": "oracle.bounds.bound",
+    "error_bound": "oracle.bounds.bound",
+    "Report": "oracle.verdict.report",
+    "assert_attention_close": "oracle.verdict.check",
+    "check": "oracle.verdict.check",
+    "check_kernel": "oracle.harness.run",
+    "HarnessReport": "oracle.harness.table",
+    "diagnose": "oracle.diagnosis.search",
+    "Diagnosis": "oracle.diagnosis.search",
+    "explain_difference": "oracle.dialects.table",
+    "adversarial_inputs": "oracle.inputs.families",
+    "exact_cases": "oracle.inputs.suites",
+    "mutation_score": "oracle.mistakes.mutation",
+    "dialect": "oracle.dialects.table",
+    "DIALECTS": "oracle.dialects.table",
+    "to_ours": "oracle.dialects.translate",
+    "from_ours": "oracle.dialects.translate",
+    "result_to_ours": "oracle.dialects.translate",
+    "attention_inputs": "oracle.inputs.families",
+    "default_suite": "oracle.inputs.suites",
+    "Rope": "calls.rotary",
+    "RULES": "oracle.verdict.rules",
+    "EmulatedKernel": "oracle.simulated.emulated",
+    "emulate": "oracle.simulated.emulated",
 }
 
 __all__ = sorted(_HOME)
@@ -68,7 +68,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"refattn.{_HOME[name]}"), name)
 
 
 def __dir__():

@@ -10,12 +10,17 @@ from wrong_kernels import CASES
 
 import refattn
 from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.forms import checked_form
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.diagnosis.hypotheses import single_hypotheses
 from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
-from refattn.oracle.inputs.suites import default_suite, latent_inputs, merge_inputs, packed_inputs, paged_inputs, rotary_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
+from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.verdict.check import check
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
@@ -199,7 +204,7 @@ def test_catalogue_is_large_enough():
     tried = set()
     for inputs in default_suite(np.float64):
         if inputs.function not in ("merge_states",):
-            tried |= {hypothesis.id for hypothesis in single_hypotheses(checked_form(*inputs.arrays, **inputs.options), True)}
+            tried |= {hypothesis.id for hypothesis in single_hypotheses(checked_call(*inputs.arrays, **inputs.options), True)}
     assert len(tried) >= 190
 
 
@@ -277,7 +282,7 @@ def test_progress_is_told():
 
 
 def test_block_local_attention():
-    from refattn.oracle.block_local import block_local_inputs
+    from refattn.oracle.inputs.block_local import block_local_inputs
 
     inputs = block_local_inputs(seed=8, causal=True)
     output, lse = inputs.call(refattn.block_local_attention_with_lse)

@@ -8,7 +8,7 @@ import refattn
 from refattn.oracle.dialects.translate import from_ours, result_from_ours, to_ours
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
 from refattn.oracle.dialects.table import DIALECTS, dialect
-from refattn.oracle.forms import Rope
+from refattn.calls.rotary import Rope
 
 RNG = np.random.default_rng(2)
 QUERY, KEY, VALUE = (RNG.standard_normal((2, heads, length, 8)).astype(np.float32) for heads, length in ((4, 5), (2, 11), (2, 11)))

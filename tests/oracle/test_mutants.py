@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.oracle.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
@@ -15,7 +15,7 @@ from refattn.oracle.simulated.staged import Sample, run_stages
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.verdict.check import check
-from refattn.calls.problem import attention_problem
+from refattn.calls.dense import attention_problem
 
 CORNERS = list(corner_cases(np.float64, level="full"))
 SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]

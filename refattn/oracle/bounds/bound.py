@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.calls.registry import form_called
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
@@ -150,7 +151,7 @@ def exact_results(function, arrays, options, reference=None):
     if reference is None:
         import refattn
 
-        return getattr(refattn, f"{function.removesuffix('_with_lse')}_with_lse")(*arrays, **options)
+        return getattr(refattn, form_called(function).with_lse)(*arrays, **options)
     from refattn.calls.arrays import as_float_array
 
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]

@@ -17,15 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.calls.problem import (
-    Options,
-    Problem,
-    attention_problem,
-    block_local_problem,
-    latent_problem,
-    packed_problem,
-    paged_problem,
-)
+from refattn.calls.options import Options
+from refattn.calls.registry import form_called
 
 
 @dataclass
@@ -75,7 +68,7 @@ class Group:
 
 @dataclass
 class Part:
-    """A dense problem inside a call, and where its results lie in those of the call."""
+    """A dense problem inside a call, where its results lie in those of the call, and how to load a group of its heads."""
 
     options: Options
     batch_shape: tuple
@@ -84,28 +77,35 @@ class Part:
     q_len: int
     kv_len: int
     load: Callable  # (batch index, kv head) -> Group
-    output_at: tuple = (Ellipsis,)  # index of the call's output that gives (*batch, H, T, E)
-    lse_at: tuple = (Ellipsis,)
+    rows: tuple = (Ellipsis, slice(None))  # index of the call's lse that gives (*batch, H, T)
+
+    @property
+    def channels(self):
+        """Index of the call's output that gives (*batch, H, T, E)."""
+        return *self.rows, slice(None)
 
 
 @dataclass
 class Call:
-    """One call of one function: its dense parts and the shapes of its results."""
+    """One call of one function: its dense parts and the shape of its output."""
 
     parts: Iterator[Part]
     output_shape: tuple
-    lse_shape: tuple
+
+    @property
+    def lse_shape(self):
+        return self.output_shape[:-1]
 
 
 def operands(function, arrays, options, spec) -> Call:
-    """Check the arguments of `function` and cut the call into dense parts.
-
-    `function` is "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention", with or without "_with_lse".
-    """
-    function = function.removesuffix("_with_lse")
-    if function not in FORMS:
-        raise ValueError(f"function must be one of {', '.join(FORMS)}; got function={function!r}.")
-    return FORMS[function](arrays, dict(options), spec)
+    """Check the arguments of a public function and cut the call into dense parts."""
+    form = form_called(function)
+    if form.joins:
+        raise ValueError(f"function must compute attention; got function={function!r}, which merges results.")
+    problem = form.check(*arrays, **options)
+    if form.projects:
+        return Call(iter([_latent_part(problem, spec)]), problem.output_shape)
+    return Call((_dense_part(part.problem, spec, part.rows) for part in problem.parts()), problem.output_shape)
 
 
 def finite(x):
@@ -117,7 +117,7 @@ def _float64(x):
     return np.asarray(x, dtype=np.float64)
 
 
-def _dense_part(problem: Problem, spec, output_at=(Ellipsis,), lse_at=(Ellipsis,)) -> Part:
+def _dense_part(problem, spec, rows) -> Part:
     size = problem.group_size
 
     def load(index, kv_head):
@@ -131,7 +131,7 @@ def _dense_part(problem: Problem, spec, output_at=(Ellipsis,), lse_at=(Ellipsis,
         )
 
     return Part(
-        problem, problem.batch_shape, problem.num_kv_heads, size, problem.q_len, problem.kv_len, load, output_at, lse_at
+        problem, problem.batch_shape, problem.num_kv_heads, size, problem.q_len, problem.kv_len, load, rows
     )
 
 
@@ -146,51 +146,7 @@ def _scaled(query, spec, scale):
     return Operand(query.exact, query.largest_error * (1 + form.unit_roundoff) + own, np.hypot(query.typical_error, own))
 
 
-def _dense(arrays, options, spec):
-    problem = attention_problem(*arrays, **options)
-    return Call(iter([_dense_part(problem, spec)]), *_dense_shapes(problem))
-
-
-def _dense_shapes(problem):
-    return (*problem.query.shape[:-1], problem.value.shape[-1]), problem.query.shape[:-1]
-
-
-def _packed(arrays, options, spec):
-    problem = packed_problem(*arrays, **{"cu_q": options.pop("cu_q"), "cu_kv": options.pop("cu_kv"), **options})
-
-    def parts():
-        for n in range(problem.num_sequences):
-            rows = slice(problem.cu_q[n], problem.cu_q[n + 1])
-            yield _dense_part(problem.sequence(n), spec, (slice(None), rows), (slice(None), rows))
-
-    return Call(parts(), *_dense_shapes(problem))
-
-
-def _paged(arrays, options, spec):
-    problem = paged_problem(*arrays, options.pop("block_table"), options.pop("kv_lengths"), **options)
-
-    def parts():
-        for b in range(len(problem.query)):
-            yield _dense_part(problem.sequence(b), spec, (b,), (b,))
-
-    shape = problem.query.shape[:-1]
-    return Call(parts(), (*shape, problem.value_pages.shape[-1]), shape)
-
-
-def _block_local(arrays, options, spec):
-    problem = block_local_problem(*arrays, options.pop("block_size"), **options)
-
-    def parts():
-        for n in range(problem.num_blocks):
-            rows = problem.rows(n)
-            yield _dense_part(problem.block(n), spec, (Ellipsis, rows, slice(None)), (Ellipsis, rows))
-
-    return Call(parts(), *_dense_shapes(problem.whole))
-
-
-def _latent(arrays, options, spec):
-    form = options.pop("form", "absorb")
-    problem = latent_problem(*arrays, form, **options)
+def _latent_part(problem, spec) -> Part:
     batch_shape, num_heads, q_len = problem.q_nope.shape[:-3], problem.q_nope.shape[-3], problem.q_nope.shape[-2]
 
     def load(index, head):
@@ -201,7 +157,7 @@ def _latent(arrays, options, spec):
         )  # fmt: skip
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = (Operand(_float64(array)).rounded_to(spec.input) for array in inputs)
         shared = w_uk.largest_error is not None or w_uv.largest_error is not None
-        if form == "absorb":
+        if problem.implementation == "absorb":
             absorbed = _product(q_nope, w_uk.exact, w_uk, spec)  # (T, N) @ (N, C)
             query, key = _joined(absorbed, q_rope), _joined(latent, k_rope)
             value = _product(latent, w_uv.exact.T, _transposed(w_uv), None)
@@ -210,8 +166,7 @@ def _latent(arrays, options, spec):
         value = _product(latent, w_uv.exact.T, _transposed(w_uv), spec)
         return Group(_scaled(_stacked(_joined(q_nope, q_rope)), spec, problem.scale), key, value, None, shared)
 
-    part = Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
-    return Call(iter([part]), (*problem.q_nope.shape[:-1], problem.w_uv.shape[1]), problem.q_nope.shape[:-1])
+    return Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
 
 
 def _transposed(operand):
@@ -282,11 +237,3 @@ def smallest_lost(spec):
              form.half_subnormal_step * (1.0 + spec.truncates) for form in (spec.softmax, spec.accumulator)]  # fmt: skip
     return max(steps)
 
-
-FORMS = {
-    "attention": _dense,
-    "packed_attention": _packed,
-    "paged_attention": _paged,
-    "latent_attention": _latent,
-    "block_local_attention": _block_local,
-}

@@ -34,20 +34,20 @@ class Place:
 
     def output(self, array):
         """These rows of a whole output, (R, E)."""
-        picked = self._heads(array, self.part.output_at)[:, self.rows]
+        picked = self._heads(array, self.part.channels)[:, self.rows]
         return picked.reshape(math.prod(picked.shape[:-1]), picked.shape[-1])
 
     def lse(self, array):
         """These rows of a whole lse, (R,)."""
-        picked = self._heads(array, self.part.lse_at)[:, self.rows]
+        picked = self._heads(array, self.part.rows)[:, self.rows]
         return picked.reshape(math.prod(picked.shape))
 
     def write_output(self, array, values):
-        target = self._heads(array, self.part.output_at)
+        target = self._heads(array, self.part.channels)
         target[:, self.rows] = values.reshape(target[:, self.rows].shape)
 
     def write_lse(self, array, values):
-        target = self._heads(array, self.part.lse_at)
+        target = self._heads(array, self.part.rows)
         target[:, self.rows] = values.reshape(target[:, self.rows].shape)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.forms import dense_parts
+from refattn.oracle.mistakes.run import dense_parts
 from refattn.oracle.diagnosis.hypotheses import Evidence
 
 AXES = ("batch", "heads", "length", "dim")

@@ -12,18 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.calls.options import PER_ENTRY, PER_HEAD, PER_SCORE
-from refattn.oracle.block_local import BlockLocal
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
-from refattn.oracle.forms import dense_parts, form_name, output_shape, possible, run_form
+from refattn.oracle.mistakes.run import changed_call, dense_parts, possible, run_form
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.bounds.operands import Call, operands
 from refattn.oracle.verdict.report import Measure
-from refattn.oracle.simulated.staged import Sample, one_batch_axis
+from refattn.oracle.simulated.staged import Sample
 from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.verdict.check import RMS_DEVIATIONS, RMS_LIMIT, compare_tile
-from refattn.calls.problem import LatentProblem, Options, cut
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
         simple = run_form(evidence.checked, *_without_stages(others), tile=hypothesis.tile, samples=evidence.samples, with_size=True)
     changed = _changed_parts(evidence.checked, others, hypothesis.tile)
     observed = evidence.pieces(actual, lse)
-    whole = output_shape(evidence.checked)
+    whole = evidence.checked.output_shape
     measures, tight = [], ([], [])
     for (problem, latent), sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
         got, wanted, grown = results[0], results[1][:2], _growth(evidence, *results[1:])
@@ -91,13 +88,13 @@ def _without_stages(mistakes):
 
 def _changed_parts(checked, mistakes, tile):
     """(dense problem as the mistakes leave it, latent problem behind it or None), one a part."""
-    changes = [mistake.change_form for mistake in mistakes if mistake.change_form is not None and possible(mistake, checked)]
-    latent = checked if isinstance(checked, LatentProblem) else None
-    if latent is not None and changes:
-        latent = changes[0].inputs(latent) if hasattr(changes[0], "inputs") else None
-    for dense in map(one_batch_axis, dense_parts(checked, *changes)):
-        plain = [mistake for mistake in mistakes if mistake.change_form is None and mistake.applies(dense)]
-        yield stages_of(*_without_stages(plain), tile=tile).prepare(dense), latent
+    of_form = [mistake for mistake in mistakes if mistake.of_form and possible(mistake, checked)]
+    others = _without_stages([mistake for mistake in mistakes if not mistake.of_form])
+    changed, cut = changed_call(checked, of_form)
+    latent = changed if checked.form.projects and cut is None else None
+    for dense in dense_parts(changed, cut):
+        plain = [mistake for mistake in others if mistake.applies(dense)]
+        yield stages_of(*plain, tile=tile).prepare(dense), latent
 
 
 def _places(problem, sample: Sample):
@@ -151,27 +148,14 @@ def _growth(evidence, predicted, simple):
 def _part(problem, latent, place, spec):
     """The operands of one place, with the options of the changed problem."""
     sequences, heads, kv_heads = place
-    own = _options_at(problem, sequences, heads)
+    own = problem.options_at(per_score=(sequences, heads), per_head=(sequences, heads), per_entry=sequences)
     fixed = {"kv_lengths": own.kv_lengths, "scale": own.scale}
     if latent is not None:
         lead = lambda array: array.reshape(-1, *array.shape[latent.q_nope.ndim - 3 :])[sequences]  # noqa: E731
         arrays = (lead(latent.q_nope)[:, heads], lead(latent.q_rope)[:, heads], lead(latent.kv_latent), lead(latent.k_rope),
                   latent.w_uk[heads], latent.w_uv[heads])  # fmt: skip
-        call = operands("latent_attention", arrays, {**fixed, "form": latent.form}, spec)
+        call = operands("latent_attention", arrays, {**fixed, "form": latent.implementation}, spec)
     else:
         arrays = problem.query[sequences, heads], problem.key[sequences, kv_heads], problem.value[sequences, kv_heads]
         call = operands("attention", arrays, fixed, spec)
     return replace(next(call.parts), options=own)
-
-
-def _options_at(problem, sequences, heads) -> Options:
-    at = dict.fromkeys((*PER_SCORE, *PER_HEAD), (sequences, heads)) | dict.fromkeys(PER_ENTRY, sequences)
-    return Options(**cut({name: np.asarray(value) if name in at and value is not None else value for name, value in problem.options().items()}, at))
-
-
-def of_form(checked) -> str | None:
-    """The function of `check` for this form; None for rotary attention, which has none."""
-    if isinstance(checked, BlockLocal):
-        return "block_local_attention"
-    names = {"attention": "attention", "packed": "packed_attention", "paged": "paged_attention", "latent": "latent_attention"}
-    return names.get(form_name(checked))

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refattn.oracle.block_local import block_local_form
-from refattn.oracle.forms import checked_form, dense_parts, possible, run_form, split_result
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.simulated.staged import Sample, one_batch_axis
+from refattn.oracle.mistakes.run import dense_parts, possible, run_form, split_lse, split_output
+from refattn.oracle.simulated.staged import Sample
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
 OTHER_TILES = (8, 24, 48, 80, 96, 112, 144, 160, 176, 192, 224, 384, 512, 1024, 2048)
@@ -52,7 +51,7 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1
     `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With one sequence it is not the first,
     so that mistakes that use the first for all of them show.
     """
-    parts = [one_batch_axis(part) for part in dense_parts(checked)]
+    parts = dense_parts(checked)
     samples = []
     for part in parts:
         sequences, heads, rows = part.query.shape[:3]
@@ -74,7 +73,7 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1
 
 def worst_place(checked, actual, lse, spec) -> tuple[int, int]:
     """(sequence, head) where a look at a few rows shows the largest error; only for forms of one dense part."""
-    parts = [one_batch_axis(part) for part in dense_parts(checked)]
+    parts = dense_parts(checked)
     if len(parts) != 1 or not parts[0].q_len:
         return -1, 0
     sequences, heads, rows = parts[0].query.shape[:3]
@@ -151,7 +150,7 @@ class Evidence:
     Parameters
     ----------
     checked
-        What `forms.checked_form` returns.
+        What `checked_call` returns.
     actual, lse : ndarray
         In the shape of the right result; lse may be None.
     spec : KernelSpec
@@ -177,9 +176,8 @@ class Evidence:
 
     def pieces(self, actual, lse):
         """(output, lse or None) of the sample, one pair a dense part: (n, h, t, E) and (n, h, t)."""
-        for sample, output, norm in zip(
-            self.samples, split_result(self.checked, actual), split_result_lse(self.checked, lse), strict=True
-        ):
+        outputs, lses = split_output(self.checked, actual), split_lse(self.checked, lse)
+        for sample, output, norm in zip(self.samples, outputs, lses, strict=True):
             index = np.ix_(sample.sequences, sample.heads, sample.rows)
             yield output[index].astype(np.float64), None if norm is None else norm[index].astype(np.float64)
 
@@ -303,17 +301,6 @@ class Evidence:
         flat, flat_lse = actual.reshape(count + actual.shape[-3:]), None if lse is None else lse.reshape(count + lse.shape[-2:])
         output, norm = mistake.reread(flat, flat_lse)
         return output.reshape(actual.shape), None if norm is None else norm.reshape(lse.shape)
-
-
-def split_result_lse(checked, lse):
-    """`split_result` for an lse, by giving it a last axis and taking it away."""
-    parts = split_result(checked, None if lse is None else np.asarray(lse)[..., None])
-    return [None if part is None else part[..., 0] for part in parts]
-
-
-def checked_call(*arrays, **options):
-    """`checked_form` for every function that `diagnose` takes."""
-    return block_local_form(*arrays, **options) if "block_size" in options else checked_form(*arrays, **options)
 
 
 def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.forms import output_shape
 from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
 
 EVERYTHING = 2**28  # multiplications up to which every row is looked at
@@ -25,7 +24,7 @@ def locate(checked, actual, lse, spec, worst=(-1, 0)) -> str:
             return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
         return "No single element is beyond its bound; only the average error is larger than rounding makes it. Is the spec that of this kernel?"
     sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
-    shape = output_shape(checked)
+    shape = checked.output_shape
     if len(samples) != 1:
         return sentences[0] + _by_part(wrong, samples, shape[-1])
     sample = samples[0]
@@ -87,7 +86,7 @@ def isolated(evidence) -> tuple[str, str] | None:
     unit_output, unit_lse = bound_use(evidence).tight
     wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
     wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
-    sample, width = evidence.samples[0], output_shape(evidence.checked)[-1]
+    sample, width = evidence.samples[0], evidence.checked.output_shape[-1]
     shape = (len(sample.sequences), len(sample.heads), len(sample.rows))
     rows = wrong.reshape(*shape, width).any(axis=-1)
     if wrong_lse.size:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from refattn.oracle.forms import dense_parts
+from refattn.oracle.mistakes.run import dense_parts
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit, Hypothesis, choose_samples
 from refattn.oracle.mistakes.record import Mistake
 

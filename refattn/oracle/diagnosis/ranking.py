@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit
-from refattn.calls.problem import attention_problem
+from refattn.calls.dense import attention_problem
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
 CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation

@@ -11,10 +11,10 @@ import numpy as np
 from refattn.calls.arrays import as_float_array
 from refattn.oracle.diagnosis.axis_order import diagnose_shape, readings
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
-from refattn.oracle.diagnosis.fit_bound import Use, bound_use, of_form
-from refattn.oracle.forms import dense_parts, output_shape
-from refattn.oracle.diagnosis.hypotheses import Evidence, checked_call, choose_samples, single_hypotheses, worst_place
+from refattn.oracle.diagnosis.fit_bound import Use, bound_use
+from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples, single_hypotheses, worst_place
 from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.mistakes.run import checked_call, dense_parts
 from refattn.oracle.diagnosis.location import isolated, locate, never_written
 from refattn.oracle.diagnosis.merged_states import diagnose_merge
 from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_of_mistakes
@@ -100,7 +100,7 @@ class Search:
         self.tried, self.whole, self.near = 0, True, near
 
     def run(self, pairs, seconds) -> Diagnosis:
-        checked, shape = self.checked, output_shape(self.checked)
+        checked, shape = self.checked, self.checked.output_shape
         samples = choose_samples(checked)
         wrong_shape, shapes_agree = readings(self.actual, self.lse, shape)
         if not shapes_agree:
@@ -182,10 +182,10 @@ class Search:
     def _use_of_result(self, spec=None):
         """`check` of the result as it is, or the same of the sampled rows."""
         spec = spec or self.spec
-        function = of_form(self.checked)
-        if not self.whole or function is None:
+        form = self.checked.form
+        if not self.whole or not form.public:
             return bound_use(self.evidence, spec=spec)
-        report = check(self.actual, *self.arrays, lse=self.lse, spec=spec, function=function, **self.options)
+        report = check(self.actual, *self.arrays, lse=self.lse, spec=spec, function=form.function, **self.options)
         return Use.of(report)
 
     def _coarser(self):

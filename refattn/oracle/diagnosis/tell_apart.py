@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
-from refattn.oracle.block_local import BlockLocal, block_local_suite
-from refattn.oracle.forms import form_name, output_shape
-from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, checked_call, choose_samples
+from refattn.oracle.inputs.block_local import block_local_suite
+from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.diagnosis.ranking import CLEARLY
 from refattn.oracle.inputs.suites import default_suite
-from refattn.calls.problem import Problem
+from refattn.calls.dense import DENSE, Problem
 
 APART = 10.0  # bounds by which two predictions must differ somewhere
 PROBES = 40
@@ -62,7 +62,7 @@ def told_apart(checked, hypotheses: list[Hypothesis], kernel: Callable, spec, wi
         except Exception:  # noqa: BLE001 (a kernel that does not take this call may say so in any way)
             continue
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-        if output.shape != output_shape(form) or lse is not None and lse.shape != output.shape[:-1]:
+        if output.shape != form.output_shape or lse is not None and lse.shape != output.shape[:-1]:
             continue
         staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left)
         if 0 < len(staying) < len(left):
@@ -82,7 +82,7 @@ def _explaining(evidence, hypotheses):
 def _groups(probe, hypotheses, spec, with_lse):
     """Classes of hypotheses that predict the same on a probe: one member of each."""
     checked = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-    shape = output_shape(checked)
+    shape = checked.output_shape
     nothing = np.zeros(shape), np.zeros(shape[:-1]) if with_lse else None
     evidence = Evidence(checked, *nothing, spec, choose_samples(checked))
     found = []
@@ -106,22 +106,13 @@ def _alike(evidence, first, second):
 
 def probes(checked) -> Iterator[Probe]:
     """Calls of the same form, nearest to the caller's first."""
-    if isinstance(checked, BlockLocal):
-        for inputs in block_local_suite(checked.query.dtype):
-            yield Probe(f"on {inputs.name!r} of refattn.oracle.block_local.block_local_suite()", inputs)
-        return
-    if form_name(checked) == "attention" and isinstance(checked, Problem) and len(checked.batch_shape) <= 1:
+    if checked.form is DENSE and len(checked.batch_shape) <= 1:
         yield from _dense_probes(checked)
         return
-    function = {"attention": "attention", "rope": "rotary_attention"}.get(form_name(checked), f"{form_name(checked)}_attention") + "_with_lse"
-    for inputs in default_suite(_dtype(checked)):
-        if inputs.function == function and inputs.family != "exact":
-            yield Probe(f"on {inputs.name!r} of refattn.oracle.inputs.suites.default_suite()", inputs)
-
-
-def _dtype(checked):
-    dense = getattr(checked, "dense", checked)
-    return next(getattr(dense, name) for name in ("q_nope", "query") if hasattr(dense, name)).dtype
+    for suite in (default_suite, block_local_suite):
+        for inputs in suite(checked.input_dtype):
+            if inputs.function == checked.form.with_lse and inputs.family != "exact":
+                yield Probe(f"on {inputs.name!r} of {suite.__module__}.{suite.__name__}()", inputs)
 
 
 def _option_names(p: Problem) -> list[str]:

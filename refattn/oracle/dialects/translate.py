@@ -14,7 +14,7 @@ import numpy as np
 from refattn.calls.arrays import as_array
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
 from refattn.oracle.dialects.table import Dialect, dialect
-from refattn.calls.problem import attention_problem
+from refattn.calls.dense import attention_problem
 from refattn.exact.visibility import range_mask, row_bounds
 
 LN2 = math.log(2.0)

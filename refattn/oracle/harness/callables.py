@@ -12,19 +12,9 @@ import refattn
 from refattn.calls.arrays import as_float_array
 from refattn.oracle.dialects.translate import from_ours, result_to_ours
 from refattn.oracle.dialects.table import dialect as dialect_named
+from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
+from refattn.calls.registry import form_called
 from refattn.oracle.harness.guards import damage, guard_all, guarded_output
-
-OPTIONS = (
-    "bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate", "form",
-)  # fmt: skip
-STRUCTURE = {  # function -> names of its arrays, options that are part of the form
-    "attention": (("query", "key", "value"), ()),
-    "packed_attention": (("query", "key", "value"), ("cu_q", "cu_kv")),
-    "paged_attention": (("query", "key_pages", "value_pages"), ("block_table", "kv_lengths")),
-    "latent_attention": (("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), ()),
-    "block_local_attention": (("query", "key", "value"), ("block_size",)),
-    "merge_states": (("outputs", "lses"), ()),
-}
 
 BATCHED_AXES = 4  # of a query with one batch axis
 
@@ -62,7 +52,7 @@ class KernelCall:
     kernel : callable
         Returns output, or output and lse.
     function : str
-        Whose arguments it takes: a key of STRUCTURE.
+        Whose arguments it takes, as `refattn` calls it.
     dialect : str
         "refattn", or a name of `refattn.oracle.dialects.table.DIALECTS`: the kernel is then called with that library's keyword arguments
         (NumPy arrays) and returns in its layout and conventions.
@@ -73,13 +63,11 @@ class KernelCall:
     def __init__(self, kernel: Callable, function: str = "attention", dialect: str = "refattn", supports=None):
         if not callable(kernel):
             raise TypeError(f"kernel must be callable; got kernel={kernel!r}.")
-        if function not in STRUCTURE:
-            raise ValueError(f"function must be one of {', '.join(STRUCTURE)}; got function={function!r}.")
+        self.form = form_called(function)
         self.kernel, self.function, self.dialect = kernel, function, dialect_named(dialect)
         spoken = "paged_attention" if self.dialect.paged else "attention"
         if dialect != "refattn" and function != spoken:
             raise ValueError(f"function must be {spoken} for dialect {dialect}; got function={function!r}.")
-        self.names, self.structure = STRUCTURE[function]
         self.parameters = _parameters(kernel)
         out = (self.parameters or {}).get("out")
         self.needs_out = dialect == "refattn" and out is not None and out.default is out.empty
@@ -90,14 +78,14 @@ class KernelCall:
         if supports is not None:
             if isinstance(supports, str):
                 raise TypeError(f"supports must be a set of option names; got supports={supports!r}.")
-            unknown = {*supports} - {*OPTIONS, *self.structure, "dropout"}
+            unknown = {*supports} - {*self.form.arguments, "dropout"}
             if unknown:
-                raise ValueError(f"supports must hold names of {', '.join(OPTIONS)}; got {sorted(unknown)[0]!r}.")
+                raise ValueError(f"supports must hold names of {', '.join(self.form.arguments)}; got {sorted(unknown)[0]!r}.")
             named = {*supports}
             return named | {"dropout_mask", "dropout_rate"} if "dropout" in named else named
         if self.dialect.name != "refattn" or self.parameters is None:
-            return {*OPTIONS}
-        return {*OPTIONS} & {*self.parameters}
+            return {*self.form.arguments}
+        return {*self.form.arguments} & {*self.parameters}
 
     @property
     def name(self) -> str:
@@ -111,7 +99,7 @@ class KernelCall:
 
     def unsupported(self, options) -> str:
         """Which of the options the kernel lacks, in words; empty when it has all."""
-        lacking = [name for name in options if name not in self.supports and name not in self.structure]
+        lacking = [name for name in options if name not in self.supports and name not in self.form.structure]
         if {"dropout_mask", "dropout_rate"} <= {*lacking}:
             lacking = [name for name in lacking if name != "dropout_rate"]
         return f"no {', '.join(lacking)}" if lacking else ""
@@ -144,12 +132,12 @@ class KernelCall:
             raise Unsupported(str(error) or "NotImplementedError") from error
 
     def _direct(self, arrays, options, layout, out_dtype):
-        arrays, options, guards = guard_all(arrays, options, self.names, layout)
+        arrays, options, guards = guard_all(arrays, options, list(self.form.arrays), layout)
         out = None
         if out_dtype is None and self.needs_out:
             out_dtype = arrays[0].dtype
         if out_dtype is not None:
-            shape = result_shape(self.function, arrays)
+            shape = self.form.check(*arrays, **options).output_shape
             out = guarded_output(shape, out_dtype)
             options["out"] = out.view
         returned = self._returned(arrays, options)
@@ -201,22 +189,14 @@ class KernelCall:
     def _empty_rows(self, arrays, options):
         """Rows that see no key, (..., H, T), in whatever way the dialect fills them."""
         seen = {name: value for name, value in options.items() if name != "sinks"}
-        return np.isneginf(getattr(refattn, f"{self.function}_with_lse")(*arrays, **seen)[1])
-
-
-def result_shape(function, arrays):
-    """(..., H, T, E) of the output."""
-    if function == "merge_states":
-        return arrays[0].shape[1:]
-    width = arrays[5].shape[-2] if function == "latent_attention" else arrays[2].shape[-1]
-    return (*arrays[0].shape[:-1], width)
+        return np.isneginf(getattr(refattn, self.form.with_lse)(*arrays, **seen)[1])
 
 
 def _sequence(arrays, options, b):
     """One sequence of a batch."""
     cut = dict(options)
+    batch_axes = {option.name: {PER_ENTRY: 1, PER_HEAD: 2, PER_SCORE: 4}.get(option.belongs_to) for option in OPTIONS}
     for name, value in options.items():
-        batch_axes = {"mask": 4, "bias": 4, "dropout_mask": 4, "kv_lengths": 1, "q_offset": 1, "alibi_slopes": 2}
         if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
             cut[name] = value[b if len(value) > 1 else 0]
     return tuple(array[b] for array in arrays), cut

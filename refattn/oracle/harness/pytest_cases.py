@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.oracle.harness.callables import OPTIONS, KernelCall, Unsupported
+from refattn.calls.registry import form_called
+from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.run import checked_head_dims
-from refattn.oracle.harness.cases import CASES, exact_inputs, fitted, with_numbers
+from refattn.oracle.inputs.of_form import inputs_of
+from refattn.oracle.inputs.variants import fitted, with_numbers
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict.check import check
@@ -59,7 +61,7 @@ def settings_of(node, config) -> Settings:
         dtype = ml_dtypes.bfloat16
     families = given.get("families")
     return Settings(
-        given.get("function", "attention"), np.dtype(dtype), kernel_spec(spec, np.dtype(dtype)), frozenset(given.get("supports", OPTIONS)),
+        given.get("function", "attention"), np.dtype(dtype), kernel_spec(spec, np.dtype(dtype)), frozenset(given.get("supports", form_called(given.get("function", "attention")).arguments)),
         None if families is None else frozenset([families] if isinstance(families, str) else families), given.get("dialect", "refattn"),
         given.get("head_dims"), given.get("hides_nan", True), config.getoption("--refattn-level"), config.getoption("--refattn-seed"),
     )  # fmt: skip
@@ -83,10 +85,10 @@ def parametrize(metafunc) -> str:
 def _chosen(node, config):
     settings = settings_of(node, config)
     call = KernelCall(lambda **options: None, settings.function, settings.dialect, settings.supports)
-    if settings.function not in CASES:
-        raise ValueError(f"function must be one of {', '.join(CASES)}; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
-    dtype, seed = settings.dtype, settings.seed
-    inputs = [*CASES[settings.function](dtype, seed, settings.level, call), *exact_inputs(settings.function, dtype, seed)]
+    if call.form.joins:
+        raise ValueError(f"function must compute attention; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
+    dtype, seed, of_form = settings.dtype, settings.seed, inputs_of(call.form)
+    inputs = [*of_form.cases(dtype, seed, settings.level, call), *of_form.exact(dtype, seed)]
     head_dims = checked_head_dims(settings.head_dims, call)
     if head_dims is not None:
         inputs = [case for case in inputs if "head_dim" not in case.name]
@@ -154,7 +156,7 @@ class AttentionCase:
         """Output and lse in float64, by `refattn`."""
         import refattn
 
-        return getattr(refattn, f"{self.settings.function}_with_lse")(*self.arrays, **self.options)
+        return getattr(refattn, form_called(self.settings.function).with_lse)(*self.arrays, **self.options)
 
     def check(self, kernel_or_output, lse=None) -> None:
         """Judge a kernel, called with guarded copies of the inputs in the dialect of the marker, or a result.
@@ -183,7 +185,7 @@ class AttentionCase:
 
     def _message(self, report, output, lse, damage):
         yield f"{self.name}: {'; '.join(damage) or report.text()}"
-        if not damage and self.settings.function != "block_local_attention":
+        if not damage:
             yield f"diagnosis: {self._diagnosis(output, lse)}"
         if self.reproduction:
             yield f"reproduce: {self.reproduction}"

@@ -24,7 +24,8 @@ import numpy as np
 
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
-from refattn.oracle.harness.cases import CASES, LEVELS, exact_inputs, fitted, hidden_pairs, with_numbers
+from refattn.oracle.inputs.of_form import inputs_of
+from refattn.oracle.inputs.variants import fitted, with_numbers
 from refattn.oracle.harness.table import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
@@ -32,6 +33,7 @@ from refattn.oracle.verdict.report import Report
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec, spec_words
 from refattn.oracle.verdict.check import check
 
+LEVELS = ("quick", "full")
 DIAGNOSED = 3  # failures that are explained; each may take seconds
 DIAGNOSIS_SECONDS = 5.0
 REPEATS = {"quick": 2, "full": 5}
@@ -162,7 +164,7 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
     named = None if supports is None else {*supports}
-    if function == "merge_states":
+    if call.form.joins:
         from refattn.oracle.harness.merge_bench import MergeBench as bench
     else:
         bench = Bench
@@ -176,9 +178,9 @@ def checked_head_dims(head_dims, call):
     pair = (head_dims, head_dims) if isinstance(head_dims, int) else tuple(head_dims)
     if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
         raise ValueError(f"head_dims must be one or two sizes of at least 1; got head_dims={head_dims!r}.")
-    if call.function == "latent_attention" or call.dialect.paged:
+    if call.form.projects or call.dialect.paged:
         raise ValueError(f"head_dims must be None for latent attention; got head_dims={head_dims!r}.")
-    if call.function == "merge_states":
+    if call.form.joins:
         raise ValueError(f"head_dims must be None for merge_states; got head_dims={head_dims!r}.")
     return pair
 
@@ -242,12 +244,12 @@ class Bench:
     # one call and its verdict
 
     def options_for_check(self, options):
-        if self.call.function != "latent_attention" or "form" in options:
+        if "form" not in self.call.form.choices or "form" in options:
             return options
         return {"form": self.form or "absorb", **options}
 
     def options_for_kernel(self, options):
-        if self.call.function == "latent_attention" and "form" in self.call.supports and "form" not in options:
+        if "form" in {*self.call.form.choices} & self.call.supports and "form" not in options:
             return {"form": self.form or "absorb", **options}
         return options
 
@@ -284,7 +286,7 @@ class Bench:
         def kernel(*arrays, **options):
             if all(map(operator.is_, arrays, inputs.arrays)):
                 return result.output, result.lse
-            if self.call.function == "latent_attention" and "form" not in self.call.supports:
+            if "form" in {*self.call.form.choices} - self.call.supports:
                 options = {name: value for name, value in options.items() if name != "form"}
             again = self.call(arrays, self.options_for_kernel(options))
             return again.output, again.lse
@@ -294,17 +296,17 @@ class Bench:
     # the sections
 
     def tests(self) -> Iterator[Trial]:
-        function = self.call.function
-        cases = [self.fitted(inputs) for inputs in CASES[function](self.dtype, self.seed, self.level, self.call)]
+        function, of_form = self.call.function, inputs_of(self.call.form)
+        cases = [self.fitted(inputs) for inputs in of_form.cases(self.dtype, self.seed, self.level, self.call)]
         if self.head_dims is not None:
             cases = [inputs for inputs in cases if "head_dim" not in inputs.name]
         for inputs in cases:
             yield Trial("reference", inputs.name, lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)), inputs)
-        for inputs in map(self.fitted, exact_inputs(function, self.dtype, self.seed)):
+        for inputs in map(self.fitted, of_form.exact(self.dtype, self.seed)):
             yield Trial("exact", inputs.name.removeprefix("exact: "), lambda inputs=inputs: self.exact(inputs), inputs)
         for identity in identities(function):
             yield Trial("identities", identity.name, lambda identity=identity: self.identity(identity))
-        for name, *pair in hidden_pairs(function, self.dtype, self.seed, self.call):
+        for name, *pair in of_form.hidden_pairs(self.dtype, self.seed, self.call):
             clean, poisoned = map(self.fitted, pair)
             yield Trial("hidden slots", name, lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned), poisoned)
         plain = cases[1] if self.call.dialect.always_causal else cases[0]
@@ -333,7 +335,7 @@ class Bench:
         lacking = self.call.unsupported(options)
         if lacking:
             raise Unsupported(lacking)
-        form = (self.form or "absorb") if identity.function == "latent_attention" else None
+        form = (self.form or "absorb") if "form" in self.call.form.choices else None
         run = (_LseRun if "lse" in identity.needs else Run)(self.run, self.spec, identity.function, form, self.fitted)
         worst = 0.0
         for first, second in identity.pairs(run, self.dtype, self.seed):

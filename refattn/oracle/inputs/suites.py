@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 import refattn
-from refattn.oracle.forms import Rope, checked_form, rotary_dense
+from refattn.calls.registry import form_called
+from refattn.calls.rotary import ROTARY
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
 
 # (family, option names): together they bring out every mistake of the catalogue
 DENSE_SUITE = (
@@ -33,64 +39,6 @@ SHAPED_SUITE = (
     ("normal", (), DECODE), ("normal", ("lengths", "causal"), DECODE), ("normal", ("left window", "causal"), DECODE),
     ("normal", ("causal",), WHOLE_TILES), ("ascending", (), WHOLE_TILES), ("normal", ("causal",), MANY_TILES), ("early sink", (), MANY_TILES),
 )  # fmt: skip
-
-
-def packed_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
-    """Four sequences end to end, one of a single row."""
-    rng = np.random.default_rng([seed, 1])
-    cu_q, cu_kv = np.array([0, 5, 6, 15, 23]), np.array([0, 21, 61, 94, 110])
-    arrays = tuple(rng.standard_normal(shape).astype(dtype) for shape in ((6, 23, 24), (2, 110, 24), (2, 110, 20)))
-    name = " ".join(["packed", *options])
-    return AttentionInputs(name, "normal", "packed_attention_with_lse", arrays, {"cu_q": cu_q, "cu_kv": cu_kv, **options})
-
-
-def paged_inputs(dtype=np.float32, seed=0, *, poison=False, **options) -> AttentionInputs:
-    """Three sequences in shuffled pages of 8; the unused slots hold other numbers, or NaN."""
-    rng = np.random.default_rng([seed, 2])
-    lengths, size = np.array([37, 61, 50]), 8
-    table = rng.permutation(30)[:24].reshape(3, 8)
-    query = rng.standard_normal((3, 6, 4, 24)).astype(dtype)
-    pages = [rng.standard_normal((31, 2, size, dim)).astype(dtype) for dim in (24, 20)]
-    if poison:
-        used = np.zeros((31, size), bool)
-        for b, length in enumerate(lengths):
-            for page in range(-(-length // size)):
-                used[table[b, page], : length - page * size] = True
-        for array in pages:
-            array[np.broadcast_to(~used[:, None, :, None], array.shape)] = np.nan
-    name = " ".join(["paged", *(["poison"] if poison else []), *options])
-    family = "poison" if poison else "normal"
-    return AttentionInputs(name, family, "paged_attention_with_lse", (query, *pages), {"block_table": table, "kv_lengths": lengths, **options})
-
-
-def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
-    """Multi-head latent attention; nope, rope, rank and value sizes all differ."""
-    rng = np.random.default_rng([seed, 3])
-    shapes = ((2, 4, 5, 16), (2, 4, 5, 8), (2, 45, 28), (2, 45, 8), (4, 16, 28), (4, 12, 28))
-    widths = (1, 1, 1, 1, 28**-0.5, 28**-0.5)
-    arrays = tuple((width * rng.standard_normal(shape)).astype(dtype) for shape, width in zip(shapes, widths, strict=True))
-    return AttentionInputs(" ".join(["latent", *options]), "normal", "latent_attention_with_lse", arrays, options)
-
-
-def rotary_inputs(dtype=np.float32, seed=0, *, layout="half", theta=20000.0, **options) -> AttentionInputs:
-    """Query and key before rotation, with cached keys before the first row."""
-    rng = np.random.default_rng([seed, 4])
-    sizes = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=41, head_dim=24, v_head_dim=12)
-    arrays = tuple(rng.standard_normal(shape).astype(dtype) for shape in sizes.shapes())
-    name = " ".join(["rotary", layout, *options])
-    return AttentionInputs(name, "normal", "rotary_attention_with_lse", arrays, {"rope": Rope(theta=theta, layout=layout), **options})
-
-
-def merge_inputs(dtype=np.float32, seed=0, empty="none") -> AttentionInputs:
-    """Three states; empty: "none", "one" (some rows of one state), "all" (some rows of every state) or "nan" (one NaN state)."""
-    rng = np.random.default_rng([seed, 5])
-    outputs, lses = rng.standard_normal((3, 2, 4, 7, 6)).astype(dtype), rng.standard_normal((3, 2, 4, 7)).astype(np.float32) * 2
-    if empty in ("one", "all"):
-        rows = slice(1) if empty == "one" else slice(3)
-        outputs[rows, :, :, ::3], lses[rows, :, :, ::3] = 0, -np.inf
-    if empty == "nan":
-        outputs[1, :, :, 2], lses[1, :, :, 2] = np.nan, np.nan
-    return AttentionInputs(f"merge, empty {empty}", "normal", "merge_states", (outputs, lses))
 
 
 def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
@@ -154,26 +102,16 @@ def default_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     return cases
 
 
-REFERENCES = {
-    "attention_with_lse": refattn.attention_with_lse,
-    "packed_attention_with_lse": refattn.packed_attention_with_lse,
-    "paged_attention_with_lse": refattn.paged_attention_with_lse,
-    "latent_attention_with_lse": refattn.latent_attention_with_lse,
-    "block_local_attention_with_lse": refattn.block_local_attention_with_lse,
-    "merge_states": refattn.merge_states,
-}
-
-
 def reference(inputs: AttentionInputs) -> tuple[np.ndarray, np.ndarray]:
     """The right output and lse of a call, in float64."""
-    if inputs.function == "rotary_attention_with_lse":
+    if inputs.function == ROTARY.with_lse:
         arrays, options = rotated(inputs)
         return refattn.attention_with_lse(*arrays, **options)
-    return inputs.call(REFERENCES[inputs.function])
+    return inputs.call(getattr(refattn, form_called(inputs.function).with_lse))
 
 
 def rotated(inputs: AttentionInputs):
     """Arrays (float64, after rotation) and options of a rotary call as a plain dense call."""
     options = {name: value for name, value in inputs.options.items() if name != "rope"}
-    dense = rotary_dense(checked_form(*inputs.arrays, **inputs.options))
+    dense = ROTARY.check(*inputs.arrays, **inputs.options).rotated()
     return (dense.query, dense.key, dense.value), options

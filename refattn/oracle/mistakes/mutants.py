@@ -10,23 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.forms import join_results, output_shape, possible, run_form
-from refattn.oracle.diagnosis.hypotheses import checked_call
+from refattn.calls.registry import FORMS
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.corners import CORNERS
-from refattn.oracle.mistakes.local import LOCAL
 from refattn.oracle.mistakes.merge import MERGES, merged
 from refattn.oracle.mistakes.record import Mistake
+from refattn.oracle.mistakes.run import checked_call, joined_results, possible, run_form
 
-FUNCTIONS = {
-    "attention": "attention_with_lse",
-    "packed": "packed_attention_with_lse",
-    "paged": "paged_attention_with_lse",
-    "latent": "latent_attention_with_lse",
-    "rope": "rotary_attention_with_lse",
-    "merge": "merge_states",
-    "local": "block_local_attention_with_lse",
-}
+FUNCTIONS = tuple(form.with_lse for form in FORMS)
 
 
 def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
@@ -57,7 +48,7 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
     def kernel(*arrays, **options):
         checked = checked_call(*arrays, **options)
         parts = run_form(checked, *mistakes, tile=tile, own=True)
-        output, lse = join_results(checked, parts)
+        output, lse = joined_results(checked, parts)
         for mistake in mistakes:
             if mistake.relayout is not None and possible(mistake, checked):
                 output, lse = _relaid(checked, mistake, output, lse)
@@ -67,7 +58,7 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
 
 
 def _relaid(checked, mistake, output, lse):
-    kept = len(output_shape(checked)) - 3
+    kept = len(checked.output_shape) - 3
     batch = (int(np.prod(output.shape[:kept], dtype=np.int64)),)
     changed, changed_lse = mistake.relayout(output.reshape(batch + output.shape[kept:]), lse.reshape(batch + lse.shape[kept:]))
     return changed.reshape(output.shape), changed_lse.reshape(lse.shape)
@@ -107,7 +98,8 @@ class Mutant:
 
 
 def _from_mistake(mistake: Mistake) -> Mutant:
-    function = "block_local_attention_with_lse" if mistake in LOCAL else FUNCTIONS[mistake.form]
+    name = "dense" if mistake.form == "any" else mistake.form
+    function = next(form.with_lse for form in FORMS if form.name == name)
     return Mutant(mistake.id, mistake.says, function, staged_kernel(mistake), mistake.needs, mistake.families,
                   mistake.issues, mistake.random)  # fmt: skip
 
@@ -146,8 +138,8 @@ def mutants(function: str | None = None, corners: bool = False) -> tuple[Mutant,
     chosen = MUTANTS + CORNER_MUTANTS if corners else MUTANTS
     if function is None:
         return chosen
-    if function not in FUNCTIONS.values():
-        raise ValueError(f"function must be one of {', '.join(FUNCTIONS.values())}; got function={function!r}.")
+    if function not in FUNCTIONS:
+        raise ValueError(f"function must be one of {', '.join(FUNCTIONS)}; got function={function!r}.")
     return tuple(mutant for mutant in chosen if mutant.function == function)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from refattn.oracle.block_local import BlockLocal
+from refattn.calls.local import stored_once
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
-from refattn.calls.problem import Problem
+from refattn.calls.dense import Problem
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ class Mistake:
     relayout, reread : (output, lse) -> (output, lse)
         A layout mistake of the whole result, and how to undo it. Shapes (N, H, T, E) and (N, H, T).
     form : str
-        "attention", or the form it belongs to: "packed", "paged", "latent", "rope", "merge".
+        "any", or the name of the form it belongs to.
+    change_call : callable
+        Change of the arrays and options of that form: checked call -> checked call.
     change_form : callable
-        Replaces the step that turns that form into dense problems (`refattn.oracle.forms`).
+        Replaces the step that cuts a call of that form into dense problems (`cut` of `refattn.calls.form.Checked.parts`).
     tiled : bool
         The result depends on the tile size.
     rounding : bool
@@ -64,13 +66,19 @@ class Mistake:
     deliver: Callable | None = None
     relayout: Callable | None = None
     reread: Callable | None = None
-    form: str = "attention"
+    form: str = "any"
+    change_call: Callable | None = None
     change_form: Callable | None = None
     tiled: bool = False
     rounding: bool = False
     random: bool = False
     families: tuple[str, ...] = ()
     issues: tuple[str, ...] = ()
+
+    @property
+    def of_form(self) -> bool:
+        """Whether it changes how a call of its form is read."""
+        return self.change_call is not None or self.change_form is not None
 
     def applies(self, problem) -> bool:
         """Whether this dense problem, or the problem of the mistake's own form, gives the mistake a chance to show."""
@@ -85,8 +93,7 @@ def _hides(bias) -> bool:
     """Whether a bias holds -inf; looks at each stored number once."""
     if bias is None or not bias.size:
         return False
-    stored = bias[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in bias.strides)]
-    return bool(np.min(stored) == -np.inf)
+    return bool(np.min(stored_once(bias)) == -np.inf)
 
 
 def _squeezed(kv_heads: int, heads: int) -> bool:
@@ -113,7 +120,7 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "alibi": lambda p: p.alibi_slopes is not None,
     "sinks": lambda p: p.sinks is not None,
     "dropout": lambda p: p.dropout_mask is not None,
-    "hidden": lambda p: isinstance(p, BlockLocal) or p.left is not None or p.right is not None or p.mask is not None
+    "hidden": lambda p: p.block_size is not None or p.left is not None or p.right is not None or p.mask is not None
     or _some(np.asarray(p.kv_lengths) < p.kv_len) or _hides(p.bias),
     "grouped": lambda p: p.num_heads > p.num_kv_heads,
     "several kv heads": lambda p: p.num_kv_heads > 1,
@@ -128,8 +135,8 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "own mla scale": lambda p: not np.isclose(p.scale, (p.q_nope.shape[-1] + p.q_rope.shape[-1]) ** -0.5),
     "keys": lambda p: p.kv_len > 1,
     "rows": lambda p: p.q_len > 1,
-    "several blocks": lambda p: isinstance(p, BlockLocal) and p.block_size < p.q_len,
-    "short last block": lambda p: isinstance(p, BlockLocal) and bool(p.q_len % p.block_size),
+    "several blocks": lambda p: p.block_size is not None and p.block_size < p.q_len,
+    "short last block": lambda p: p.block_size is not None and bool(p.q_len % p.block_size),
     "negative scale": lambda p: p.scale < 0,
     "zero scale": lambda p: p.scale == 0,
     "left of zero": lambda p: p.left == 0,
@@ -158,7 +165,7 @@ def stages_of(*mistakes: Mistake, tile: int = 64) -> Stages | None:
                 problem = mistake.prepare(problem)
             if mistake.prepare_tile is not None and mistake.applies(problem):
                 problem = mistake.prepare_tile(problem, tile)
-        return problem.drawn() if isinstance(problem, BlockLocal) else problem
+        return problem.drawn()
 
     def deliver(problem, output, lse):
         for mistake in mistakes:

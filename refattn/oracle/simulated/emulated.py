@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.calls.problem import Options
+from refattn.calls.options import Options
 from refattn.exact.visibility import range_mask, row_bounds
 
 
@@ -55,21 +56,21 @@ class EmulatedKernel:
         call = operands(function, arrays, options, KernelSpec("exact", input="exact"))
         output, lse = np.zeros(call.output_shape), np.full(call.lse_shape, -np.inf)
         run = _Run(self)
-        form = options.get("form", "absorb") if function == "latent_attention" else None
+        choice = options.get("form", "absorb") if form_called(function).projects else None
         with np.errstate(all="ignore"):
             for part in call.parts:
                 for index in np.ndindex(part.batch_shape):
                     for kv_head in range(part.num_kv_heads):
                         group = part.load(index, kv_head)
                         heads = slice(kv_head * part.group_size, (kv_head + 1) * part.group_size)
-                        if form is None:
+                        if choice is None:
                             inputs = [run.load(operand.exact) for operand in (group.query, group.key, group.value)]
                             finish = None
                         else:
-                            inputs, finish = run.load_latent(arrays, index, kv_head, group.key.exact.shape[0], form)
+                            inputs, finish = run.load_latent(arrays, index, kv_head, group.key.exact.shape[0], choice)
                         rows = run.attention(*inputs, part.options, index, heads, finish)
-                        output[part.output_at][index][heads] = rows[0]
-                        lse[part.lse_at][index][heads] = rows[1]
+                        output[part.channels][index][heads] = rows[0]
+                        lse[part.rows][index][heads] = rows[1]
         return output, lse
 
 
@@ -98,14 +99,14 @@ class _Run:
     def store(self, x, form):
         return round_to(x, form).astype(self.kind)
 
-    def load_latent(self, arrays, index, head, length, form):
+    def load_latent(self, arrays, index, head, length, choice):
         q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = (np.asarray(array) for array in arrays)
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = (
             self.load(np.asarray(x, dtype=np.float64))
             for x in (q_nope[index][head], q_rope[index][head], kv_latent[index][:length], k_rope[index][:length], w_uk[head], w_uv[head])
         )
         middle = self.spec.intermediate
-        if form == "absorb":
+        if choice == "absorb":
             absorbed = self.store(q_nope @ w_uk, middle)
             inputs = np.concatenate([absorbed, q_rope], -1)[None], np.concatenate([latent, k_rope], -1), latent
             return inputs, lambda output: self.store(output, middle) @ w_uv.T

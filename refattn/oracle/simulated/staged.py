@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn.calls.problem import Problem
+from refattn.calls.dense import Problem
 
 SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
 

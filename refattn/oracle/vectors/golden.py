@@ -18,29 +18,18 @@ from pathlib import Path
 import numpy as np
 
 import refattn
+from refattn.calls.options import OPTIONS
+from refattn.calls.registry import FORMS
 from refattn.oracle.bounds.bound import error_bound
-from refattn.oracle.harness.callables import OPTIONS, STRUCTURE, result_shape
 from refattn.oracle.arithmetic.formats import number_format
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.vectors.untrusted import BITS, LARGEST, VectorError, as_dtype, as_stored, dtype_name, parse_json, valid_name
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
-from refattn.calls.problem import attention_problem, block_local_problem, latent_problem, packed_problem, paged_problem
 
 FORMAT = "refattn case", 1
 EXPECTED = ("expected_output", "expected_lse", "output_bound", "lse_bound", "output_hard_bound", "lse_hard_bound")
-AXES = {
-    "query": "batch head row head_dim", "key": "batch kv_head key head_dim", "value": "batch kv_head key v_head_dim",
-    "key_pages": "page kv_head slot head_dim", "value_pages": "page kv_head slot v_head_dim", "block_table": "batch page",
-    "q_nope": "batch head row nope_dim", "q_rope": "batch head row rope_dim", "kv_latent": "batch key latent_dim", "k_rope": "batch key rope_dim",
-    "w_uk": "head nope_dim latent_dim", "w_uv": "head v_head_dim latent_dim", "mask": "batch head row key", "bias": "batch head row key",
-    "dropout_mask": "batch head row key", "alibi_slopes": "head", "sinks": "head", "kv_lengths": "batch", "q_offset": "batch", "cu_q": "sequence_end",
-    "cu_kv": "sequence_end", "output": "batch head row v_head_dim", "lse": "batch head row",
-}  # fmt: skip
-PROBLEMS = {"attention": attention_problem, "packed_attention": packed_problem, "paged_attention": paged_problem,
-            "latent_attention": latent_problem, "block_local_attention": block_local_problem}  # fmt: skip
-PACKED_AXES = {"query": "head packed_row head_dim", "key": "kv_head packed_key head_dim", "value": "kv_head packed_key v_head_dim",
-               "output": "head packed_row v_head_dim", "lse": "head packed_row"}  # fmt: skip
+STORED_FORMS = {form.function: form for form in FORMS if form.public and not form.joins}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +84,7 @@ class VectorCase:
     @property
     def work(self) -> int:
         """Multiplications of the call, about."""
-        return work(self.function, self.arrays, self.options)
+        return work(STORED_FORMS[self.function].check(*self.arrays, **self.options))
 
 
 def _within(got, expected, bound):
@@ -104,17 +93,10 @@ def _within(got, expected, bound):
         return (got == expected) | (np.abs(got - expected) <= bound) | (np.isnan(got) & np.isnan(expected))
 
 
-def work(function, arrays, options) -> int:
-    """Multiplications of a call, from its shapes alone."""
-    query, second, third = arrays[0], arrays[1], arrays[2]
-    if function == "latent_attention":
-        keys, width = third.shape[-2], third.shape[-1] * 2 + second.shape[-1]
-    elif function == "paged_attention":
-        table = options["block_table"]
-        keys, width = table.shape[-1] * second.shape[-2], query.shape[-1] + third.shape[-1]
-    else:
-        keys, width = second.shape[-2], query.shape[-1] + third.shape[-1]
-    return math.prod(query.shape[:-1]) * keys * max(width, 1)
+def work(problem) -> int:
+    """Multiplications of a checked call, from its shapes alone."""
+    _, kv_len, *widths = problem.largest_group
+    return math.prod(problem.lse_shape) * kv_len * max(sum(widths), 1)
 
 
 def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=None) -> VectorCase:
@@ -140,17 +122,17 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     (True, True)
     """
     function = inputs.function.removesuffix("_with_lse")
-    if function not in PROBLEMS:
-        raise ValueError(f"inputs must be of one of {', '.join(PROBLEMS)}; got {inputs.function}.")
+    if function not in STORED_FORMS:
+        raise ValueError(f"inputs must be of one of {', '.join(STORED_FORMS)}; got {inputs.function}.")
+    form = STORED_FORMS[function]
     spec = kernel_spec(spec, inputs.arrays[0].dtype)
     options = dict(inputs.options)
-    if function == "latent_attention":
-        options.setdefault("form", "absorb")
+    options |= {name: choices[0] for name, choices in form.choices.items() if name not in options}
     bound = error_bound(*inputs.arrays, spec=spec, function=function, **options)
     bounds = bound.output_tight, bound.lse_tight, bound.output_hard, bound.lse_hard
     name = "-".join(part for part in "".join(c if c.isalnum() else " " for c in inputs.name).split())
-    scale = _scale(function, inputs.arrays, options)
-    stored = {} if store is None else dict.fromkeys(STRUCTURE[function][0], store)
+    scale = float(form.check(*inputs.arrays, **options).scale)
+    stored = {} if store is None else dict.fromkeys(form.arrays, store)
     return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, scale, bound.output, bound.lse, *bounds, seed, stored)
 
 
@@ -166,17 +148,13 @@ def quantised(array, name) -> np.ndarray:
     return np.where(np.isfinite(array), np.clip(array, -largest, largest), array).astype(form).astype(np.float32)
 
 
-def _scale(function, arrays, options):
-    width = arrays[0].shape[-1] + (arrays[1].shape[-1] if function == "latent_attention" else 0)
-    return float(options.get("scale", width**-0.5))
-
-
 # one case, one file
 
 
 def save_case(case: VectorCase, path, container=None) -> str:
     """Write a case; returns the sha256 of its manifest. The container is npz or safetensors by the ending of `path`, or "raw"."""
-    names, _ = STRUCTURE[case.function]
+    form = STORED_FORMS[case.function]
+    names = list(form.arrays)
     arrays = {name: _narrow(array, case.stored.get(name), name) for name, array in zip(names, case.arrays, strict=True)}
     options = {}
     for name, value in case.options.items():
@@ -186,11 +164,11 @@ def save_case(case: VectorCase, path, container=None) -> str:
             options[name] = list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
     results = case.output, case.lse, case.output_bound, case.lse_bound, case.output_hard_bound, case.lse_hard_bound
     arrays |= dict(zip(EXPECTED, results, strict=True))
-    axes = AXES | (PACKED_AXES if case.function == "packed_attention" else {})
+    axes = {option.name: option.belongs_to for option in OPTIONS} | {**form.structure, **form.arrays, **form.results}
     manifest = {
         "format": FORMAT[0], "version": FORMAT[1], "name": case.name, "pack": case.pack, "function": case.function, "arguments": list(names),
         "options": options, "scale": case.scale, "seed": case.seed, "spec": case.spec.to_dict(),
-        "layout": {name: axes[name] for name in (*names, *options, "output", "lse") if name in axes and name in {*arrays, "output", "lse"}},
+        "layout": {name: axes[name] for name in (*names, *options, "output", "lse") if axes.get(name) and name in {*arrays, "output", "lse"}},
         "rule": "x == expected or abs(x - expected) <= bound or both NaN",
         "arrays": {name: {"dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest(array)} for name, array in arrays.items()},
         "made_by": {"refattn": refattn.__version__, "numpy": np.__version__},
@@ -251,10 +229,10 @@ def load_case(path, *, largest=LARGEST) -> VectorCase:
     stored = {name: arrays[name].dtype.name for name in manifest["arguments"] if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1}
     own = tuple(arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"])
     try:
-        PROBLEMS[manifest["function"]](*own, **options)
+        problem = STORED_FORMS[manifest["function"]].check(*own, **options)
     except (TypeError, ValueError, MemoryError) as error:
         raise VectorError(f"{label} must hold a call of {manifest['function']}: {error}") from error
-    _check_shapes(expected, result_shape(manifest["function"], own), label)
+    _check_shapes(expected, problem.output_shape, label)
     return VectorCase(
         manifest["name"], str(manifest.get("pack", "")), manifest["function"], own, options, spec, float(manifest["scale"]), *expected,
         seed=int(manifest.get("seed", 0)), stored=stored,
@@ -275,12 +253,13 @@ def _checked_manifest(text, label):
         raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {found}.")
     if not valid_name(manifest["name"]):
         raise VectorError(f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got {manifest['name'][:60]!r}.")
-    if manifest["function"] not in PROBLEMS:
-        raise VectorError(f"{label}: function must be one of {', '.join(PROBLEMS)}; got {manifest['function'][:60]!r}.")
-    names, structure = STRUCTURE[manifest["function"]]
+    if manifest["function"] not in STORED_FORMS:
+        raise VectorError(f"{label}: function must be one of {', '.join(STORED_FORMS)}; got {manifest['function'][:60]!r}.")
+    form = STORED_FORMS[manifest["function"]]
+    names = form.arrays
     if manifest["arguments"] != list(names):
         raise VectorError(f"{label}: the arguments of {manifest['function']} must be {', '.join(names)}.")
-    unknown = {*manifest["options"]} - {*OPTIONS, *structure}
+    unknown = {*manifest["options"]} - {*form.arguments}
     if unknown:
         raise VectorError(f"{label}: {manifest['function']} has no option {sorted(unknown)[0][:60]!r}.")
     if not isinstance(manifest.get("seed", 0), int):

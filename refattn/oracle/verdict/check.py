@@ -22,6 +22,7 @@ import warnings
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
+from refattn.calls.registry import form_called
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
 from refattn.oracle.verdict.layout_hint import layout_hint
 from refattn.oracle.bounds.operands import operands
@@ -177,7 +178,6 @@ def _without(options, *names):
     return {name: value for name, value in options.items() if name not in names}
 
 
-ARRAYS = {"latent_attention": ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv"), "paged_attention": ("query", "key_pages", "value_pages")}
 OUR_NAMES = {
     "is_causal": "causal=True, and q_offset=0 where query and key differ in length", "attn_mask": "mask= for booleans and bias= for numbers",
     "dropout_p": "dropout_mask= with dropout_rate=", "enable_gqa": "no option: heads are grouped by their numbers", "softmax_scale": "scale=",
@@ -187,7 +187,7 @@ OUR_NAMES = {
 
 def _explain_arguments(function, arrays, options):
     """Errors in the caller's terms for what the checks behind would report in theirs."""
-    names = ARRAYS.get(function.removesuffix("_with_lse"), ("query", "key", "value"))
+    names = form_called(function).arrays
     if len(arrays) != len(names):
         raise TypeError(f"arrays must be {', '.join(names)}, after the kernel's output; got {len(arrays)} arrays.")
     for name in options:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.calls.registry import form_called
 from refattn.oracle.simulated.emulated import EmulatedKernel
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec
@@ -48,12 +49,12 @@ def observe(kernel: Callable, inputs: AttentionInputs, right=None) -> Observatio
 def as_check(inputs: AttentionInputs):
     """(arrays, keywords) with which `check` and the emulations take a call."""
     arrays, options = inputs.arrays, dict(inputs.options)
-    if inputs.function == "rotary_attention_with_lse":
+    form = form_called(inputs.function)
+    if not form.public:
         arrays, options = rotated(inputs)
-    function = {"rotary_attention_with_lse": "attention"}.get(inputs.function, inputs.function.removesuffix("_with_lse"))
-    if function == "latent_attention":
-        options.setdefault("form", "expand")
-    return arrays, {"function": function, **options}
+        return arrays, {"function": "attention", **options}
+    options |= {name: choices[-1] for name, choices in form.choices.items() if name not in options}
+    return arrays, {"function": form.function, **options}
 
 
 _BASELINES: dict[int, tuple[AttentionInputs, np.ndarray]] = {}
@@ -63,7 +64,7 @@ def baseline(inputs: AttentionInputs) -> np.ndarray:
     """Eager attention in the input dtype; kept per inputs, because every mutant asks for it again."""
     known = _BASELINES.get(id(inputs))
     if known is None or known[0] is not inputs:
-        if inputs.function == "merge_states":
+        if form_called(inputs.function).joins:
             output = reference(inputs)[0]
         else:
             arrays, keywords = as_check(inputs)
@@ -183,9 +184,10 @@ def spec_of(inputs: AttentionInputs) -> KernelSpec:
     """What a fused kernel on these inputs claims; rotary and latent operands stay in float32 inside it."""
     spec = KernelSpec.flash(inputs.arrays[0].dtype)
     if inputs.arrays[0].dtype.itemsize == 2:
-        if inputs.function == "rotary_attention_with_lse":
+        form = form_called(inputs.function)
+        if not form.public:
             spec = spec.replace(input="float32")
-        if inputs.function == "latent_attention_with_lse":
+        if form.projects:
             spec = spec.replace(intermediate="float32")
     return spec.replace(block_size=32)
 
@@ -197,7 +199,7 @@ def _refattn(seen):
             return False
     if seen.inputs.output is not None and not np.array_equal(seen.output.astype(np.float64), seen.inputs.output):
         return False
-    if seen.inputs.function == "merge_states":
+    if form_called(seen.inputs.function).joins:
         return _merge_accepts(seen)
     arrays, keywords = as_check(seen.inputs)
     return not check(seen.output, *arrays, lse=seen.lse, spec=spec_of(seen.inputs), **keywords).wrong

@@ -1,0 +1,44 @@
+"""The forms of attention that calls can have, in the order in which a call is tried for the mark of a form."""
+
+from refattn.calls.dense import DENSE
+from refattn.calls.latent import LATENT
+from refattn.calls.local import BLOCK_LOCAL
+from refattn.calls.merge import MERGE
+from refattn.calls.packed import PACKED
+from refattn.calls.paged import PAGED
+from refattn.calls.rotary import ROTARY
+
+FORMS = (DENSE, PACKED, PAGED, LATENT, BLOCK_LOCAL, ROTARY, MERGE)
+
+
+def form_called(function):
+    """The form of a public function, with or without "_with_lse".
+
+    Raises
+    ------
+    ValueError
+        No form has a function of that name.
+    """
+    for form in FORMS:
+        if function in (form.function, form.with_lse):
+            return form
+    names = ", ".join(form.function for form in FORMS if form.public)
+    raise ValueError(f"function must be one of {names}; got function={function!r}.")
+
+
+def form_of(arrays, arguments):
+    """The form of a call, read off its keyword arguments, else off the number of its arrays.
+
+    Raises
+    ------
+    TypeError
+        No form has so many arrays.
+    """
+    for form in FORMS:
+        if form.structure and next(iter(form.structure)) in arguments:
+            return form
+    for form in FORMS:
+        if not form.structure and len(form.arrays) == len(arrays):
+            return form
+    counts = ", ".join(f"{len(form.arrays)} for {form.function}" for form in FORMS if not form.structure)
+    raise TypeError(f"arrays must be those of one function ({counts}); got {len(arrays)} arrays.")

@@ -1,0 +1,57 @@
+"""Paged calls, and what `check_kernel` runs on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.inputs.variants import hidden_pair, numbered, seeds_of
+
+
+def paged_inputs(dtype=np.float32, seed=0, *, poison=False, **options) -> AttentionInputs:
+    """Three sequences in shuffled pages of 8; the unused slots hold other numbers, or NaN."""
+    rng = np.random.default_rng([seed, 2])
+    lengths, size = np.array([37, 61, 50]), 8
+    table = rng.permutation(30)[:24].reshape(3, 8)
+    query = rng.standard_normal((3, 6, 4, 24)).astype(dtype)
+    pages = [rng.standard_normal((31, 2, size, dim)).astype(dtype) for dim in (24, 20)]
+    if poison:
+        used = np.zeros((31, size), bool)
+        for b, length in enumerate(lengths):
+            for page in range(-(-length // size)):
+                used[table[b, page], : length - page * size] = True
+        for array in pages:
+            array[np.broadcast_to(~used[:, None, :, None], array.shape)] = np.nan
+    name = " ".join(["paged", *(["poison"] if poison else []), *options])
+    family = "poison" if poison else "normal"
+    return AttentionInputs(name, family, "paged_attention_with_lse", (query, *pages), {"block_table": table, "kv_lengths": lengths, **options})
+
+
+def cases(dtype, seed, level, call):
+    for options in ({}, {"causal": True}, {"window": (5, 0)}, {"softcap": 1.5}, {"sinks": np.linspace(-1.0, 2.0, 6)}, {"scale": 0.3}):
+        for s in seeds_of(seed, level):
+            inputs = paged_inputs(dtype, s, **options)
+            yield numbered(_as_flashmla(inputs) if call.dialect.paged else inputs, s, seed)
+
+
+def _as_flashmla(inputs):
+    """One key head, values the first dims of the keys."""
+    query, keys, _ = inputs.arrays
+    keys = keys[:, :1]
+    return replace(inputs, arrays=(query, keys, np.ascontiguousarray(keys[..., :16])))
+
+
+def exact(dtype, seed):
+    return []
+
+
+def hidden_pairs(dtype, seed, call):
+    """(name, inputs with 0 in the hidden slots, the same with NaN)."""
+    filled = paged_inputs(dtype, seed)
+    filled = _as_flashmla(filled) if call.dialect.paged else filled
+    unused = np.isnan(paged_inputs(np.float32, seed, poison=True).arrays[1][:, 0, :, 0])  # (pages, slots)
+    at = np.nonzero(unused)
+    places = [(n, (at[0], slice(None), at[1])) for n in (1, 2)]
+    yield hidden_pair("pages and slots that no sequence uses", filled, places)

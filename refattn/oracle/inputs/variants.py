@@ -1,0 +1,60 @@
+"""Calls made from other calls: other names, seeds, head sizes, and fillers in slots that no row may see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from refattn.oracle.inputs.families import AttentionInputs
+
+FULL_SEEDS = 3
+JUNK = 1e3  # in hidden slots for kernels that do not hide NaN: far from every other number, and products of two fit float16
+
+
+def named(inputs, words):
+    return replace(inputs, name=f"{inputs.name}, {words}")
+
+
+def seeds_of(seed, level):
+    return range(seed, seed + (1 if level == "quick" else 3 * FULL_SEEDS))
+
+
+def numbered(inputs, seed, first):
+    names = [f"{name}={inputs.options[name]!r}" for name in ("form",) if name in inputs.options]
+    inputs = named(inputs, " ".join(names)) if names else inputs
+    return inputs if seed == first else named(inputs, f"seed {seed}")
+
+
+def fitted(inputs: AttentionInputs, head_dims) -> AttentionInputs:
+    """The inputs with other head sizes, for kernels built for one; None leaves them."""
+    if head_dims is None:
+        return inputs
+    arrays = tuple(fit(array, size) for array, size in zip(inputs.arrays, (head_dims[0], *head_dims), strict=True))
+    return replace(inputs, arrays=arrays, output=None if inputs.output is None else fit(inputs.output, head_dims[1]))
+
+
+def fit(array, size):
+    """The last axis cut, or continued by itself, each time rolled by one more place."""
+    length = array.shape[-1]
+    turns = [np.roll(array, turn, axis=-1) for turn in range(-(-size // length))]
+    return np.ascontiguousarray(np.concatenate(turns, axis=-1)[..., :size])
+
+
+def with_numbers(inputs: AttentionInputs) -> AttentionInputs:
+    """Inputs whose hidden slots hold NaN or infinity, with JUNK there instead; others as they are."""
+    if inputs.family != "poison":
+        return inputs
+    return replace(inputs, arrays=tuple(np.where(np.isfinite(array), array, np.asarray(JUNK, array.dtype)) for array in inputs.arrays))
+
+
+def _with(inputs, positions, filler):
+    """The inputs with `filler` in rows of arrays: (array number, index) pairs."""
+    arrays = [array.copy() for array in inputs.arrays]
+    for number, index in positions:
+        arrays[number][index] = filler
+    return replace(inputs, arrays=tuple(arrays))
+
+
+def hidden_pair(name, inputs, positions):
+    return name, _with(inputs, positions, 0), replace(_with(inputs, positions, np.nan), family="poison")

@@ -1,0 +1,81 @@
+"""Mistakes of paged calls: tables, slots and the last page."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from refattn.calls.paged import PagedProblem
+from refattn.oracle.mistakes.record import Mistake
+
+
+def _paged(change):
+    """Gather changed pages: change(paged, b) -> (block_table row, key_pages, value_pages)."""
+
+    def sequence(paged, b):
+        row, key_pages, value_pages = change(paged, b)
+        table = paged.block_table.copy()
+        table[b] = np.clip(row, 0, len(paged.key_pages) - 1)
+        return PagedProblem.sequence(replace(paged, block_table=table, key_pages=key_pages, value_pages=value_pages), b)
+
+    return sequence
+
+
+def _table(change):
+    return _paged(lambda p, b: (change(p, b), p.key_pages, p.value_pages))
+
+
+def _slots_rolled(paged, b):
+    return paged.block_table[b], np.roll(paged.key_pages, -1, axis=2), np.roll(paged.value_pages, -1, axis=2)
+
+
+def _heads_and_slots_swapped(paged, b):
+    def misread(pages):
+        count, heads, size, dim = pages.shape
+        return pages.reshape(count, size, heads, dim).swapaxes(1, 2)
+
+    return paged.block_table[b], misread(paged.key_pages), misread(paged.value_pages)
+
+
+def _value_pages_of_key(paged, b):
+    """The block table is applied to the keys only; values are read in page order."""
+    order = np.arange(len(paged.value_pages))
+    row = np.clip(paged.block_table[b], 0, len(order) - 1)
+    values = paged.value_pages.copy()
+    values[row] = paged.value_pages[order[: len(row)] % len(order)]
+    return paged.block_table[b], paged.key_pages, values
+
+
+def _whole_pages(paged, b):
+    """The length is rounded up to a whole page."""
+    size = paged.page_size
+    length = np.minimum(-(-paged.kv_lengths // size) * size, paged.block_table.shape[1] * size)
+    return PagedProblem.sequence(replace(paged, kv_lengths=length), b)
+
+
+def _partial_page_lost(paged, b):
+    length = paged.kv_lengths // paged.page_size * paged.page_size
+    return PagedProblem.sequence(replace(paged, kv_lengths=length), b)
+
+
+def _backwards(paged, b):
+    """The used pages of a row in reverse order."""
+    row = paged.block_table[b].copy()
+    used = -(-int(paged.kv_lengths[b]) // paged.page_size)
+    row[:used] = row[:used][::-1]
+    return row
+
+
+PAGED = (
+    Mistake("page_off_by_one", "pages are read one place too far in block_table", "", form="paged", change_form=_table(lambda p, b: np.roll(p.block_table[b], -1))),
+    Mistake("page_number_off_by_one", "the page after the one in block_table is read", "", form="paged", change_form=_table(lambda p, b: (p.block_table[b] + 1) % len(p.key_pages))),
+    Mistake("page_table_of_first", "every sequence uses the block_table row of the first", "", form="paged", change_form=_table(lambda p, b: p.block_table[0])),
+    Mistake("page_table_ignored", "pages are read in order, block_table is ignored", "", form="paged", change_form=_table(lambda p, b: np.arange(p.block_table.shape[1]))),
+    Mistake("page_table_backwards", "the pages of a sequence are read in reverse order", "", form="paged",
+            change_form=_table(lambda p, b: _backwards(p, b))),
+    Mistake("page_slot_off_by_one", "slots within a page are read one too late", "", form="paged", change_form=_paged(_slots_rolled)),
+    Mistake("page_heads_and_slots_swapped", "pages are read as (page_size, num_kv_heads, dim)", "key_pages.swapaxes(1, 2)", form="paged", change_form=_paged(_heads_and_slots_swapped),
+            issues=("FlashInfer NHD / HND",)),
+    Mistake("page_table_for_keys_only", "values are read in page order, only keys go through block_table", "", form="paged", change_form=_paged(_value_pages_of_key)),
+    Mistake("page_tail_seen", "the unused slots of the last page take part", "respect kv_lengths inside the last page", form="paged", change_form=_whole_pages),
+    Mistake("page_partial_dropped", "keys in a partly filled last page are dropped", "", form="paged", change_form=_partial_page_lost),
+)
