@@ -111,7 +111,7 @@ def _places(problem, sample: Sample):
 
 def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
     part = _part(problem, latent, place, spec)
-    multiplier = hoeffding_multiplier(Call(iter(()), whole, whole[:-1]), FAILURE_PROBABILITY)
+    multiplier = hoeffding_multiplier(Call(iter(()), whole), FAILURE_PROBABILITY)
 
     def all_rows(values, fill=0.0):
         """Values of the sampled rows in an array of all rows."""
@@ -123,7 +123,7 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
     actual = {name: all_rows(values) for name, values in zip(("output", "lse"), got, strict=True) if values is not None}
     row_shape = exact[1].shape
     measures = [Measure(name, array.shape, row_shape) for name, array in actual.items()]
-    call, tight = Call(iter([part]), exact[0].shape, row_shape), [np.zeros_like(array) for array in exact]
+    call, tight = Call(iter([part]), exact[0].shape), [np.zeros_like(array) for array in exact]
     for tile in tiles(call, *exact, rows=lambda q_len: rows):
         bound = bound_tile(tile, spec, multiplier)
         for name in ("hard", "tight", "sigma"):
