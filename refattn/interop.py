@@ -11,6 +11,8 @@ import sys
 
 import numpy as np
 
+from refattn.memory import ensure_allocatable
+
 # DLPack device types the CPU can address: CPU, CUDA pinned, ROCm pinned, CUDA managed.
 _HOST_DEVICES = frozenset({1, 3, 11, 13})
 _DEVICE_NAMES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia"}
@@ -31,7 +33,8 @@ def as_array(x, name):
     Returns
     -------
     numpy.ndarray
-        Boolean, integer or real floating; bfloat16 has the dtype of `ml_dtypes`, or becomes float32 where `ml_dtypes` is missing.
+        An object of our own, though not its memory. Boolean, integer or real floating; bfloat16 has the dtype of `ml_dtypes`, or becomes
+        float32 where `ml_dtypes` is missing.
         May be read-only.
 
     Raises
@@ -119,7 +122,9 @@ def as_bool_array(x, name):
 
 
 def as_int_array(x, name):
-    """`as_array` for lengths, offsets and indices, as int64.
+    """Lengths, offsets and indices as int64, in memory of our own: they decide addresses, so what is checked must be what is used.
+
+    Of a view that repeats its elements each is copied once. Whoever writes `x` during a call no longer matters, which `as_array` does not promise.
 
     Raises
     ------
@@ -127,6 +132,8 @@ def as_int_array(x, name):
         As `as_array`, and for booleans and floats, whole or not.
     ValueError
         For an integer outside int64.
+    MemoryError
+        When the copy cannot be allocated.
 
     Examples
     --------
@@ -144,13 +151,12 @@ def as_int_array(x, name):
         return array.astype(np.int64)  # NumPy reads an empty list as float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, np.int64).")
-    if array.dtype.itemsize < 8:
-        return _as_dtype(array, np.int64)
-    if array.dtype.kind == "i":
-        return array
-    largest = _distinct(array).max(initial=0)
-    if largest >= 2**63:
-        raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
+    ensure_allocatable(8 * _distinct(array).size, f"a copy of {name}")
+    if array.dtype == np.uint64:
+        array = _as_dtype(array, np.uint64)  # its largest element must not change before the conversion
+        largest = _distinct(array).max(initial=0)
+        if largest >= 2**63:
+            raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
     return _as_dtype(array, np.int64)
 
 
@@ -279,6 +285,7 @@ def _has_buffer(x):
 
 
 def _native(array, name):
+    array = array.view()  # shape, strides and dtype of our own: whoever holds the caller's object can set its attributes during the call
     dtype = array.dtype
     if dtype.kind not in "biuf" and not (dtype.kind == "V" and dtype.type.__module__.startswith("ml_dtypes")):
         raise TypeError(f"{name} must be an array of real numbers; got {name}.dtype={dtype}.")
@@ -290,7 +297,7 @@ def _native(array, name):
 
 
 def _as_dtype(array, dtype):
-    """A converted copy of the distinct elements, broadcast like `array`: a huge broadcast view stays cheap."""
+    """A copy of the distinct elements, converted, broadcast like `array`: a huge broadcast view stays cheap."""
     return np.broadcast_to(_distinct(array).astype(dtype), array.shape)
 
 

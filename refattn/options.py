@@ -151,9 +151,10 @@ def checked_side(side, name):
         return None
     if isinstance(side, (bool, np.bool_)) or not isinstance(side, numbers.Integral):
         raise TypeError(f"window must hold integers or None; got window {name}={side!r} of type {type(side).__name__}.")
+    side = int(side)
     if side < 0:
         raise ValueError(f"window must hold integers >= 0 or None; got window {name}={side}. None means unlimited.")
-    return min(int(side), UNLIMITED)
+    return min(side, UNLIMITED)
 
 
 def fitted(array, name, scores_shape):

@@ -1,8 +1,9 @@
 """From the arrays a caller hands over to checked problems; every function of both packages starts here.
 
 All checks run before any work, in this order: kind and dtype, rank, how shapes relate, values. Each function has its own dataclass:
-`Problem` (dense), `PackedProblem`, `PagedProblem`, `LatentProblem`, `BlockLocalProblem`. Nothing is copied: arrays keep the caller's
-dtype and strides, and bias and masks are broadcast views. The packed, paged and block-local ones can be cut into dense problems.
+`Problem` (dense), `PackedProblem`, `PagedProblem`, `LatentProblem`, `BlockLocalProblem`. Arrays of numbers are not copied: they keep the caller's
+dtype and strides, and bias and masks are broadcast views. Integers decide addresses and are copied before they are checked, so that no thread can
+change them in between. The packed, paged and block-local ones can be cut into dense problems.
 """
 
 import math
