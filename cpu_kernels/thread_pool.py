@@ -211,6 +211,7 @@ class _Job:
             except BaseException as error:  # a signal handler raised, as Ctrl-C does
                 interrupt = error
                 self.stop()
+        _open_jobs.discard(self)
         self.args = ()
         if interrupt is not None:
             raise interrupt
@@ -226,8 +227,8 @@ class _Pool:
 
     def run(self, job, helpers):
         self._prepare(helpers)
-        _open_jobs.add(job)
         try:
+            _open_jobs.add(job)
             for _ in range(min(helpers, len(self.threads))):
                 self.jobs.put(job)
             job.work()
@@ -235,8 +236,10 @@ class _Pool:
             job.stop()
             raise
         finally:
-            job.close()
-            _open_jobs.discard(job)
+            try:
+                job.close()
+            finally:  # a signal handler may raise on the way in
+                job.close()
         if job.orphan:
             raise RuntimeError("os.fork must not be called by a signal handler or finalizer inside a call of cpu_kernels that the child then goes on "
                                "with; got a fork, which left the threads of that call behind.")  # fmt: skip
