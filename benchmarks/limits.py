@@ -1,15 +1,30 @@
-"""What the machine can do at the most: fused multiply-adds from registers, and reading memory."""
+"""What the machine can do at the most: fused multiply-adds from registers, and reading memory.
+
+Reading is measured by two methods that share no code: vector loads of our own, and products of OpenBLAS
+that use each number once; of each the fastest of a few ways. Each function takes the number of threads and
+returns (work, run): how many floating-point operations or bytes one call of `run` does.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from cpu_kernels import set_num_threads
 from cpu_kernels.compiler.jit import driver, next_item
-from cpu_kernels.machine.thread_pool import get_num_threads, run
+from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.simd.vector import building_block, lanes
 
 CHAINS = 12  # enough to hide the latency of an addition, few enough for 16 registers
 STEPS = 1 << 19
+ITEMS = 16  # of arithmetic a thread, a millisecond each: waking a helper must not show
 READ_BYTES = 256 << 20
+READ_BYTES_PER_THREAD = 64 << 20  # at least
+BLOCK = 1 << 18  # elements a thread reads at a time
+STREAMS = 4  # places read at once: the hardware follows each by itself
 AHEAD = 1 << 10  # elements between a prefetch and its use
+WIDTH = 1 << 12  # columns of a matrix times a vector
 
 
 def _multiply_add(steps, x):
@@ -29,18 +44,22 @@ def multiply_add(emit, steps, x):
         emit.store(emit.value(total), x, i * emit.lanes)
 
 
-def _read(count, x, total):
-    total[0][total[1]] += x[0][x[1] : x[1] + count].sum()
+def _read(count, step, apart, ahead, x, total):
+    width = min(step, apart)
+    for i in range(0, count, step):
+        for start in range(x[1] + i, x[1] + i + STREAMS * apart, apart):
+            total[0][total[1]] += x[0][start : start + width].sum()
 
 
 @building_block(python=_read)
-def read(emit, count, x, total):
-    """Add up `count` elements, a multiple of 8 vectors, in order; prefetched, because hardware alone does not reach the limit."""
-    sums = [emit.variable(emit.vector(0.0)) for _ in range(8)]
-    with emit.loop(count, step=8 * emit.lanes) as i:
+def read(emit, count, step, apart, ahead, x, total):
+    """Add up what lies in `STREAMS` places `apart`, two vectors each, and go on by `step` until `count`."""
+    sums = [emit.variable(emit.vector(0.0)) for _ in range(2 * STREAMS)]
+    with emit.loop(count, step=step) as i:
         for j, part in enumerate(sums):
-            emit.prefetch(x, emit.add(i, j * emit.lanes + AHEAD))
-            emit.assign(part, emit.value(part) + emit.load(x, emit.add(i, j * emit.lanes)))
+            at = emit.add(emit.add(i, j % 2 * emit.lanes), emit.multiply(apart, j // 2))
+            emit.prefetch(x, emit.add(at, ahead))
+            emit.assign(part, emit.value(part) + emit.load(x, at))
     result = emit.value(sums[0])
     for part in sums[1:]:
         result = result + emit.value(part)
@@ -58,28 +77,69 @@ def peak_driver(counter, scratch, steps):
 
 
 @driver
-def read_driver(counter, scratch, x, block):
+def read_driver(counter, scratch, x, block, count, step, apart, ahead):
     item = next_item(counter)
     while item >= 0:
-        read(block, (x, item * block), (scratch, 0))
+        read(count, step, apart, ahead, (x, item * block), (scratch, 0))
         item = next_item(counter)
 
 
-def run_peak(dtype=np.float32):
-    """Keep every thread multiplying; returns the floating-point operations done."""
-    items = 2 * get_num_threads()
-    size = lanes(dtype)
-    run(peak_driver, items, STEPS, cost=1e6, scratch=(CHAINS + 1) * size, dtype=dtype)
-    return 2 * items * STEPS * CHAINS * size
+def fma(threads):
+    """Every thread multiplies and adds in registers."""
+    set_num_threads(threads)
+    items, size = ITEMS * threads, lanes(np.float32)
+    options = dict(cost=1e6, scratch=(CHAINS + 1) * size, dtype=np.float32)
+    return 2 * items * STEPS * CHAINS * size, lambda: run(peak_driver, items, STEPS, **options)
 
 
-_memory = []
+def read_by_loads(threads):
+    """Vector loads from one place or from `STREAMS` at once, asked for early or left to the hardware."""
+    set_num_threads(threads)
+    memory = np.ones(read_bytes(threads) // 4, np.float32)
+    pair = 2 * lanes(np.float32)
+    options = dict(cost=1e6, scratch=lanes(np.float32), dtype=np.float32)
+
+    def sweep(*pattern):
+        run(read_driver, memory.size // BLOCK, memory, BLOCK, *pattern, **options)
+
+    one, several = (BLOCK, STREAMS * pair, pair), (BLOCK // STREAMS, pair, BLOCK // STREAMS)
+    ways = [partial(sweep, *places, ahead) for places in (one, several) for ahead in (0, AHEAD)]
+    return memory.nbytes, fastest(ways)
 
 
-def run_read():
-    """Read READ_BYTES of memory; returns the bytes read."""
-    if not _memory:
-        _memory.append(np.ones(READ_BYTES // 4, np.float32))
-    block = 1 << 18
-    run(read_driver, READ_BYTES // 4 // block, _memory[0], block, cost=1e6, scratch=lanes(np.float32), dtype=np.float32)
-    return READ_BYTES
+def read_by_blas(threads):
+    """Products that use each number once, one call a thread; needs OpenBLAS held to one thread."""
+    pool = ThreadPoolExecutor(threads)
+    parts = list(
+        pool.map(partial(np.ones, dtype=np.float32), [read_bytes(threads) // 4 // threads] * threads)
+    )
+    vectors = [np.ones(WIDTH, np.float32), np.ones(parts[0].size // WIDTH, np.float32)]
+    products = [
+        lambda x: np.dot(x, x),
+        lambda x: np.dot(*x.reshape(2, -1)),
+        lambda x: np.dot(x.reshape(-1, WIDTH), vectors[0]),
+        lambda x: np.dot(vectors[1], x.reshape(-1, WIDTH)),
+    ]
+    each = pool.map if threads > 1 else map
+    ways = [lambda product=product: list(each(product, parts)) for product in products]
+    return sum(part.nbytes for part in parts), fastest(ways)
+
+
+def fastest(ways):
+    """CPUs differ in what they read quickest: the function that takes least, of several that do the same."""
+
+    def seconds(way):
+        start = time.perf_counter()
+        way()
+        return time.perf_counter() - start
+
+    for way in ways:
+        way()
+    return min(ways, key=lambda way: min(seconds(way) for _ in range(5)))
+
+
+def read_bytes(threads):
+    return max(READ_BYTES, READ_BYTES_PER_THREAD * threads) // (4 * BLOCK) * (4 * BLOCK)
+
+
+LIMITS = {"fma": fma, "read_by_loads": read_by_loads, "read_by_blas": read_by_blas}

@@ -1,184 +1,197 @@
 """Measure cpu_kernels beside other libraries and the limits of the machine, and write the tables.
 
-    python benchmarks/run.py [--quick] [--peers torch,numpy] [--threads 1,2] [--clock wall|cpu] [--output benchmarks/results]
+    python benchmarks/run.py                        every shape, one thread and all; rewrites tables
+    python benchmarks/run.py --main --only decode   some shapes; other rows keep what was measured before
+    python benchmarks/run.py --compare COMMIT       a commit against the working tree; writes nothing
+    python benchmarks/run.py --render               the tables again, from the results of all hosts
 
-Every contender and the limits take turns in one process (A B C A B C ...), after its result was checked on some rows against refattn. Reported is the
-minimum over the turns. The clock "cpu" counts, with one thread, processor time of the calling thread: what "wall" would be on a quiet machine. Peers that
-compute in threads of their own cannot be measured so and are left out there.
-Writes <output>.json and <output>.md, and puts the main shapes between the benchmark markers of README.md if it has them.
+Every contender and every limit is a process of its own (worker.py) that is held to the row's threads; they
+take turns while the others are stopped (turns.py), after each result was checked against refattn. Results
+are kept for each kind of CPU in benchmarks/results and shown for all of them in benchmarks/results.md and
+README.
 """
 
 import argparse
 import json
 import os
-import platform
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-MARKERS = ("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->")
+
+import hosts  # noqa: E402
+import tables  # noqa: E402
+from compare import compare  # noqa: E402
+from grid import GRID, MAIN  # noqa: E402
+from inputs import folder_for, write_inputs  # noqa: E402
+from peers import CONTENDERS, OURS  # noqa: E402
+from turns import Worker, take_turns  # noqa: E402
+
+LIMITS = ("fma", "read_by_loads", "read_by_blas")
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the main shapes only")
-    parser.add_argument("--peers", help="comma-separated; default all that are installed")
-    parser.add_argument("--threads", help="comma-separated thread counts; default 1 and all")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each shape and thread count, about")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers, which are stopped, end too
+    arguments = parse()
+    shapes = [
+        shape
+        for shape in (MAIN if arguments.main or arguments.compare else GRID)
+        if arguments.only in f"{shape.kind} {shape}"
+    ]
+    if arguments.list:
+        print(*(f"{shape.kind} {shape}" for shape in shapes), sep="\n")
+    elif arguments.compare:
+        compare(*(arguments.compare + [None])[:2], shapes, arguments.threads or [1], arguments.rounds or 25)
+    else:
+        if not arguments.render:
+            measure_all(shapes, arguments)
+        if arguments.output == RESULTS:
+            tables.write(RESULTS, ROOT / "benchmarks" / "results.md", ROOT / "README.md")
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--main", action="store_true", help="only the main shapes, those in README")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only shapes whose line in --list has this text"
+    )
+    parser.add_argument(
+        "--threads",
+        type=lambda text: [int(n) for n in text.split(",")],
+        metavar="1,2",
+        help="default: 1 and all; comparing: 1",
+    )
+    parser.add_argument("--rounds", type=int, help="turns of every contender; default 9, comparing 25")
+    parser.add_argument(
+        "--peers",
+        default=",".join(CONTENDERS),
+        metavar="torch,numpy",
+        help="default: all that are installed; 'none' for ours alone",
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="COMMIT", help="one commit against the working tree, or two commits"
+    )
+    parser.add_argument("--list", action="store_true", help="print the shapes and stop")
+    parser.add_argument(
+        "--render", action="store_true", help="write the tables from the results there are and stop"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="of results; another than the default leaves the tables alone",
+    )
     arguments = parser.parse_args()
-    from grid import GRID, QUICK
-    from peers import IN_CALLING_THREAD, PEERS
-
-    from cpu_kernels import get_num_threads
-
-    threads = [int(n) for n in arguments.threads.split(",")] if arguments.threads else sorted({1, get_num_threads()})
-    peers = {name: PEERS[name] for name in (arguments.peers.split(",") if arguments.peers else PEERS)}
-    report = {"machine": machine(), "clock": arguments.clock, "measured": []}
-    for shape in dict.fromkeys(QUICK if arguments.quick else GRID):
-        for count in threads:
-            clock, present = time.perf_counter, peers
-            if arguments.clock == "cpu" and count == 1:
-                clock, present = time.thread_time, {name: make for name, make in peers.items() if name in IN_CALLING_THREAD}
-            report["measured"].append(measure(shape, count, present, clock, arguments.seconds))
-            print(line(report["measured"][-1]), flush=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(markdown(report))
-    main_shapes = {str(shape) for shape in QUICK}
-    into_readme(markdown({**report, "measured": [row for row in report["measured"] if row["shape"] in main_shapes]}))
+    if arguments.compare and len(arguments.compare) > 2:
+        parser.error("--compare takes one or two commits")
+    arguments.peers = [name for name in CONTENDERS if name != OURS and name in arguments.peers.split(",")]
+    return arguments
 
 
-def measure(shape, threads, peers, clock, seconds):
-    """Best time of every contender, and the limits in the same turns."""
-    from limits import run_peak, run_read
-
-    from cpu_kernels import attention, num_threads
-
-    rng = np.random.default_rng(0)
-    draw = lambda *size: rng.standard_normal(size, dtype=np.float32)
-    query = draw(shape.batch, shape.q_heads, shape.q_len, shape.head_dim)
-    key = draw(shape.batch, shape.kv_heads, shape.kv_len, shape.head_dim)
-    value = key[..., : shape.v_head_dim] if shape.v_head_dim else draw(shape.batch, shape.kv_heads, shape.kv_len, shape.head_dim)
-
-    def ours():
-        with num_threads(threads):
-            return attention(query, key, value, causal=shape.causal)
-
-    contenders, skipped = {"cpu_kernels": ours}, {}
-    for name, make in peers.items():
+def measure_all(shapes, arguments):
+    cpu = hosts.cpu()
+    path = arguments.output / f"{hosts.slug(cpu)}.json"
+    run = {"time": time.strftime("%Y-%m-%d %H:%M"), "commit": hosts.commit(), "versions": hosts.versions()}
+    for threads in arguments.threads or sorted({1, cpu["cpus"]}):
+        workers = {name: Worker(name, threads) for name in (*LIMITS, OURS, *arguments.peers)}
         try:
-            contenders[name] = make(query, key, value, shape, threads)
-            contenders[name]()
-        except Exception as error:  # a library that is missing or refuses the shape is left out, and said so
-            contenders.pop(name, None)
-            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
-    largest = {name: check_rows(function(), query, key, value, shape) for name, function in contenders.items()}
-    times = {name: [] for name in (*contenders, "peak", "read")}
-    limits = {"peak": run_peak, "read": run_read}
-    work = {}
-    slow = set()
-    began = time.perf_counter()
-    turn = 0
-    while turn < 3 or (time.perf_counter() - began < seconds and turn < 200):
-        for name in times:
-            if name in slow and turn >= 2:
-                continue
-            with num_threads(threads):
-                start = clock()
-                work[name] = (contenders.get(name) or limits[name])()
-                times[name].append(clock() - start)
-            if times[name][-1] > seconds / 4:
-                slow.add(name)
-        turn += 1
-    best = {name: min(values) for name, values in times.items()}
+            for shape in shapes:
+                row = measure(shape, threads, workers, arguments.rounds or 9)
+                keep(path, cpu, run, row)
+                print(line(row), file=sys.stderr, flush=True)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def measure(shape, threads, workers, rounds, patience=20.0):
+    """A row of the results: what every contender and limit took in every round."""
+    with folder_for(shape) as folder:
+        write_inputs(shape, Path(folder))
+        for name, worker in workers.items():
+            if name not in LIMITS:
+                worker.load(shape, folder)
+            elif worker.process is None:
+                worker.load(None, folder)
+    about = {name: worker.about for name, worker in workers.items()}
+    present = {name: worker for name, worker in workers.items() if "failed" not in about[name]}
+    answers, others = take_turns(present, rounds, patience)
+    told = {**about, **{name: turns[-1] for name, turns in answers.items()}}
+    skipped = {name: answer["failed"] for name, answer in told.items() if "failed" in answer}
+    if {OURS, *LIMITS} & set(skipped):
+        raise SystemExit(f"{shape}: {skipped}")
+    times = {
+        name: [rounded(turn["seconds"]) for turn in told]
+        for name, told in answers.items()
+        if name not in skipped
+    }
+    cpus = {
+        name: sum(turn["cpu"] for turn in answers[name]) / sum(turn["wall"] for turn in answers[name])
+        for name in times
+    }
     return {
-        "shape": str(shape), "kind": shape.kind, "threads": threads, "turns": turn, "milliseconds": {n: 1e3 * best[n] for n in contenders},
-        "peak_gflops": work["peak"] / best["peak"] * 1e-9, "read_gbytes": work["read"] / best["read"] * 1e-9,
-        "gflops": shape.flops / best["cpu_kernels"] * 1e-9, "gbytes": shape.bytes / best["cpu_kernels"] * 1e-9, "error": largest, "skipped": skipped,
+        "shape": str(shape), "kind": shape.kind, "threads": threads, "flops": shape.flops,
+        "bytes": shape.bytes, "others": others,
+        "limits": {name: rates(about[name]["work"], times.pop(name)) for name in LIMITS},
+        "seconds": times, "cpus_used": {name: round(x, 2) for name, x in cpus.items()},
+        "bound_used": {name: rounded(about[name]["bound_used"]) for name in times}, "skipped": skipped,
     }  # fmt: skip
 
 
-def check_rows(output, query, key, value, shape, rows=3):
-    """Largest error on a few rows of the first and the last group; raises if it is beyond what float32 with reordered sums allows."""
-    from refattn.oracle import KernelSpec, error_bound
-
-    group = shape.q_heads // shape.kv_heads
-    picked = np.unique(np.linspace(0, shape.q_len - 1, rows).astype(int))
-    worst = 0.0
-    for batch, kv_head in {(0, 0), (shape.batch - 1, shape.kv_heads - 1)}:
-        heads = slice(kv_head * group, (kv_head + 1) * group)
-        arrays = query[batch, heads][:, picked], key[batch, kv_head : kv_head + 1], value[batch, kv_head : kv_head + 1]
-        mask = np.arange(shape.kv_len) <= picked[:, None] if shape.causal else None
-        spec = KernelSpec.flash("float32").replace(scaled_query="float32", exp_error=2.0**-20)  # peers use quicker exponentials than ours
-        bound = error_bound(*arrays, mask=mask, spec=spec, kind="hard")
-        error = np.abs(output[batch, heads][:, picked] - bound.output)
-        if not (error <= bound.output_hard).all():
-            raise AssertionError(f"{shape}: error {error.max():.1e} beyond the bound {bound.output_hard.min():.1e}")
-        worst = max(worst, float(error.max()))
-    return worst
+def rates(work, times):
+    return [rounded(work / seconds) for seconds in times]
 
 
-def best_peer(row):
-    others = {name: ms for name, ms in row["milliseconds"].items() if name != "cpu_kernels"}
-    name = min(others, key=others.get) if others else None
-    return name, (others[name] / row["milliseconds"]["cpu_kernels"] if name else float("nan"))
+def rounded(x):
+    return float(f"{x:.4g}")
+
+
+def keep(path, cpu, run, row):
+    """Put a row in place of an older one of the same shape and threads; the order is that of the grid."""
+    stored = json.loads(path.read_text()) if path.exists() else {"runs": {}, "rows": []}
+    rows = {(old["shape"], old["threads"]): old for old in stored["rows"]} | {
+        (row["shape"], row["threads"]): {**row, "run": run["time"]}
+    }
+    order = [str(shape) for shape in GRID]
+    rows = sorted(
+        (old for old in rows.values() if old["shape"] in order),
+        key=lambda old: (order.index(old["shape"]), old["threads"]),
+    )
+    runs = {
+        time: about
+        for time, about in {**stored["runs"], run["time"]: run}.items()
+        if any(old["run"] == time for old in rows)
+    }
+    head = json.dumps({"cpu": cpu, "runs": runs}, indent=1)[:-2]
+    text = head + ',\n "rows": [\n' + ",\n".join("  " + json.dumps(old) for old in rows) + "\n ]\n}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
 def line(row):
-    name, ratio = best_peer(row)
-    times = ", ".join(f"{n} {ms:.2f}" for n, ms in row["milliseconds"].items())
-    return (
-        f"{row['shape']}, {row['threads']} thread(s): {row['gflops'] / row['peak_gflops']:.2f} of peak, "
-        f"{row['gbytes'] / row['read_gbytes']:.2f} of read; {ratio:.2f}x {name}; ms: {times}"
+    parts = [
+        f"{row['shape']}, {row['threads']} thread(s): {tables.brief(row)}",
+        f"readings {tables.reading_apart(row):+.1%}",
+        f"others {row['others']} CPUs",
+    ]
+    times = ", ".join(f"{name} {tables.milliseconds(times)}" for name, times in row["seconds"].items())
+    return "; ".join(
+        [
+            *parts,
+            f"ms: {times}",
+            *(f"without {name}: {reason}" for name, reason in row["skipped"].items()),
+            *tables.doubts(row),
+        ]
     )
-
-
-def markdown(report):
-    about = report["machine"]
-    text = [f"{about['cpu']}, {about['cores']} cores; {about['versions']}; commit {about['commit']}; {report['clock']} clock; float32.", ""]
-    for kind, limit, reached, unit in (("prefill", "peak_gflops", "gflops", "FMA peak"), ("decode", "read_gbytes", "gbytes", "streaming read")):
-        names = list(dict.fromkeys(name for row in report["measured"] if row["kind"] == kind for name in row["milliseconds"]))
-        extra = ["of FMA peak"] if kind == "decode" else []
-        text += [f"| {kind} | threads | of {unit} | {''.join(e + ' | ' for e in extra)}to best peer | {' | '.join(n + ', ms' for n in names)} |"]
-        text += ["|" + "---|" * (4 + len(extra) + len(names))]
-        for row in report["measured"]:
-            if row["kind"] == kind:
-                name, ratio = best_peer(row)
-                more = [f"{row['gflops'] / row['peak_gflops']:.2f}"] if extra else []
-                cells = [f"{row['milliseconds'][n]:.2f}" if n in row["milliseconds"] else "-" for n in names]
-                fields = [row["shape"], str(row["threads"]), f"{row[reached] / row[limit]:.2f}", *more, f"{ratio:.2f}x {name}", *cells]
-                text.append("| " + " | ".join(fields) + " |")
-        text.append("")
-    return "\n".join(text)
-
-
-def machine():
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name")]
-        cpu = names[0] if names else cpu
-    import numba
-
-    versions = [f"Python {platform.python_version()}", f"NumPy {np.__version__}", f"Numba {numba.__version__}"]
-    for name in ("torch", "onnxruntime", "openvino", "jax"):
-        if name in sys.modules:
-            versions.append(f"{name} {sys.modules[name].__version__}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "versions": ", ".join(versions), "commit": commit}
-
-
-def into_readme(table):
-    readme = ROOT / "README.md"
-    text = readme.read_text() if readme.exists() else ""
-    if all(marker in text for marker in MARKERS):
-        before, rest = text.split(MARKERS[0])
-        readme.write_text(f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def solve_paged(problem, wants_lse):
     output, lse, written = results((batch,), num_heads, q_len, v_head_dim, dtype, wants_lse)
     (key, key_stride), (value, value_stride) = (page_operand(pages, dtype) for pages in (problem.key_pages, problem.value_pages))
     ensure_allocatable(8 * problem.block_table.size, "a copy of block_table")
-    table = np.array(problem.block_table, np.int64).reshape(-1)
+    table = np.ascontiguousarray(problem.block_table).reshape(-1)  # copies where rows repeat in memory
     table.flags.writeable = False
     sequences = batch_entries((batch,), q_len, problem.kv_lengths, problem.q_offset)
     sequences = sequences._replace(page_tables=sequences.entry * problem.block_table.shape[1])

@@ -47,7 +47,7 @@ _HOME = {
     "paged_attention": "paged",
     "paged_attention_with_lse": "paged",
 }
-_MODULES = ("convert", "costs", "goldens", "models", "oracle", "sizes")
+_MODULES = ("convert", "costs", "goldens", "models", "oracle", "sizes", "textbook")
 
 __all__ = sorted(_HOME)
 

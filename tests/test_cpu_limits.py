@@ -97,12 +97,12 @@ one = {min(everything)}
 os.sched_setaffinity(0, one)
 assert pool.get_num_threads() == 1
 call(3)
-assert all(os.sched_getaffinity(thread.native_id) == one for thread in pool._pool.threads)
+assert all(os.sched_getaffinity(thread.native_id) == one for thread in pool._pool.threads.values())
 os.sched_setaffinity(0, everything)
 call(2)
 mine = os.sched_getaffinity(0)
 assert mine == everything
-print(all(os.sched_getaffinity(thread.native_id) <= mine for thread in pool._pool.threads))
+print(all(os.sched_getaffinity(thread.native_id) <= mine for thread in pool._pool.threads.values()))
 """
     assert copy.python(code)[0] == "True"
 

@@ -181,7 +181,7 @@ def test_no_threads_to_be_had(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with num_threads(4):
         assert sums_of(100).size == 100
-    assert pool._pool.threads == []
+    assert not pool._pool.threads
 
 
 def test_arguments_are_released_after_the_call():

@@ -43,7 +43,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic as numba_intrinsic
 
 from cpu_kernels.compiler.cache import CodeCache
-from cpu_kernels.compiler.numba_internals import UNCOUNTED, compile_leaf
+from cpu_kernels.compiler.numba_internals import UNCOUNTED, compile_leaf, refuse_reentrance
 
 INTERPRETED = bool(config.DISABLE_JIT)
 BOUNDS_CHECKED = bool(config.BOUNDSCHECK)
@@ -77,6 +77,7 @@ def driver(function=None, *, variant=()):
         return _with_record_attributes(function)
     dispatcher = njit(**OPTIONS)(function)
     dispatcher._cache = CodeCache(function, variant)
+    refuse_reentrance(dispatcher)
     return dispatcher
 
 

@@ -8,6 +8,10 @@ Why not Numba's `parallel=True`: its workqueue layer aborts the process when two
 exceptions inside `prange` are lost, and thread count and layer are global settings that belong to the host program. Here the caller never waits for
 a helper that has not started: it can always finish alone, so no number of callers can deadlock, and `fork` loses nothing but idle helpers.
 
+Python may call back at any line: signal handlers, `__del__` and weakref callbacks run in the middle of this file, and may call `run` themselves or wait
+for a thread that does. So the pool has no lock: what it shares changes by single operations on built-in types, which happen at once or not at all. The
+lock of a job is only ever wanted by the helpers of that job and its caller, whom no other job waits for.
+
 Measured against `prange` (2 CPUs of a cloud machine, Numba 0.68, medians in microseconds of one call; items are chains of multiply-adds):
 
 =======================================  ======  ====  ===================  =================
@@ -84,7 +88,7 @@ def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
     counter = np.zeros(COUNTER_SIZE, np.int64)
     counter[COUNTER_LIMIT] = num_items
     helpers = 0
-    if num_items > 1 and cost >= 2 * WORK_PER_THREAD and not INTERPRETED:
+    if num_items > 1 and cost >= 2 * WORK_PER_THREAD and not INTERPRETED and not sys.is_finalizing():
         helpers = min(get_num_threads(), num_items, int(cost / WORK_PER_THREAD)) - 1
     if helpers <= 0:
         driver(counter, thread_scratch(scratch, dtype), *args)
@@ -152,7 +156,7 @@ def thread_scratch(count, dtype):
         raw = np.empty(size + 64, np.uint8)
         start = -raw.ctypes.data % 64
         memory = raw[start:start + size]
-        if size <= KEPT_SCRATCH_BYTES:
+        if size <= KEPT_SCRATCH_BYTES and not INTERPRETED:  # what is plain Python can be interrupted by another call while it uses its scratch
             _kept.memory = memory
     return memory[:size].view(dtype)
 
@@ -160,7 +164,7 @@ def thread_scratch(count, dtype):
 class _Job:
     """One call of `run`: helpers may join until the caller closes it; closing waits for those that did."""
 
-    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "lock", "active", "closed", "idle", "error")
+    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "lock", "active", "closed", "idle", "error", "orphan")
 
     def __init__(self, driver, counter, scratch, dtype, args):
         self.driver, self.counter, self.scratch, self.dtype, self.args = driver, counter, scratch, dtype, args
@@ -170,6 +174,7 @@ class _Job:
         self.idle = allocate_lock()  # released when the job is closed and the last helper has left
         self.idle.acquire()
         self.error = None
+        self.orphan = False  # in a child that was forked in the middle of this job
 
     def work(self):
         self.driver(self.counter, thread_scratch(self.scratch, self.dtype), *self.args)
@@ -206,6 +211,7 @@ class _Job:
             except BaseException as error:  # a signal handler raised, as Ctrl-C does
                 interrupt = error
                 self.stop()
+        _open_jobs.discard(self)
         self.args = ()
         if interrupt is not None:
             raise interrupt
@@ -215,14 +221,14 @@ class _Pool:
     """Daemon threads that wait for jobs; as many as the largest number of helpers ever asked for."""
 
     def __init__(self):
-        self.jobs = SimpleQueue()
-        self.lock = allocate_lock()
-        self.threads = []
+        self.jobs = SimpleQueue()  # its methods may interrupt each other
+        self.threads = {}  # by number
         self.cpus = None  # affinity of all helpers
 
     def run(self, job, helpers):
         self._prepare(helpers)
         try:
+            _open_jobs.add(job)
             for _ in range(min(helpers, len(self.threads))):
                 self.jobs.put(job)
             job.work()
@@ -230,7 +236,13 @@ class _Pool:
             job.stop()
             raise
         finally:
-            job.close()
+            try:
+                job.close()
+            finally:  # a signal handler may raise on the way in
+                job.close()
+        if job.orphan:
+            raise RuntimeError("os.fork must not be called by a signal handler or finalizer inside a call of cpu_kernels that the child then goes on "
+                               "with; got a fork, which left the threads of that call behind.")  # fmt: skip
         if job.error is not None:
             raise job.error
 
@@ -239,25 +251,37 @@ class _Pool:
 
         A kernel that sees no shared cache between CPUs (cloud machines report none) wakes a thread on the waker's own CPU and leaves both there for
         milliseconds; a helper that may not run there goes to an idle one at once.
+
+        Callers that interrupt or overtake each other here each start the helpers that nobody has begun to start, and wait for none.
         """
         cpus = allowed_cpus()
         if cpus and helpers < len(cpus):
             cpus = cpus - {_current_cpu()}
         if len(self.threads) >= helpers and cpus == self.cpus:
             return
-        with self.lock:
-            while len(self.threads) < helpers:
-                thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{len(self.threads)}", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the process may have no more threads, or is shutting down: the caller works with those there are
-                    break
-                self.threads.append(thread)
-            self.cpus = cpus
-            if cpus:
-                for thread in self.threads:
+        for number in range(helpers):
+            if number not in self.threads and not self._start(number):
+                break
+        self.cpus = cpus
+        if cpus:
+            for thread in list(self.threads.values()):
+                if thread.native_id is not None:  # else another caller is starting it
                     with contextlib.suppress(OSError):
                         os.sched_setaffinity(thread.native_id, cpus)
+
+    def _start(self, number):
+        """Start the helper of this number unless another caller does; False if the process can have no more threads, or is shutting down."""
+        thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{number}", daemon=True)
+        try:
+            if self.threads.setdefault(number, thread) is thread:
+                thread.start()
+        except BaseException as error:  # a signal handler may raise here, too
+            if thread.ident is None and self.threads.get(number) is thread:
+                del self.threads[number]
+            if not isinstance(error, RuntimeError):
+                raise
+            return False
+        return True
 
 
 def _serve(jobs):
@@ -274,12 +298,18 @@ def _cpu_query():
 
 _current_cpu = _cpu_query()
 _pool = _Pool()
+_open_jobs = set()
 
 
 def _forget_pool():
     """In a forked child: helper threads did not survive the fork, and a lock may have been held by a thread that is gone."""
     global _pool
     _pool = _Pool()
+    for job in _open_jobs:  # of which only this thread's can go on, if a signal handler forked in the middle of it
+        job.orphan, job.active, job.lock = True, 0, allocate_lock()
+        with contextlib.suppress(RuntimeError):  # it is free already
+            job.idle.release()
+    _open_jobs.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,6 +6,9 @@ Each form stands in one file beside this one, which holds
     its problem    what checking a call gives: arrays and options, and how they are cut into dense problems
     its check      every rule about its arrays
 
+Arrays of numbers are not copied: they keep the caller's dtype and strides. Integers decide addresses and are copied
+before they are checked, so that no thread can change them in between.
+
 Everything else asks the form or the problem and knows no names: the reference runs the parts of any problem, the oracle
 bounds them, vector files store the arrays of any form. A new form is a new file here and a line in `registry.py`.
 """

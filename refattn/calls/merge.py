@@ -50,7 +50,7 @@ def checked_states(outputs, lses):
 
 def as_sequence(states, name):
     if isinstance(states, (list, tuple)):
-        return states
+        return tuple(states)  # a list could change its length during the call
     stacked = as_float_array(states, name)
     if stacked.ndim < 1:
         raise ValueError(f"{name} must be a sequence of arrays or one stacked array; got {name}.shape=().")

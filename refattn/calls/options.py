@@ -162,11 +162,12 @@ def checked_side(side, name):
         raise TypeError(
             f"window must hold integers or None; got window {name}={side!r} of type {type(side).__name__}."
         )
+    side = int(side)
     if side < 0:
         raise ValueError(
             f"window must hold integers >= 0 or None; got window {name}={side}. None means unlimited."
         )
-    return min(int(side), UNLIMITED)
+    return min(side, UNLIMITED)
 
 
 def check_softcap(given, sizes, checked):

@@ -7,6 +7,16 @@
     weight_ij = exp(biased_ij - lse_i)
     output_i  = sum_j weight_ij v_j
 
+`refattn/textbook.py` is the same computation as a first lesson, plain NumPy on whole arrays. What this file adds,
+and why:
+
+- Exactness. A weight is exp of a difference of scores, so rounding a score of 1e6 leaves the weight ten digits.
+  Scores and sums are therefore `DoubleDouble`, unevaluated sums of two float64.
+- Memory. One call takes a block of rows, and `refattn/exact/solve.py` goes from block to block, so that the scores of
+  all rows are never held at once.
+- Hidden NaN. A weight of 0 times NaN is NaN. Values that are not finite are therefore kept apart and added to
+  those rows alone that see them.
+
 Vaswani et al. 2017, section 3.2.1, for the formula; Gemma 2 (Gemma Team 2024, section 2) for softcap; Press et al. 2022, section 3, for
 ALiBi; Xiao et al. 2024, section 3.1, for sinks. One call is one block of query rows, of any of the heads that share a key/value head.
 Axes: R rows of the block, S keys, D head_dim, E v_head_dim.
