@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 from wrong_kernels import CASES
 
-from refattn.oracle.inputs.families.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.mistakes.run import possible
@@ -19,10 +19,10 @@ from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
-from refattn.oracle.inputs.families.latent import latent_inputs
-from refattn.oracle.inputs.families.packed import packed_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
-from refattn.oracle.inputs.families.rotary import rotary_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import default_suite
 
 OUTCOMES = ("first", "equal", "other", "within rounding")

@@ -32,18 +32,18 @@ import refattn  # noqa: E402
 from oracle_diagnosis import diagnosis_table  # noqa: E402
 from real_libraries import CALLS, MODULES  # noqa: E402
 from refattn.oracle.dialects.translate import from_ours, result_to_ours  # noqa: E402
-from refattn.oracle.inputs.families.block_local import block_local_suite  # noqa: E402
+from refattn.oracle.inputs.block_local import block_local_suite  # noqa: E402
 from refattn.oracle.simulated.emulated import EmulatedKernel  # noqa: E402
 from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs  # noqa: E402
 from refattn.oracle.mistakes.mutants import MUTANTS  # noqa: E402
 from refattn.oracle.mistakes.mutation import Trials  # noqa: E402
 from refattn.oracle.verdict.rules import RULES, Observation  # noqa: E402
 from refattn.oracle.arithmetic.spec import KernelSpec  # noqa: E402
-from refattn.oracle.inputs.families.latent import latent_inputs  # noqa: E402
-from refattn.oracle.inputs.families.merge import merge_inputs  # noqa: E402
-from refattn.oracle.inputs.families.packed import packed_inputs  # noqa: E402
-from refattn.oracle.inputs.families.paged import paged_inputs  # noqa: E402
-from refattn.oracle.inputs.families.rotary import rotary_inputs  # noqa: E402
+from refattn.oracle.inputs.latent import latent_inputs  # noqa: E402
+from refattn.oracle.inputs.merge import merge_inputs  # noqa: E402
+from refattn.oracle.inputs.packed import packed_inputs  # noqa: E402
+from refattn.oracle.inputs.paged import paged_inputs  # noqa: E402
+from refattn.oracle.inputs.rotary import rotary_inputs  # noqa: E402
 from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, default_suite  # noqa: E402
 from refattn.oracle.verdict.check import check  # noqa: E402
 from refattn.calls.dense import attention_problem  # noqa: E402

@@ -9,7 +9,7 @@ from cases import CASES
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
-from refattn.oracle.bounds.bound import row_blocks as tiles_module
+from refattn.oracle.bounds import row_blocks as tiles_module
 from refattn.oracle.arithmetic.formats import round_to
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")

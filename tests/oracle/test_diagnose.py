@@ -15,11 +15,11 @@ from refattn.oracle.diagnosis.hypotheses import single_hypotheses
 from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
-from refattn.oracle.inputs.families.latent import latent_inputs
-from refattn.oracle.inputs.families.merge import merge_inputs
-from refattn.oracle.inputs.families.packed import packed_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
-from refattn.oracle.inputs.families.rotary import rotary_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.verdict.check import check
 
@@ -282,7 +282,7 @@ def test_progress_is_told():
 
 
 def test_block_local_attention():
-    from refattn.oracle.inputs.families.block_local import block_local_inputs
+    from refattn.oracle.inputs.block_local import block_local_inputs
 
     inputs = block_local_inputs(seed=8, causal=True)
     output, lse = inputs.call(refattn.block_local_attention_with_lse)

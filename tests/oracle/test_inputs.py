@@ -6,7 +6,7 @@ import pytest
 
 import refattn
 from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, Sizes, adversarial_inputs, attention_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
+from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.suites import default_suite, exact_cases, reference
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)

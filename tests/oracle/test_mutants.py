@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.oracle.inputs.families.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants

@@ -9,7 +9,7 @@ from refattn.oracle.inputs.families import AttentionInputs, as_inputs, attention
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, mutants
 from refattn.oracle.mistakes.mutation import Trials, mutation_score
 from refattn.oracle.verdict.rules import RULES, Rule, observe, rule
-from refattn.oracle.inputs.families.merge import merge_inputs
+from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.suites import default_suite
 
 SOME = ("causal_top_left", "heads_tiled", "softcap_after_mask", "lengths_minus_one", "weights_truncated", "output_half_percent_high", "lse_base_two",

@@ -9,7 +9,7 @@ from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import staged_kernel
 from refattn.oracle.diagnosis.ranking import breadth
-from refattn.oracle.inputs.families.packed import packed_inputs
+from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.verdict.check import check
 from wrong_kernels import newest_key_forgotten, textbook
 

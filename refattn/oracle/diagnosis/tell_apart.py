@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
-from refattn.oracle.inputs.families.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs

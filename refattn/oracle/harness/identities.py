@@ -14,9 +14,9 @@ import numpy as np
 import refattn
 from refattn.oracle.bounds.bound import ErrorBound, error_bound
 from refattn.oracle.inputs.families import Sizes, attention_inputs
-from refattn.oracle.inputs.families.latent import latent_inputs
-from refattn.oracle.inputs.families.packed import packed_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
 
 
 @dataclass

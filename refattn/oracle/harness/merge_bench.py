@@ -15,7 +15,7 @@ import numpy as np
 import refattn
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.run import Bench, Failure, Trial
-from refattn.oracle.inputs.families.variants import JUNK
+from refattn.oracle.inputs.variants import JUNK
 from refattn.oracle.inputs.families import AttentionInputs
 
 SHAPE = 2, 3, 7, 6  # batch, heads, rows, v_head_dim

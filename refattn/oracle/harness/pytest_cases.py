@@ -11,8 +11,8 @@ import numpy as np
 from refattn.calls.registry import form_called
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.run import checked_head_dims
-from refattn.oracle.inputs.families.of_form import inputs_of
-from refattn.oracle.inputs.families.variants import fitted, with_numbers
+from refattn.oracle.inputs.of_form import inputs_of
+from refattn.oracle.inputs.variants import fitted, with_numbers
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict.check import check

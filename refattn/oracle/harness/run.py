@@ -24,8 +24,8 @@ import numpy as np
 
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
-from refattn.oracle.inputs.families.of_form import inputs_of
-from refattn.oracle.inputs.families.variants import fitted, with_numbers
+from refattn.oracle.inputs.of_form import inputs_of
+from refattn.oracle.inputs.variants import fitted, with_numbers
 from refattn.oracle.harness.table import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from refattn.oracle.inputs.families.dense import hidden_in_dense
+from refattn.oracle.inputs.dense import hidden_in_dense
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.inputs.families.variants import named, numbered, seeds_of
+from refattn.oracle.inputs.variants import named, numbered, seeds_of
 
 
 def block_local_inputs(dtype=np.float32, seed=0, *, length=45, block_size=8, bias=False, mask=False, **options) -> AttentionInputs:

@@ -12,7 +12,7 @@ from refattn.oracle.inputs.families import OPTION_NAMES, AttentionInputs, Sizes,
 from refattn.oracle.inputs.pairs import option_pair_cases
 from refattn.oracle.inputs.published import published_cases
 from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, exact_cases
-from refattn.oracle.inputs.families.variants import FULL_SEEDS, hidden_pair, named
+from refattn.oracle.inputs.variants import FULL_SEEDS, hidden_pair, named
 
 QUICK_SHAPES = 7  # of SHAPED_SUITE
 RANDOM_CALLS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.inputs.families.variants import hidden_pair, numbered, seeds_of
+from refattn.oracle.inputs.variants import hidden_pair, numbered, seeds_of
 
 
 def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:

@@ -5,4 +5,4 @@ import importlib
 
 def inputs_of(form):
     """The module of a form's inputs: `cases`, `exact` and `hidden_pairs`, which `check_kernel` and the plugin run."""
-    return importlib.import_module(f"refattn.oracle.inputs.families.{form.name}")
+    return importlib.import_module(f"refattn.oracle.inputs.{form.name}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.inputs.families.variants import hidden_pair, numbered, seeds_of
+from refattn.oracle.inputs.variants import hidden_pair, numbered, seeds_of
 
 
 def paged_inputs(dtype=np.float32, seed=0, *, poison=False, **options) -> AttentionInputs:

@@ -8,11 +8,11 @@ import refattn
 from refattn.calls.registry import form_called
 from refattn.calls.rotary import ROTARY
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.inputs.families.latent import latent_inputs
-from refattn.oracle.inputs.families.merge import merge_inputs
-from refattn.oracle.inputs.families.packed import packed_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
-from refattn.oracle.inputs.families.rotary import rotary_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
 
 # (family, option names): together they bring out every mistake of the catalogue
 DENSE_SUITE = (

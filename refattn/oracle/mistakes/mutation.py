@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.inputs.families.block_local import block_local_suite
+from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.mistakes.mutants import MUTANTS, Mutant, correct_kernel
 from refattn.oracle.verdict.rules import Observation, rule

@@ -9,9 +9,9 @@ import numpy as np
 
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.arithmetic.spec import EIGHT_BITS, kernel_spec
-from refattn.oracle.inputs.families.latent import latent_inputs
-from refattn.oracle.inputs.families.packed import packed_inputs
-from refattn.oracle.inputs.families.paged import paged_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.vectors.golden import VectorCase, make_case, quantised
 
 SMALL = Sizes(batch=2, num_heads=6, num_kv_heads=2, q_len=5, kv_len=37, head_dim=16, v_head_dim=12)
