@@ -2,6 +2,8 @@
 
 Same names, arguments, errors and conventions; the output has the query's dtype and lse is float32 for float32 and narrower. Nothing is
 compiled on import: the first call of each kind compiles, later processes load it from the cache.
+
+PYTEST_DONT_REWRITE (see `refattn`)
 """
 
 from cpu_kernels.dense import attention as attention

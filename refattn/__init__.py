@@ -1,6 +1,9 @@
 """The attention reference that kernel authors trust: MHA, MQA, GQA and MLA, exact, in NumPy.
 
-Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach `refattn.pytest_plugin`.
+Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach `refattn.pytest_plugin`. It would rewrite the
+assertions of whatever is installed beside a plugin, and warn where the package was imported before it; the next word tells it not to.
+
+PYTEST_DONT_REWRITE
 """
 
 import importlib
