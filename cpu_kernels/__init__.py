@@ -6,6 +6,13 @@ compiled on import: the first call of each kind compiles, later processes load i
 PYTEST_DONT_REWRITE (see `refattn`)
 """
 
+import sys as _sys
+
+from cpu_kernels import cpu_limits as _cpu_limits
+
+if "numba" not in _sys.modules:
+    _cpu_limits.require_usable_numba_num_threads()
+
 from cpu_kernels.dense import attention as attention
 from cpu_kernels.dense import attention_with_lse as attention_with_lse
 from cpu_kernels.dense import grouped_query_attention as grouped_query_attention

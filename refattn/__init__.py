@@ -60,7 +60,13 @@ def __getattr__(name):
         return importlib.import_module(f"refattn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'refattn' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"refattn.{_HOME[name]}"), name)
+    try:
+        module = importlib.import_module(f"refattn.{_HOME[name]}")
+    except ImportError as error:
+        if "subinterpreter" in str(error) or "once per process" in str(error):
+            raise ImportError(f"NumPy cannot be imported in this subinterpreter: call refattn from the main interpreter. ({error})") from error
+        raise
+    value = globals()[name] = getattr(module, name)
     return value
 
 

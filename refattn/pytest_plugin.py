@@ -12,6 +12,8 @@ cases: those whose options the kernel supports, of the given families; its argum
 
 A project that uses none of this is left as it is: every name begins with `refattn`, a test that parametrises one of these names itself, or a
 fixture of its own by that name, comes first, and nothing is imported here but pytest, nor by the package it lies in.
+
+PYTEST_DONT_REWRITE (see `refattn`)
 """
 
 import argparse
