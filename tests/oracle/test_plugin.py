@@ -315,7 +315,7 @@ def test_the_example_project(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for path in PROJECT.iterdir():
         if path.suffix in (".py", ".ini"):
-            shutil.copy(path, pytester.path)
+            shutil.copyfile(path, pytester.path / path.name)
     result = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin")
     outcomes = result.parseoutcomes()
     assert "failed" not in outcomes and "skipped" not in outcomes and outcomes["passed"] > 30
