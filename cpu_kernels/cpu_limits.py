@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -98,7 +99,12 @@ def _cgroup_mounts(mounts, version1):
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if not version1 and kind[0] == "cgroup2" or version1 and kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
-            yield fields[3], Path(fields[4])
+            yield _unescaped(fields[3]), Path(_unescaped(fields[4]))
+
+
+def _unescaped(path):
+    """Spaces and the like stand as octal numbers in the kernel's tables."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _quota_v2(group):
