@@ -19,6 +19,7 @@ class CompileNotice:
         self.began = None
         self.timer = None
         self.said = False
+        self.promised = False  # the line said that the code is kept
 
     def compiling(self, destination):
         self.compiled()  # the last compilation may have failed half way
@@ -38,13 +39,14 @@ class CompileNotice:
             self.began = None
 
     def not_kept(self, destination):
-        """Takes back that the code is kept, if that was said."""
-        if self.said:
+        """Takes back that the code is kept, if that was said, once."""
+        if self.promised:
+            self.promised = False
             self._print(f"cpu_kernels: compiled code is {destination}")
 
     def _say(self, destination):
         if not self.said:
-            self.said = True
+            self.said, self.promised = True, destination.startswith("kept")
             self._print(f"cpu_kernels: compiling for this CPU, once ({destination}) ...")
 
     def _print(self, line):
