@@ -4,6 +4,7 @@ import numpy as np
 
 from refattn.interop import as_float_array
 from refattn.memory import ensure_allocatable
+from refattn.precise import require_subnormals
 
 
 def merge_states(outputs, lses):
@@ -50,6 +51,7 @@ def merge_states(outputs, lses):
     array([[[2., 3.]]])
     """
     outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in checked_states(outputs, lses))
+    require_subnormals()
     with np.errstate(all="ignore"):
         largest = np.max(lses, axis=0)
         weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]
