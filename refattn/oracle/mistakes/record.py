@@ -48,6 +48,8 @@ class Mistake:
         The mistake is one of precision: it is predicted in the kernel's own arithmetic.
     random : bool
         Two runs differ; nothing can be predicted.
+    fitted_kv_heads : int
+        Key heads that its numbers were fitted on, one a head; with another number of them nothing can be predicted. 0: any.
     families : tuple of str
         Input families that bring it out when ordinary data do not.
     issues : tuple of str
@@ -69,6 +71,7 @@ class Mistake:
     tiled: bool = False
     rounding: bool = False
     random: bool = False
+    fitted_kv_heads: int = 0
     families: tuple[str, ...] = ()
     issues: tuple[str, ...] = ()
 
