@@ -31,6 +31,7 @@ COARSER = ("tfloat32", "float16", "bfloat16")
 JUDGED = 4  # explanations whose bound is that of `check`
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
 TWINS = 4.0  # times what the best explanation leaves, up to which others are compared with it when time is short
+LEAST_WORK = 2**20  # multiplications of a hypothesis about a large problem when time is short
 LOCATION_WORK = 16  # times the work of a hypothesis, spent on where an error lives
 
 
@@ -53,7 +54,7 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, nea
     pairs : bool
         Try two mistakes together when none alone explains the result.
     seconds : float
-        Time for the search. It is checked between hypotheses: no hypothesis is started that is known to take longer than what is left, and
+        Time for the whole search. It is checked between hypotheses: no hypothesis is started that is known to take longer than what is left, and
         `Diagnosis.unfinished` says what was not tried. The kernel's own run on the caller's arrays comes on top.
     near : tuple of int, optional
         Index of an element of the output that is wrong, `check(...).output.worst`: large problems are looked at there.
@@ -86,13 +87,25 @@ def diagnose(actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, nea
     >>> diagnose(from_torch, query, key, value, causal=True).best.remedy
     'q_offset=0'
     """
-    kernel = actual if callable(actual) else None
+    kernel = _under_callers_settings(actual) if callable(actual) else None
     if kernel is not None:
         actual, lse = run_kernel(kernel, AttentionInputs("own data", "own data", "", arrays, options))
-    if len(arrays) == 2:
-        return diagnose_merge(actual, *arrays, lse=lse)
-    search = Search(actual, arrays, lse, spec, options, kernel, near, progress or (lambda line: None), Budget(seconds))
-    return search.run(pairs)
+    with np.errstate(all="ignore"):  # a mistake may subtract infinities, and a wrong result may hold anything
+        if len(arrays) == 2:
+            return diagnose_merge(actual, *arrays, lse=lse)
+        search = Search(actual, arrays, lse, spec, options, kernel, near, progress or (lambda line: None), Budget(seconds))
+        return search.run(pairs)
+
+
+def _under_callers_settings(kernel):
+    """The kernel with its warnings as they were where `diagnose` was called."""
+    settings = np.geterr()
+
+    def run(*arrays, **options):
+        with np.errstate(**settings):
+            return kernel(*arrays, **options)
+
+    return run
 
 
 class Search:
@@ -115,8 +128,7 @@ class Search:
             return diagnose_shape(checked, wrong_shape, self.spec, samples, shape, self.actual.shape, self.start)
         self.whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[-1] >= np.prod(shape, dtype=np.int64)
         self.worst = self._worst_place(shape)
-        samples = samples if self.whole else choose_samples(checked, worst=self.worst)
-        self.evidence = self.budget.run("evidence", Evidence, checked, self.actual, self.lse, self.spec, samples)
+        self.evidence = self._evidence(WHOLE_WORK) if self.whole else self._affordable_evidence()
         self.use = self.budget.run("judge", self._use_of_result)
         self.budget.reserved = min(CONCLUSION * self.budget.seconds, 3 * self.budget.costs["judge"])
         self.ranking = Ranking(self.evidence, self.budget)
@@ -138,6 +150,20 @@ class Search:
                 fits = self._search_on(fits)
         self.budget.reserved = 0.0
         return self._conclude(self.ranking.explanations(fits))
+
+    def _evidence(self, work):
+        samples = choose_samples(self.checked, work, self.worst)
+        return self.budget.run("evidence", Evidence, self.checked, self.actual, self.lse, self.spec, samples)
+
+    def _affordable_evidence(self):
+        """As much of a large problem as is judged in a part of the time; little is judged first, to see what that costs."""
+        little = self._evidence(LEAST_WORK)
+        use = self.budget.run("judge", bound_use, little)
+        for work in (WHOLE_WORK, WHOLE_WORK // 4):
+            if 2 * work / LEAST_WORK * self.budget.costs["judge"] <= self.budget.seconds / 4:
+                return self._evidence(work)
+        self._own_use = use
+        return little
 
     def _worst_place(self, shape):
         """(sequence, head) or (sequence, head, row) to look at."""
@@ -198,8 +224,7 @@ class Search:
 
     @cached_property
     def _small(self):
-        samples = choose_samples(self.checked, PAIR_WORK, self.worst)
-        return self.budget.run("evidence", Evidence, self.checked, self.actual, self.lse, self.spec, samples)
+        return self._evidence(PAIR_WORK)
 
     def _explained(self, fits):
         return any(map(self.ranking.better, fits))
@@ -257,8 +282,7 @@ class Search:
         work = WHOLE_WORK * min(self.budget.left / 2 / max(unit, 1e-9), LOCATION_WORK)
         if self.whole or work < 2 * WHOLE_WORK:
             return self.evidence, self._own_use
-        samples = choose_samples(self.checked, int(work), self.worst)
-        evidence = Evidence(self.checked, self.actual, self.lse, self.spec, samples)
+        evidence = self._evidence(int(work))
         return evidence, bound_use(evidence)
 
     def _coarser(self):
