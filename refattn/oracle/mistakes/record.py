@@ -101,6 +101,8 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "not causal": lambda p: p.right is None or p.right > 0,
     "left window": lambda p: p.left is not None,
     "no left window": lambda p: p.left is None,
+    "no right side": lambda p: p.right is None,
+    "past the keys": lambda p: _some(np.asarray(p.q_offset) + p.q_len - 1 > p.kv_len),
     "right window": lambda p: p.right is not None and p.right > 0,
     "bounded": lambda p: p.left is not None or p.right is not None,
     "position": lambda p: p.left is not None or p.right is not None or p.alibi_slopes is not None,
