@@ -32,6 +32,8 @@ def run(args):
     try:
         for pair in pairs(args.case, args.result, args.lse):
             case, output, lse = pair.read()
+            if output is None:
+                raise VectorError(f"{pair.result.name} must hold the output, by which mistakes are told; got an lse alone, which refattn check judges.")
             diagnosis = diagnose(output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options)
             found.append((pair.name, diagnosis))
             if not args.json:

@@ -183,7 +183,7 @@ class Search:
             return self._fitted(hypotheses)
         screened = self._screened(hypotheses, sizes)
         self.tried += len(screened)
-        nothing = self._small.screen(Hypothesis())
+        nothing = self.budget.run("screen", self._small.screen, Hypothesis(), size=self._small.size(Hypothesis()))
         helping = sorted((index for index, left in screened.items() if left < CLEARLY * nothing), key=screened.__getitem__)
         fits, limit = {}, math.inf
         with self.budget.keeping(1 / 3):
@@ -274,7 +274,7 @@ class Search:
 
     @cached_property
     def _own_use(self):
-        return bound_use(self.evidence)
+        return self.budget.run("judge", bound_use, self.evidence)
 
     def _widest(self):
         """The evidence to look for the place of the error on, as large as the time allows, and the use of its bound."""
@@ -283,7 +283,7 @@ class Search:
         if self.whole or work < 2 * WHOLE_WORK:
             return self.evidence, self._own_use
         evidence = self._evidence(int(work))
-        return evidence, bound_use(evidence)
+        return evidence, self.budget.run("judge", bound_use, evidence)
 
     def _coarser(self):
         """Whether the result is right for arithmetic less exact than the spec claims."""
