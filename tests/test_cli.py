@@ -70,17 +70,19 @@ class TestEnds:
         assert "5 of 5 cases are right" in output and "x.xml" in error and "Traceback" not in error and process.returncode == 2
 
 
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A case and its path."""
+    case = make_case(attention_inputs("normal", ["causal"], sizes=Sizes(2, 4, 2, 3, 7, 8, 8)))
+    path = tmp_path_factory.mktemp("cases") / "case.npz"
+    save_case(case, path)
+    return path, case
+
+
 class TestResultFiles:
     """What `check` and `diagnose` read."""
 
     SUBCOMMANDS = ("check", "diagnose")
-
-    @pytest.fixture(scope="class")
-    def case(self, tmp_path_factory):
-        case = make_case(attention_inputs("normal", ["causal"], sizes=Sizes(2, 4, 2, 3, 7, 8, 8)))
-        path = tmp_path_factory.mktemp("cases") / "case.npz"
-        save_case(case, path)
-        return path, case
 
     def run(self, capsys, *words):
         code = main([*map(str, words)])
