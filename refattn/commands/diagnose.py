@@ -18,7 +18,7 @@ def add_parser(subparsers):
         epilog="exit code: 0 the result agrees with the reference, 1 it does not, 2 a file cannot be used",
     )
     add_result_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for pairs of mistakes, when no single one explains the result; default 20")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for the search; what it leaves untried is said; default 20")
     parser.set_defaults(run=run)
 
 

@@ -152,7 +152,7 @@ class Diagnosis:
         if self.sampled:
             lines.append("  (from some sequences, heads and rows; the worst among them)")
         if self.unfinished:
-            lines.append(f"  The time of {self.limit:g} s ended the search; not finished: {'; '.join(self.unfinished)}. More time: seconds=")
+            lines.append(f"  The time of {self.limit:g} s ended the search; not finished: {'; '.join(self.unfinished)}. seconds= sets it.")
         return "\n".join(lines)
 
     def _helping(self):

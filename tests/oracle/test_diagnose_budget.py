@@ -65,18 +65,32 @@ def small_problem():
 class TestTimeIsKept:
     """By a clock that counts runs of the staged kernel as a second each, whatever the machine does."""
 
-    @pytest.mark.parametrize("make", [small_problem, lambda: paged_problem(5, 700), lambda: paged_problem(40, 300)], ids=["small", "paged", "many"])
+    PROBLEMS = {"small": small_problem, "paged": lambda: paged_problem(5, 700), "many": lambda: paged_problem(40, 300)}
+
+    @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
     @pytest.mark.parametrize("seconds", [3, 40, 400])
     def test_by_a_counting_clock(self, monkeypatch, make, seconds):
         arrays, options = make()
         runs, units = [0], []
-        monkeypatch.setattr("refattn.oracle.forms.run_stages", lambda *a, **k: (runs.__setitem__(0, runs[0] + 1), run_stages(*a, **k))[1])
+
+        def counted(*arguments, **named):
+            runs[0] += 1
+            return run_stages(*arguments, **named)
+
+        monkeypatch.setattr("refattn.oracle.forms.run_stages", counted)
         function = refattn.paged_attention if options else refattn.attention
         wrong = function(*arrays, **options).astype(np.float32)
         wrong += RNG.standard_normal(wrong.shape, dtype=np.float32) / 50
         budget = Budget(seconds, lambda: float(runs[0]))
         inner = budget.run
-        budget.run = lambda kind, *a, **k: (before := runs[0], inner(kind, *a, **k), units.append(runs[0] - before))[1]
+
+        def measured(*arguments, **named):
+            before = runs[0]
+            result = inner(*arguments, **named)
+            units.append(runs[0] - before)
+            return result
+
+        budget.run = measured
         found = Search(wrong, arrays, None, None, options, None, None, lambda line: None, budget).run(True)
         assert runs[0] <= 1.2 * seconds + 4 * max(units), (runs[0], max(units))  # a first unit of each kind may be of any size
         assert found.unfinished and "ended the search" in str(found) and found.to_json()["unfinished"]
@@ -115,7 +129,8 @@ class TestHeadRatios:
     @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
     @pytest.mark.parametrize("what", ["scale", "keys", "values"])
     def test_every_fit_on_every_probe(self, heads, kv_heads, dtype, what):
-        query, key, value = (RNG.standard_normal((2, n, length, 8)).astype(dtype) for n, length in ((heads, 5), (kv_heads, 17), (kv_heads, 17)))
+        lengths = ((heads, 5), (kv_heads, 17), (kv_heads, 17))
+        query, key, value = (RNG.standard_normal((2, n, length, 8)).astype(dtype) for n, length in lengths)
         ratios = np.linspace(0.5, 2, kv_heads)[:, None, None]
         keys, values = (array * (ratios if what == name else 1.0) for name, array in (("keys", key), ("values", value)))
         scale = (1.01 if what == "scale" else 1.0) * 8**-0.5
@@ -140,7 +155,8 @@ class TestHeadRatios:
     def test_together_with_mistakes_that_change_the_heads(self, other):
         query, key, value = (RNG.standard_normal((1, n, 6, 8)) for n in (6, 3, 3))
         form = checked_call(query, key, value)
-        evidence = Evidence(form, refattn.attention(query, key * np.array([1, 2, 3.0])[:, None, None], value), None, kernel_spec("float32"), choose_samples(form))
+        output = refattn.attention(query, key * np.array([1, 2, 3.0])[:, None, None], value)
+        evidence = Evidence(form, output, None, kernel_spec("float32"), choose_samples(form))
         for fit in fitted_hypotheses(evidence, Budget(1e9)):
             for mistakes in ((BY_ID[other], *fit.hypothesis.mistakes), (*fit.hypothesis.mistakes, BY_ID[other])):
                 assert evidence.screen(type(fit.hypothesis)(mistakes)) >= 0
