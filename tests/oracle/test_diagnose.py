@@ -257,7 +257,7 @@ def test_what_is_not_explained_is_described(spoil, words):
 
 def test_coarser_arithmetic_is_suggested():
     inputs = attention_inputs("normal", sizes=SIZES)
-    found = diagnose(noisy(inputs, 3e-6), *inputs.arrays, seconds=1)
+    found = diagnose(noisy(inputs, 3e-6), *inputs.arrays, seconds=10)
     assert "It passes as a kernel that multiplies in tfloat32: spec='tfloat32', if that is meant." in str(found)
 
 
