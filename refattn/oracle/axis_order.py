@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.oracle.findings import Diagnosis, Finding
 from refattn.oracle.fit_bound import bound_use
-from refattn.oracle.forms import dense_parts
+from refattn.oracle.forms import part_outlines
 from refattn.oracle.hypotheses import Evidence
 
 AXES = ("batch", "heads", "length", "dim")
@@ -64,4 +64,4 @@ def _finding(says, remedy, evidence):
 
 
 def _query_width(checked):
-    return dense_parts(checked)[0].head_dim if dense_parts(checked) else None
+    return next((part.head_dim for part in part_outlines(checked)), None)

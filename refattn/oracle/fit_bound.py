@@ -15,12 +15,12 @@ import numpy as np
 from refattn.options import PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.oracle.block_local import BlockLocal
 from refattn.oracle.bounds import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
-from refattn.oracle.forms import dense_parts, form_name, output_shape, possible, run_form
+from refattn.oracle.forms import dense_part, form_name, output_shape, possible, run_form
 from refattn.oracle.hypotheses import Evidence, Hypothesis
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.operands import Call, operands
 from refattn.oracle.report import Measure
-from refattn.oracle.staged import Sample, one_batch_axis
+from refattn.oracle.staged import Sample
 from refattn.oracle.tiles import tiles
 from refattn.oracle.verdict import RMS_DEVIATIONS, RMS_LIMIT, compare_tile
 from refattn.problem import LatentProblem, Options, cut
@@ -63,11 +63,14 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
     with np.errstate(all="ignore"):
         predicted = run_form(evidence.checked, *others, tile=hypothesis.tile, samples=evidence.samples, with_size=True)
         simple = run_form(evidence.checked, *_without_stages(others), tile=hypothesis.tile, samples=evidence.samples, with_size=True)
-    changed = _changed_parts(evidence.checked, others, hypothesis.tile)
+    changed = _changed_parts(evidence.checked, evidence.samples, others, hypothesis.tile)
     observed = evidence.pieces(actual, lse)
     whole = output_shape(evidence.checked)
     measures, tight = [], ([], [])
-    for (problem, latent), sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
+    for part, sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
+        if part is None:
+            continue
+        problem, latent = part
         got, wanted, grown = results[0], results[1][:2], _growth(evidence, *results[1:])
         bounds = [np.zeros(np.shape(array)) for array in wanted]
         for at, place in _places(problem, sample):
@@ -89,13 +92,17 @@ def _without_stages(mistakes):
     return tuple(replace(mistake, stages={}, deliver=None) for mistake in mistakes)
 
 
-def _changed_parts(checked, mistakes, tile):
-    """(dense problem as the mistakes leave it, latent problem behind it or None), one a part."""
+def _changed_parts(checked, samples, mistakes, tile):
+    """(dense problem as the mistakes leave it, latent problem behind it or None), one a part that is looked at, else None."""
     changes = [mistake.change_form for mistake in mistakes if mistake.change_form is not None and possible(mistake, checked)]
     latent = checked if isinstance(checked, LatentProblem) else None
     if latent is not None and changes:
         latent = changes[0].inputs(latent) if hasattr(changes[0], "inputs") else None
-    for dense in map(one_batch_axis, dense_parts(checked, *changes)):
+    for n, sample in enumerate(samples):
+        if sample.left_out:
+            yield None
+            continue
+        dense = dense_part(checked, n, *changes)
         plain = [mistake for mistake in mistakes if mistake.change_form is None and mistake.applies(dense)]
         yield stages_of(*_without_stages(plain), tile=tile).prepare(dense), latent
 

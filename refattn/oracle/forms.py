@@ -1,10 +1,11 @@
 """The forms attention comes in (dense, packed, paged, latent, rotary), reduced to dense problems.
 
-`dense_parts` is the one place where a form turns into dense attention, and the place a form's own mistakes replace.
+`dense_part` is the one place where a form turns into dense attention, and the place a form's own mistakes replace.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +21,16 @@ from refattn.problem import (
     PagedProblem,
     Problem,
     attention_problem,
+    cut_options,
     latent_problem,
     packed_problem,
     paged_problem,
 )
+
+
+KEPT_SIZE = 2**26  # elements of keys and values of one form that are kept gathered
+_KNOWN_PARTS: weakref.WeakKeyDictionary[Any, dict[int, Problem]] = weakref.WeakKeyDictionary()
+_KNOWN_OUTLINES: weakref.WeakKeyDictionary[Any, list[Problem]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -128,24 +135,66 @@ def rotary_dense(p: RotaryProblem, q_rope: Rope | None = None, k_rope: Rope | No
     )
 
 
-def dense_parts(checked, change_form: Callable | None = None) -> list[Problem]:
-    """The dense problems of any form: one for the dense, latent and rotary forms, one a sequence for the others."""
+def part_count(checked) -> int:
+    """How many dense problems a form is: one for the dense, latent and rotary forms, one a sequence for the others."""
+    return {PackedProblem: lambda: checked.num_sequences, PagedProblem: lambda: len(checked.block_table)}.get(type(checked), lambda: 1)()
+
+
+def dense_part(checked, n: int, change_form: Callable | None = None) -> Problem:
+    """Dense problem n of a form, with one batch axis; kept for the next call unless `change_form` makes it another one or it is large."""
+    if isinstance(checked, Problem):
+        return one_batch_axis(checked)
+    known = _KNOWN_PARTS.setdefault(checked, {})
+    if change_form is None and n in known:
+        return known[n]
     with np.errstate(all="ignore"):
+        if isinstance(checked, PackedProblem | PagedProblem):
+            part = (change_form or type(checked).sequence)(checked, n)
+        elif isinstance(checked, LatentProblem):
+            part = (change_form or latent_dense)(checked)
+        else:
+            part = (change_form or rotary_dense)(checked)
+    part = one_batch_axis(part)
+    if change_form is None and sum(own.key.size + own.value.size for own in (*known.values(), part)) <= KEPT_SIZE:
+        known[n] = part
+    return part
+
+
+def part_outlines(checked) -> list[Problem]:
+    """The dense problems of a form without their numbers: the options, and arrays of the right shape in which every element is one zero.
+
+    Most questions are of shapes and options only, and gathering the pages of a whole cache for each of them would take most of the time.
+    """
+    if isinstance(checked, Problem):
+        return [one_batch_axis(checked)]
+    if checked not in _KNOWN_OUTLINES:
         if isinstance(checked, PackedProblem):
-            cut = change_form or PackedProblem.sequence
-            return [cut(checked, n) for n in range(checked.num_sequences)]
-        if isinstance(checked, PagedProblem):
-            cut = change_form or PagedProblem.sequence
-            return [cut(checked, b) for b in range(len(checked.block_table))]
-        if isinstance(checked, LatentProblem):
-            return [(change_form or latent_dense)(checked)]
-        if isinstance(checked, RotaryProblem):
-            return [(change_form or rotary_dense)(checked)]
-    return [checked]
+            parts = [checked.sequence(n) for n in range(checked.num_sequences)]
+        elif isinstance(checked, PagedProblem):
+            parts = [_paged_outline(checked, b) for b in range(len(checked.block_table))]
+        elif isinstance(checked, LatentProblem):
+            parts = [_latent_outline(checked)]
+        else:
+            parts = [checked.dense]
+        _KNOWN_OUTLINES[checked] = [one_batch_axis(part) for part in parts]
+    return _KNOWN_OUTLINES[checked]
+
+
+def _paged_outline(p: PagedProblem, b: int) -> Problem:
+    length, kv_heads = int(p.kv_lengths[b]), p.key_pages.shape[1]
+    key, value = (np.broadcast_to(np.float32(0), (kv_heads, length, pages.shape[-1])) for pages in (p.key_pages, p.value_pages))
+    return Problem(query=p.query[b], key=key, value=value, **cut_options(p, b, (b, ..., slice(length))))
+
+
+def _latent_outline(p: LatentProblem) -> Problem:
+    *batch, heads, _, nope = p.q_nope.shape
+    kv_len, rope = p.k_rope.shape[-2:]
+    empty = lambda length, width: np.broadcast_to(np.float64(0), (*batch, heads, length, width))  # noqa: E731
+    return Problem(query=empty(p.q_nope.shape[-2], nope + rope), key=empty(kv_len, nope + rope), value=empty(kv_len, p.w_uv.shape[1]), **_options(p))
 
 
 def split_result(checked, array: np.ndarray | None) -> list[np.ndarray | None]:
-    """Cut an output or lse of the whole form into the pieces that belong to `dense_parts`, each with one batch axis."""
+    """Cut an output or lse of the whole form into the pieces that belong to the dense parts, each with one batch axis."""
     if isinstance(checked, PackedProblem):
         spans = zip(checked.cu_q[:-1], checked.cu_q[1:], strict=True)
         return [None if array is None else array[None, :, first:stop] for first, stop in spans]
@@ -186,25 +235,40 @@ def run_form(
     own : bool
         Round as the input dtype's kernels do, instead of predicting in float64.
     samples : list of Sample, optional
-        One a part.
+        One a part; parts of which nothing is looked at are not computed.
     with_size : bool
         As `run_stages`.
 
     Returns
     -------
-    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or form step.
+    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or form step, or hold
+    numbers fitted on other key heads.
     """
     changes = [mistake.change_form for mistake in mistakes if mistake.change_form is not None and possible(mistake, checked)]
-    if len(changes) > 1 or stages_of(*mistakes) is None:
+    if len(changes) > 1 or stages_of(*mistakes) is None or not all(_fits_heads(mistake, checked) for mistake in mistakes):
         return None
     arithmetic = arithmetic_of(input_dtype(checked), *mistakes, tile=tile, own=own)
-    parts = [one_batch_axis(part) for part in dense_parts(checked, *changes)]
-    samples = samples or [None] * len(parts)
     results = []
-    for part, sample in zip(parts, samples, strict=True):
+    for n in range(part_count(checked)):
+        sample = samples[n] if samples else None
+        if sample is not None and sample.left_out:
+            results.append(_nothing(output_shape(checked)[-1], with_size))
+            continue
+        part = dense_part(checked, n, *changes)
         stages = stages_of(*(m for m in mistakes if m.change_form is None and m.applies(part)), tile=tile)
         results.append(run_stages(part, stages, arithmetic, sample, with_size))
     return results
+
+
+def _fits_heads(mistake, checked):
+    """Whether numbers fitted for each key head belong to the heads of this problem."""
+    return mistake.fitted_kv_heads in (0, *(part.num_kv_heads for part in part_outlines(checked)))
+
+
+def _nothing(width, with_size):
+    """The results of a part that is not looked at."""
+    output, lse = np.zeros((0, 0, 0, width)), np.zeros((0, 0, 0))
+    return (output, lse, output, lse) if with_size else (output, lse)
 
 
 def possible(mistake: Mistake, checked) -> bool:
@@ -214,4 +278,4 @@ def possible(mistake: Mistake, checked) -> bool:
             return mistake.applies(checked)
     elif mistake.form != "attention":
         return False
-    return any(mistake.applies(one_batch_axis(part)) for part in dense_parts(checked))
+    return any(map(mistake.applies, part_outlines(checked)))

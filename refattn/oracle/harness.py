@@ -33,7 +33,7 @@ from refattn.oracle.spec import KernelSpec, kernel_spec, spec_words
 from refattn.oracle.verdict import check
 
 DIAGNOSED = 3  # failures that are explained; each may take seconds
-DIAGNOSIS_SECONDS = 5.0
+DIAGNOSIS_SECONDS = 10.0
 REPEATS = {"quick": 2, "full": 5}
 
 

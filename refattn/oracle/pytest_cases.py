@@ -15,7 +15,7 @@ from refattn.oracle.inputs import AttentionInputs
 from refattn.oracle.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict import check
 
-DIAGNOSIS_SECONDS = 5.0
+DIAGNOSIS_SECONDS = 10.0
 MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect", "head_dims", "hides_nan")
 
 
