@@ -2,7 +2,16 @@
 
 Same names, arguments, errors and conventions; the output has the query's dtype and lse is float32 for float32 and narrower. Nothing is
 compiled on import: the first call of each kind compiles, later processes load it from the cache.
+
+PYTEST_DONT_REWRITE (see `refattn`)
 """
+
+import sys as _sys
+
+from cpu_kernels.machine import cpu_limits as _cpu_limits
+
+if "numba" not in _sys.modules:
+    _cpu_limits.require_usable_numba_num_threads()
 
 from cpu_kernels.dense import attention as attention
 from cpu_kernels.dense import attention_with_lse as attention_with_lse

@@ -74,7 +74,7 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 
 
 def solve_block_local(problem, wants_lse):
-    whole, num_blocks = problem.whole, problem.num_blocks
+    whole, num_blocks = problem.whole, problem.num_parts
     lse_dtype = compute_dtype(whole.query, whole.key, whole.value)
     dtype = working_dtype(whole, lse_dtype)
     output, lse, written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)

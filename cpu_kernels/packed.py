@@ -80,7 +80,7 @@ def solve_packed(problem, wants_lse):
     output, lse, written = results((), num_heads, total_q, v_head_dim, dtype, wants_lse)
     operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
     sequences = Sequences(
-        problem.num_sequences, (), np.diff(problem.cu_q), problem.kv_lengths, problem.q_offset, 0, np.arange(problem.num_sequences),
+        problem.num_parts, (), np.diff(problem.cu_q), problem.kv_lengths, problem.q_offset, 0, np.arange(problem.num_parts),
         problem.cu_q[:-1], problem.cu_kv[:-1],
     )  # fmt: skip
     solve(problem, operands, sequences, num_kv_heads, num_heads // num_kv_heads, (head_dim, 0, v_head_dim))

@@ -1,6 +1,9 @@
 """The attention reference that kernel authors trust: MHA, MQA, GQA and MLA, exact, in NumPy.
 
-Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach `refattn.pytest_plugin`.
+Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach `refattn.pytest_plugin`. It would rewrite the
+assertions of whatever is installed beside a plugin, and warn where the package was imported before it; the next word tells it not to.
+
+PYTEST_DONT_REWRITE
 """
 
 import importlib
@@ -57,7 +60,13 @@ def __getattr__(name):
         return importlib.import_module(f"refattn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'refattn' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"refattn.{_HOME[name]}"), name)
+    try:
+        module = importlib.import_module(f"refattn.{_HOME[name]}")
+    except ImportError as error:
+        if "subinterpreter" in str(error) or "once per process" in str(error):
+            raise ImportError(f"NumPy cannot be imported in this subinterpreter: call refattn from the main interpreter. ({error})") from error
+        raise
+    value = globals()[name] = getattr(module, name)
     return value
 
 

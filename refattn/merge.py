@@ -3,6 +3,7 @@
 import numpy as np
 
 from refattn.calls.merge import checked_states
+from refattn.exact.precise import require_subnormals
 
 
 def merge_states(outputs, lses):
@@ -49,6 +50,7 @@ def merge_states(outputs, lses):
     array([[[2., 3.]]])
     """
     states = checked_states(outputs, lses)
+    require_subnormals()
     outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in (states.outputs, states.lses))
     with np.errstate(all="ignore"):
         largest = np.max(lses, axis=0)

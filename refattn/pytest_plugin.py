@@ -2,31 +2,43 @@
 
 Fixtures:
 
-    attention_case    one call after another: the test runs once for each. `attention_case.check(kernel)` calls the kernel and judges it.
-    kernel_spec       the arithmetic the kernel claims, from the marker, `--refattn-spec` or the dtype.
+    refattn_case            one call after another: the test runs once for each. `refattn_case.check(kernel)` calls the kernel and judges it.
+    refattn_kernel_spec     the arithmetic the kernel claims, from the marker, `--refattn-spec` or the dtype.
     refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed of the command line; it fails the test with the table.
 
 Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=..., head_dims=..., hides_nan=...)` chooses the
 cases: those whose options the kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options
 `--refattn-level`, `--refattn-seed` and `--refattn-spec`.
 
-Nothing is imported here but pytest, nor by the package it lies in: a test run that uses none of this pays nothing.
+A project that uses none of this is left as it is: every name begins with `refattn`, a test that parametrises one of these names itself, or a
+fixture of its own by that name, comes first, and nothing is imported here but pytest, nor by the package it lies in.
+
+PYTEST_DONT_REWRITE (see `refattn`)
 """
+
+import argparse
 
 import pytest
 
 LEVELS = ("quick", "full")
 MARKER = (
     "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan): "
-    "which cases the fixture attention_case gives, and what the kernel claims"
+    "which cases the fixture refattn_case gives, and what the kernel claims"
 )
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("refattn", "attention kernels")
-    group.addoption("--refattn-level", choices=LEVELS, default="quick", help="how many cases attention_case gives (default: quick)")
-    group.addoption("--refattn-seed", type=int, default=0, help="seed of their inputs (default: 0)")
+    group.addoption("--refattn-level", choices=LEVELS, default="quick", help="how many cases refattn_case gives (default: quick)")
+    group.addoption("--refattn-seed", type=seed, default=0, help="seed of their inputs, 0 or more (default: 0)")
     group.addoption("--refattn-spec", default=None, metavar="SPEC", help="arithmetic the kernels claim, such as bfloat16 or 'eager float16'")
+
+
+def seed(text):
+    """The option's value; pytest puts the option's name before the message."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of 0 or more; got {text!r}")
+    return int(text)
 
 
 def pytest_configure(config):
@@ -34,7 +46,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    if "attention_case" in metafunc.fixturenames:
+    if _gives_case(metafunc):
         from refattn.oracle.harness.pytest_cases import parametrize
 
         problem = parametrize(metafunc)
@@ -42,14 +54,25 @@ def pytest_generate_tests(metafunc):
             pytest.fail(f"{metafunc.function.__name__}: {problem}", pytrace=False)
 
 
+def _gives_case(metafunc):
+    """Whether the test takes its `refattn_case` from this file: not from its own parametrize, nor from a fixture of the project by that name."""
+    # Only this private table tells; a name that the test itself parametrises is not in it.
+    for fixture in reversed(metafunc._arg2fixturedefs.get("refattn_case", ())):
+        if fixture.func.__module__ == __name__:
+            return True
+        if "refattn_case" not in fixture.argnames:  # a fixture that asks for its own name extends the one before it
+            return False
+    return False
+
+
 @pytest.fixture
-def attention_case(request):
+def refattn_case(request):
     """An `AttentionCase`: arrays and options of one call, and `check`."""
     return request.param.of(request.node)
 
 
 @pytest.fixture
-def kernel_spec(request):
+def refattn_kernel_spec(request):
     """The `KernelSpec` of the marker, of `--refattn-spec`, or of a fused kernel in the marker's dtype."""
     from refattn.oracle.harness.pytest_cases import settings_of
 

@@ -59,6 +59,8 @@ class PackageCopy:
         if whole:
             for package in ("refattn", "cpu_kernels"):
                 shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+            for path in folder.rglob("*"):
+                path.chmod(path.stat().st_mode | 0o200)  # tests edit the copy of a checkout that may be read-only
         else:
             self.source("__init__.py").parent.mkdir()
             self.source("__init__.py").write_text("")

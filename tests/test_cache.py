@@ -3,14 +3,21 @@
 import os
 import re
 import shutil
+import signal
+import socket
 import stat
+import subprocess
+import sys
 import time
+import types
 
 import pytest
 
 pytest.importorskip("numba")
 
+from cpu_kernels.compiler import cache
 from cpu_kernels.compiler.cache import source_digest
+from cpu_kernels.compiler.jit import INTERPRETED, driver
 from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
 from package_copy import COMPILED, FIRST_CALL, LOADED, ROOT, PackageCopy
 
@@ -353,7 +360,8 @@ def test_private_folder_reads_no_links_and_no_other_folders(tmp_path):
     folder.remove("plain")
     assert folder.read("plain") is None
     shutil.rmtree(folder.path)
-    folder.write("gone", b"")
+    with pytest.raises(Refused, match="No such file"):
+        folder.write("gone", b"")
     assert not folder.path.exists()
 
 
@@ -379,3 +387,234 @@ def test_time_of_use_is_recorded(warm):
         os.utime(folder, (1, 1))
     warm.python(FIRST_CALL)
     assert any(folder.stat().st_mtime > time.time() - 600 for folder in states), state
+
+
+# -- whatever lies where the cache should be ----------------------------------------------------------------------------------------------------
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def unix_socket(path):
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket must be short
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def device(path):
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero: reading it never ends
+
+
+def plain_file(path):
+    path.write_bytes(b"something")
+
+
+def full_folder(path):
+    path.mkdir(mode=0o700)
+    (path / "file").write_bytes(b"something")
+
+
+def link_to(target):
+    def plant(path):
+        path.symlink_to(path.parent / target if target != "itself" else path)
+    return plant
+
+
+def of_another_user(plant):
+    def planted(path):
+        plant(path)
+        os.chown(path, 12345, 12345)
+    return planted
+
+
+def with_mode(bits, plant):
+    def planted(path):
+        plant(path)
+        path.chmod(bits)
+    return planted
+
+
+PLANTS = {
+    "pipe": pipe, "socket": unix_socket, "device": device, "file": plain_file, "folder": full_folder,
+    "link to a folder": link_to("elsewhere"), "link to a file": link_to("elsewhere/file"), "link to a pipe": link_to("elsewhere/pipe"),
+    "link to nothing": link_to("missing"), "link to itself": link_to("itself"),
+    "another user's file": of_another_user(plain_file), "another user's folder": of_another_user(full_folder),
+    "file nobody may read": with_mode(0o000, plain_file), "folder nobody may enter": with_mode(0o000, full_folder),
+    "folder nobody may write to": with_mode(0o500, full_folder), "file everybody may write to": with_mode(0o666, plain_file),
+}  # fmt: skip
+NEEDS_ROOT = ("device", "another user's file", "another user's folder")
+
+
+def remove(path):
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        path.chmod(0o700)
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def first_call(monkeypatch, tmp_path):
+    """Calls a new driver of this package as a new process would; whether its code was loaded, and where the notice would say it is kept."""
+    monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", str(tmp_path / "given"))
+    module = types.ModuleType("cpu_kernels.planted")
+    exec("def doubled(x):\n    return 2 * x", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(cache, "_place", None)
+
+    def hung(*_):
+        raise TimeoutError("waits for what was planted")
+
+    def call():
+        cache._place = None
+        function = driver(module.doubled)
+        signal.alarm(60)
+        assert function(1.5) == 3.0
+        signal.alarm(0)
+        return sum(function.stats.cache_hits.values()) == 1, cache.place().description
+
+    previous = signal.signal(signal.SIGALRM, hung)
+    yield call
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.parametrize("kind", PLANTS)
+def test_a_call_works_whatever_lies_where_the_cache_should_be(kind, first_call, tmp_path):
+    """In the place of the folder given, of ours in it, of the one for this state of the world, of the file: and what the notice says is so."""
+    if kind in NEEDS_ROOT and os.geteuid() != 0:
+        pytest.skip("only root makes devices and files of other users")
+    given = tmp_path / "given"
+    assert first_call() == (False, f"kept in {given / 'cpu_kernels'}")
+    entry, = [path for path in given.rglob("*") if path.is_file()]
+    for place in (entry, entry.parent, entry.parent.parent, given):
+        remove(place)
+        elsewhere = place.parent / "elsewhere"
+        full_folder(elsewhere)
+        pipe(elsewhere / "pipe")
+        PLANTS[kind](place)
+        loaded, said = first_call()
+        assert not loaded and said.startswith(("kept in ", "not kept: ")), place
+        assert first_call()[0] == said.startswith("kept in "), (place, said)
+        assert (elsewhere / "file").read_bytes() == b"something"  # what a link leads to is left alone, but for a folder of ours in the one given
+        remove(place)
+        remove(elsewhere)
+        if place == entry:
+            assert said.startswith("kept in ")
+        assert first_call()[1].startswith("kept in ")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file", "link to a file", "link to nothing"])
+def test_what_was_given_is_named(kind, tmp_path, monkeypatch):
+    full_folder(tmp_path / "elsewhere")
+    place = tmp_path / "given"
+    PLANTS[kind](place)
+    monkeypatch.chdir(tmp_path)
+    words = "is a link that leads nowhere" if kind == "link to nothing" else "is not a directory"
+    for given in (str(place), "given"):
+        monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", given)
+        assert cache._Place().description == f"not kept: CPU_KERNELS_CACHE_DIR={given} {words}"
+    monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", str(place / "deeper"))
+    assert cache._Place().description == f"not kept: CPU_KERNELS_CACHE_DIR={place / 'deeper'}: {place} {words}"
+
+
+NO_ROOM = """
+import os, resource
+from pathlib import Path
+from cpu_kernels import sample
+from cpu_kernels.compiler import cache
+from cpu_kernels.compiler import notice as compile_notice
+from cpu_kernels.compiler.jit import driver
+compile_notice.PATIENCE = 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES, resource.RLIM_INFINITY))
+function = driver(sample.powers.py_func)
+print(sample.cubes([1, 2, 3], function), sum(function.stats.cache_hits.values()))
+print(sorted(path.name for path in Path(cache.place().path).rglob("*") if path.is_file()))
+"""
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_no_room_for_code_is_said_and_leaves_nothing_behind(copy, size):
+    """A limit on the size of files stands for a full disk: the same call of the system fails."""
+    output, notice = copy.python(NO_ROOM.replace("BYTES", str(size)))
+    assert output.splitlines() == ["[1.0, 8.0, 27.0] 0", "[]"]
+    assert "(not kept: " in notice and "File too large" in notice and len(notice.splitlines()) == 1
+
+
+def test_kept_code_is_loaded_where_there_is_no_room_for_more(copy):
+    assert copy.python(FIRST_CALL)[0] == COMPILED
+    output, notice = copy.python(NO_ROOM.replace("BYTES", "0"))
+    assert output.splitlines()[0] == "[1.0, 8.0, 27.0] 1" and notice == ""
+
+
+def test_a_full_disk(copy):
+    """A real one, of a few pages, where this user may mount it."""
+    copy.cache.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", copy.cache], capture_output=True)
+    if not mounted or mounted.returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        (copy.cache / "filler").write_bytes(bytes(4096))
+        hurried = f"from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
+        for _ in range(2):
+            output, notice = copy.python(hurried)
+            assert output == COMPILED and "(not kept: " in notice and "No space left on device" in notice
+        assert [path.name for path in copy.entries()] == ["filler"]
+    finally:
+        subprocess.run(["umount", copy.cache], check=True)
+
+
+def test_room_that_goes_while_compiling_is_said_too(copy):
+    code = f"""
+from cpu_kernels.compiler import notice as compile_notice
+from cpu_kernels.compiler import private_folder
+compile_notice.PATIENCE = 0
+def full(self, name, content):
+    raise private_folder.Refused("the disk filled up")
+private_folder.PrivateFolder.write = full
+{FIRST_CALL}
+"""
+    output, notice = copy.python(code)
+    assert output == COMPILED and len(notice.splitlines()) == 2
+    assert notice.splitlines()[1] == "cpu_kernels: compiled code is not kept: the disk filled up"
+
+
+def test_the_notice_says_nothing_false_about_edited_sources(copy):
+    code = """
+from cpu_kernels import sample, sample_leaf
+from cpu_kernels.compiler import notice as compile_notice
+compile_notice.PATIENCE = 0
+with open(sample_leaf.__file__, "a") as file:
+    file.write("# edited")
+sample.cubes([1, 2, 3])
+"""
+    assert "(not kept: the package's sources" in copy.python(code)[1] and copy.entries() == []
+
+
+def test_a_relative_folder_in_a_directory_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", "given")
+    assert cache._Place().description.startswith("not kept: ")
+
+
+def test_no_folder_at_all(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nowhere"])
+    for name, value in (("CPU_KERNELS_CACHE_DIR", ""), ("XDG_CACHE_HOME", ""), ("HOME", "/nowhere")):
+        monkeypatch.setenv(name, value)
+    assert cache._Place().description.startswith("not kept: ")
+
+
+def test_links_that_editors_leave_beside_sources_do_not_matter(copy):
+    copy.source(".#sample.py").symlink_to("me@here.123")
+    os.mkfifo(copy.source("pipe.py"))
+    assert copy.python(FIRST_CALL)[0] == COMPILED
+    assert copy.python(FIRST_CALL)[0] == LOADED

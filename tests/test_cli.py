@@ -7,10 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import refattn
-from refattn.cli import SUBCOMMANDS
+from refattn.cli import SUBCOMMANDS, main
+from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.vectors.containers import write_arrays
+from refattn.oracle.vectors.golden import make_case, save_case
 
 ROOT = Path(refattn.__file__).parents[1]
 
@@ -64,3 +68,56 @@ class TestEnds:
         process = command("vectors", "check", str(tmp_path / "p"), "--junit", str(tmp_path / "missing" / "x.xml"), stdout=subprocess.PIPE)
         output, error = process.communicate()
         assert "5 of 5 cases are right" in output and "x.xml" in error and "Traceback" not in error and process.returncode == 2
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A case and its path."""
+    case = make_case(attention_inputs("normal", ["causal"], sizes=Sizes(2, 4, 2, 3, 7, 8, 8)))
+    path = tmp_path_factory.mktemp("cases") / "case.npz"
+    save_case(case, path)
+    return path, case
+
+
+class TestResultFiles:
+    """What `check` and `diagnose` read."""
+
+    SUBCOMMANDS = ("check", "diagnose")
+
+    def run(self, capsys, *words):
+        code = main([*map(str, words)])
+        return code, "".join(capsys.readouterr())
+
+    def written(self, path, ending, array):
+        """A file that holds nothing but an lse."""
+        path = path / f"result{ending}"
+        if ending == ".npy":
+            np.save(path, array)
+        elif ending == ".bin":
+            path.write_bytes(array.tobytes())
+        else:
+            path.mkdir() if ending == "" else None
+            write_arrays(path, {"lse": array}, "", "raw" if ending == "" else None)
+        return path
+
+    @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+    @pytest.mark.parametrize(("words", "name"), [(("CASE", ""), "result"), (("", "CASE"), "case"), (("CASE", "CASE", "--lse", ""), "--lse")])
+    def test_an_empty_path_is_refused_by_name(self, capsys, case, subcommand, words, name):
+        code, text = self.run(capsys, subcommand, *(str(case[0]) if word == "CASE" else word for word in words))
+        assert code == 2 and f"{name} must be the path of a file or directory; got ''." in text
+
+    @pytest.mark.parametrize("ending", [".npz", ".safetensors", "", ".npy", ".bin"])
+    @pytest.mark.parametrize("stored", [(), ("--stored",)])
+    def test_an_lse_alone_is_judged_alone(self, capsys, tmp_path, case, ending, stored):
+        path, right = case
+        lse = right.lse.astype(np.float32)
+        code, text = self.run(capsys, "check", path, self.written(tmp_path, ending, lse), *stored)
+        assert code == 0 and ("only the lse was given" in text or "no output given" in text), text
+        (tmp_path / "wrong").mkdir()
+        code, text = self.run(capsys, "check", path, self.written(tmp_path / "wrong", ending, lse + np.float32(0.1)), *stored)
+        assert code == 1, text
+
+    @pytest.mark.parametrize("ending", [".npz", ".safetensors", "", ".npy", ".bin"])
+    def test_diagnose_says_that_it_needs_the_output(self, capsys, tmp_path, case, ending):
+        code, text = self.run(capsys, "diagnose", case[0], self.written(tmp_path, ending, case[1].lse.astype(np.float32)))
+        assert code == 2 and "must hold the output, by which mistakes are told" in text

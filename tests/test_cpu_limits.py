@@ -109,10 +109,11 @@ print(all(os.sched_getaffinity(thread.native_id) <= mine for thread in pool._poo
 
 def cgroup_tree(tmp_path, membership, mounts, files):
     """A process folder and control group file systems as Linux would show them."""
+    tmp_path = tmp_path / "with space"
     proc = tmp_path / "proc"
-    proc.mkdir()
+    proc.mkdir(parents=True)
     (proc / "cgroup").write_text(membership)
-    lines = [f"30 25 0:26 {root} {tmp_path}/{where} rw,nosuid - {kind} {kind} {options}" for where, root, kind, options in mounts]
+    lines = [f"30 25 0:26 {root} {str(tmp_path).replace(' ', chr(92) + '040')}/{where} rw,nosuid - {kind} {kind} {options}" for where, root, kind, options in mounts]
     (proc / "mountinfo").write_text("22 1 0:21 / / rw - ext4 /dev/root rw\n" + "\n".join(lines))
     for name, text in files.items():
         path = tmp_path / name

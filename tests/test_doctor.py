@@ -3,6 +3,8 @@
 import copy as copying
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -68,6 +70,7 @@ def test_a_healthy_machine_has_no_findings():
     (changed("kernels", "cache", "refusals", ["/tmp/x is writable by other users"]), "hazard", "run code as you"),
     (changed("kernels", "cache", "refusals", ["/tmp/x belongs to another user"]), "hazard", "another user"),
     (changed("kernels", "cache", {"folder": None, "reason": "CPU_KERNELS_CACHE_DIR is off", "refusals": []}), "note", "CPU_KERNELS_CACHE_DIR is off"),
+    (changed("kernels", "cache", "reason", "/home/me/.cache/cpu_kernels: No space left on device"), "note", "No space left on device"),
     (changed("threads", "quota", 1.5), "note", "quota of 1.5 is below the 8 CPUs"),
     (changed("threads", "numba_num_threads", 2), "note", "NUMBA_NUM_THREADS of 2"),
     (changed("python", "gil", False), "note", "global interpreter lock"),
@@ -228,3 +231,51 @@ def test_blas_as_built(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     assert doctor.blas_facts() == {"name": built["name"], "version": built["version"], "threads": 2}
+
+
+FLUSHING = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1]).flush_subnormals()
+import numpy as np, refattn
+from refattn.commands import machine as doctor
+from refattn.commands import hazards
+query = key = np.zeros((1, 1, 4))
+value = np.full((1, 1, 4), 1e-310)
+blocks = [np.zeros((1, 4, 4))] * 3
+calls = {
+    "attention": lambda: refattn.attention(query, key, value),
+    "attention_steps": lambda: refattn.attention_steps(query, key, value),
+    "multi_head_attention": lambda: refattn.multi_head_attention(query, key, value),
+    "block_local_attention": lambda: refattn.block_local_attention(*blocks, block_size=2),
+    "packed_attention": lambda: refattn.packed_attention(*[np.zeros((1, 2, 4))] * 3, cu_q=[0, 2], cu_kv=[0, 2]),
+    "merge_states": lambda: refattn.merge_states([value], [np.zeros((1, 1))]),
+}
+for name, call in calls.items():
+    try:
+        print(name, call())
+    except FloatingPointError as error:
+        assert "flushes subnormal numbers to zero" in str(error)
+facts = doctor.number_facts()
+print(facts["flushes_subnormals"]["this thread"])
+"""
+
+
+def test_the_reference_refuses_to_lose_small_numbers(tmp_path):
+    """A library that sets FTZ and DAZ, as those built with -ffast-math do when they are loaded."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("needs a C compiler for x86-64")
+    source, library = tmp_path / "flush.c", tmp_path / "flush.so"
+    source.write_text("#include <xmmintrin.h>\nvoid flush_subnormals(void) { _mm_setcsr(_mm_getcsr() | 0x8040); }\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    done = subprocess.run([sys.executable, "-c", FLUSHING, library], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "True\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-1", " -3"])
+def test_a_number_of_threads_that_numba_refuses(count):
+    pytest.importorskip("numba")
+    done = command(code="import cpu_kernels", NUMBA_NUM_THREADS=count)
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: NUMBA_NUM_THREADS must be 1 or more; got NUMBA_NUM_THREADS={count.strip()}.")
+    done = command(NUMBA_NUM_THREADS=count, OPENBLAS_NUM_THREADS="1")
+    assert done.returncode == 1 and "NUMBA_NUM_THREADS must be 1 or more" in done.stdout and "Traceback" not in done.stderr

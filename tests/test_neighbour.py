@@ -1,6 +1,7 @@
 """cpu_kernels inside a host program: its own parallel loops, its Numba settings, its forks and its end are as they were without us."""
 
 import os
+import sys
 
 import pytest
 
@@ -152,3 +153,89 @@ call(3)
 """
     output, errors = copy.python(code)
     assert output.split() == ["3", "100.0", "5", "100.0"] and "Error" not in errors
+
+
+AT_THE_END = """
+import atexit, sys, threading, time
+import numpy as np
+from cpu_kernels import sample
+from cpu_kernels.compiler import notice as compile_notice
+compile_notice.PATIENCE = 0
+
+def call(where):
+    print(where, sample.cubes([1, 2, 3]), flush=True)
+
+class Last:
+    def __del__(self, call=call):
+        call("__del__")
+
+def late():
+    threading.main_thread().join()
+    call("thread")
+
+WHERE
+"""
+
+
+@pytest.mark.parametrize("where, starter", [
+    ("atexit", "atexit.register(call, 'atexit')"),
+    ("thread", "threading.Thread(target=late).start()"),
+    ("__del__", "last = Last()"),
+    ("__del__", "sys.modules['last'] = Last()"),
+])
+def test_first_calls_at_the_end_of_the_process(copy, where, starter):
+    """Compiling and loading, when no thread can be started any more, or modules are being taken apart."""
+    for _ in range(2):
+        output, errors = copy.python(AT_THE_END.replace("WHERE", starter))
+        if where == "__del__":  # Python has taken its import system apart, NumPy fails and says so
+            assert output.endswith("[1.0, 8.0, 27.0]") or "ImportError: sys.meta_path is None, Python is likely shutting down" in errors, errors
+        else:
+            assert output == f"{where} [1.0, 8.0, 27.0]", errors
+
+
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+MAIN
+number = interpreters.create()
+try:
+    interpreters.run_string(number, '''
+import warnings
+warnings.simplefilter("ignore")  # NumPy warns
+import numpy as np
+from cpu_kernels import sample
+from cpu_kernels.compiler import notice as compile_notice
+compile_notice.PATIENCE = 0
+import sys
+print(sample.cubes([1, 2, 3]), flush=True)
+''')
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("main", ["", "import numpy"])
+def test_subinterpreter(copy, main):
+    """A right answer, or the error with which NumPy refuses."""
+    pytest.importorskip("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    output, _ = copy.python(SUBINTERPRETER.replace("MAIN", main))
+    assert output == "[1.0, 8.0, 27.0]" or "ImportError" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("left", [8, 32, 90])
+def test_too_little_address_space_to_compile_is_an_error_and_not_the_end(copy, left):
+    code = f"""
+import resource
+from cpu_kernels import sample
+from cpu_kernels.machine import cpu_limits
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ({left} << 20),) * 2)
+try:
+    sample.cubes([1, 2, 3])
+except MemoryError as error:
+    print(error)
+"""
+    assert "Compiling a kernel must have 224 MiB of address space; got" in copy.python(code)[0]

@@ -12,6 +12,7 @@ Environment: CPU_KERNELS_CACHE_DIR is a folder to keep it in instead of the usua
 in the temporary directory), or ``off``. POSIX systems only: elsewhere nothing is kept, because the permission checks have no meaning there.
 """
 
+import contextlib
 import hashlib
 import marshal
 import os
@@ -29,12 +30,14 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from cpu_kernels.compiler.notice import notice
+from cpu_kernels.machine.cpu_limits import SPACE_TO_COMPILE, SPACE_TO_LOAD, require_address_space
 from cpu_kernels.compiler.numba_internals import prepare_to_load
 from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
 
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parent
 FORMAT = b"cpu_kernels compiled code, format 1\n"
 KEPT_STATES = 8
+LARGEST_ENTRY = 1 << 20  # bytes; where so much cannot be written, the user is told that nothing is kept
 # Numba settings that change the code made from the same source.
 CODE_SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT", "SLP_VECTORIZE")
 
@@ -42,7 +45,7 @@ CODE_SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX", "LOOP_VECTORI
 def source_digest(package=PACKAGE):
     """SHA-256 over the names and contents of all Python files of the package."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*.py") if path.is_file()):  # editors leave links that lead nowhere
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
         digest.update(content)
@@ -73,7 +76,7 @@ class CodeCache(NullCache):
     def __init__(self, function, variant):
         self.function, self.variant = function, variant
         # A function of another package depends on files that the digest does not cover.
-        self.covered = function.__globals__.get("__name__", "").split(".")[0] == PACKAGE.name
+        self.covered = function.__globals__.get("__name__", "").split(".")[0] == __package__
 
     @property
     def cache_path(self):
@@ -85,7 +88,8 @@ class CodeCache(NullCache):
         folder = self._folder(target_context.codegen())
         compiled = folder and _read_entry(folder, name, sig, target_context)
         if compiled is None:
-            notice.compiling(self._destination())
+            require_address_space(SPACE_TO_COMPILE, "Compiling a kernel")
+            notice.compiling(self._destination(folder))
         return compiled
 
     def save_overload(self, sig, compiled):
@@ -93,7 +97,11 @@ class CodeCache(NullCache):
         folder = self._folder(compiled.codegen)
         if folder and not compiled.library.has_dynamic_globals:
             payload = dumps(compiled._reduce())
-            folder.write(self._entry_name(sig), FORMAT + hashlib.sha256(payload).digest() + payload)
+            try:
+                folder.write(self._entry_name(sig), FORMAT + hashlib.sha256(payload).digest() + payload)
+            except Refused as refusal:
+                place().reason = str(refusal)
+                notice.not_kept(place().description)
 
     def _folder(self, codegen):
         """The folder of this state of the world, or None. Files edited since they were imported belong to no state."""
@@ -107,9 +115,13 @@ class CodeCache(NullCache):
         key = (self.function.__module__, self.function.__qualname__, self.variant, [repr(a) for a in arguments], hashlib.sha256(code).hexdigest())
         return f"{self.function.__name__.strip('<>')}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}"
 
-    def _destination(self):
+    def _destination(self, folder):
+        """Where the code about to be compiled will be, in words."""
         if not self.covered:
             return "not kept: not part of the package"
+        if folder is None and place().root:
+            return "not kept: the package's sources cannot be read, or were edited since they were imported"
+        place().look_for_room()
         return place().description
 
 
@@ -118,6 +130,7 @@ def _read_entry(folder, name, sig, target_context):
     content = folder.read(name)
     if content is None:
         return None
+    require_address_space(SPACE_TO_LOAD, "Loading a kernel")
     head = len(FORMAT)
     payload = content[head + 32:]
     try:
@@ -133,21 +146,28 @@ def _read_entry(folder, name, sig, target_context):
 
 
 class _Place:
-    """Where this process keeps code: the first usable folder, or nowhere with the reason why."""
+    """Where this process keeps code: the first usable folder, or nowhere.
+
+    Attributes
+    ----------
+    root : PrivateFolder or None
+    reason : str or None
+        Why new code cannot be kept. With a root, code that lies there is still loaded.
+    """
 
     def __init__(self):
         self.root, self.states, self.refusals = None, {}, []
-        chosen = os.environ.get("CPU_KERNELS_CACHE_DIR", "")
-        if chosen.lower() in ("off", "0"):
+        self.reason = "there is no folder of this user's to keep it in"
+        given = os.environ.get("CPU_KERNELS_CACHE_DIR", "")
+        if given.lower() in ("off", "0"):
             self.reason = "CPU_KERNELS_CACHE_DIR is off"
             return
-        paths = [Path(os.path.abspath(os.path.expanduser(chosen))) / "cpu_kernels"] if chosen else usual_places("cpu_kernels")
-        for path in paths:
+        for path in _given_place(given) if given else usual_places("cpu_kernels"):
             try:
-                self.root = PrivateFolder(path)
+                self.root, self.reason = PrivateFolder(path), None
                 return
             except Refused as refusal:
-                self.reason = str(refusal)
+                self.reason = _about_what_was_given(given, path, str(refusal))
                 self.refusals.append(self.reason)
 
     @property
@@ -156,7 +176,16 @@ class _Place:
 
     @property
     def description(self):
-        return f"kept in {self.path}" if self.root else f"not kept: {self.reason}"
+        return f"not kept: {self.reason}" if self.reason else f"kept in {self.path}"
+
+    def look_for_room(self):
+        """Find out whether new code can be kept, before saying so."""
+        if self.root:
+            try:
+                self.root.try_to_hold(LARGEST_ENTRY)
+                self.reason = None
+            except Refused as refusal:
+                self.reason = str(refusal)
 
     def state_folder(self, target):
         if self.root is None:
@@ -173,6 +202,19 @@ class _Place:
                 self.refusals.append(self.reason)
                 return None
         return self.states[target]
+
+
+def _given_place(given):
+    with contextlib.suppress(OSError):  # a relative path, and the working directory is gone
+        yield Path(os.path.abspath(os.path.expanduser(given))) / "cpu_kernels"
+
+
+def _about_what_was_given(given, path, refusal):
+    """The refusal in terms of CPU_KERNELS_CACHE_DIR, where that is set."""
+    if not given:
+        return refusal
+    folder = f"{path.parent} "
+    return f"CPU_KERNELS_CACHE_DIR={given} {refusal[len(folder):]}" if refusal.startswith(folder) else f"CPU_KERNELS_CACHE_DIR={given}: {refusal}"
 
 
 _place = None

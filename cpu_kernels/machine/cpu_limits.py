@@ -1,9 +1,18 @@
-"""How many CPUs this process may use: affinity, the container's quota, NUMBA_NUM_THREADS."""
+"""What this process may use: CPUs (affinity, the container's quota, NUMBA_NUM_THREADS) and address space (ulimit -v)."""
 
 import math
 import os
+import re
 from functools import cache
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
+
+# Address space that compiling the largest kernel takes, and loading it, with a reserve: beyond a limit LLVM ends the process.
+SPACE_TO_COMPILE, SPACE_TO_LOAD = 224 << 20, 96 << 20
 
 
 def allowed_cpus():
@@ -25,6 +34,33 @@ def numba_num_threads():
     """The user's NUMBA_NUM_THREADS as a number, or None where it is unset or no positive integer."""
     text = os.environ.get("NUMBA_NUM_THREADS", "")
     return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def require_usable_numba_num_threads():
+    """Raise before Numba does, whose message names no variable. It reads the variable when it is first imported."""
+    text = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    if text.lstrip("+-").isdecimal() and int(text) < 1:
+        raise ImportError(f"NUMBA_NUM_THREADS must be 1 or more; got NUMBA_NUM_THREADS={text}. Numba cannot be imported with it: unset it.")
+
+
+def require_address_space(needed, purpose):
+    """Raise MemoryError where the limit on address space leaves less than so many bytes."""
+    left = address_space_left()
+    if left is not None and left < needed:
+        raise MemoryError(f"{purpose} must have {needed >> 20} MiB of address space; got {max(0, left) >> 20} MiB below the limit. "
+                          "Raise the limit (ulimit -v).")  # fmt: skip
+
+
+def address_space_left():
+    """Bytes below the limit on this process's address space, or None without a limit or where the system does not say."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource and hasattr(resource, "RLIMIT_AS") else -1
+    if limit < 0 or limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return None
+    return limit - pages * resource.getpagesize()
 
 
 @cache
@@ -63,7 +99,12 @@ def _cgroup_mounts(mounts, version1):
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if not version1 and kind[0] == "cgroup2" or version1 and kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
-            yield fields[3], Path(fields[4])
+            yield _unescaped(fields[3]), Path(_unescaped(fields[4]))
+
+
+def _unescaped(path):
+    """Spaces and the like stand as octal numbers in the kernel's tables."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _quota_v2(group):

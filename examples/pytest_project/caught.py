@@ -5,5 +5,5 @@ from flash_kernel import flash_attention_without_tail_mask
 
 
 @pytest.mark.refattn(dtype="float32", supports={"causal", "scale"}, families={"normal"})
-def test_without_tail_mask(attention_case):
-    attention_case.check(flash_attention_without_tail_mask)
+def test_without_tail_mask(refattn_case):
+    refattn_case.check(flash_attention_without_tail_mask)

@@ -12,13 +12,13 @@ pytestmark = pytest.mark.refattn(dtype="float32", supports={"causal", "scale"})
 
 
 @pytest.mark.refattn(families={"normal", "ascending", "low scores", "one-hot"})
-def test_against_the_reference(attention_case):
-    attention_case.check(flash_attention)
+def test_against_the_reference(refattn_case):
+    refattn_case.check(flash_attention)
 
 
-def test_harness(refattn_check_kernel, kernel_spec):
+def test_harness(refattn_check_kernel, refattn_kernel_spec):
     report = refattn_check_kernel(flash_attention, only="identities")
-    assert report.spec == kernel_spec
+    assert report.spec == refattn_kernel_spec
 
 
 def test_the_missing_tail_mask_is_caught(refattn_check_kernel):

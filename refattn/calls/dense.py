@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import Options, Sizes, checked_options
 
@@ -71,8 +71,8 @@ class Problem(Options, Checked):
     def input_dtype(self):
         return self.query.dtype
 
-    def parts(self, cut=None):
-        yield Part(self, (Ellipsis, slice(None)))
+    def part(self, n):
+        return self
 
     def drawn(self):
         """The problem with every rule of visibility drawn into its mask; only `uncut` problems have such a rule."""

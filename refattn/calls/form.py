@@ -109,13 +109,27 @@ class Checked:
         """The dtype of the first array."""
         raise NotImplementedError
 
-    def parts(self, cut=None):
-        """The dense problems that the call is made of, each as a `Part`.
+    @property
+    def num_parts(self):
+        """How many dense problems the call is made of."""
+        return 1
 
-        `cut` takes the place of the step that makes one of them, and may make it wrongly: a problem and, where there are
-        several sequences, the number of one -> a dense problem.
-        """
+    def part(self, n):
+        """Dense problem n."""
         raise NotImplementedError
+
+    def place(self, n):
+        """Where the results of dense problem n lie: the index of the lse of the whole call that gives (*batch, H, T)."""
+        return Ellipsis, slice(None)
+
+    def outline(self, n):
+        """Dense problem n without its numbers: the options, and arrays of the right shapes. Costs no work."""
+        return self.part(n)
+
+    def parts(self):
+        """The dense problems that the call is made of, each as a `Part`."""
+        for n in range(self.num_parts):
+            yield Part(self.part(n), self.place(n))
 
     def uncut(self):
         """The same call with what the form hides written as a rule of visibility, for mistakes that change the rule."""

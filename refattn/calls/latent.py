@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.dense import Problem, at_least_axes, exactly_axes, floating, require_memory
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 from refattn.calls.options import Options, Sizes, checked_options
 
 
@@ -40,10 +40,15 @@ class LatentProblem(Options, Checked):
     def input_dtype(self):
         return self.q_nope.dtype
 
-    def parts(self, cut=None):
-        yield Part((cut or LatentProblem.expanded)(self), (Ellipsis, slice(None)))
+    def outline(self, n):
+        batch, kv_len = self.kv_latent.shape[:-2], self.kv_latent.shape[-2]
+        num_heads, q_len, nope = self.q_nope.shape[-3:]
+        width = nope + self.k_rope.shape[-1]
+        shapes = {"query": (q_len, width), "key": (kv_len, width), "value": (kv_len, self.w_uv.shape[1])}
+        arrays = {name: np.broadcast_to(np.float64(0), (*batch, num_heads, *shape)) for name, shape in shapes.items()}
+        return Problem(**arrays, **self.options())
 
-    def expanded(self):
+    def part(self, n=0):
         """Multi-Head Attention with keys and values of every head made explicit, in float64."""
         latent = np.asarray(self.kv_latent, np.float64)[..., None, :, :]
         rope = np.asarray(self.k_rope, np.float64)[..., None, :, :]

@@ -7,7 +7,7 @@ import numpy as np
 
 from refattn.calls.checks import checked_integer
 from refattn.calls.dense import DENSE, Problem, attention_problem
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +34,14 @@ class BlockLocalProblem(Checked):
         return self.whole.output_shape
 
     @property
-    def num_blocks(self):
+    def num_parts(self):
         return -(-self.whole.q_len // self.block_size)
 
     def rows(self, n):
         """The positions of block n; the last block may be shorter."""
         return slice(n * self.block_size, min((n + 1) * self.block_size, self.whole.q_len))
 
-    def block(self, n):
+    def part(self, n):
         """Block n as a dense problem. Row and key move together, so offsets inside a block start at 0 again."""
         whole, here = self.whole, self.rows(n)
         options = whole.options_at(per_score=(..., here, here)).options()
@@ -54,9 +54,8 @@ class BlockLocalProblem(Checked):
     def input_dtype(self):
         return self.whole.query.dtype
 
-    def parts(self, cut=None):
-        for n in range(self.num_blocks):
-            yield Part(self.block(n), (Ellipsis, self.rows(n)))
+    def place(self, n):
+        return Ellipsis, self.rows(n)
 
     def uncut(self):
         whole = self.whole

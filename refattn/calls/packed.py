@@ -6,7 +6,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_int_array
 from refattn.calls.dense import Problem, exactly_axes, floating, require_head_dim, require_head_ratio, require_memory
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 from refattn.calls.options import Options, Sizes, checked_options
 
 
@@ -25,7 +25,7 @@ class PackedProblem(Options, Checked):
         return PACKED
 
     @property
-    def num_sequences(self):
+    def num_parts(self):
         return len(self.cu_q) - 1
 
     @property
@@ -37,7 +37,7 @@ class PackedProblem(Options, Checked):
     def output_shape(self):
         return (*self.query.shape[:-1], self.value.shape[-1])
 
-    def sequence(self, n):
+    def part(self, n):
         """Sequence n as a dense problem without batch axes."""
         rows, keys = slice(self.cu_q[n], self.cu_q[n + 1]), slice(self.cu_kv[n], self.cu_kv[n + 1])
         options = self.options_at(per_score=(slice(None), rows, keys), per_head=n, per_entry=n)
@@ -47,9 +47,8 @@ class PackedProblem(Options, Checked):
     def input_dtype(self):
         return self.query.dtype
 
-    def parts(self, cut=None):
-        for n in range(self.num_sequences):
-            yield Part((cut or PackedProblem.sequence)(self, n), (slice(None), slice(self.cu_q[n], self.cu_q[n + 1])))
+    def place(self, n):
+        return slice(None), slice(self.cu_q[n], self.cu_q[n + 1])
 
 
 def packed_problem(query, key, value, *, cu_q, cu_kv, **options):

@@ -6,7 +6,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_int_array
 from refattn.calls.dense import Problem, exactly_axes, floating, require_head_dim, require_head_ratio, require_memory
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import Options, Sizes, checked_options
 
@@ -37,7 +37,11 @@ class PagedProblem(Options, Checked):
     def output_shape(self):
         return (*self.query.shape[:-1], self.value_pages.shape[-1])
 
-    def sequence(self, b):
+    @property
+    def num_parts(self):
+        return len(self.query)
+
+    def part(self, b):
         """Sequence b as a dense problem without batch axes; only the pages within its length are read."""
         length = int(self.kv_lengths[b])
         pages = self.block_table[b, : -(-length // self.page_size)]
@@ -51,9 +55,15 @@ class PagedProblem(Options, Checked):
     def input_dtype(self):
         return self.query.dtype
 
-    def parts(self, cut=None):
-        for b in range(len(self.query)):
-            yield Part((cut or PagedProblem.sequence)(self, b), (b,))
+    def place(self, b):
+        return (b,)
+
+    def outline(self, b):
+        length, num_kv_heads = int(self.kv_lengths[b]), self.key_pages.shape[1]
+        widths = self.key_pages.shape[-1], self.value_pages.shape[-1]
+        key, value = (np.broadcast_to(np.float32(0), (num_kv_heads, length, width)) for width in widths)
+        options = self.options_at(per_score=(b, ..., slice(length)), per_head=b, per_entry=b)
+        return Problem(query=self.query[b], key=key, value=value, **options.options())
 
 
 def joined_pages(pages):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.calls.dense import DENSE, Problem, attention_problem
-from refattn.calls.form import Checked, Form, Part
+from refattn.calls.form import Checked, Form
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ class RotaryProblem(Checked):
         key = k_rope.rotate(dense.key, np.arange(dense.kv_len))
         return replace(dense, query=q_rope.rotate(dense.query, rows), key=key)
 
-    def parts(self, cut=None):
-        yield Part((cut or RotaryProblem.rotated)(self), (Ellipsis, slice(None)))
+    def part(self, n):
+        return self.rotated()
+
+    def outline(self, n):
+        return self.dense
 
 
 def rotary_problem(query, key, value, *, rope, **options):

@@ -18,7 +18,7 @@ def add_parser(subparsers):
         epilog="exit code: 0 the result agrees with the reference, 1 it does not, 2 a file cannot be used",
     )
     add_result_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for pairs of mistakes, when no single one explains the result; default 20")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for the search; what it leaves untried is said; default 20")
     parser.set_defaults(run=run)
 
 
@@ -32,6 +32,8 @@ def run(args):
     try:
         for pair in pairs(args.case, args.result, args.lse):
             case, output, lse = pair.read()
+            if output is None:
+                raise VectorError(f"{pair.result.name} must hold the output, by which mistakes are told; got an lse alone, which refattn check judges.")
             diagnosis = diagnose(output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options)
             found.append((pair.name, diagnosis))
             if not args.json:

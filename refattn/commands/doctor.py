@@ -76,7 +76,8 @@ def cache_text(kernels):
         return "no kernels"
     if cache["folder"] is None:
         return f"none: {cache['reason']}"
-    return f"{cache['folder']} ({cache['mode']}, {cache['files']} files, {cache['bytes'] / 2**20:.1f} MiB)"
+    full = f"; nothing new is kept: {cache['reason']}" if cache["reason"] else ""
+    return f"{cache['folder']} ({cache['mode']}, {cache['files']} files, {cache['bytes'] / 2**20:.1f} MiB){full}"
 
 
 def blas_text(blas):

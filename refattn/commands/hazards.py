@@ -37,7 +37,8 @@ def flushed_subnormals(facts):
     if threads:
         yield Finding(
             "hazard",
-            f"Subnormal numbers (float32 below 1.2e-38) are flushed to zero in {' and '.join(threads)}: results differ from other machines.",
+            f"Subnormal numbers (float32 below 1.2e-38) are flushed to zero in {' and '.join(threads)}: `refattn` refuses to compute "
+            "there, and results of other libraries differ from other machines.",
             "A library built with -ffast-math set this when it was loaded, or a program asked for it (torch.set_flush_denormal(True)). "
             "Import libraries one by one to find which.")
 
@@ -69,7 +70,8 @@ def missing_packages(facts):
             yield Finding("note", f"{package} is not installed; it is needed for {purpose}.", f"pip install {package}")
     problem = facts["kernels"].get("problem")
     if problem and facts["versions"].get("numba") is not None:
-        yield Finding("hazard", f"The compiled kernels cannot be imported: {problem}", "Install versions of NumPy and Numba that go together.")
+        yield Finding("hazard", f"The compiled kernels cannot be imported: {problem}", "Unset it." if "NUMBA_NUM_THREADS" in problem else
+                      "Install versions of NumPy and Numba that go together.")
 
 
 def left_over_switches(facts):
@@ -90,9 +92,9 @@ def exposed_cache(facts):
         if others:
             yield Finding("hazard", f"The cache of compiled code was not used: {refusal}. Whoever can write there could run code as you.",
                           "Remove the folder, or set CPU_KERNELS_CACHE_DIR to a folder of your own.")
-    if facts["kernels"] and not facts["kernels"].get("problem") and cache.get("folder") is None:
-        yield Finding("note", f"Compiled code is not kept ({cache.get('reason')}): every process compiles anew, some seconds each time.",
-                      "Set CPU_KERNELS_CACHE_DIR to a folder you can write to.")
+    if cache.get("reason"):
+        yield Finding("note", f"Compiled code is not kept ({cache['reason']}): every process compiles anew, some seconds each time.",
+                      "Set CPU_KERNELS_CACHE_DIR to a folder you can write to, with room for some megabytes.")
 
 
 def limited_threads(facts):

@@ -5,6 +5,7 @@
 It only looks: no setting is changed.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from refattn._version import __version__
+from refattn.exact.precise import flushes_subnormals
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "ml_dtypes", "safetensors", "threadpoolctl")
 TELLING_FEATURES = ("sse2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16", "neon", "bf16", "sve")
@@ -77,18 +79,24 @@ def kernel_facts():
         place = importlib.import_module("cpu_kernels.compiler.cache").place()
     except ImportError as error:
         return {"problem": str(error)}
+    place.look_for_room()
     return {
         "compiled_for": jit.cpu_name(),
         "vector_bits": 8 * jit.vector_bytes(),
         "features": [name for name in TELLING_FEATURES if name in jit.cpu_features()],
-        "cache": {"folder": place.path, "reason": None if place.path else place.reason, "refusals": list(place.refusals)} | folder_facts(place.path),
+        "cache": {"folder": place.path, "reason": place.reason, "refusals": list(place.refusals)} | folder_facts(place.path),
     }
 
 
 def folder_facts(path):
     if path is None:
         return {}
-    files = [file.stat().st_size for file in Path(path).rglob("*") if file.is_file()]
+    files = []
+    for file in Path(path).rglob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode):
+                files.append(status.st_size)
     return {"mode": stat.filemode(os.stat(path).st_mode), "files": len(files), "bytes": sum(files)}
 
 
@@ -113,11 +121,3 @@ def number_facts():
     thread.join()
     longdouble = np.finfo(np.longdouble)
     return {"flushes_subnormals": flushes, "longdouble_significand_bits": int(longdouble.nmant) + 1, "longdouble_max_exponent": int(longdouble.maxexp)}
-
-
-def flushes_subnormals():
-    """True if the calling thread treats subnormal operands as zero (DAZ) or rounds subnormal results to zero (FTZ)."""
-    smallest = np.array([1], np.uint32).view(np.float32)
-    smallest_normal = np.array([0x00800000], np.uint32).view(np.float32)
-    with np.errstate(all="ignore"):
-        return bool((smallest * np.float32(2**100))[0] == 0 or (smallest_normal * np.float32(0.5)).view(np.uint32)[0] == 0)

@@ -27,10 +27,13 @@ class Pair:
     result: Path
     lse: Path | None = None
 
-    def read(self) -> tuple[VectorCase, np.ndarray, np.ndarray | None]:
+    def read(self) -> tuple[VectorCase, np.ndarray | None, np.ndarray | None]:
+        """The case, and output and lse of the result: at least one of the two."""
         case = self.load_case()
         output, lse = read_result(self.result, case)
         if self.lse is not None:
+            if output is None:
+                raise VectorError(f"{self.result.name} must hold the output where --lse gives the lse; got an lse.")
             lse = read_array(self.lse, case.lse.shape, case.spec.lse.name)
         return case, output, lse
 
@@ -43,6 +46,9 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
     VectorError
         A pack without a single result, or a path that is neither.
     """
+    for name, path in (("case", case_path), ("result", result_path), ("--lse", lse_path)):
+        if path is not None and not str(path).strip():
+            raise VectorError(f"{name} must be the path of a file or directory; got {str(path)!r}.")
     case_path, result_path = Path(case_path), Path(result_path)
     if not (case_path / MANIFEST).is_file():
         if not case_path.exists():
@@ -58,18 +64,43 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
         yield Pair(entry.name, entry.load, result, lse if lse is not None and lse.exists() else None)
 
 
-def read_result(path, case) -> tuple[np.ndarray, np.ndarray | None]:
-    """Output and lse of a result file: arrays named output and lse, or a file of the output alone (.npy, or .bin without a header)."""
+def read_result(path, case) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Output and lse of a result file: arrays named output and lse, one of the two, or one array alone (.npy, or .bin without a header).
+
+    An array without a name is the lse if it has the size of the lse and not that of the output.
+    """
     path = Path(path)
     if not path.exists():
         raise VectorError(f"{path.name} must exist: there is no result for this case.")
     if path.suffix in (".npy", ".bin"):
-        return read_array(path, case.output.shape, case.spec.output.name), None
+        return _read_nameless(path, case)
     arrays, _ = read_arrays(path)
+    lse = None if "lse" not in arrays else _floating(arrays["lse"], case.spec.lse.name)
     if "output" not in arrays and len(arrays) != 1:
-        raise VectorError(f"{path.name} must hold an array named output; got {', '.join(sorted(arrays)) or 'none'}.")
-    output = arrays.get("output", next(iter(arrays.values())))
-    return _floating(output, case.spec.output.name), None if "lse" not in arrays else _floating(arrays["lse"], case.spec.lse.name)
+        raise VectorError(f"{path.name} must hold an array named output, lse, or both; got {', '.join(sorted(arrays)) or 'none'}.")
+    output = arrays.get("output", None if lse is not None else next(iter(arrays.values())))
+    return None if output is None else _floating(output, case.spec.output.name), lse
+
+
+def _read_nameless(path, case):
+    if path.suffix == ".npy":
+        array = read_array(path, case.output.shape, case.spec.output.name)
+        if array.shape != case.output.shape and array.shape == case.lse.shape:
+            return None, read_array(path, case.lse.shape, case.spec.lse.name)
+        return array, None
+    size = path.stat().st_size
+    of_lse = size in _dtypes_of_bin(case.lse.size, case.spec.lse.name) and size not in _dtypes_of_bin(case.output.size, case.spec.output.name)
+    like, format_name = (case.lse, case.spec.lse.name) if of_lse else (case.output, case.spec.output.name)
+    array = read_array(path, like.shape, format_name)
+    return (None, array) if of_lse else (array, None)
+
+
+def _dtypes_of_bin(count, format_name):
+    """The dtype that so many numbers have, by the number of bytes of the file."""
+    dtypes = {8 * count: "<f8", 4 * count: "<f4", 2 * count: "<u2" if format_name == "bfloat16" else "<f2"}
+    if format_name in BITS and BITS[format_name].itemsize == 1:
+        dtypes[count] = "|u1"
+    return dtypes
 
 
 def read_array(path, shape, format_name) -> np.ndarray:
@@ -82,9 +113,7 @@ def read_array(path, shape, format_name) -> np.ndarray:
         if path.suffix == ".npy":
             return _floating(read_npy(file, size, path.name), format_name)
         count = math.prod(shape)
-        dtypes = {8 * count: "<f8", 4 * count: "<f4", 2 * count: "<u2" if format_name == "bfloat16" else "<f2"}
-        if format_name in BITS and BITS[format_name].itemsize == 1:
-            dtypes[count] = "|u1"
+        dtypes = _dtypes_of_bin(count, format_name)
         if size not in dtypes:
             raise VectorError(f"{path.name} must hold {count} numbers of 2, 4 or 8 bytes; got {size} bytes.")
         return _floating(np.frombuffer(file.read(size), dtypes[size]).reshape(shape), format_name)

@@ -218,3 +218,20 @@ def divide(x, y):
     missing = ((x.high - back.high) - back.low) + (x.low - quotient * y.low)
     correction = np.divide(missing, y.high, out=np.zeros_like(quotient), where=y.high != 0)
     return normalised(quotient, np.where(np.isfinite(correction), correction, 0.0))
+
+
+def flushes_subnormals():
+    """True if the calling thread treats subnormal operands as zero (DAZ) or rounds subnormal results to zero (FTZ)."""
+    smallest = np.array([1], np.uint32).view(np.float32)
+    smallest_normal = np.array([0x00800000], np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        return bool((smallest * np.float32(2**100))[0] == 0 or (smallest_normal * np.float32(0.5)).view(np.uint32)[0] == 0)
+
+
+def require_subnormals():
+    """Raise where the calling thread would lose small numbers without a word."""
+    if flushes_subnormals():
+        raise FloatingPointError(
+            "This thread flushes subnormal numbers to zero (a library built with -ffast-math, or torch.set_flush_denormal(True)), so the reference "
+            "cannot be exact in it. Turn that off, or call from a process that does not load the library; `refattn doctor` looks for it."
+        )

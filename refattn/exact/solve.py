@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.exact.core import attend, prepare_keys, prepare_values
 from refattn.calls.memory import ensure_group_allocatable
-from refattn.exact.precise import DoubleDouble, channel_scale, long_double, scaled, sums_within_float64, within_float64
+from refattn.exact.precise import DoubleDouble, channel_scale, long_double, require_subnormals, scaled, sums_within_float64, within_float64
 from refattn.exact.visibility import range_mask, row_bounds
 
 BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
@@ -31,6 +31,7 @@ def solve_into(problem, output, lse, record=None, output_low=None):
     `record`, if given, is called with the place and the `refattn.exact.core.Steps` of every block of rows. `output_low`, shaped like output,
     receives what float64 drops of the output.
     """
+    require_subnormals()
     keep_freed_memory()
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
         for index in np.ndindex(problem.batch_shape):

@@ -7,8 +7,10 @@ from real_libraries import GQA_ORDER, MODULES, onnx_model
 import refattn
 from refattn.oracle.dialects.translate import from_ours, result_from_ours, to_ours
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects.table import DIALECTS, dialect
+from refattn.oracle.diagnosis.search import diagnose
+from refattn.oracle.dialects.table import DIALECTS, dialect, explain_difference
 from refattn.calls.rotary import Rope
+from refattn.oracle.dialects.library_errors import LIBRARY_ERRORS
 
 RNG = np.random.default_rng(2)
 QUERY, KEY, VALUE = (RNG.standard_normal((2, heads, length, 8)).astype(np.float32) for heads, length in ((4, 5), (2, 11), (2, 11)))
@@ -275,3 +277,88 @@ class TestReadNotRun:
 def test_what_is_only_read_says_so():
     measured = {name for name, record in DIALECTS.items() if record.measured}
     assert measured == {"refattn", *MODULES} - {"onnxruntime"}
+
+
+class TestErrorsOfReferenceCode:
+    """`library_errors`: the two calls differ where the row says, `diagnose` names the error and `explain_difference` shows it."""
+
+    @pytest.mark.parametrize("error", LIBRARY_ERRORS, ids=lambda error: error.mistake)
+    def test_the_minimal_call_shows_it(self, error):
+        right, wrong = error.results()
+        differs = ~np.isclose(wrong[1], right[1]) if error.lse_only else ~np.isclose(wrong[0], right[0]).all(-1)
+        assert (np.flatnonzero(differs.any(axis=(0, 1))) == error.wrong_rows).all() and differs[:, :, error.wrong_rows].all()
+        assert not error.lse_only or np.array_equal(wrong[0], right[0])
+
+    @pytest.mark.parametrize("error", LIBRARY_ERRORS, ids=lambda error: error.mistake)
+    def test_diagnose_names_it(self, error):
+        _, (output, lse) = error.results()
+        best = diagnose(output, *error.arrays(), lse=lse, **error.right).best
+        assert best.explains and error.mistake in {best.id, *best.same_as}, str(best)
+
+    @pytest.mark.parametrize("name", DIALECTS)
+    def test_explain_difference_shows_it(self, name):
+        shown = explain_difference("refattn", name)
+        for error in LIBRARY_ERRORS:
+            assert (str(error) in shown) == (name in error.dialects)
+        assert all({*error.dialects} <= DIALECTS.keys() for error in LIBRARY_ERRORS)
+
+    def test_flash_attn_takes_a_right_side_of_minus_one_literally(self):
+        """Its construct_local_mask hides a key past row + keys - rows + right, or before row + keys - rows - left."""
+        error = next(error for error in LIBRARY_ERRORS if error.library == "FlashAttention")
+        self.same_as_mask(error, lambda i, j, at: (j <= at - 1) & (j >= at - error.right["window"][0]))
+
+    def test_transformer_engine_counts_an_unlimited_left_side(self):
+        error = next(error for error in LIBRARY_ERRORS if error.library == "Transformer Engine")
+        self.same_as_mask(error, lambda i, j, at: (j <= i) & (j >= i - error.shape[2]))
+
+    def same_as_mask(self, error, seen):
+        _, rows, keys = error.shape
+        i, j = np.arange(rows)[:, None], np.arange(keys)
+        same(error.results()[1][0], refattn.attention(*error.arrays(), mask=seen(i, j, i + keys - rows)), atol=1e-12)
+
+    def test_falcon_adds_alibi_twice_in_eager(self, monkeypatch):
+        pytest.importorskip("transformers")
+        import torch
+        from transformers import FalconConfig, FalconModel
+        from transformers.models.falcon import modeling_falcon
+
+        sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "multi_query": False, "parallel_attn": False}
+
+        def run(implementation):
+            torch.manual_seed(0)
+            model = FalconModel(FalconConfig(**sizes, alibi=True, bias=False, attn_implementation=implementation)).eval()
+            with torch.no_grad():
+                return model(torch.arange(7)[None]).last_hidden_state.numpy()
+
+        eager, once = run("eager"), run("sdpa")
+        build = modeling_falcon.build_alibi_tensor
+        monkeypatch.setattr(modeling_falcon, "build_alibi_tensor", lambda *arguments, **named: 2 * build(*arguments, **named))
+        assert np.abs(eager - once)[:, 1:].max() > 1e-3
+        same(eager, run("sdpa"), atol=1e-5)
+
+    def test_a_registered_attention_function_gets_no_mask(self):
+        pytest.importorskip("transformers")
+        import torch
+        from transformers import AttentionInterface, LlamaConfig, LlamaModel
+
+        masks = []
+
+        def kernel(module, query, key, value, attention_mask, **others):
+            masks.append(attention_mask)
+            return value.transpose(1, 2), None
+
+        AttentionInterface.register("refattn_without_mask", kernel)
+        sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        model = LlamaModel(LlamaConfig(**sizes, attn_implementation="refattn_without_mask")).eval()
+        model(torch.arange(7)[None], attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1]]))
+        assert masks == [None]
+
+
+def test_alibi_of_the_key_alone_is_ours_under_causal_only():
+    """FlashInfer adds +m*j."""
+    slopes = np.array([0.5, 0.25, 0.125, 0.0625])
+    added = (slopes[:, None, None] * np.arange(11))[None]
+    for causal in (True, False):
+        there, ours = refattn.attention(QUERY, KEY, VALUE, bias=added, causal=causal), refattn.attention(QUERY, KEY, VALUE, alibi_slopes=slopes, causal=causal)
+        assert np.allclose(there, ours, atol=1e-6) == causal
+    assert dialect("flashinfer").alibi == "+m*j" and dialect("ggml").empty_output == "zero"

@@ -1,5 +1,6 @@
 """The pytest plugin: fixtures, options, markers, messages; and the example project that uses it."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -42,16 +43,110 @@ def test_loading_the_plugin_imports_pytest_only():
     assert done.stdout.strip() == "['refattn', 'refattn._version', 'refattn.pytest_plugin']"
 
 
+@pytest.mark.parametrize("name", ["attention_case", "kernel_spec", "refattn_case", "refattn_kernel_spec", "refattn_check_kernel"])
+def test_a_projects_own_names_are_left_alone(run, name):
+    """Parametrised alone or with others, by a decorator or a hook, or fixtures of its own: neither renamed nor run once for each of our cases."""
+    result = run(
+        """
+@pytest.mark.parametrize("NAME", [1, 2])
+def test_alone(NAME):
+    assert NAME in (1, 2)
+
+@pytest.mark.parametrize("other, NAME", [(1, 2), (2, 3)])
+def test_together(NAME, other):
+    assert NAME == other + 1
+
+@pytest.mark.parametrize(argnames=["NAME"], argvalues=[[5]])
+def test_keywords(NAME):
+    assert NAME == 5
+
+class TestFixture:
+    @pytest.fixture(params=[6, 7])
+    def NAME(self, request):
+        return request.param
+
+    def test_fixture(self, NAME):
+        assert NAME in (6, 7)
+""".replace("NAME", name),
+        "-p", "no:cacheprovider",
+    )  # fmt: skip
+    assert result.ret == 0 and result.parseoutcomes()["passed"] == 7
+
+
+def test_the_plugin_adds_names_with_its_prefix_only(run):
+    """Fixtures, options and markers, as pytest lists them with the plugin and without."""
+    import _pytest.config
+    from refattn import pytest_plugin
+
+    with_it, without = _pytest.config.get_config([]), _pytest.config.get_config([])
+    with_it.pluginmanager.register(pytest_plugin)
+    options = [{name for group in config._parser._groups for option in group.options for name in option.names()} for config in (with_it, without)]
+    assert options[0] - options[1] == {"--refattn-level", "--refattn-seed", "--refattn-spec"}
+    fixtures = run("", "--fixtures", "-q").outlines
+    ours = [line.split()[0] for line in fixtures if "pytest_plugin.py" in line and not line.startswith("-")]
+    assert len(ours) == 3 and all(name.startswith("refattn_") for name in ours), ours
+    assert [line for line in run("", "--markers").outlines if "refattn" in line] == [f"@pytest.mark.{pytest_plugin.MARKER}"]
+
+
+def test_a_fixture_that_extends_ours_still_runs_once_a_case(run):
+    result = run(
+        """
+@pytest.fixture
+def refattn_case(refattn_case):
+    return refattn_case.name
+
+@pytest.mark.refattn(supports={"causal"}, families={"one-hot", "ascending"})
+def test_kernel(refattn_case):
+    assert isinstance(refattn_case, str)
+"""
+    )
+    assert result.ret == 0 and result.parseoutcomes()["passed"] == 3
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--refattn-seed=-1", "argument --refattn-seed: must be an integer of 0 or more; got '-1'"),
+        ("--refattn-seed=1.5", "argument --refattn-seed: must be an integer of 0 or more; got '1.5'"),
+        ("--refattn-seed=many", "argument --refattn-seed: must be an integer of 0 or more; got 'many'"),
+        ("--refattn-level=slow", "argument --refattn-level: invalid choice: 'slow'"),
+        ("--refattn-spec=nonsense", "--refattn-spec: spec must be"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(run, option, words):
+    result = run("\ndef test_kernel(refattn_case):\n    pass\n", option)
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert words in "\n".join(result.outlines + result.errlines)
+
+
+def test_importing_the_package_before_pytest_warns_of_nothing(tmp_path):
+    """pytest rewrites the assertions of every package installed together with a plugin and warns of those imported already, here an error."""
+    site = tmp_path / "site"
+    shutil.copytree(PROJECT.parents[1] / "refattn", site / "refattn", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    shutil.copytree(PROJECT.parents[1] / "cpu_kernels", site / "cpu_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    facts = site / "refattn-0.1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: refattn\nVersion: 0.1.0\n")
+    (facts / "entry_points.txt").write_text("[pytest11]\nrefattn = refattn.pytest_plugin\n")
+    (facts / "RECORD").write_text("refattn/__init__.py,,\ncpu_kernels/__init__.py,,\nrefattn-0.1.0.dist-info/RECORD,,\n")
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    code = "import sys, refattn, cpu_kernels, pytest; print(refattn.__file__); sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider']))"
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 0 and str(site) in done.stdout, done.stdout + done.stderr
+
+
 def test_one_test_a_case(run):
     result = run(
         """
 @pytest.mark.refattn(supports={"causal"}, families={"ascending", "one-hot"})
-def test_kernel(attention_case):
-    assert set(attention_case.options) <= {"causal"} and attention_case.inputs.family in ("ascending", "one-hot")
-    assert attention_case.arrays[0].dtype == np.float32 and attention_case.spec.name == "flash float32"
-    attention_case.check(right)
-    output, lse = attention_case.reference()
-    attention_case.check(output.astype(np.float32), lse)
+def test_kernel(refattn_case):
+    assert set(refattn_case.options) <= {"causal"} and refattn_case.inputs.family in ("ascending", "one-hot")
+    assert refattn_case.arrays[0].dtype == np.float32 and refattn_case.spec.name == "flash float32"
+    refattn_case.check(right)
+    output, lse = refattn_case.reference()
+    refattn_case.check(output.astype(np.float32), lse)
 """,
         "-v",
     )
@@ -64,8 +159,8 @@ def test_a_failure_prints_report_diagnosis_and_reproduction(run):
     result = run(
         """
 @pytest.mark.refattn(supports={"causal"}, families="normal")
-def test_kernel(attention_case):
-    attention_case.check(top_left)
+def test_kernel(refattn_case):
+    refattn_case.check(top_left)
 """,
         "-k", "test_kernel and normal-causal and not head and not key and not row", "--refattn-seed", "4",
     )  # fmt: skip
@@ -82,8 +177,8 @@ def test_kernel(attention_case):
 def test_level_and_seed(run, pytester):
     text = """
 @pytest.mark.refattn(supports=(), families={"normal"})
-def test_kernel(attention_case):
-    print("first", attention_case.arrays[0].flat[0])
+def test_kernel(refattn_case):
+    print("first", refattn_case.arrays[0].flat[0])
 """
     quick = run(text, "-s", "-k", "normal")
     again = run(text, "-s", "-k", "normal")
@@ -97,17 +192,17 @@ def test_kernel(attention_case):
 
 def test_the_spec_of_marker_command_line_and_dtype(run):
     text = """
-def test_default(kernel_spec):
-    assert kernel_spec.name == WORDS
+def test_default(refattn_kernel_spec):
+    assert refattn_kernel_spec.name == WORDS
 
 @pytest.mark.refattn(spec="eager float16")
-def test_marker(kernel_spec, attention_case):
-    assert kernel_spec.name == attention_case.spec.name == "eager float16" and attention_case.arrays[0].dtype == np.float16
+def test_marker(refattn_kernel_spec, refattn_case):
+    assert refattn_kernel_spec.name == refattn_case.spec.name == "eager float16" and refattn_case.arrays[0].dtype == np.float16
 
 @pytest.mark.refattn(dtype="float64")
 class TestClass:
-    def test_dtype(self, kernel_spec):
-        assert kernel_spec.name == WORDS.replace("float32", "float64") or WORDS == "eager float32"
+    def test_dtype(self, refattn_kernel_spec):
+        assert refattn_kernel_spec.name == WORDS.replace("float32", "float64") or WORDS == "eager float32"
 """
     assert run('WORDS = "flash float32"\n' + text, "-k", "default or dtype or (marker and one-key-takes-all)").ret == 0
     assert run('WORDS = "eager float32"\n' + text, "--refattn-spec", "eager float32", "-k", "default or dtype").ret == 0
@@ -124,12 +219,12 @@ def careless(query, key, value, **options):
     return right(query, key, value, **options)
 
 @pytest.mark.refattn(supports={"kv_lengths"}, families="uniform")
-def test_skip(attention_case):
-    attention_case.check(later)
+def test_skip(refattn_case):
+    refattn_case.check(later)
 
 @pytest.mark.refattn(supports={"mask"}, families="poison")
-def test_damage(attention_case):
-    attention_case.check(careless)
+def test_damage(refattn_case):
+    refattn_case.check(careless)
 """,
         "-rs",
     )
@@ -143,15 +238,15 @@ def test_other_forms_and_dialects(run):
 from refattn.oracle.dialects.translate import result_from_ours, to_ours
 
 @pytest.mark.refattn(function="paged_attention", supports={"causal"})
-def test_paged(attention_case):
-    attention_case.check(refattn.paged_attention_with_lse)
+def test_paged(refattn_case):
+    refattn_case.check(refattn.paged_attention_with_lse)
 
 @pytest.mark.refattn(dialect="flash_attn", supports={"causal", "window"}, families="normal")
-def test_dialect(attention_case):
+def test_dialect(refattn_case):
     def kernel(**call):
         _, arrays, options = to_ours("flash_attn", **call)
         return result_from_ours("flash_attn", *refattn.attention_with_lse(*arrays, **options))
-    attention_case.check(kernel)
+    refattn_case.check(kernel)
 """,
         "-k", "test_paged or window",
     )  # fmt: skip
@@ -168,8 +263,8 @@ def kernel(query, key, value, causal=False, mask=None):
 
 @pytest.mark.refattn(supports={"causal", "mask"}, families={"normal", "poison"}, head_dims=(64, 32), hides_nan=False)
 class TestKernel:
-    def test_cases(self, attention_case):
-        attention_case.check(kernel)
+    def test_cases(self, refattn_case):
+        refattn_case.check(kernel)
 
     def test_harness(self, refattn_check_kernel):
         refattn_check_kernel(kernel, only="poison")
@@ -206,7 +301,7 @@ def test_wrong(refattn_check_kernel):
     ],  # fmt: skip
 )
 def test_wrong_markers(run, marker, words):
-    result = run(f"\n@pytest.mark.refattn({marker})\ndef test_kernel(attention_case):\n    pass\n")
+    result = run(f"\n@pytest.mark.refattn({marker})\ndef test_kernel(refattn_case):\n    pass\n")
     assert result.ret == pytest.ExitCode.INTERRUPTED and words in "\n".join(result.outlines)
 
 
@@ -220,7 +315,7 @@ def test_the_example_project(pytester, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for path in PROJECT.iterdir():
         if path.suffix in (".py", ".ini"):
-            shutil.copy(path, pytester.path)
+            shutil.copyfile(path, pytester.path / path.name)
     result = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin")
     outcomes = result.parseoutcomes()
     assert "failed" not in outcomes and "skipped" not in outcomes and outcomes["passed"] > 30
@@ -237,8 +332,8 @@ def test_the_command_that_reproduces_a_failure_does_so_from_a_subdirectory(pytes
     deeper = pytester.mkdir("some where")
     (deeper / "test_it.py").write_text(KERNELS + """
 @pytest.mark.refattn(supports={"causal"}, families="normal")
-def test_kernel(attention_case):
-    attention_case.check(top_left)
+def test_kernel(refattn_case):
+    refattn_case.check(top_left)
 """)
     monkeypatch.chdir(deeper)
     options = ("--refattn-seed", "4", "--refattn-spec", "eager float16")

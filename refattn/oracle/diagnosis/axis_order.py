@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.mistakes.run import dense_parts
+from refattn.oracle.mistakes.run import part_outlines
 from refattn.oracle.diagnosis.hypotheses import Evidence
 
 AXES = ("batch", "heads", "length", "dim")
@@ -64,4 +64,4 @@ def _finding(says, remedy, evidence):
 
 
 def _query_width(checked):
-    return dense_parts(checked)[0].head_dim if dense_parts(checked) else None
+    return next((part.head_dim for part in part_outlines(checked)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 SHOWN = 3  # explanations printed after the best, and names of one explanation printed in full
@@ -106,6 +107,10 @@ class Diagnosis:
         Inputs on which the names of the best finding differ; "" where it has one name, or none are known.
     told_apart_by : tuple of str
         Inputs the kernel was run on to tell them apart.
+    unfinished : tuple of str
+        Parts of the search that its time cut short.
+    limit : float
+        The time it had, `seconds` of `diagnose`.
     """
 
     verdict: str
@@ -116,6 +121,8 @@ class Diagnosis:
     sampled: bool = False
     tell_apart: str = ""
     told_apart_by: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    limit: float = math.inf
 
     @property
     def best(self) -> Finding | None:
@@ -144,6 +151,8 @@ class Diagnosis:
             lines.append(f"  where: {self.location}" if lines else self.location)
         if self.sampled:
             lines.append("  (from some sequences, heads and rows; the worst among them)")
+        if self.unfinished:
+            lines.append(f"  The time of {self.limit:g} s ended the search; not finished: {'; '.join(self.unfinished)}. seconds= sets it.")
         return "\n".join(lines)
 
     def _helping(self):
@@ -164,6 +173,7 @@ class Diagnosis:
             ],
             "location": self.location, "tried": self.tried, "seconds": self.seconds, "sampled": self.sampled,
             "tell_apart": self.tell_apart, "told_apart_by": list(self.told_apart_by),
+            "unfinished": list(self.unfinished),
         }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
-from refattn.oracle.mistakes.run import changed_call, dense_parts, possible, run_form
+from refattn.oracle.mistakes.run import changed_call, dense_part, possible, run_form
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.bounds.operands import Call, operands
@@ -60,11 +60,14 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
     with np.errstate(all="ignore"):
         predicted = run_form(evidence.checked, *others, tile=hypothesis.tile, samples=evidence.samples, with_size=True)
         simple = run_form(evidence.checked, *_without_stages(others), tile=hypothesis.tile, samples=evidence.samples, with_size=True)
-    changed = _changed_parts(evidence.checked, others, hypothesis.tile)
+    changed = _changed_parts(evidence.checked, evidence.samples, others, hypothesis.tile)
     observed = evidence.pieces(actual, lse)
     whole = evidence.checked.output_shape
     measures, tight = [], ([], [])
-    for (problem, latent), sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
+    for part, sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
+        if part is None:
+            continue
+        problem, latent = part
         got, wanted, grown = results[0], results[1][:2], _growth(evidence, *results[1:])
         bounds = [np.zeros(np.shape(array)) for array in wanted]
         for at, place in _places(problem, sample):
@@ -86,15 +89,18 @@ def _without_stages(mistakes):
     return tuple(replace(mistake, stages={}, deliver=None) for mistake in mistakes)
 
 
-def _changed_parts(checked, mistakes, tile):
-    """(dense problem as the mistakes leave it, latent problem behind it or None), one a part."""
+def _changed_parts(checked, samples, mistakes, tile):
+    """(dense problem as the mistakes leave it, latent problem behind it or None), one a part that is looked at, else None."""
     of_form = [mistake for mistake in mistakes if mistake.of_form and possible(mistake, checked)]
-    others = _without_stages([mistake for mistake in mistakes if not mistake.of_form])
     changed, cut = changed_call(checked, of_form)
     latent = changed if checked.form.projects and cut is None else None
-    for dense in dense_parts(changed, cut):
-        plain = [mistake for mistake in others if mistake.applies(dense)]
-        yield stages_of(*plain, tile=tile).prepare(dense), latent
+    for n, sample in enumerate(samples):
+        if sample.left_out:
+            yield None
+            continue
+        dense = dense_part(changed, n, cut)
+        plain = [mistake for mistake in mistakes if not mistake.of_form and mistake.applies(dense)]
+        yield stages_of(*_without_stages(plain), tile=tile).prepare(dense), latent
 
 
 def _places(problem, sample: Sample):

@@ -6,21 +6,25 @@ compared with the actual result. The yardstick is a simple bound of the rounding
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from refattn.oracle.diagnosis.budget import Budget
+from refattn.oracle.mistakes.run import part_outlines, possible, run_form, split_lse, split_output
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.mistakes.run import dense_parts, possible, run_form, split_lse, split_output
 from refattn.oracle.simulated.staged import Sample
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
 OTHER_TILES = (8, 24, 48, 80, 96, 112, 144, 160, 176, 192, 224, 384, 512, 1024, 2048)
 PLAIN_TILE = 1024  # of mistakes to which it makes no difference
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
+MOST_PARTS = 8  # sequences of a packed or paged problem that are looked at when it is large
 LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
+TILES_OF_A_RUN = 8  # as many tiles cost what a prediction costs besides its tiles
 SCREEN_RATIO = 1e4  # where one element stops counting while screening
 LOWEST = -1e30
 SMALLEST_BOUND = 1e-300
@@ -48,43 +52,69 @@ def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
 def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1, 0)) -> list[Sample]:
     """One sample a dense part, everything if that takes at most `work` multiplications, else little more than that.
 
-    `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With one sequence it is not the first,
-    so that mistakes that use the first for all of them show.
+    Of many parts most are left out. `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With
+    one sequence it is not the first, so that mistakes that use the first for all of them show.
     """
-    parts = dense_parts(checked)
-    samples = []
-    for part in parts:
-        sequences, heads, rows = part.query.shape[:3]
-        per_row = max(part.kv_len * (part.head_dim + part.v_head_dim), 1) * len(parts)
-        affordable = work // per_row
-        if sequences * heads * rows <= affordable:
-            samples.append(Sample.everything(part))
-            continue
-        streams = max(work // 8 // per_row, 3)  # reading the keys of one head costs about as much as eight rows of it
-        heads_taken = min(heads, max(3, min(6, streams)))
-        sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
-        rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
-        chosen = spread(rows, rows_taken)
-        if len(worst) > 2:  # that row, its neighbours, and the rows around a possible edge of a tile before it
-            chosen = np.union1d(chosen, np.clip([worst[2] - 1, worst[2], worst[2] + 1, worst[2] // 64 * 64 - 1, worst[2] // 64 * 64], 0, rows - 1))
-        samples.append(Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), chosen))
+    parts = part_outlines(checked)
+    sizes = [max(part.kv_len * (part.head_dim + part.v_head_dim), 1) for part in parts]
+    if sum(math.prod(part.query.shape[:3]) * size for part, size in zip(parts, sizes, strict=True)) <= work:
+        return [Sample.everything(part) for part in parts]
+    samples, own = [Sample.nothing() for _ in parts], len(parts) == 1
+    wanted = 1 if own else max(2, min(MOST_PARTS, work // max(sum(sizes) // len(sizes) * 3, 1)))
+    for n in picked(len(parts), wanted, worst[0] % len(parts)):
+        samples[n] = _sample_of(parts[n], work // min(wanted, len(parts)), worst if own else (-1, *worst[1:]))
     return samples
 
 
+def _sample_of(part, work, worst) -> Sample:
+    sequences, heads, rows = part.query.shape[:3]
+    per_row = max(part.kv_len * (part.head_dim + part.v_head_dim), 1)
+    affordable = work // per_row
+    if sequences * heads * rows <= affordable:
+        return Sample.everything(part)
+    streams = max(work // 8 // per_row, 3)  # reading the keys of one head costs about as much as eight rows of it
+    heads_taken = min(heads, max(3, min(6, streams)))
+    sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
+    rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
+    chosen = spread(rows, rows_taken)
+    if len(worst) > 2:  # that row, its neighbours, and the rows around a possible edge of a tile before it
+        chosen = np.union1d(chosen, np.clip([worst[2] - 1, worst[2], worst[2] + 1, worst[2] // 64 * 64 - 1, worst[2] // 64 * 64], 0, rows - 1))
+    return Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), chosen)
+
+
 def worst_place(checked, actual, lse, spec) -> tuple[int, int]:
-    """(sequence, head) where a look at a few rows shows the largest error; only for forms of one dense part."""
-    parts = dense_parts(checked)
-    if len(parts) != 1 or not parts[0].q_len:
+    """(sequence, head) where a look at a few rows shows the largest error."""
+    parts = part_outlines(checked)
+    if not any(part.q_len for part in parts):
         return -1, 0
-    sequences, heads, rows = parts[0].query.shape[:3]
-    sample = Sample(picked(sequences, 16), picked(heads, 16), picked(rows, 2, rows // 2))
-    evidence = Evidence(checked, actual, lse, spec, [sample])
+    size = max(part.kv_len * (part.head_dim + part.v_head_dim) for part in parts)
+    streams = max(WHOLE_WORK // max(size, 1), 4)  # heads of which the keys are read
+    if len(parts) == 1:
+        sequences, heads, rows = parts[0].query.shape[:3]
+        taken = picked(sequences, min(16, max(streams // 16, 2)))
+        samples = [Sample(taken, picked(heads, min(16, max(streams // len(taken), 2))), picked(rows, 2, rows // 2))]
+    else:
+        samples, heads = [Sample.nothing() for _ in parts], parts[0].query.shape[1]
+        for n in picked(len(parts), min(16, max(streams // 2, 2))):
+            rows = parts[n].q_len
+            samples[n] = Sample(np.arange(1), picked(heads, min(16, max(streams // 16, 2))), picked(rows, 2, rows // 2))
+    evidence = Evidence(checked, actual, lse, spec, samples)
     want, got = evidence.reference[0], evidence.observed[0]
     with np.errstate(all="ignore"):
         ratio = np.nan_to_num(np.abs(got - want) / evidence.yardstick[0], nan=0.0 if np.isnan(want).any() else np.inf)
-    by_head = ratio.reshape(len(sample.sequences), len(sample.heads), -1).max(axis=-1, initial=0.0)
-    at = np.unravel_index(int(np.argmax(by_head)), by_head.shape)
-    return int(sample.sequences[at[0]]), int(sample.heads[at[1]])
+    return _largest(ratio, samples, checked.output_shape[-1])
+
+
+def _largest(ratio, samples, width):
+    """The sequence (or part, where there are several) and head of the largest of ratios in the order of the evidence."""
+    worst, place, start = -1.0, (-1, 0), 0
+    for n, sample in enumerate(samples):
+        shape = len(sample.sequences), len(sample.heads), len(sample.rows) * width
+        own, start = ratio[start : start + math.prod(shape)], start + math.prod(shape)
+        if own.size and own.max() > worst:
+            worst, at = own.max(), np.unravel_index(int(np.argmax(own)), shape)
+            place = int(sample.sequences[at[0]]) if len(samples) == 1 else n, int(sample.heads[at[1]])
+    return place
 
 
 @dataclass(frozen=True)
@@ -165,14 +195,22 @@ class Evidence:
         self.yardstick = self._bounds(self.reference)
         self.baseline = self._compare(Hypothesis(), self.reference, self.observed)
 
-    def floor(self) -> float:
+    def floor(self, budget: Budget) -> float:
         """The residual of a kernel without mistakes: the reference, or one that rounds as the input's dtype does, whichever is closer."""
         residuals = [self.baseline.residual + self.baseline.mismatched * LARGEST_RATIO]
         for tile in (*TILES_TO_TRY, max(self.keys, 1)):
-            predicted = self._predict(Hypothesis((), tile), own=True)
-            fit = self._compare(Hypothesis(), predicted, self.observed)
+            fit = budget.attempt("fit", "tile sizes of a right kernel", self._own_rounding, tile, size=self.size(Hypothesis((), tile)))
+            if fit is None:
+                break
             residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
         return min(residuals)
+
+    def size(self, hypothesis: Hypothesis) -> float:
+        """The cost of predicting a hypothesis, in tiles of keys: most of it is spent on calls for each tile."""
+        return TILES_OF_A_RUN + self.keys / hypothesis.tile
+
+    def _own_rounding(self, tile):
+        return self._compare(Hypothesis(), self._predict(Hypothesis((), tile), own=True), self.observed)
 
     def pieces(self, actual, lse):
         """(output, lse or None) of the sample, one pair a dense part: (n, h, t, E) and (n, h, t)."""
@@ -217,15 +255,15 @@ class Evidence:
         return out_bound, lse_bound
 
     def _cap_error(self):
-        caps = [part.softcap for part in dense_parts(self.checked) if part.softcap is not None]
+        caps = [part.softcap for part in part_outlines(self.checked) if part.softcap is not None]
         return self.spec.tanh_error * max(caps, default=0.0)
 
     @property
     def keys(self) -> int:
-        return max((part.kv_len for part in dense_parts(self.checked)), default=1)
+        return max((part.kv_len for part in part_outlines(self.checked)), default=1)
 
     def _dim(self):
-        return max((part.head_dim for part in dense_parts(self.checked)), default=1)
+        return max((part.head_dim for part in part_outlines(self.checked)), default=1)
 
     def _compare(self, hypothesis, predicted, observed):
         bounds = self._bounds(predicted)
@@ -305,7 +343,7 @@ class Evidence:
 
 def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:
     """Every mistake that can show on this problem, with every tile size it depends on."""
-    keys = max((part.kv_len for part in dense_parts(checked)), default=0)
+    keys = max((part.kv_len for part in part_outlines(checked)), default=0)
     for mistake in CATALOGUE:
         if mistake.random or ("lse" in mistake.needs and not with_lse) or not possible(mistake, checked):
             continue

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
+from refattn.oracle.diagnosis.fit_bound import Use, bound_use
+from refattn.oracle.diagnosis.hypotheses import Evidence
 
-EVERYTHING = 2**28  # multiplications up to which every row is looked at
 BOUNDARIES = (256, 128, 64, 32, 16, 8)
 
 
-def locate(checked, actual, lse, spec, worst=(-1, 0)) -> str:
-    """Say where the elements beyond the bound are; `worst` as for `choose_samples`."""
-    samples = choose_samples(checked, EVERYTHING, worst)
-    evidence = Evidence(checked, actual, lse, spec, samples)
-    unit_output, unit_lse = bound_use(evidence).tight
+def locate(evidence: Evidence, use: Use) -> str:
+    """Say where the elements beyond the bound are; `use` is `bound_use` of the evidence."""
+    checked, samples = evidence.checked, evidence.samples
+    unit_output, unit_lse = use.tight
     wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
     sentences = []
     if not wrong.any():

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from itertools import combinations
 
 from refattn.oracle.diagnosis.hypotheses import OTHER_TILES, TILES_TO_TRY, Hypothesis, single_hypotheses
 
+PAIRS = "two mistakes together"
 PAIRS_AFTER_HIT = 600  # how long to look on for a better pair once one fits the whole sample
 CONFIRMED_PAIRS = 16
 LEADERS = 10  # best single mistakes that are tried with the others at every tile size
 PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
 
 
-def _confirmed(evidence, screened, count):
+def _confirmed(evidence, screened, count, budget):
     """The best of what was screened, compared on the whole sample; `screened` holds (residual, index, hypothesis)."""
     best = [hypothesis for _, _, hypothesis in sorted(screened, key=lambda item: item[:2])[:count]]
-    fits = [evidence.fit(other) for hypothesis in best for other in _with_other_tiles(hypothesis, evidence)]
+    others = [other for hypothesis in best for other in _with_other_tiles(hypothesis, evidence)]
+    fits = [budget.attempt("fit", "comparing the best on more rows", evidence.fit, other, size=evidence.size(other)) for other in others]
     return [fit for fit in fits if fit is not None]
 
 
@@ -29,31 +30,35 @@ def _with_other_tiles(hypothesis, evidence):
         yield from (replace(hypothesis, tile=tile) for tile in TILES_TO_TRY if tile != hypothesis.tile and tile < max(evidence.keys, 17))
 
 
-def other_tiles(evidence, small, fits, deadline):
+def other_tiles(evidence, small, fits, budget):
     """Mistakes of tiles with tile sizes that are no powers of two, or very large."""
     del fits
     screened = []
     for hypothesis in single_hypotheses(evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True):
-        if time.monotonic() > deadline:
-            break
-        screened.append((small.screen(hypothesis), len(screened), hypothesis))
-    return _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
+        left = budget.attempt("screen", "other tile sizes", small.screen, hypothesis, size=small.size(hypothesis))
+        if left is not None:
+            screened.append((left, len(screened), hypothesis))
+    return _confirmed(evidence, screened, CONFIRMED_PAIRS, budget), len(screened)
 
 
-def pairs_of_mistakes(evidence, small, fits, deadline):
+def pairs_of_mistakes(evidence, small, fits, budget):
     """Two mistakes together: screened on a small sample, the best confirmed on the whole one."""
     screened, confirmed, left_to_try = [], [], math.inf
     for first, second in _candidates(fits):
-        if time.monotonic() > deadline or left_to_try <= 0:
+        if left_to_try <= 0:
             break
         left_to_try -= 1
         for hypothesis in _together(first, second):
-            left = small.screen(hypothesis)
+            left = budget.attempt("screen", PAIRS, small.screen, hypothesis, size=small.size(hypothesis))
+            if left is None:
+                left_to_try = 0
+                break
             screened.append((left, len(screened), hypothesis))
-            if left < 1 and (fit := evidence.fit(hypothesis)) is not None and fit.explains:
+            fit = budget.attempt("fit", PAIRS, evidence.fit, hypothesis, size=evidence.size(hypothesis)) if left < 1 else None
+            if fit is not None and fit.explains:
                 confirmed.append(fit)
                 left_to_try = min(left_to_try, PAIRS_AFTER_HIT)
-    return confirmed + _confirmed(evidence, screened, CONFIRMED_PAIRS), len(screened)
+    return confirmed + _confirmed(evidence, screened, CONFIRMED_PAIRS, budget), len(screened)
 
 
 def _candidates(fits):

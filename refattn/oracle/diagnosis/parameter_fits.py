@@ -7,19 +7,41 @@ from dataclasses import replace
 
 import numpy as np
 
-from refattn.oracle.mistakes.run import dense_parts
+from refattn.oracle.diagnosis.budget import Budget
+from refattn.oracle.mistakes.run import part_outlines
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit, Hypothesis, choose_samples
 from refattn.oracle.mistakes.record import Mistake
 
 SEARCH_WORK = 2**16
+FITTING = "mistakes with a free number"
 
 
-def fitted_hypotheses(evidence: Evidence) -> list[Fit]:
-    """The best fit of each hypothesis that has a free number."""
-    found = [_factor(evidence), _factor_per_key_head(evidence), _scale(evidence), _scale_per_key_head(evidence)]
-    if evidence.lse is not None:
-        found.append(_lse_constant(evidence))
-    return [fit for fit in found if fit is not None]
+def fitted_hypotheses(evidence: Evidence, budget: Budget) -> list[Fit]:
+    """The best fit of each hypothesis that has a free number, those first that take no search; only those for which there is time."""
+    mistakes = [_factor(evidence), _factor_per_key_head(evidence), None if evidence.lse is None else _lse_constant(evidence)]
+    mistakes += [_within(budget, search, evidence) for search in (_scale, _scale_per_key_head)]
+    fits = [budget.attempt("fit", FITTING, evidence.fit, Hypothesis((mistake,)), size=evidence.size(Hypothesis((mistake,)))) for mistake in mistakes if mistake is not None]
+    return [fit for fit in fits if fit is not None]
+
+
+class _NoTimeError(Exception):
+    """A search for a number was not finished."""
+
+
+def _within(budget, search, evidence):
+    """The mistake that a search finds, None if its time ends before."""
+
+    def leaves(small, hypothesis):
+        if not budget.allows("fit of a number"):
+            raise _NoTimeError
+        fit = budget.run("fit of a number", small.fit, hypothesis)
+        return fit.residual + 1e6 * fit.mismatched
+
+    try:
+        return search(evidence, leaves)
+    except _NoTimeError:
+        budget.ends(FITTING)
+        return None
 
 
 def _known_number(value: float, names: dict[str, float]) -> str:
@@ -30,21 +52,20 @@ def _known_number(value: float, names: dict[str, float]) -> str:
     return ""
 
 
-def _scale(evidence) -> Fit | None:
-    parts = dense_parts(evidence.checked)
+def _scale(evidence, leaves) -> Mistake | None:
+    parts = part_outlines(evidence.checked)
     if not parts or not parts[0].scale:
         return None
     small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, choose_samples(evidence.checked, SEARCH_WORK))
     scale = parts[0].scale
 
-    def hypothesis(log_ratio, words=""):
+    def mistake(log_ratio, words=""):
         wrong = scale * math.exp(log_ratio)
-        return Hypothesis((Mistake("scale_other", f"the scale is {wrong:.5g}{words} instead of {scale:.5g}", f"scale={wrong:.6g}",
-                                   prepare=lambda p: replace(p, scale=p.scale * math.exp(log_ratio))),))  # fmt: skip
+        return Mistake("scale_other", f"the scale is {wrong:.5g}{words} instead of {scale:.5g}", f"scale={wrong:.6g}",
+                       prepare=lambda p: replace(p, scale=p.scale * math.exp(log_ratio)))  # fmt: skip
 
     def left(log_ratio):
-        fit = small.fit(hypothesis(log_ratio))
-        return fit.residual + 1e6 * fit.mismatched
+        return leaves(small, Hypothesis((mistake(log_ratio),)))
 
     grid = np.linspace(-4, 4, 33)
     values = [left(x) for x in grid]
@@ -52,13 +73,13 @@ def _scale(evidence) -> Fit | None:
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     x = _golden(left, low, high)
     dims = {part for p in parts for part in (p.head_dim, p.v_head_dim)}
-    names = {f"1/sqrt({n})": n**-0.5 for n in sorted({*dims, *range(1, 1025)}) if n not in ()}
-    return evidence.fit(hypothesis(x, _known_number(scale * math.exp(x), names)))
+    names = {f"1/sqrt({n})": n**-0.5 for n in sorted({*dims, *range(1, 1025)})}
+    return mistake(x, _known_number(scale * math.exp(x), names))
 
 
-def _scale_per_key_head(evidence) -> Fit | None:
+def _scale_per_key_head(evidence, leaves) -> Mistake | None:
     """A key scale (fp8 descale) that is forgotten or taken from another head."""
-    parts = dense_parts(evidence.checked)
+    parts = part_outlines(evidence.checked)
     if len(parts) != 1 or parts[0].num_kv_heads < 2 or not parts[0].scale:
         return None
     part, sample = parts[0], choose_samples(evidence.checked, SEARCH_WORK)[0]
@@ -68,8 +89,7 @@ def _scale_per_key_head(evidence) -> Fit | None:
         small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, [own])
 
         def left(log_ratio, small=small):
-            fit = small.fit(Hypothesis((_scale_times(math.exp(log_ratio)),)))
-            return fit.residual + 1e6 * fit.mismatched
+            return leaves(small, Hypothesis((_scale_times(math.exp(log_ratio)),)))
 
         grid = np.linspace(-4, 4, 33)
         best = int(np.argmin([left(x) for x in grid]))
@@ -78,9 +98,8 @@ def _scale_per_key_head(evidence) -> Fit | None:
         return None
     words = ", ".join(f"{ratio:.4g}" for ratio in ratios[:8])
     says = f"the scores of each key head are off by a factor of its own ({words}): a key scale per head"
-    mistake = replace(_keys_times(ratios), id="scale_per_key_head", says=says,
-                      issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
-    return evidence.fit(Hypothesis((mistake,)))
+    return Mistake("scale_per_key_head", says, prepare=lambda p: replace(p, key=_times(p.key, ratios)), fitted_kv_heads=len(ratios),
+                   issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
 
 
 def _scale_times(ratio) -> Mistake:
@@ -88,9 +107,10 @@ def _scale_times(ratio) -> Mistake:
     return Mistake("scale_of_keys", "", prepare=lambda p: replace(p, scale=p.scale * ratio))
 
 
-def _keys_times(ratios) -> Mistake:
-    """Keys multiplied by a number for each key head."""
-    return Mistake("scale_of_keys", "", prepare=lambda p: replace(p, key=p.key * ratios.repeat(p.num_kv_heads // len(ratios))[:, None, None]))
+def _times(array, ratios):
+    """Keys or values multiplied by a number for each key head; another mistake may have made more heads of one, or fewer of all."""
+    heads = array.shape[-3]
+    return array * ratios[np.arange(heads) * len(ratios) // heads][:, None, None]
 
 
 def _golden(function, low, high, steps=40):
@@ -109,7 +129,7 @@ def _golden(function, low, high, steps=40):
     return (low + high) / 2
 
 
-def _factor(evidence) -> Fit | None:
+def _factor(evidence) -> Mistake | None:
     want, got = evidence.reference[0], evidence.observed[0]
     fine = np.isfinite(want) & np.isfinite(got)
     size = float((want[fine] ** 2).sum())
@@ -118,14 +138,13 @@ def _factor(evidence) -> Fit | None:
     factor = float((want[fine] * got[fine]).sum() / size)
     if abs(factor - 1) < 1e-6 or factor == 0:
         return None
-    mistake = Mistake("output_factor", f"the output is {factor:.5g} times what it should be", f"output / {factor:.6g}",
-                      deliver=lambda p, output, lse: (output * factor, lse))  # fmt: skip
-    return evidence.fit(Hypothesis((mistake,)))
+    return Mistake("output_factor", f"the output is {factor:.5g} times what it should be", f"output / {factor:.6g}",
+                   deliver=lambda p, output, lse: (output * factor, lse))  # fmt: skip
 
 
-def _factor_per_key_head(evidence) -> Fit | None:
+def _factor_per_key_head(evidence) -> Mistake | None:
     """A value scale (fp8 descale) that is forgotten, taken from another head, or applied twice."""
-    parts = dense_parts(evidence.checked)
+    parts = part_outlines(evidence.checked)
     if len(parts) != 1 or parts[0].num_kv_heads < 2:
         return None
     sample, group = evidence.samples[0], parts[0].group_size
@@ -142,13 +161,12 @@ def _factor_per_key_head(evidence) -> Fit | None:
     if np.ptp(factors) < 1e-6:
         return None
     words = ", ".join(f"{factor:.4g}" for factor in factors[:8])
-    mistake = Mistake("output_factor_per_head", f"the output of each key head is off by a factor of its own ({words}): a value scale per head", "",
-                      prepare=lambda p: replace(p, value=p.value * factors.repeat(p.num_kv_heads // len(factors))[:, None, None]),
-                      issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
-    return evidence.fit(Hypothesis((mistake,)))
+    return Mistake("output_factor_per_head", f"the output of each key head is off by a factor of its own ({words}): a value scale per head", "",
+                   prepare=lambda p: replace(p, value=_times(p.value, factors)), fitted_kv_heads=len(factors),
+                   issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
 
 
-def _lse_constant(evidence) -> Fit | None:
+def _lse_constant(evidence) -> Mistake | None:
     want, got = evidence.reference[1], evidence.observed[1]
     fine = np.isfinite(want) & np.isfinite(got)
     if not fine.any():
@@ -156,6 +174,5 @@ def _lse_constant(evidence) -> Fit | None:
     constant = float(np.median(got[fine] - want[fine]))
     if abs(constant) < 1e-6:
         return None
-    mistake = Mistake("lse_constant", f"lse is {constant:.5g} too large everywhere", f"lse - {constant:.6g}", ("lse",),
-                      deliver=lambda p, output, lse: (output, lse + constant))  # fmt: skip
-    return evidence.fit(Hypothesis((mistake,)))
+    return Mistake("lse_constant", f"lse is {constant:.5g} too large everywhere", f"lse - {constant:.6g}", ("lse",),
+                   deliver=lambda p, output, lse: (output, lse + constant))  # fmt: skip

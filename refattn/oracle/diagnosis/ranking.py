@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
+from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit
 from refattn.calls.dense import attention_problem
 
@@ -45,9 +46,9 @@ class Ranking:
     show, one that needs two options before one that needs one of them (`breadth`), and between equals the order of the catalogue decides.
     """
 
-    def __init__(self, evidence: Evidence):
+    def __init__(self, evidence: Evidence, budget: Budget):
         self.evidence = evidence
-        self.floor = evidence.floor()
+        self.floor = evidence.floor(budget)
 
     def better(self, fit: Fit) -> bool:
         """Whether the fit explains the result, and clearly better than no mistake does."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.oracle.inputs.block_local import block_local_suite
-from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.diagnosis.ranking import CLEARLY
 from refattn.oracle.inputs.suites import default_suite
@@ -37,11 +38,14 @@ def run_kernel(kernel: Callable, inputs) -> tuple[np.ndarray, np.ndarray | None]
     return as_float_array(output, "actual"), None if lse is None else as_float_array(lse, "lse")
 
 
-def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool) -> str:
+TELLING = "telling apart what predicts the same"
+
+
+def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool, budget: Budget) -> str:
     """Words for the call that tells most of these apart; "" if none does."""
     best, most = "", 1
     for probe in probes(checked):
-        groups = len(_groups(probe, hypotheses, spec, with_lse))
+        groups = len(budget.attempt("probe", TELLING, _groups, probe, hypotheses, spec, with_lse) or ())
         if groups > most:
             best, most = probe.words, groups
         if most == len(hypotheses):
@@ -49,34 +53,40 @@ def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool) -> s
     return f"call the kernel {best}" if best else ""
 
 
-def told_apart(checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool) -> tuple[list[Hypothesis], list[str]]:
+def told_apart(
+    checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool, budget: Budget
+) -> tuple[list[Hypothesis], list[str]]:
     """Run the kernel where the hypotheses differ: those that stay, in their order, and the calls that decided."""
     left, calls = list(hypotheses), []
     for probe in probes(checked):
         if len(left) < 2 or len(calls) >= RUNS:
             break
-        if len(_groups(probe, left, spec, with_lse)) < 2:
+        if len(budget.attempt("probe", TELLING, _groups, probe, left, spec, with_lse) or ()) < 2:
             continue
+        if not budget.allows("run"):
+            budget.ends(TELLING)
+            break
         try:
-            output, lse = run_kernel(kernel, probe.inputs)
+            output, lse = budget.run("run", run_kernel, kernel, probe.inputs)
         except Exception:  # noqa: BLE001 (a kernel that does not take this call may say so in any way)
             continue
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
         if output.shape != form.output_shape or lse is not None and lse.shape != output.shape[:-1]:
             continue
-        staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left)
+        staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left, budget)
         if 0 < len(staying) < len(left):
             left, calls = staying, [*calls, probe.words]
     return left, calls
 
 
-def _explaining(evidence, hypotheses):
-    """Those that leave about as little as the best one does."""
-    fits = [(fit, hypothesis) for hypothesis in hypotheses if (fit := evidence.fit(hypothesis)) is not None]
-    sizes = [fit.residual + fit.mismatched * 1e12 for fit, _ in fits]
-    if not sizes or min(sizes) > 1.0 and not min(sizes) < CLEARLY * evidence.floor():
+def _explaining(evidence, hypotheses, budget):
+    """Those that leave about as little as the best one does, and those that predict nothing here."""
+    fits = [evidence.fit(hypothesis) for hypothesis in hypotheses]
+    sizes = [None if fit is None else fit.residual + fit.mismatched * 1e12 for fit in fits]
+    least = min((size for size in sizes if size is not None), default=np.inf)
+    if least > 1.0 and not least < CLEARLY * evidence.floor(budget):
         return []  # the kernel does something else here
-    return [hypothesis for size, (_, hypothesis) in zip(sizes, fits, strict=True) if size <= max(2.0 * min(sizes), 1.0)]
+    return [hypothesis for size, hypothesis in zip(sizes, hypotheses, strict=True) if size is None or size <= max(2.0 * least, 1.0)]
 
 
 def _groups(probe, hypotheses, spec, with_lse):

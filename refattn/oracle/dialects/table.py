@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from refattn.oracle.dialects.library_errors import errors_of
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -129,9 +131,10 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect(
             "flashinfer", "single_prefill_with_kv_cache", "0.6.18", "documentation and tests",
             {**_QKV, "causal": "causal", "window": "window_left", "mask": "custom_mask", "softcap": "logits_soft_cap", "scale": "sm_scale"},
-            layout="THD", output_layout="THE", window="left", mask_true="attend", alibi="+m*j (reference); -m*|i - j| up to a shift of the row", softcap="before mask",
+            layout="THD", output_layout="THE", window="left", mask_true="attend", alibi="+m*j", softcap="before mask",
             empty_output="zero", empty_lse="-inf", lse_base="2", lse_layout="TH", rope_pairs="half",
-            notes=("kv_layout HND moves the heads of key and value first", "the mask fills with -5e4, which real scores can be below"),
+            notes=("ALiBi of +m*j has the softmax of -m*|i - j| under a causal mask only: there they differ by m*i, a shift of the row, which lse shows",
+                   "kv_layout HND moves the heads of key and value first", "the mask fills with -5e4, which real scores can be below"),
             issues=("flashinfer-ai/flashinfer #2113", "flashinfer-ai/flashinfer #4484"),
         ),
         Dialect(
@@ -187,7 +190,7 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect(
             "ggml", "ggml_flash_attn_ext", "ggml.h, 2026", "header and tests/test-backend-ops.cpp",
             {**_QKV, "mask": "mask", "bias": "mask", "softcap": "logit_softcap", "sinks": "sinks", "scale": "scale"},
-            output_layout="BTHE", additive_mask=True, alibi="m * mask, slopes from max_bias", softcap="before mask", default_scale="required", empty_output="unknown",
+            output_layout="BTHE", additive_mask=True, alibi="m * mask, slopes from max_bias", softcap="before mask", default_scale="required",
             sinks_in_lse=None, rope_pairs="interleaved",
             notes=("ne lists axes backwards: q is [d, length, heads, batch]", "the result is permuted: [d, heads, length, batch]", "causal is an additive F16 mask"),
             issues=("ggml-org/llama.cpp #3018", "ggml-org/llama.cpp #22611"),
@@ -300,7 +303,8 @@ def _kind(row) -> str:
 def explain_difference(first: str, second: str) -> str:
     """A table of where two dialects disagree; rows in which they agree are left out.
 
-    Rows that change results come first, then other spellings, then what only one of the two has.
+    Rows that change results come first, then other spellings, then what only one of the two has; then notes, and errors in the code that
+    their libraries publish as a reference (`library_errors`).
 
     Parameters
     ----------
@@ -331,6 +335,8 @@ def explain_difference(first: str, second: str) -> str:
         lines += ["", kind, line(("", first, second)), rule, *map(line, chosen)] if chosen else []
     notes = [f"{d.name}: {note}" for d in (one, two) for note in d.notes]
     reports = [f"{d.name}: {', '.join(d.issues[:3])}" for d in (one, two) if d.issues]
+    errors = [str(error) for error in errors_of(first, second)]
+    notes += ["", "Errors in code published as a reference", *errors] if errors else []
     return "\n".join([*heading, *lines, "", "Besides", *notes, *([f"Public reports  {'; '.join(reports)}"] if reports else [])])
 
 

@@ -17,7 +17,7 @@ from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict.check import check
 
-DIAGNOSIS_SECONDS = 5.0
+DIAGNOSIS_SECONDS = 10.0
 MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect", "head_dims", "hides_nan")
 
 
@@ -53,7 +53,7 @@ def settings_of(node, config) -> Settings:
     unknown = {*given} - {*MARKER_ARGUMENTS}
     if unknown:
         raise TypeError(f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}.")
-    spec = given.get("spec", config.getoption("--refattn-spec"))
+    spec = given.get("spec", _spec_of_the_command_line(config))
     dtype = given.get("dtype") or _dtype_of(spec)
     if dtype == "bfloat16":
         import ml_dtypes
@@ -67,6 +67,14 @@ def settings_of(node, config) -> Settings:
     )  # fmt: skip
 
 
+def _spec_of_the_command_line(config):
+    words = config.getoption("--refattn-spec")
+    try:
+        return None if words is None else kernel_spec(words)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--refattn-spec: {error}") from error
+
+
 def _dtype_of(spec):
     name = "float32" if spec is None else kernel_spec(spec).input.name
     return name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
@@ -78,7 +86,7 @@ def parametrize(metafunc) -> str:
         chosen, settings = _chosen(metafunc.definition, metafunc.config)
     except (TypeError, ValueError) as error:
         return str(error)
-    metafunc.parametrize("attention_case", [AttentionCase(case, settings) for case in chosen], ids=[_id(case.name) for case in chosen], indirect=True)
+    metafunc.parametrize("refattn_case", [AttentionCase(case, settings) for case in chosen], ids=[_id(case.name) for case in chosen], indirect=True)
     return ""
 
 

@@ -35,7 +35,7 @@ from refattn.oracle.verdict.check import check
 
 LEVELS = ("quick", "full")
 DIAGNOSED = 3  # failures that are explained; each may take seconds
-DIAGNOSIS_SECONDS = 5.0
+DIAGNOSIS_SECONDS = 10.0
 REPEATS = {"quick": 2, "full": 5}
 
 

@@ -32,11 +32,13 @@ DENSE_SUITE = (
 SQUARE = Sizes(batch=4, num_heads=4, num_kv_heads=2, q_len=41, kv_len=41, head_dim=16, v_head_dim=16)
 DECODE = Sizes(batch=3, num_heads=6, num_kv_heads=2, q_len=1, kv_len=97, head_dim=24, v_head_dim=20)
 WHOLE_TILES = Sizes(batch=1, num_heads=3, num_kv_heads=3, q_len=7, kv_len=64, head_dim=16, v_head_dim=8)
+MORE_ROWS = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=13, kv_len=5, head_dim=16, v_head_dim=8)
 MANY_TILES = Sizes(batch=1, num_heads=2, num_kv_heads=1, q_len=11, kv_len=1031, head_dim=32, v_head_dim=16)
 
 SHAPED_SUITE = (
     ("normal", ("mask",), SQUARE), ("normal", ("bias",), SQUARE), ("normal", ("causal",), SQUARE), ("normal", (), SQUARE),
     ("normal", (), DECODE), ("normal", ("lengths", "causal"), DECODE), ("normal", ("left window", "causal"), DECODE),
+    ("normal", ("own offset", "causal"), MORE_ROWS),
     ("normal", ("causal",), WHOLE_TILES), ("ascending", (), WHOLE_TILES), ("normal", ("causal",), MANY_TILES), ("early sink", (), MANY_TILES),
 )  # fmt: skip
 

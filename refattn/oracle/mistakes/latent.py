@@ -30,8 +30,8 @@ def _reordered(x):
     return np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
 
 
-def _rope_first_in_key(p):
-    dense = p.expanded()
+def _rope_first_in_key(p, n):
+    dense = p.part(n)
     nope = p.q_nope.shape[-1]
     return replace(dense, key=np.concatenate([dense.key[..., nope:], dense.key[..., :nope]], axis=-1))
 
@@ -53,12 +53,12 @@ def _cached_row(p, change):
     return replace(p, kv_latent=row[..., :rank], k_rope=row[..., rank:])
 
 
-def _values_of_last_dims(p):
+def _values_of_last_dims(p, n):
     """The values are the last kv_lora_rank dims of a cache row [latent, rope], and not the first."""
     rank, width = p.kv_latent.shape[-1], p.k_rope.shape[-1]
     row = np.concatenate([p.kv_latent, p.k_rope], axis=-1).astype(np.float64)
     values = row[..., width : width + rank][..., None, :, :] @ np.swapaxes(np.asarray(p.w_uv, np.float64), -1, -2)
-    return replace(p.expanded(), value=values)
+    return replace(p.part(n), value=values)
 
 
 def _reshaped(array):

@@ -11,7 +11,7 @@ def _packed(change):
     """Cut a packed problem by changed boundaries: change(packed, n) -> (first row, stop row, first key, stop key)."""
 
     def sequence(packed, n):
-        part = packed.sequence(n)
+        part = packed.part(n)
         _, _, first, stop = change(packed, n)
         first, stop = max(int(first), 0), min(int(stop), packed.key.shape[1])
         rows = slice(packed.cu_q[n], packed.cu_q[n + 1])
@@ -58,7 +58,7 @@ def _last_of_segment(packed, n):
 
 def _next_segment(packed, n):
     q0, q1, _, _ = _kv(packed, n)
-    n = (n + 1) % packed.num_sequences
+    n = (n + 1) % packed.num_parts
     return q0, q1, packed.cu_kv[n], packed.cu_kv[n + 1]
 
 

@@ -14,8 +14,8 @@ def _paged(change):
     def sequence(paged, b):
         row, key_pages, value_pages = change(paged, b)
         table = paged.block_table.copy()
-        table[b] = np.clip(row, 0, len(paged.key_pages) - 1)
-        return PagedProblem.sequence(replace(paged, block_table=table, key_pages=key_pages, value_pages=value_pages), b)
+        table[b] = np.clip(row, 0, len(key_pages) - 1)
+        return PagedProblem.part(replace(paged, block_table=table, key_pages=key_pages, value_pages=value_pages), b)
 
     return sequence
 
@@ -24,8 +24,15 @@ def _table(change):
     return _paged(lambda p, b: (change(p, b), p.key_pages, p.value_pages))
 
 
+def _own_pages(paged, b):
+    """The pages of sequence b alone, in order: what is changed there is not changed in a whole cache for each sequence."""
+    row = np.clip(paged.block_table[b], 0, len(paged.key_pages) - 1)
+    return np.arange(len(row)), paged.key_pages[row], paged.value_pages[row]
+
+
 def _slots_rolled(paged, b):
-    return paged.block_table[b], np.roll(paged.key_pages, -1, axis=2), np.roll(paged.value_pages, -1, axis=2)
+    row, key_pages, value_pages = _own_pages(paged, b)
+    return row, np.roll(key_pages, -1, axis=2), np.roll(value_pages, -1, axis=2)
 
 
 def _heads_and_slots_swapped(paged, b):
@@ -33,28 +40,26 @@ def _heads_and_slots_swapped(paged, b):
         count, heads, size, dim = pages.shape
         return pages.reshape(count, size, heads, dim).swapaxes(1, 2)
 
-    return paged.block_table[b], misread(paged.key_pages), misread(paged.value_pages)
+    row, key_pages, value_pages = _own_pages(paged, b)
+    return row, misread(key_pages), misread(value_pages)
 
 
 def _value_pages_of_key(paged, b):
     """The block table is applied to the keys only; values are read in page order."""
-    order = np.arange(len(paged.value_pages))
-    row = np.clip(paged.block_table[b], 0, len(order) - 1)
-    values = paged.value_pages.copy()
-    values[row] = paged.value_pages[order[: len(row)] % len(order)]
-    return paged.block_table[b], paged.key_pages, values
+    row, key_pages, _ = _own_pages(paged, b)
+    return row, key_pages, paged.value_pages[row % len(paged.value_pages)]
 
 
 def _whole_pages(paged, b):
     """The length is rounded up to a whole page."""
     size = paged.page_size
     length = np.minimum(-(-paged.kv_lengths // size) * size, paged.block_table.shape[1] * size)
-    return PagedProblem.sequence(replace(paged, kv_lengths=length), b)
+    return PagedProblem.part(replace(paged, kv_lengths=length), b)
 
 
 def _partial_page_lost(paged, b):
     length = paged.kv_lengths // paged.page_size * paged.page_size
-    return PagedProblem.sequence(replace(paged, kv_lengths=length), b)
+    return PagedProblem.part(replace(paged, kv_lengths=length), b)
 
 
 def _backwards(paged, b):

@@ -50,6 +50,8 @@ class Mistake:
         The mistake is one of precision: it is predicted in the kernel's own arithmetic.
     random : bool
         Two runs differ; nothing can be predicted.
+    fitted_kv_heads : int
+        Key heads that its numbers were fitted on, one a head; with another number of them nothing can be predicted. 0: any.
     families : tuple of str
         Input families that bring it out when ordinary data do not.
     issues : tuple of str
@@ -72,6 +74,7 @@ class Mistake:
     tiled: bool = False
     rounding: bool = False
     random: bool = False
+    fitted_kv_heads: int = 0
     families: tuple[str, ...] = ()
     issues: tuple[str, ...] = ()
 
@@ -105,6 +108,8 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "not causal": lambda p: p.right is None or p.right > 0,
     "left window": lambda p: p.left is not None,
     "no left window": lambda p: p.left is None,
+    "no right side": lambda p: p.right is None,
+    "past the keys": lambda p: _some(np.asarray(p.q_offset) + p.q_len - 1 > p.kv_len),
     "right window": lambda p: p.right is not None and p.right > 0,
     "bounded": lambda p: p.left is not None or p.right is not None,
     "position": lambda p: p.left is not None or p.right is not None or p.alibi_slopes is not None,

@@ -10,7 +10,7 @@ from refattn.oracle.mistakes.record import Mistake
 def _rope(q=None, k=None):
     """The rotated problem with changed settings for query and key; q, k map the right settings to the wrong ones."""
     same = lambda rope: rope  # noqa: E731
-    return lambda p: p.rotated((q or same)(p.rope), (k or q or same)(p.rope))
+    return lambda p, n: p.rotated((q or same)(p.rope), (k or q or same)(p.rope))
 
 
 def _keep(rope):
@@ -21,13 +21,13 @@ def _other_layout(rope):
     return replace(rope, layout="interleaved" if rope.layout == "half" else "half")
 
 
-def _rows_from_zero(p):
+def _rows_from_zero(p, n):
     start = np.zeros_like(np.asarray(p.dense.q_offset))
     turned = replace(p, dense=replace(p.dense, q_offset=start)).rotated()
     return replace(turned, q_offset=p.dense.q_offset)
 
 
-def _twice(p):
+def _twice(p, n):
     turned = p.rotated()
     return replace(p, dense=turned).rotated()
 
@@ -52,5 +52,5 @@ ROTARY = (
     Mistake("rope_theta_10000", "the base of the rotation is 10000", "theta=10000", form="rotary", change_form=_rope(lambda r: replace(r, theta=10000.0))),
     Mistake("rope_theta_1000000", "the base of the rotation is 1000000", "theta=1000000", form="rotary", change_form=_rope(lambda r: replace(r, theta=1e6))),
     Mistake("rope_half_the_dims", "only half of the rotary dims are rotated", "rotary_dim / 2", form="rotary",
-            change_form=lambda p: _rope(lambda r: replace(r, rotary_dim=max((r.rotary_dim or p.dense.head_dim) // 4 * 2, 2)))(p)),
+            change_form=lambda p, n: _rope(lambda r: replace(r, rotary_dim=max((r.rotary_dim or p.dense.head_dim) // 4 * 2, 2)))(p, n)),
 )

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from refattn.calls.form import Checked
+from refattn.calls.dense import Problem
+from refattn.calls.form import Checked, Part
 from refattn.calls.registry import form_of
 from refattn.oracle.mistakes.record import Mistake, arithmetic_of, stages_of
 from refattn.oracle.simulated.staged import Sample, one_batch_axis, run_stages
+
+KEPT_SIZE = 2**26  # elements of keys and values of one call that are kept gathered
+_KNOWN_PARTS: weakref.WeakKeyDictionary[Any, dict[int, Problem]] = weakref.WeakKeyDictionary()
+_KNOWN_OUTLINES: weakref.WeakKeyDictionary[Any, list[Problem]] = weakref.WeakKeyDictionary()
 
 
 def checked_call(*arrays, **arguments) -> Checked:
@@ -15,49 +24,60 @@ def checked_call(*arrays, **arguments) -> Checked:
     return form_of(arrays, arguments).check(*arrays, **arguments).uncut()
 
 
-def dense_parts(checked, change_form=None):
-    """The dense problems of a call, with one batch axis; `change_form` is a mistake in how they are cut."""
+def dense_part(checked, n: int, change_form: Callable | None = None) -> Problem:
+    """Dense problem n of a call, with one batch axis.
+
+    It is kept for the next call unless a mistake cuts it (`change_form`), or it is large.
+    """
+    known = _KNOWN_PARTS.setdefault(checked, {})
+    if change_form is None and n in known:
+        return known[n]
     with np.errstate(all="ignore"):
-        return [one_batch_axis(part.problem) for part in checked.parts(change_form)]
+        part = one_batch_axis((change_form or type(checked).part)(checked, n))
+    if change_form is None and sum(own.key.size + own.value.size for own in (*known.values(), part)) <= KEPT_SIZE:
+        known[n] = part
+    return part
 
 
-def changed_call(checked, mistakes):
-    """The call and the way to cut it, as at most one mistake of its form leaves them."""
-    for mistake in mistakes:
-        return mistake.change_call(checked) if mistake.change_call else checked, mistake.change_form
-    return checked, None
+def part_outlines(checked) -> list[Problem]:
+    """The dense problems of a call without their numbers, with one batch axis.
+
+    Most questions are of shapes and options only, and gathering the pages of a whole cache for each of them would take
+    most of the time.
+    """
+    if checked not in _KNOWN_OUTLINES:
+        _KNOWN_OUTLINES[checked] = [one_batch_axis(checked.outline(n)) for n in range(checked.num_parts)]
+    return _KNOWN_OUTLINES[checked]
 
 
 def split_output(checked, array):
-    """Cut an output of the whole call, or None, into those of `dense_parts`: (N, H, T, E)."""
-    for part in checked.parts():
-        piece = None if array is None else part.of_output(array)
-        yield None if piece is None else piece.reshape(-1, *piece.shape[-3:]) if piece.size else _empty(piece, 3)
+    """Cut an output of the whole call, or None, into those of its dense parts: (N, H, T, E)."""
+    return _split(checked, array, Part.of_output, 3)
 
 
 def split_lse(checked, array):
     """The same of an lse: (N, H, T)."""
-    for part in checked.parts():
-        piece = None if array is None else part.of_lse(array)
-        yield None if piece is None else piece.reshape(-1, *piece.shape[-2:]) if piece.size else _empty(piece, 2)
+    return _split(checked, array, Part.of_lse, 2)
 
 
-def _empty(piece, kept):
-    """An array without elements with its batch axes joined; -1 would be ambiguous."""
-    batch = int(np.prod(piece.shape[:-kept], dtype=np.int64))
-    return piece.reshape(batch, *piece.shape[-kept:])
+def _split(checked, array, of_part, kept):
+    for n in range(checked.num_parts):
+        if array is None:
+            yield None
+            continue
+        piece = of_part(Part(None, checked.place(n)), array)
+        batch = int(np.prod(piece.shape[:-kept], dtype=np.int64))  # -1 would be ambiguous where there are no elements
+        yield piece.reshape(batch, *piece.shape[-kept:])
 
 
 def joined_results(checked, results):
     """Output and lse of the whole call from those of its dense parts."""
-    output, lse = np.zeros(checked.output_shape), np.zeros(checked.lse_shape)
-    for number, (part, (part_output, part_lse)) in enumerate(zip(checked.parts(), results, strict=True)):
-        if number == 0:  # the results of all parts have the dtype of the kernel
-            output, lse = output.astype(part_output.dtype), lse.astype(part_lse.dtype)
-        target = part.of_output(output)
-        target[...] = part_output.reshape(target.shape)
-        target = part.of_lse(lse)
-        target[...] = part_lse.reshape(target.shape)
+    dtypes = [result.dtype for result in results[0]] if results else [np.float64] * 2
+    output, lse = np.zeros(checked.output_shape, dtypes[0]), np.zeros(checked.lse_shape, dtypes[1])
+    for n, (part_output, part_lse) in enumerate(results):
+        part = Part(None, checked.place(n))
+        for target, values in ((part.of_output(output), part_output), (part.of_lse(lse), part_lse)):
+            target[...] = values.reshape(target.shape)
     return output, lse
 
 
@@ -80,24 +100,49 @@ def run_form(
     own : bool
         Round as the input dtype's kernels do, instead of predicting in float64.
     samples : list of Sample, optional
-        One a part.
+        One a part; parts of which nothing is looked at are not computed.
     with_size : bool
         As `run_stages`.
 
     Returns
     -------
-    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or the same cut.
+    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or the same cut, or
+    hold numbers fitted on other key heads.
     """
     of_form = [mistake for mistake in mistakes if mistake.of_form and possible(mistake, checked)]
-    if len(of_form) > 1 or stages_of(*mistakes) is None:
+    fitted = all(_fits_heads(mistake, checked) for mistake in mistakes)
+    if len(of_form) > 1 or stages_of(*mistakes) is None or not fitted:
         return None
     arithmetic = arithmetic_of(checked.input_dtype, *mistakes, tile=tile, own=own)
-    parts = dense_parts(*changed_call(checked, of_form))
+    changed, cut = changed_call(checked, of_form)
     results = []
-    for part, sample in zip(parts, samples or [None] * len(parts), strict=True):
+    for n in range(checked.num_parts):
+        sample = samples[n] if samples else None
+        if sample is not None and sample.left_out:
+            results.append(_nothing(checked.output_shape[-1], with_size))
+            continue
+        part = dense_part(changed, n, cut)
         stages = stages_of(*(m for m in mistakes if not m.of_form and m.applies(part)), tile=tile)
         results.append(run_stages(part, stages, arithmetic, sample, with_size))
     return results
+
+
+def changed_call(checked, of_form):
+    """The call and the way to cut it, as at most one mistake of its form leaves them."""
+    for mistake in of_form:
+        return mistake.change_call(checked) if mistake.change_call else checked, mistake.change_form
+    return checked, None
+
+
+def _fits_heads(mistake, checked):
+    """Whether numbers fitted for each key head belong to the heads of this call."""
+    return mistake.fitted_kv_heads in (0, *(part.num_kv_heads for part in part_outlines(checked)))
+
+
+def _nothing(width, with_size):
+    """The results of a part that is not looked at."""
+    output, lse = np.zeros((0, 0, 0, width)), np.zeros((0, 0, 0))
+    return (output, lse, output, lse) if with_size else (output, lse)
 
 
 def possible(mistake: Mistake, checked) -> bool:
@@ -106,4 +151,4 @@ def possible(mistake: Mistake, checked) -> bool:
         return False
     if mistake.of_form:
         return mistake.applies(checked)
-    return any(map(mistake.applies, dense_parts(checked)))
+    return any(map(mistake.applies, part_outlines(checked)))

@@ -130,6 +130,8 @@ SCORES = (
     Mistake("softcap_clips", "scores are clipped at softcap instead of squeezed by tanh", "", ("softcap",),
             stages={"cap": lambda run, s: np.clip(s, -(run.problem.softcap or np.inf), run.problem.softcap or np.inf)}),
     Mistake("alibi_dropped", "ALiBi is ignored", "alibi_slopes=None", ("alibi",), _slopes(lambda p: None)),
+    Mistake("alibi_twice", "ALiBi is added twice", "alibi_slopes=2 * alibi_slopes", ("alibi",), _slopes(lambda p: 2 * p.alibi_slopes),
+            issues=("huggingface/transformers FalconAttention, eager",)),
     Mistake("alibi_sign", "ALiBi has the wrong sign: far keys are favoured", "alibi_slopes=-alibi_slopes", ("alibi",), _slopes(lambda p: -p.alibi_slopes),
             issues=("meta-pytorch/attention-gym #86", "FlashInfer reference +slope*j")),
     Mistake("alibi_of_key_only", "ALiBi is slope * key index: the same softmax under a causal mask, but another lse", "compare outputs only, or shift lse",

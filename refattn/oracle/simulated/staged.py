@@ -63,6 +63,15 @@ class Sample:
     shared: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
+    def nothing(cls) -> Sample:
+        """Of a part that is not looked at."""
+        return cls(*(np.zeros(0, int) for _ in range(3)))
+
+    @property
+    def left_out(self) -> bool:
+        return not self.sequences.size
+
+    @classmethod
     def everything(cls, problem: Problem) -> Sample:
         count = int(np.prod(problem.query.shape[:-3], dtype=np.int64))
         return cls(np.arange(count), np.arange(problem.num_heads), np.arange(problem.q_len))

@@ -46,15 +46,15 @@ def check(
 
     Parameters
     ----------
-    actual : array_like, floating point
-        The kernel's output.
+    actual : array_like, floating point, or None
+        The kernel's output; None judges `lse` alone.
     *arrays : array_like
         The positional arrays of `function`: query, key, value for attention.
     lse : array_like, optional
         The kernel's lse, natural logarithm.
     spec : KernelSpec, str, dtype or None
         The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
-        flash kernel in the dtype of `actual`.
+        flash kernel in the dtype of `actual`, or of the first array where there is no `actual`.
     reference : callable, optional
         Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes: `cpu_kernels.attention_with_lse`.
     function : str
@@ -101,9 +101,11 @@ def check(
     if not 0.0 < failure_probability < 1.0:
         raise ValueError(f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}.")
     inferred = spec is None
-    actual = as_float_array(actual, "actual")
+    if actual is None and lse is None:
+        raise ValueError("actual and lse must not both be None; got actual=None, lse=None.")
+    actual = None if actual is None else as_float_array(actual, "actual")
     lse = None if lse is None else as_float_array(lse, "lse")
-    spec = kernel_spec(spec, actual.dtype)
+    spec = kernel_spec(spec, actual.dtype if actual is not None else as_float_array(arrays[0], "query").dtype if arrays else None)
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
     report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))

@@ -265,10 +265,11 @@ class Report:
             name, message = self._refused[0]
             return f"{self.function}: FAIL (shape), {name} {message}"
         worst = max((m for m in (self.output, self.lse) if m is not None), key=lambda m: (len(m.failed) > 0, m.misplaced > 0, m.use_tight))
-        measure = worst if worst.failed else self.output
+        measure = worst if worst.failed or self.output is None else self.output
         verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
         which = "" if measure.name == "output" else " of the lse"
         line = f"{self.function}: {verdict}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
+        line += "" if self.output is not None else "; only the lse was given, the output is not judged"
         return f"{line}; {self.left_over}" if self.left_over else line
 
     def text(self):

@@ -1,0 +1,79 @@
+"""The time a search may take, checked between its units of work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+
+FADING = 0.7  # of a measured cost, kept where the next unit is cheaper: one slow moment of the machine does not end a search
+
+
+class Budget:
+    """Starts a unit of work only if what such units have cost lately fits into what is left.
+
+    So a search ends within its time plus one unit of a kind that was never measured. What is not started is remembered in `unfinished`.
+
+    Parameters
+    ----------
+    seconds : float
+    clock : callable
+        Gives the time in seconds: `time.monotonic`, or the count of a test.
+
+    Attributes
+    ----------
+    costs : dict
+        Seconds for a unit of size 1, by kind of work.
+    reserved : float
+        Seconds kept for what comes after this part of the search.
+    unfinished : list of str
+        The parts of the search that time cut short.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self.seconds, self.clock = seconds, clock
+        self.start = clock()
+        self.costs: dict[str, float] = {}
+        self.reserved = 0.0
+        self.unfinished: list[str] = []
+
+    @property
+    def spent(self) -> float:
+        return self.clock() - self.start
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.reserved - self.spent
+
+    def allows(self, kind: str, size: float = 1.0) -> bool:
+        """Whether a unit of this kind and size fits into what is left."""
+        return self.left > 0 and self.left >= size * self.costs.get(kind, 0.0)
+
+    def run(self, kind: str, work: Callable, *arguments, size: float = 1.0):
+        """Do a unit of work whatever is left, and remember what it cost."""
+        before = self.clock()
+        try:
+            return work(*arguments)
+        finally:
+            self.costs[kind] = max(FADING * self.costs.get(kind, 0.0), (self.clock() - before) / size)
+
+    def attempt(self, kind: str, part: str, work: Callable, *arguments, size: float = 1.0):
+        """The same if it fits, else None; `part` names what stays unfinished then."""
+        if self.allows(kind, size):
+            return self.run(kind, work, *arguments, size=size)
+        self.ends(part)
+        return None
+
+    @contextmanager
+    def keeping(self, share: float):
+        """Within it, a share of what is left is kept for what follows."""
+        before = self.reserved
+        self.reserved += share * max(self.left, 0.0)
+        yield
+        self.reserved = before
+
+    def ends(self, part: str):
+        """Say that time cut this part of the search short."""
+        if part not in self.unfinished:
+            self.unfinished.append(part)
