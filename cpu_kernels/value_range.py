@@ -53,7 +53,7 @@ def scales(scale):
 
 def inverse_cap(cap, dtype):
     """1 / cap; what a cap does that is too small for it is below the smallest normal number."""
-    return min(1 / cap, float(np.finfo(dtype).max)) if cap > 1 / np.finfo(FLOAT64).max else float(np.finfo(dtype).max)
+    return min(1 / max(float(cap), 2.0**-1023), float(np.finfo(dtype).max))
 
 
 def has_beyond(x, limit):

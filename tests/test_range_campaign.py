@@ -2,7 +2,8 @@
 
 `python tests/test_range_campaign.py 5000 [first seed]` runs as many as wanted. A failure names the seed: `run_reference(seed)` repeats it.
 
-Whatever is finite gives no NaN, and outputs that are means of the visible values. Where scores stay below 1e6 the promise of README holds too.
+Whatever is finite gives no NaN in `refattn`, and outputs that are means of the visible values; where scores stay below 1e6 the promise of README
+holds too. `cpu_kernels` gives no NaN wherever every intermediate of the documented order is finite in its dtype, and `check` finds nothing wrong.
 """
 
 import os
@@ -17,10 +18,12 @@ pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the tes
 
 from mpmath import mpf
 
+import cpu_kernels
 import refattn
 from exact_checks import LSE_ULPS, OUTPUT_UNITS, addends, exactly, seen_keys, units_used
+from refattn.oracle import KernelSpec, check
 
-CALLS = int(os.environ.get("REFATTN_CAMPAIGN", 400))
+CALLS = int(os.environ.get("REFATTN_CAMPAIGN", 200))
 CHUNK = 100
 LARGEST_PROMISED = 1e6  # the scores up to which README promises digits
 
@@ -132,15 +135,72 @@ def campaign(run, first, count):
             raise AssertionError(f"{run.__name__}({seed}): {type(error).__name__} {error}") from error
 
 
+def documented_order(query, key, value, options, dtype):
+    """Every intermediate of README's order of operations in `dtype`: product, scale, softcap, ALiBi, bias, score minus the largest, weights."""
+    real = np.dtype(dtype).type
+    heads, rows, _ = query.shape
+    steps = [np.abs(query.astype(dtype)) @ np.abs(key[0].T.astype(dtype))]  # no partial sum of a product is larger
+    scores = (query.astype(dtype) @ key[0].T.astype(dtype)) * real(options.get("scale", 1 / np.sqrt(query.shape[-1])))
+    steps.append(scores)
+    if "softcap" in options:
+        steps.append(np.broadcast_to(real(options["softcap"]), scores.shape))
+        scores = real(options["softcap"]) * np.tanh(scores / real(options["softcap"]))
+    if "alibi_slopes" in options:
+        position = options.get("q_offset", key.shape[1] - rows) + np.arange(rows)
+        penalty = options["alibi_slopes"].astype(dtype)[:, None, None] * np.abs(position[:, None] - np.arange(key.shape[1])).astype(dtype)
+        scores = scores - penalty
+        steps += [penalty, scores]
+    if "bias" in options:
+        bias = options["bias"].astype(dtype)
+        steps.append(np.where(options["bias"] == -np.inf, 0, bias))
+        scores = scores + np.where(bias == -np.inf, 0, bias)
+    steps.append(scores)
+    if "sinks" in options:
+        steps.append(np.where(options["sinks"] == -np.inf, 0, options["sinks"]).astype(dtype))
+    return steps
+
+
+def run_kernels(seed, dtype):
+    """No NaN where the documented order stays finite, means of the visible values there, and `check` finds nothing wrong."""
+    info = np.finfo(dtype)
+    query, key, value, options = Draw(seed, float(info.max), float(info.smallest_subnormal)).call()
+    query, key, value = (x.astype(dtype) for x in (query, key, value))
+    if "alibi_slopes" in options and np.abs(options["alibi_slopes"]).max() > 2.0**900:
+        del options["alibi_slopes"]  # refused
+    with np.errstate(all="raise", under="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output, lse = cpu_kernels.attention_with_lse(query, key, value, **options)
+    with np.errstate(all="ignore"):
+        steps = documented_order(query, key, value, options, dtype)
+    if not all(np.isfinite(step).all() for step in steps):
+        return
+    assert np.isfinite(output).all() or "dropout_mask" in options, f"output {output} where every intermediate is finite"
+    assert not np.isnan(output).any() and not np.isnan(lse).any() and not (lse == np.inf).any(), f"lse {lse} where every intermediate is finite"
+    report = check(output, query, key, value, lse=lse, spec=KernelSpec.cpu_kernels(dtype), **options)
+    assert not report.wrong, str(report)
+
+
+def run_float32(seed):
+    run_kernels(seed, np.float32)
+
+
+def run_float64(seed):
+    run_kernels(seed, np.float64)
+
+
+RUNS = {run.__name__: run for run in (run_reference, run_float32, run_float64)}
+
+
 @pytest.mark.parametrize("first", range(0, CALLS, CHUNK))
-def test_the_reference(first):
-    campaign(run_reference, first, min(CHUNK, CALLS - first))
+@pytest.mark.parametrize("run", RUNS)
+def test_campaign(run, first):
+    campaign(RUNS[run], first, min(CHUNK, CALLS - first))
 
 
 if __name__ == "__main__":
     count, start = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     failed = 0
-    for run in (run_reference,):
+    for run in [RUNS[sys.argv[3]]] if len(sys.argv) > 3 else RUNS.values():
         for number in range(start, start + count):
             try:
                 run(number)
