@@ -197,6 +197,13 @@ def test_campaign(run, first):
     campaign(RUNS[run], first, min(CHUNK, CALLS - first))
 
 
+@pytest.mark.parametrize("run, seed", [
+    *(("run_reference", seed) for seed in (134, 230, 430, 442, 497, 1040, 1153)), *(("run_float64", seed) for seed in (1125, 1298, 1334, 1436)),
+])  # fmt: skip
+def test_what_was_once_wrong(run, seed):
+    RUNS[run](seed)
+
+
 if __name__ == "__main__":
     count, start = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     failed = 0
