@@ -138,7 +138,7 @@ def campaign(run, first, count):
 def documented_order(query, key, value, options, dtype):
     """Every intermediate of README's order of operations in `dtype`: product, scale, softcap, ALiBi, bias, score minus the largest, weights."""
     real = np.dtype(dtype).type
-    heads, rows, _ = query.shape
+    rows = query.shape[1]
     steps = [np.abs(query.astype(dtype)) @ np.abs(key[0].T.astype(dtype))]  # no partial sum of a product is larger
     scores = (query.astype(dtype) @ key[0].T.astype(dtype)) * real(options.get("scale", 1 / np.sqrt(query.shape[-1])))
     steps.append(scores)
