@@ -11,12 +11,11 @@ import numpy as np
 
 from cpu_kernels.kernels.attend import attend
 from cpu_kernels.kernels.blocks import PANELS, panels_of, scratch_layout, state_panel_size
-from cpu_kernels.kernels.exponential import LOG2E
 from cpu_kernels.kernels.join import join
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
 from cpu_kernels.strided import Operand, absent, optional
 from cpu_kernels.machine.thread_pool import run
-from cpu_kernels.dtypes import folded, score_factor, unfold
+from cpu_kernels.dtypes import inverse_cap, scales
 from cpu_kernels.simd.vector import MAX_VECTORS, lanes
 from refattn.calls.memory import ensure_allocatable
 
@@ -116,9 +115,9 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
     table, *paging = pages or (absent(INT64).memory, 0, 0, 0)
     given = (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
     switches = (*[x is not None for x in given], lse.memory.size > 0)
-    scalars = (score_factor(options), options.softcap, options.left, options.right, options.keep_scale)
+    scalars = (options.scale, options.softcap, options.left, options.right, options.keep_scale)
     places = tuple([operand[1:] for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep)])
-    heads = head_table(options, dtype)
+    heads = head_table(options)
     for portion in portions(sequences, num_kv_heads, group_size):
         plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), switches, scalars, places)
         shape = plan.shapes[0]
@@ -133,8 +132,6 @@ def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages
                 join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
                 cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
             )  # fmt: skip
-    if lse.memory.size and (options.bias is not None or options.sinks is not None):
-        unfold(lse.memory)
 
 
 def portions(sequences, num_kv_heads, group_size):
@@ -173,7 +170,8 @@ def planned(dtype, sequences, *described):
 
 def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches, scalars, places):
     head_dim, rope_dim, v_head_dim = dims
-    query_scale, cap, left, right, keep_scale = scalars
+    scale, cap, left, right, keep_scale = scalars
+    query_scale, score_scale = scales(scale)
     page_size, key_page, value_page = paging
     names = ("query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep")
     strides = {name: place[2] for name, place in zip(names, places)}
@@ -186,7 +184,8 @@ def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches
         group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
         right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
         value_page=value_page, key_tile=key_tile, state_panel=state_panel, state_slot=state_panel * panels,
-        query_scale=query_scale, cap=0 if cap is None else cap * LOG2E, keep_scale=keep_scale, log2e=LOG2E,
+        query_scale=query_scale, score_scale=score_scale, has_score_scale=score_scale != 1, cap=cap or 0,
+        inverse_cap=inverse_cap(cap, dtype) if cap else 0, keep_scale=keep_scale,
         contiguous=whole and all(strides[name][2] == 1 for name in ("query", "key", "value"))
         and (not rope_dim or strides["query_rope"][2] == strides["key_rope"][2] == 1),
     )  # fmt: skip
@@ -212,16 +211,16 @@ def refuse_repeated_keys(strides, rows, kv_lens, dims, dtype):
 NO_HEADS = np.zeros(1, HEAD)
 
 
-def head_table(options, dtype):
+def head_table(options):
     """Slopes and sinks over (batch entry, head)."""
     given = options.alibi_slopes if options.alibi_slopes is not None else options.sinks
     if given is None:
         return NO_HEADS
     heads = np.zeros(given.size, HEAD)
     if options.alibi_slopes is not None:
-        heads["slope"] = options.alibi_slopes.reshape(-1) * LOG2E
+        heads["slope"] = options.alibi_slopes.reshape(-1)
     if options.sinks is not None:
-        heads["sink"] = folded(options.sinks.reshape(-1), dtype)
+        heads["sink"] = options.sinks.reshape(-1)
     return heads
 
 

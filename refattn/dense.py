@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refattn.exact.core import divided
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
-from refattn.exact.precise import DoubleDouble, divide
+from refattn.exact.precise import DoubleDouble
 from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 from refattn.exact.solve import solve
 
@@ -197,7 +198,7 @@ def attention_steps(query, key, value, **options):
         tile = (*at, slice(0, steps.scores.high.shape[-1]))
         for whole, part in ((scores, steps.scores), (capped, steps.capped), (biased, steps.biased)):
             whole[tile] = (part.high + part.low).reshape(whole[tile].shape)
-        weights[tile] = divide(DoubleDouble(steps.exponentials, 0.0), steps.total).high.reshape(weights[tile].shape)
+        weights[tile] = divided(DoubleDouble(steps.exponentials, 0.0), steps.total, steps.power).high.reshape(weights[tile].shape)
 
     output, lse = solve(problem, record)
     return AttentionSteps(scores, capped, biased, weights, lse, output)

@@ -56,7 +56,9 @@ def merge_states(outputs, lses):
         largest = np.max(lses, axis=0)
         weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]
         total = weights.sum(axis=0)
-        seen = np.where(weights[..., None] != 0, outputs, 0.0)  # what a part without weight holds does not matter
-        summed = (weights[..., None] * seen).sum(axis=0)  # [N, ..., T, E] -> [..., T, E]
-        output = np.divide(summed, total[..., None], out=np.zeros_like(summed), where=total[..., None] != 0)
+        share = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)[..., None]
+        finite = np.isfinite(outputs)
+        output = (share * np.where(finite, outputs, 0.0)).sum(axis=0)  # [N, ..., T, E] -> [..., T, E]
+        # Infinite however small the share; what a part without any holds does not matter.
+        output += np.where(finite | (lses == -np.inf)[..., None], 0.0, outputs).sum(axis=0)
         return output, largest + np.log(np.where(largest == -np.inf, 1.0, total))

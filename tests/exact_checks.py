@@ -35,21 +35,29 @@ def addends(j, h, i, position, options):
     return terms
 
 
-def exactly(query, key, value, h, i, options):
-    """The exact row i of head h, one kv head serving all, for arrays without batch axes; None where it sees nothing."""
-    (heads, rows, dim), n = query.shape, key.shape[-2]
-    options = {**options, "shape": (heads, rows, n)}
+def seen_keys(query, key, h, i, options):
+    """The keys that row i of head h sees."""
+    (heads, rows, _), n = query.shape, key.shape[-2]
+    shape = (heads, rows, n)
     position = options.get("q_offset", n - rows) + i
     left, right = options.get("window") or (None, None)
-    seen = [
+    return [
         j
         for j in range(n)
         if (left is None or position - j <= left)
         and (right is None or j - position <= right)
         and not (options.get("causal") and j > position)
-        and ("bias" not in options or np.broadcast_to(options["bias"], options["shape"])[h, i, j] > -np.inf)
-        and ("mask" not in options or np.broadcast_to(options["mask"], options["shape"])[h, i, j])
+        and ("bias" not in options or np.broadcast_to(options["bias"], shape)[h, i, j] > -np.inf)
+        and ("mask" not in options or np.broadcast_to(options["mask"], shape)[h, i, j])
     ]
+
+
+def exactly(query, key, value, h, i, options):
+    """The exact row i of head h, one kv head serving all, for arrays without batch axes; None where it sees nothing."""
+    (heads, rows, dim), n = query.shape, key.shape[-2]
+    options = {**options, "shape": (heads, rows, n)}
+    position = options.get("q_offset", n - rows) + i
+    seen = seen_keys(query, key, h, i, options)
     if not seen:
         return None
     keep = None
@@ -73,10 +81,10 @@ def units_used(output, lse, exact):
     with mp.workprec(PRECISION):
         worst = mpf(0)
         for got, true, gauge in zip(output.tolist(), exact.output, exact.gauge, strict=True):
-            error = max(abs(mpf(got) - true) - SMALLEST, 0) if math.isfinite(got) else mp.inf
+            error = max(abs(mpf(got) - true) - SMALLEST, 0) if math.isfinite(got) else (0 if got == float(true) else mp.inf)
             if error:
                 worst = max(worst, error / (UNIT * gauge) if gauge else mp.inf)
-        ulp = np.spacing(float(exact.largest_term))
+        ulp = np.spacing(min(float(exact.largest_term), 1e308))
         return float(worst), float(abs(mpf(float(lse)) - exact.lse) / ulp)
 
 

@@ -96,3 +96,11 @@ def test_slopes_whose_terms_share_a_step(slopes):
     for h, slope in enumerate(slopes):
         expected = plain[h] if slope == 0 else np.broadcast_to(value[0, -1 if slope > 0 else 0], output[h].shape)
         np.testing.assert_array_equal(output[h], expected)
+
+
+@pytest.mark.parametrize("value_size", [1.0, 1e300])
+@pytest.mark.parametrize("sink", [-1e308, -1e17, 600.0, 690.0, 720.0, 1300.0, 2.0**53, 1e17, 1e300, HUGE])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1e-3}, {"softcap": 1e3, "scale": 1e200}, {"scale": HUGE}, {"bias": np.full((2, 4, 9), -HUGE)}], ids=str)
+def test_sinks_far_from_the_scores(options, sink, value_size):
+    """A sink far above takes the weight, not the meaning; where large values make up for it, the digits stay."""
+    check(*with_sizes(1.0, 1.0, value_size, n=9), {**options, "sinks": np.array([sink, 0.5])}, lse_too="scale" not in options)

@@ -2,24 +2,26 @@
 
     S[key, lane]   = K[key, :] . Q^T[:, lane]            product: keys broadcast from where they lie
     S              = options(S), -inf where hidden       tile-wise, only where there is something to do
-    P[key, lane]   = 2**(S - peak[lane])                 softmax_step
+    P[key, lane]   = exp(S - peak[lane])                 softmax_step
     O^T[dim, lane] = O^T * rescale + V^T[dim, :] . P     product: values broadcast from where they lie
 
 Dao 2023, "FlashAttention-2", section 3.1, for the loop; every vector operation is vertical. A block is one or more panels of lanes that share each
 tile of keys while it is in cache; a panel computes only those keys of the tile that some of its rows can see.
 """
 
+import math
+
 import numpy as np
 
 from cpu_kernels.compiler.jit import driver, leaf, next_item
 from cpu_kernels.kernels.blocks import (
-    ALL_START, ALL_STOP, BIAS_AT, HALF_STOP, KEEP_AT, MASK_AT, NEAREST, ONE, PANELS, PEAK, RANGES, RESCALE, SLOPE, SOME_START, SOME_STOP, SPARE,
-    SPARE_2, START, STOP, TOTAL, add_phases, finish, open_panel, panel_of,
+    ALL_START, ALL_STOP, APART, BIAS_AT, HALF_STOP, KEEP_AT, MASK_AT, NEAREST, ONE, PANELS, PEAK, PLAIN, RANGES, RESCALE, SETTLED, SLOPE, SOME_START,
+    SOME_STOP, SPARE, SPARE_2, START, STOP, TOTAL, add_phases, finish, open_panel, panel_of,
 )  # fmt: skip
 from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, spread_rows
 from cpu_kernels.kernels.panel import copy, probe
 from cpu_kernels.kernels.product import PADDING_ROWS, product
-from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, softcap
+from cpu_kernels.kernels.scores import add_bias, alibi, hide_outside, keep_where, scale_scores, softcap
 from cpu_kernels.kernels.softmax import softmax_step
 from cpu_kernels.simd.vector import MAX_VECTORS, element
 
@@ -32,7 +34,7 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
     stretch(ints, shape.key_dims, shape.head_dim, shape.key_dim)
     stretch(ints, shape.key_rope_dims, shape.rope_dim, shape.key_rope_dim)
     stretch(ints, shape.value_dims, shape.v_head_dim, shape.value_dim)
-    n, careful = next_item(counter), False
+    n, careful = next_item(counter), PLAIN
     while n >= 0:
         item = items[n]
         group = groups[item.group]
@@ -63,12 +65,15 @@ def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_r
             panel = panel_of(shape, scratch, index, item)
             if panel.few_rows and not careful:
                 spread_rows(panel.few_rows, shape.v_head_dim, (scratch, panel.aside), (scratch, panel.output))
-        # A hidden key has weight 0, and 0 * inf is NaN: a block whose sums are not finite is computed again, infinite values apart.
-        if careful or all_finite(shape, item, scratch):
+        # A hidden key has weight 0, and 0 * inf is NaN: a block whose sums are not finite is computed again.
+        if careful != SETTLED:
+            for index in range(PANELS):
+                add_phases(panel_of(shape, scratch, index, item), scratch)
+        if careful == SETTLED or all_finite(shape, item, scratch):
             close_block(shape, item, scratch, ints, output, lse, states, careful)
-            n, careful = next_item(counter), False
+            n, careful = next_item(counter), PLAIN
         else:
-            careful = True
+            careful += 1
 
 
 @leaf
@@ -127,13 +132,17 @@ def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, v
     change_scores(shape, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
-    softmax_step(vectors, (count + panel.phases - 1) // panel.phases, scores, stride, panel.phases, (scratch, panel.lanes + PEAK * stride),
-                 (scratch, panel.lanes + TOTAL * stride), rescale)  # fmt: skip
+    if careful == SETTLED:
+        settle(shape, panel, count, scratch)
+    else:
+        softmax_step(vectors, (count + panel.phases - 1) // panel.phases, scores, stride, panel.phases, (scratch, panel.lanes + PEAK * stride),
+                     (scratch, panel.lanes + TOTAL * stride), rescale)  # fmt: skip
     if shape.has_keep:
         keep_where(scratch, shape.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
-    if careful:  # a product over no keys rescales
+    if careful == APART:  # a product over no keys rescales
         product(vectors, vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
                 (value, 0), (ints, value_rows), 0, 0)  # fmt: skip
+    if careful:
         add_finite(shape, panel, count, value, ints, value_rows, scratch)
     elif panel.few_rows:
         row_output(panel.few_rows, count, shape.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
@@ -160,14 +169,16 @@ def change_scores(shape, panel, first, last, scratch, ints, bias, mask):
     vectors, stride, phases, count = panel.vectors, panel.stride, panel.phases, last - first
     blocks = (count + phases - 1) // phases
     scores, left, right = (scratch, shape.scores), panel.lanes + SPARE * stride, panel.lanes + SPARE_2 * stride
+    if shape.has_score_scale:
+        scale_scores(vectors, blocks, scores, stride, shape.score_scale)
     if shape.has_softcap:
-        softcap(vectors, blocks, scores, stride, shape.cap)
+        softcap(vectors, blocks, scores, stride, shape.inverse_cap, shape.cap)
     if shape.has_alibi:
         for lane in range(stride):
             scratch[left + lane] = ints[panel.ints + NEAREST * stride + lane] - first - lane % phases
         alibi(vectors, blocks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride), (scratch, left))
     if shape.has_bias:
-        add_bias(scratch, shape.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride, shape.bias_key, shape.log2e)
+        add_bias(scratch, shape.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride, shape.bias_key)
     if shape.has_mask:
         keep_where(scratch, shape.scores, stride, phases, first, last, mask, ints, panel.ints + MASK_AT * stride, shape.mask_key, -np.inf)
     ranges = panel.ints + RANGES * stride
@@ -204,6 +215,17 @@ def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, val
 
 
 @leaf
+def settle(shape, panel, count, scratch):
+    """Turn scores into final weights: peak and total of every row are known from the time before."""
+    for block in range((count + panel.phases - 1) // panel.phases):
+        for lane in range(panel.stride):
+            total = np.float64(scratch[panel.lanes + TOTAL * panel.stride + lane])
+            peak = np.float64(scratch[panel.lanes + PEAK * panel.stride + lane])
+            at = shape.scores + block * panel.stride + lane
+            scratch[at] = 0.0 if total == 0 else math.exp(scratch[at] - peak) / total
+
+
+@leaf
 def add_finite(shape, panel, count, value, ints, value_rows, scratch):
     """Add weight * value, all elements of the values but those that are not finite."""
     stride, weights = panel.stride, panel.lanes + SPARE * panel.stride
@@ -219,30 +241,44 @@ def add_finite(shape, panel, count, value, ints, value_rows, scratch):
 
 @leaf
 def all_finite(shape, item, scratch):
+    """Whether the sums of the block are finite, but for rows that a score which is not a number poisons as a whole."""
     for index in range(PANELS):
         panel = panel_of(shape, scratch, index, item)
         verdict = panel.lanes + SPARE * panel.stride
         probe(panel.vectors, shape.v_head_dim, (scratch, panel.output), panel.stride, (scratch, verdict))
         for lane in range(panel.stride):
-            if scratch[verdict + lane] != 0:
+            if scratch[verdict + lane] != 0 and np.isfinite(scratch[panel.lanes + TOTAL * panel.stride + lane]):
                 return False
     return True
 
 
 @leaf
+def average(shape, panel, scratch):
+    """Divide the sums of every row by its total."""
+    for lane in range(panel.stride):
+        total = scratch[panel.lanes + TOTAL * panel.stride + lane]
+        scratch[panel.lanes + SPARE * panel.stride + lane] = 0.0 if total == 0 else 1.0 / total
+    for dim in range(shape.v_head_dim):
+        for lane in range(panel.stride):
+            scratch[panel.output + dim * panel.stride + lane] *= scratch[panel.lanes + SPARE * panel.stride + lane]
+
+
+@leaf
 def close_block(shape, item, scratch, ints, output, lse, states, careful):
-    """Finish the rows, or leave the unfinished sums for `join`."""
+    """Finish the rows, or leave what they have so far for `join`."""
     for index in range(PANELS):
         panel = panel_of(shape, scratch, index, item)
         stride, size = panel.stride, shape.v_head_dim * panel.stride
-        add_phases(panel, scratch)
         if careful:
             for i in range(size):
-                scratch[panel.output + i] += scratch[panel.aside + i]
+                if scratch[panel.aside + i] != 0:
+                    scratch[panel.output + i] = scratch[panel.aside + i]
         if stride and item.state < 0:
-            finish(shape, panel, scratch, ints, output, lse)
+            finish(shape, panel, scratch, ints, output, lse, careful == SETTLED)
         elif stride:
             state = item.state * shape.state_slot + index * shape.state_panel
+            if careful != SETTLED:
+                average(shape, panel, scratch)
             copy(size, (scratch, panel.output), (states, state))
             for lane in range(stride):
                 states[state + size + lane] = scratch[panel.lanes + PEAK * stride + lane]

@@ -20,7 +20,10 @@ from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
 PANELS = 4
 # Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are faster.
 FEW_PANELS = 2
-LN2 = math.log(2.0)
+
+# How carefully a block is computed. Where its sums are not finite, again with infinite values apart; where sums of finite values overflow even then, a
+# third time with weights that are divided by their total before they meet a value.
+(PLAIN, APART, SETTLED) = range(3)
 
 # Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that some row sees and that every row sees,
 # and where those end that a row of the first half of the lanes sees.
@@ -103,8 +106,9 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
             slope = heads[group.head + g].slope
         if with_sinks:
             sink = heads[group.head + g].sink
-        scratch[panel.lanes + PEAK * stride + lane] = sink
-        scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
+        if careful != SETTLED:
+            scratch[panel.lanes + PEAK * stride + lane] = sink
+            scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
         scratch[panel.lanes + SLOPE * stride + lane] = slope
         scratch[panel.lanes + ONE * stride + lane] = 1.0
         if (lane + 1) % panel.phases == 0 and panel.row + (lane + 1) // panel.phases < last_row:
@@ -144,17 +148,17 @@ def add_phases(panel, scratch):
 
 
 @leaf
-def finish(shape, panel, scratch, ints, output, lse):
-    """Divide by the totals and write rows of output and lse; rows that saw nothing become 0 and -inf."""
+def finish(shape, panel, scratch, ints, output, lse, settled):
+    """Divide by the totals, unless that is `settled`, and write rows of output and lse; rows that saw nothing become 0 and -inf."""
     stride = panel.stride
     for lane in range(stride):
         total = np.float64(scratch[panel.lanes + TOTAL * stride + lane])
-        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else shape.keep_scale / total
+        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else shape.keep_scale / (total / total if settled else total)
         prefetch(shape.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
         if shape.wants_lse:
             away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(ints[panel.ints + AWAY * stride + lane])
             peak = scratch[panel.lanes + PEAK * stride + lane] - away
-            lse[ints[panel.ints + LSE_AT * stride + lane]] = -np.inf if total == 0 else (peak + math.log2(total)) * LN2
+            lse[ints[panel.ints + LSE_AT * stride + lane]] = -np.inf if total == 0 else peak + math.log(total)
     unpack(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + SPARE * stride), (output, 0),
            (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""exp2 and tanh in vector registers.
+"""exp and tanh in vector registers.
 
-Polynomials of least relative error (Remez exchange in 40 digits, `benchmarks/fit_polynomials.py`); constant terms are exact so that exp2(0) = 1.
+Polynomials of least relative error (Remez exchange in 40 digits, `benchmarks/fit_polynomials.py`); constant terms are exact so that exp(0) = 1.
 tests/test_kernels_exponential.py bounds the error over the whole range.
 """
 
@@ -30,7 +30,7 @@ TANH = {
 }  # fmt: skip
 
 MANTISSA_BITS = {"float32": 23, "float64": 52}
-SMALLEST_EXPONENT = {"float32": -126.0, "float64": -1022.0}
+SMALLEST_EXPONENT = {"float32": -87.33654, "float64": -708.39641}  # exp of it is the smallest normal number, and hardly more
 
 
 def polynomial(emit, coefficients, x):
@@ -41,13 +41,17 @@ def polynomial(emit, coefficients, x):
     return result
 
 
-def exp2(emit, x):
-    """2**x for x <= 0: 0 below the smallest normal number (hence for -inf), NaN for NaN."""
+def exp(emit, x):
+    """e**x for x <= 0: 0 below the smallest normal number (hence for -inf), NaN for NaN.
+
+    2**n 2**f with n + f = x log2(e). The factor log2(e) comes with the two additions that find n and f, as fused multiplications: x in natural units
+    costs no instruction more than in units of log2, where numbers at the end of the range would overflow.
+    """
     name = emit.dtype.name
     shift = MANTISSA_BITS[name]
     magic = 1.5 * 2.0**shift  # adding it rounds to an integer, which is then the low bits of the sum
-    shifted = x + magic
-    fraction = x - (shifted - magic)
+    shifted = emit.fma(x, LOG2E, emit.vector(magic))
+    fraction = emit.fma(x, LOG2E, emit.vector(magic) - shifted)
     exponent = emit.builder.shl(emit.as_integer(shifted), emit.integers(shift))
     one = emit.as_integer(emit.vector(1.0))
     power = emit.as_float(emit.builder.add(exponent, one))
@@ -59,22 +63,22 @@ def tanh(emit, x):
     square = x * x
     near = emit.fma(x * square, polynomial(emit, TANH[emit.dtype.name], square), x)
     magnitude = emit.absolute(x)
-    e = exp2(emit, magnitude * (-2 * LOG2E))
+    e = exp(emit, magnitude * -2.0)
     far = emit.copy_sign((emit.vector(1.0) - e) / (e + 1.0), x)
     return emit.select(magnitude < TANH_LIMIT, near, far)
 
 
-def _apply_exp2(count, x, y):
+def _apply_exp(count, x, y):
     (x, x0), (y, y0) = x, y
     with np.errstate(under="ignore"):
-        y[y0 : y0 + count] = np.exp2(x[x0 : x0 + count])
+        y[y0 : y0 + count] = np.exp(x[x0 : x0 + count])
 
 
-@building_block(python=_apply_exp2)
-def apply_exp2(emit, count, x, y):
-    """y = 2**x over `count` elements, a multiple of the lanes: the way tests reach `exp2`."""
+@building_block(python=_apply_exp)
+def apply_exp(emit, count, x, y):
+    """y = e**x over `count` elements, a multiple of the lanes: the way tests reach `exp`."""
     with emit.loop(count, step=emit.lanes) as i:
-        emit.store(exp2(emit, emit.load(x, i)), y, i)
+        emit.store(exp(emit, emit.load(x, i)), y, i)
 
 
 def _apply_tanh(count, x, y):

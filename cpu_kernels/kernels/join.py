@@ -4,7 +4,7 @@ import numpy as np
 
 from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.kernels.blocks import PANELS, PEAK, TOTAL, finish, open_panel, panel_of
-from cpu_kernels.kernels.exponential import exp2
+from cpu_kernels.kernels.exponential import exp
 from cpu_kernels.simd.vector import building_block
 
 
@@ -21,14 +21,14 @@ def join(counter, scratch, shapes, items, groups, heads, query, query_rope, outp
             panel = panel_of(shape, scratch, index, item)
             if panel.stride:
                 # It packs a query that nobody reads; the same tables and lanes are worth it.
-                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, False)
+                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, 0)
                 stride, size = panel.stride, shape.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
                     state = slot * shape.state_slot + index * shape.state_panel
                     add_state(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
                               (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size),
                               (states, state + size + stride))  # fmt: skip
-                finish(shape, panel, scratch, ints, output, lse)
+                finish(shape, panel, scratch, ints, output, lse, True)
         n = next_item(counter)
 
 
@@ -38,24 +38,29 @@ def _add_state(vectors, num_dims, output, stride, peak, total, state, state_peak
     with np.errstate(all="ignore"):
         highest = np.fmax(peak, state_peak)
         pivot = np.where(highest == -np.inf, 0, highest)
-        mine, theirs = np.exp2(peak - pivot), np.exp2(state_peak - pivot)
+        mine, theirs = total * np.exp(peak - pivot), state_total * np.exp(state_peak - pivot)
+        total[:] = mine + theirs
+        mine, theirs = (part / np.where(total == 0, 1, total) for part in (mine, theirs))
         tile[:] = np.where(np.isfinite(tile), tile * mine, tile) + np.where(np.isfinite(other), other * theirs, other)
-        total[:] = total * mine + state_total * theirs
     peak[:] = highest
 
 
 @building_block(python=_add_state)
 def add_state(emit, vectors, num_dims, output, stride, peak, total, state, state_peak, state_total):
-    """(peak, total, output) of a panel joined with those of a state. Sums that are not finite hold infinities that some row sees: they stay, however
-    small the weight of their part, as `collect_infinities` keeps them within a part."""
+    """(peak, total, output) of a panel joined with those of a state; outputs are means, so that no sum of large values overflows. Those that are not
+    finite hold infinities that some row sees: they stay, however small the weight of their part, as `collect_infinities` keeps them within a part."""
     with emit.loop(vectors) as vector:
         lane = emit.multiply(vector, emit.lanes)
         ours, added = emit.load(peak, lane), emit.load(state_peak, lane)
         highest = emit.maximum(ours, added)
         pivot = emit.select(highest.equals(-np.inf), 0.0, highest)
-        mine, theirs = exp2(emit, ours - pivot), exp2(emit, added - pivot)
+        mine = emit.load(total, lane) * exp(emit, ours - pivot)
+        theirs = emit.load(state_total, lane) * exp(emit, added - pivot)
+        joined = mine + theirs
         emit.store(highest, peak, lane)
-        emit.store(emit.load(total, lane) * mine + emit.load(state_total, lane) * theirs, total, lane)
+        emit.store(joined, total, lane)
+        divisor = emit.select(joined.equals(0.0), 1.0, joined)
+        mine, theirs = mine / divisor, theirs / divisor
         column, other = emit.at(output, lane), emit.at(state, lane)
         with emit.loop(num_dims) as dim:
             at = emit.multiply(dim, stride)

@@ -29,8 +29,9 @@ def merge(counter, scratch, outputs, lses, output, lse):
                 output[row, dim] = 0
             for n in range(states):
                 weight = math.exp(lses[n, row] - pivot)
-                if weight != 0:  # what a part without weight holds does not matter
+                if lses[n, row] != -np.inf:  # what a part without weight holds does not matter
                     share = outputs.dtype.type(weight / total)
                     for dim in range(dims):
-                        output[row, dim] += share * outputs[n, row, dim]
+                        x = outputs[n, row, dim]
+                        output[row, dim] += share * x if np.isfinite(x) else x + 0 * total  # infinite however small the share, NaN where lses are
         block = next_item(counter)

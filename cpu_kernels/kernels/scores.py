@@ -1,7 +1,6 @@
-"""What options do to a tile of scores[key, lane], in the order of the contract: softcap, ALiBi, bias, hide; dropout comes after the softmax.
+"""What options do to a tile of scores[key, lane], in the order of the contract: the scale where the query does not carry it, softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Scores are in units of log2 (log2(e) is folded into the query, the slopes and the bias). Lanes beyond the last row repeat that row. The scores of a
-tile are [block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
+Lanes beyond the last row repeat that row. The scores of a tile are [block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
 """
 
 import numpy as np
@@ -19,15 +18,27 @@ def _lanes(pair, stride):
     return pair[0][pair[1] : pair[1] + stride]
 
 
-def _softcap(vectors, num_blocks, scores, stride, cap):
+def _scale_scores(vectors, num_blocks, scores, stride, factor):
+    with np.errstate(all="ignore"):
+        _tile(scores, num_blocks, stride)[:] *= factor
+
+
+@building_block(python=_scale_scores)
+def scale_scores(emit, vectors, num_blocks, scores, stride, factor):
+    """scores = factor * scores, where the products of a scaled query could overflow."""
+    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: score * factor)
+
+
+def _softcap(vectors, num_blocks, scores, stride, inverse, cap):
     tile = _tile(scores, num_blocks, stride)
-    tile[:] = cap * np.tanh(tile)
+    with np.errstate(all="ignore"):
+        tile[:] = cap * np.tanh(tile * inverse)
 
 
 @building_block(python=_softcap)
-def softcap(emit, vectors, num_blocks, scores, stride, cap):
-    """scores = cap * tanh(scores); the division by the cap is part of the query's scale."""
-    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: tanh(emit, score) * cap)
+def softcap(emit, vectors, num_blocks, scores, stride, inverse, cap):
+    """scores = cap * tanh(scores * inverse)"""
+    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: tanh(emit, score * inverse) * cap)
 
 
 def _alibi(vectors, num_blocks, scores, stride, phases, slope, position):
@@ -73,27 +84,18 @@ def for_each_vector(emit, vectors, num_blocks, scores, stride, change):
 # What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] + key * key_stride, strides may be 0.
 
 
-# From here on a bias is folded: in units of log2 it would overflow. `value_range.py` folds sinks alike, and unfolds lse.
-FOLD_FLOAT32, FOLD_FLOAT64 = 2.0**126, 2.0**1022
-FOLDED_STEP = 0.5  # of a unit of the bias, beyond
-
-
 @leaf
-def add_bias(scratch, scores, stride, phases, first, last, bias, rows, row0, key_stride, log2e):
+def add_bias(scratch, scores, stride, phases, first, last, bias, rows, row0, key_stride):
     """Add bias[row, key] to the scores of keys [first, last); -inf hides."""
-    start = scratch.dtype.type(FOLD_FLOAT32 if scratch.itemsize == 4 else FOLD_FLOAT64)
     for lane in range(stride):
         at, phase = rows[row0 + lane] + first * key_stride, lane % phases
         for key in range(phase, last - first, phases):
             added = bias[at + key * key_stride]
             here = scores + (key - phase) // phases * stride + lane
-            if abs(added) <= start:
-                scratch[here] += added * log2e
-            elif added == -np.inf:
+            if added == -np.inf:
                 scratch[here] = added
             else:
-                size = start * log2e + (abs(added) - start) * scratch.dtype.type(FOLDED_STEP)
-                scratch[here] += size if added > 0 else -size
+                scratch[here] += added
 
 
 @leaf

@@ -1,6 +1,6 @@
 """One step of the online softmax, vertically: every lane is one query row, so no sum or maximum crosses lanes.
 
-Invariant after each tile of keys, scores in units of log2:  peak = max s,  total = sum 2**(s - peak).
+Invariant after each tile of keys:  peak = max s,  total = sum exp(s - peak).
 Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3.
 """
 
@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 
-from cpu_kernels.kernels.exponential import exp2
+from cpu_kernels.kernels.exponential import exp
 from cpu_kernels.kernels.few_rows import usable_counts
 from cpu_kernels.simd.vector import building_block
 
@@ -22,8 +22,8 @@ def _softmax_step(vectors, num_keys, scores, stride, phases, peak, total, rescal
         highest = np.fmax(peak, np.fmax.reduce(scores, axis=0, initial=-np.inf))
         highest = np.repeat(np.fmax.reduce(highest.reshape(-1, phases), axis=1), phases)
         pivot = np.where(highest == -np.inf, 0, highest)
-        rescale[:] = np.exp2(peak - pivot)
-        scores[:] = np.exp2(scores - pivot)
+        rescale[:] = np.exp(peak - pivot)
+        scores[:] = np.exp(scores - pivot)
         total[:] = total * rescale + scores.sum(axis=0)
     peak[:] = highest
 
@@ -54,11 +54,11 @@ def softmax_step(emit, vectors, num_keys, scores, stride, phases, peak, total, r
             emit.assign(highest, shared)
         highest = emit.value(highest)
         pivot = emit.select(highest.equals(-np.inf), 0.0, highest)
-        shrink = exp2(emit, before - pivot)
+        shrink = exp(emit, before - pivot)
         added = emit.variable(emit.vector(0.0))
         with emit.loop(num_keys) as key:
             at = emit.multiply(key, stride)
-            weight = exp2(emit, emit.load(column, at) - pivot)
+            weight = exp(emit, emit.load(column, at) - pivot)
             emit.store(weight, column, at)
             emit.assign(added, emit.value(added) + weight)
         emit.store(emit.fma(emit.load(total, lane), shrink, emit.value(added)), total, lane)

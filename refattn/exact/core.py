@@ -50,7 +50,7 @@ class Values(NamedTuple):
     unit: Split  # [S, E], elements at most 1
     power: np.ndarray  # [S]
     column: np.ndarray  # [E]
-    infinite: list  # (key, value) of the keys whose value is not finite; they are 0 elsewhere
+    infinite: list  # (key, elements) of the keys whose value is not finite, finite elements 0; elements that are not finite are 0 elsewhere
 
     def rows(self, first, last):
         infinite = [(key - first, value) for key, value in self.infinite if first <= key < last]
@@ -63,8 +63,9 @@ class Steps(NamedTuple):
     scores: DoubleDouble  # [R, S]
     capped: DoubleDouble  # [R, S]
     biased: DoubleDouble  # [R, S]
-    exponentials: np.ndarray  # [R, S], the weights times total
+    exponentials: np.ndarray  # [R, S], the weights times total and 2**power
     total: DoubleDouble  # [R, 1]
+    power: np.ndarray | int  # [R, 1]
     lse: np.ndarray  # [R]
     output: DoubleDouble  # [R, E]
 
@@ -76,10 +77,10 @@ def prepare_keys(k):
 
 def prepare_values(v):
     """DoubleDouble [S, E] -> Values."""
-    finite = np.isfinite(v.high).all(axis=-1)
-    infinite = [(key, v.high[key]) for key in np.flatnonzero(~finite)]
+    finite = np.isfinite(v.high)
+    infinite = [(key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))]
     if infinite:
-        v = DoubleDouble(*(np.where(finite[:, None], part, 0.0) for part in v))
+        v = DoubleDouble(*(np.where(finite, part, 0.0) for part in v))
     num_keys, v_head_dim = v.high.shape
     if v.high.dtype == np.longdouble:
         return Values(split(v), np.ones(num_keys, np.longdouble), np.ones(v_head_dim), infinite)
@@ -121,13 +122,15 @@ def attend(
     if bias is not None:
         biased = add(biased, bias)
     biased = hide(biased, visible)
-    exponentials, total, lse = softmax(biased, sinks)
+    exponentials, total, power, lse = softmax(biased, sinks)
     kept = exponentials if keep is None else np.where(keep, exponentials, 0.0)
-    summed = weigh(kept, values, seen(visible, keep))  # [R, S] @ [S, E] -> [R, E]
-    output = divide(summed, total)
+    summed = weigh(kept, values)  # [R, S] @ [S, E] -> [R, E]
+    output = divided(summed, total, power)
+    for key, elements in values.infinite:
+        add_infinite(output, elements, biased.high[:, key] != -np.inf if keep is None else keep[:, key] & (biased.high[:, key] != -np.inf))
     if keep_scale != 1:
         output = product_of(output, DoubleDouble(np.float64(keep_scale), 0.0))
-    return Steps(scores, capped, biased, exponentials, total, lse, output)
+    return Steps(scores, capped, biased, exponentials, total, power, lse, output)
 
 
 def whole_distance(distance):
@@ -139,27 +142,27 @@ def whole_distance(distance):
 
 
 def hide(scores, visible):
-    """-inf where not visible; the low part is dropped wherever the high part says it all."""
+    """-inf where not visible; the low part is dropped wherever the high part says it all, or is so large that the low one overflowed on the way."""
     high, low = scores
     if visible is not None:
         high = np.where(visible, high, -np.inf)
-    finite = np.isfinite(high)
+    finite = np.isfinite(high) & np.isfinite(low)
     return DoubleDouble(high, low if finite.all() else np.where(finite, low, 0.0))
 
 
-def seen(visible, keep):
-    """Where a value takes part; None: everywhere."""
-    if visible is None or keep is None:
-        return keep if visible is None else visible
-    return visible & keep
-
-
-def weigh(exponentials, values, seen):
-    """sum_j exponential_ij value_j, [R, S] x [S, E] -> [R, E]; a value that is not finite reaches the rows that see it."""
+def weigh(exponentials, values):
+    """sum_j exponential_ij value_j over values that are finite, [R, S] x [S, E] -> [R, E]"""
     scaled = exponentials * values.power  # [R, S]
     summed = matmul(DoubleDouble(scaled, 0.0), values.unit)  # [R, S] @ [S, E] -> [R, E]
-    summed = DoubleDouble(summed.high * values.column, summed.low * values.column)
-    for key, value in values.infinite:
-        here = slice(None) if seen is None else seen[:, key]
-        summed.high[here] += exponentials[here, key, None] * value
-    return summed
+    return DoubleDouble(summed.high * values.column, summed.low * values.column)
+
+
+def divided(summed, total, power=0):
+    """summed / (total * 2**power)"""
+    quotient = divide(summed, total)
+    return DoubleDouble(*(np.ldexp(part, -power) for part in quotient)) if np.any(power) else quotient
+
+
+def add_infinite(output, elements, here):
+    """Add elements of a value that are not finite, 0 the others, to the rows that see it: exact weights are positive, however soon they underflow."""
+    output.high[here] += elements

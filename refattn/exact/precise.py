@@ -41,12 +41,12 @@ class Split(NamedTuple):
         return Split(self.whole[first:last], self.top[first:last], self.rest[first:last], self.bits)
 
 
-def within_float64(*arrays):
-    """Whether products of these arrays' finite elements stay far inside the range of float64."""
-    largest, smallest = 2.0**LARGEST_EXPONENT, 2.0**-LARGEST_EXPONENT
-    for array in arrays:
+def within_float64(*arrays, power=0):
+    """Whether products of these arrays' finite elements, the first times 2**power, stay far inside the range of float64."""
+    for number, array in enumerate(arrays):
         magnitude = np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
-        if magnitude > largest or 0 < magnitude < smallest:
+        exponent = np.frexp(magnitude)[1] + (0 if number else power)
+        if magnitude > 0 and abs(exponent) > LARGEST_EXPONENT:
             return False
     return True
 

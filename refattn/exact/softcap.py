@@ -16,6 +16,7 @@ from refattn.exact.precise import DoubleDouble, add, multiply, normalised, produ
 
 STEPS = 512  # table points per unit: |r| <= 2**-10
 SATURATED = 24  # 1 - tanh(24) < 2**-68
+UNCAPPED = 2.0**-54  # x - tanh(x) < 2**-108 x, and x / cap may be too small to be held
 
 
 @functools.cache
@@ -55,4 +56,5 @@ def softcap(scores, cap):
     w = part / (1 + part)
     moved = normalised(moved.high, moved.low - (moved.high + moved.low) * w)
     capped = product_of(normalised(*add(moved, tanh.high)), DoubleDouble(np.float64(cap), 0.0))
-    return normalised(capped.high * sign, (capped.low + cap * tanh.low) * sign)
+    capped = normalised(capped.high * sign, (capped.low + cap * tanh.low) * sign)
+    return DoubleDouble(*(np.where(quotient < UNCAPPED, same, bent) for same, bent in zip(scores, capped, strict=True)))

@@ -4,6 +4,10 @@ import numpy as np
 
 from refattn.exact.precise import DoubleDouble, add, normalised, sum_last
 
+SINK_FAR_ABOVE = 600.0  # its exponential is near the end of the range of float64
+NOTHING_LEFT = 2000.0  # exp(-2000) times the largest float64 is far below the smallest
+LN2, LN2_LOW = float.fromhex("0x1.62e42fefa0000p-1"), float.fromhex("0x1.cf79abc9e3b3ap-40")  # their sum is log(2); multiples of the first are exact
+
 
 def softmax(scores, sinks=None):
     """Exponentials relative to each row's largest score, their total, and the log-sum-exp.
@@ -18,9 +22,11 @@ def softmax(scores, sinks=None):
     Returns
     -------
     exponentials : ndarray, shape [R, S]
-        exp(score - largest); divided by `total` they are the weights.
+        exp(score - largest); divided by `total` and 2**`power` they are the weights.
     total : DoubleDouble, shape [R, 1]
         0 for a row that sees nothing.
+    power : ndarray of int, shape [R, 1], or 0
+        The total is to be taken times 2**power: a sink far above the scores would make it infinite.
     lse : ndarray, shape [R]
         Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
     """
@@ -43,9 +49,10 @@ def softmax(scores, sinks=None):
     np.put_along_axis(exponentials, largest, share, -1)
     total = normalised(*add(others, share))
     lse = np.where(empty, -np.inf, pivot.high + (itself + pivot.low + np.log1p(others.high + others.low)))
+    power = 0
     if sinks is not None:
-        total, lse = with_sink(sinks[:, None], pivot, others, total, lse)
-    return exponentials[:, : scores.high.shape[-1]], total, lse[:, 0]
+        total, power, lse = with_sink(sinks[:, None], pivot, others, total, lse)
+    return exponentials[:, : scores.high.shape[-1]], total, power, lse[:, 0]
 
 
 def largest_score(high, low):
@@ -61,7 +68,7 @@ def exp_apart(scores, pivot, empty):
     apart, below = add(scores, -np.where(empty, 0.0, pivot.high))
     below -= pivot.low
     if not np.isfinite(below).all():
-        below = np.where(apart == -np.inf, 0.0, below)
+        below = np.where(np.isfinite(below), below, 0.0)  # a difference near the end of the range, whose digits do not matter
     difference = apart + below
     apart -= difference
     apart += below  # what rounding the difference dropped
@@ -72,13 +79,17 @@ def exp_apart(scores, pivot, empty):
 
 
 def with_sink(sink, pivot, others, total, lse):
-    """Total and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
+    """Total, its power of two and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
     apart = add(DoubleDouble(-pivot.high, -pivot.low), sink)  # sink - largest score
     apart, fraction = normalised(apart.high, np.where(np.isfinite(apart.high), apart.low, 0.0))
     none, empty = sink == -np.inf, total.high == 0
-    share = np.where(none, 0.0, np.exp(apart) * (1 + fraction))
+    power = np.where(~empty & (apart > SINK_FAR_ABOVE), np.rint(np.minimum(apart, NOTHING_LEFT) / LN2), 0.0)
+    rest = np.where(power > 0, (np.minimum(apart, NOTHING_LEFT) - power * LN2) - power * LN2_LOW, apart)
+    share = np.where(none, 0.0, np.exp(rest) * (1 + np.where(np.abs(apart) < NOTHING_LEFT, fraction, 0.0)))
+    power = power.astype(np.int64)
     scores_below_sink = total.high * np.exp(-apart) * (1 - fraction)
     scores_above_sink = others.high + (others.low + share)
     joined = np.where(apart > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
-    total = add(total, np.where(empty, 0.0, share))
-    return normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0)), np.where(empty, sink, np.where(none, lse, joined))
+    total = add(DoubleDouble(*(np.ldexp(part, -power) for part in total)), np.where(empty, 0.0, share))
+    total = normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0))
+    return total, power, np.where(empty, sink, np.where(none, lse, joined))

@@ -5,6 +5,7 @@ through `refattn.exact.core.attend`, each with only the keys its rows can see. N
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from refattn.calls.memory import ensure_group_allocatable
 from refattn.exact.precise import DoubleDouble, channel_scale, long_double, require_subnormals, scaled, sums_within_float64, within_float64
 from refattn.exact.visibility import range_mask, row_bounds
 
+LARGEST_SCALE_EXPONENT = 64  # products of numbers within range times such a scale stay far inside float64
 BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
 
 
@@ -58,8 +60,13 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
     key = operand(problem.key, problem.key_low, index, kv_head, slice(length))
     value = operand(problem.value, problem.value_low, index, kv_head, slice(length))
     slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
-    if not within_float64(query.high, key.high, *([] if slopes is None else [slopes])):
-        query, key = long_double(query), long_double(key)
+    scale, power = problem.scale, 0
+    if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
+        scale, power = math.frexp(scale)  # the power of two goes with the query
+    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
+        query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
+    else:
+        query, key, scale = long_double(query), long_double(key), problem.scale
         slopes = None if slopes is None else slopes.astype(np.longdouble)
     if not sums_within_float64(value.high):
         value = long_double(value)
@@ -89,7 +96,7 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
         }
         steps = attend(
             q, keys.columns(first, last), values.rows(first, last),
-            scale=problem.scale, cap=problem.softcap, keep_scale=problem.keep_scale, **per_score,
+            scale=scale, cap=problem.softcap, keep_scale=problem.keep_scale, **per_score,
         )  # fmt: skip
         at = (*index, heads, rows)
         output[at] = steps.output.high.reshape(*shape[:2], problem.v_head_dim)

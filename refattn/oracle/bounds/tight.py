@@ -67,6 +67,7 @@ class Sums:
 
 def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
     u = spec.softmax.unit_roundoff
+    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0  # before units of the largest value make zeros of tiny ones
     unit, tile = _in_units(tile)
     p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
     magnitude = np.abs(output)
@@ -124,7 +125,7 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     products_lost = np.fmin(tiny * count, unit * gross) if matters else tiny * count
     tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
     off = unit * (linear + multiplier * np.sqrt(square)) + tiny
-    told = first_order & ((gross == 0) | (gross > SQUARES_UNDERFLOW))
+    told = first_order & (nothing | (gross > SQUARES_UNDERFLOW))
     bound = np.where(told, written(off, unit * magnitude, spec.output, spec), np.inf)
     before = np.hypot(unit * np.sqrt(variance), coarse)
     writing = _writing(unit * output, before, spec.output)
@@ -134,7 +135,8 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
     dims = max(output.shape[1], 1)
     # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
-    alone = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0).sum(axis=1) / dims
+    share = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0)
+    alone = np.where(np.isfinite(sigma), share, 0.0).sum(axis=1) / dims
     effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
     rough = ~first_order[:, 0]
     return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
