@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.oracle.diagnosis.search import budget as budget_module
+from refattn.oracle.diagnosis import budget as budget_module
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.search import Search, diagnose
 from refattn.oracle.diagnosis.hypotheses import Evidence, checked_call, choose_samples
