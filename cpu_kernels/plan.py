@@ -32,8 +32,9 @@ ENOUGH_ITEMS = 16
 SHORTEST_PART = 1024
 STATES_BYTES = 2 << 20
 
-# Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB.
-ROWS_AT_ONCE = 1 << 20
+# Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB. Tables
+# hold blocks of rows, and a block is as many rows as vectors have lanes.
+ROWS_AT_ONCE = lanes(np.dtype(np.float32)) << 16
 GROUPS_AT_ONCE = 1 << 11
 
 FLOPS_PER_MICROSECOND = 50_000.0  # of one thread; a guess that only decides how many threads work

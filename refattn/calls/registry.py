@@ -40,5 +40,6 @@ def form_of(arrays, arguments):
     for form in FORMS:
         if not form.structure and len(form.arrays) == len(arrays):
             return form
-    counts = ", ".join(f"{len(form.arrays)} for {form.function}" for form in FORMS if not form.structure)
-    raise TypeError(f"arrays must be those of one function ({counts}); got {len(arrays)} arrays.")
+    raise TypeError(
+        f"arrays must be query, key, value or the six of latent_attention; got {len(arrays)} arrays."
+    )

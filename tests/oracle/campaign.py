@@ -3,7 +3,7 @@
     python tests/oracle/campaign.py --count 10000 --jobs 2
 
 Every case is drawn from its number alone: spec, family, form, shape up to 16k keys, options, and the freedoms a kernel takes. Prints the use of
-each bound, max err / bound, by spec and family, and exits with 1 on a violation.
+each bound, max err / bound, and of what is allowed of a bias, by spec and family, and exits with 1 on a violation.
 """
 
 import argparse
@@ -203,6 +203,11 @@ def largest_use(error, bound):
         return float(np.max(np.where(error == 0.0, 0.0, np.where(np.isinf(bound), 0.0, error / bound)), initial=0.0))
 
 
+def _use_of_bias(measure):
+    """|bias| over what is allowed; 0 where too few errors are independent to tell one."""
+    return 0.0 if np.isnan(measure.bias) else abs(measure.bias) / measure.bias_limit
+
+
 def run_case(number):
     """One case as a dict of plain numbers."""
     from refattn.oracle.verdict.check import check
@@ -216,6 +221,7 @@ def run_case(number):
         "number": number, "spec": spec.name, "family": family if function != "latent_attention" else "latent", "function": function,
         "passed": not report.wrong, "failed": list(report.failed), "informative": report.output.checked >= 256 and report.output.largest_error > 0,
         "hard": report.output.use_hard, "tight": report.output.use_tight, "rms": report.output.rms,
+        "bias": _use_of_bias(report.output), "lse_bias": _use_of_bias(report.lse),
         "lse_hard": report.lse.use_hard, "lse_tight": report.lse.use_tight, "warnings": len(report.warnings),
         "elements": report.output.checked, "seconds": [emulated - started, time.perf_counter() - emulated],
     }  # fmt: skip
@@ -232,13 +238,13 @@ def table(results, by):
     cells = collections.defaultdict(list)
     for result in results:
         cells[result[by]].append(result)
-    lines = [f"{by:40s} {'cases':>6s} {'failed':>6s} {'hard max':>9s} {'tight 5%..50%..max':>20s} {'rms max':>8s} {'lse hard':>9s} {'lse tight':>9s}"]
+    lines = [f"{by:40s} {'cases':>6s} {'failed':>6s} {'hard max':>9s} {'tight 5%..50%..max':>20s} {'rms max':>8s} {'bias max':>8s} {'lse hard':>9s} {'lse tight':>9s} {'lse bias':>9s}"]
     for name, cell in sorted(cells.items()):
         most = lambda key, cell=cell: max(result[key] for result in cell)  # noqa: E731
         telling = [result["tight"] for result in cell if result["informative"] and result["family"] not in EXACT_FAMILIES]
         lines.append(
             f"{name:40s} {len(cell):6d} {sum(not result['passed'] for result in cell):6d} {most('hard'):9.4f} "
-            f"{_quantiles(telling)} {most('rms'):9.3f} {most('lse_hard'):9.4f} {most('lse_tight'):9.3f}"
+            f"{_quantiles(telling)} {most('rms'):9.3f} {most('bias'):8.3f} {most('lse_hard'):9.4f} {most('lse_tight'):9.3f} {most('lse_bias'):9.3f}"
         )
     return "\n".join(lines)
 
@@ -263,7 +269,7 @@ def main(argv=None):
     failures = [result for result in results if not result["passed"]]
     for result in failures[:40]:
         print("failed:", json.dumps(result))
-    tiers = ("positions", "hard", "tight", "aggregate")
+    tiers = ("positions", "hard", "tight", "aggregate", "lean")
     total = {tier: sum(any(name.endswith(tier) for name in result["failed"]) for result in results) for tier in tiers}
     print(f"{len(results)} cases, {sum(r['elements'] for r in results)} elements, {len(failures)} failures {total}")
     return 1 if failures else 0

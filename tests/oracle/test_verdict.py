@@ -158,11 +158,7 @@ def test_aggregate_tier_catches_errors_that_never_stick_out():
     arrays = sample(heads=4, kv_heads=4, q_len=256, kv_len=64, dtype="bfloat16")
     output, _ = EmulatedKernel(HALF.replace(output="float32", name="wide"))(*arrays)
     report = check(round_to(output, "bfloat16", truncate=True), *arrays, spec=HALF)
-    assert report.failed == ("output aggregate",) and report.output.use_hard < 1
-    assert f"errors of the output lean to one side: {report.output.bias:.0f} standard deviations. Truncation does that." in report.warnings
-    assert report.output.bias < -6
-    beyond = check(1.01 * output, *arrays, spec=KernelSpec.flash("float32"))
-    assert "output hard" in beyond.failed and abs(beyond.output.bias) > 6 and not beyond.warnings  # nothing truncates that much
+    assert report.failed == ("output aggregate", "output lean") and report.output.use_hard < 1
 
 
 def test_lse_is_judged_like_the_output(kernel_result):

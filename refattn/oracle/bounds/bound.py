@@ -20,6 +20,7 @@ import numpy as np
 
 from refattn.calls.registry import form_called
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
+from refattn.oracle.verdict.lean import Model
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
 from refattn.oracle.bounds.score_error import score_error
@@ -57,8 +58,8 @@ class ErrorBound:
 
 @dataclass
 class TileBound:
-    """The bounds of one block of rows: (R, E) and (R,). `effective` is how many independent errors a row holds, between 1 and E; `overflow` where
-    an intermediate may overflow, so that a finite result may be lost, (R, E) and (R,).
+    """The bounds of one block of rows: (R, E) and (R,). `effective` is how many independent errors a row holds, between 1 and E; `model`
+    what a signed sum of errors needs (`lean.py`); `overflow` where an intermediate may overflow, so that a finite result may be lost, (R, E) and (R,).
     """
 
     output_hard: np.ndarray
@@ -68,6 +69,7 @@ class TileBound:
     lse_tight: np.ndarray | None = None
     lse_sigma: np.ndarray | None = None
     effective: np.ndarray | None = None
+    model: Model | None = None
     overflow: tuple = ()
 
 
@@ -180,6 +182,7 @@ def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> TileBo
             smaller = (lambda a, b: b) if tile.shared_rounding else np.fmin
             bound.output_tight, bound.lse_tight = smaller(tight.output, bound.output_hard), smaller(tight.lse, bound.lse_hard)
             bound.output_sigma, bound.lse_sigma, bound.effective = tight.output_sigma, tight.lse_sigma, tight.effective
+            bound.model = tight.model
         bound = _only_where_claimed(tile, error, bound)
         if np.isinf(bound.output_hard).any() or np.isinf(bound.lse_hard).any():
             bound.overflow = may_overflow(tile, spec)

@@ -14,6 +14,7 @@ import numpy as np
 
 from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.verdict.lean import KNOWN, Model
 from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import Operand, smallest_lost
 from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
@@ -29,6 +30,7 @@ INDEPENDENT = 0.5
 ALIKE = 3.0  # deviations of independent roundings beyond which the roundings of the exact weights are taken for what they are
 REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
 SQUARES_UNDERFLOW = 2.0**-450  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
+COARSE = 2.0**-16  # accumulators so coarse that they lose terms of ordinary size
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
@@ -41,6 +43,21 @@ class Tight:
     output_sigma: np.ndarray
     lse_sigma: np.ndarray
     effective: np.ndarray
+    model: Model
+
+
+@dataclass
+class Conversion:
+    """Converting the weights: square sum, linear part and variance, (R, E), and of the linear part that of equal weights, `tied`; relative to each
+    weight, (R, S), the step of the format and the rounding of the exact weights, -1 where they are flushed.
+    """
+
+    square: np.ndarray
+    linear: np.ndarray
+    variance: np.ndarray
+    tied: np.ndarray
+    step: np.ndarray
+    exact: np.ndarray
 
 
 @dataclass
@@ -57,12 +74,15 @@ class Sums:
         At most what roundings amount to that are all the same, one number anywhere between the two ends.
     largest_partial : ndarray
         Largest |partial sum|.
+    latent : ndarray (R, C), optional
+        Absorbed form: sum of squares of the roundings of the latent output.
     """
 
     square: np.ndarray
     steady: np.ndarray
     alike: np.ndarray
     largest_partial: np.ndarray
+    latent: np.ndarray | None = None
 
 
 def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
@@ -92,9 +112,10 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square * apart), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
 
     # conversion of the weights
+    conversion = None
     if rounding is not None:
-        weight_square, weight_linear, weight_variance = _converted(tile, spec, rounding, repeats, ties, output, error.level)
-        square, linear, variance = square + weight_square, linear + weight_linear, variance + weight_variance
+        conversion = _converted(tile, spec, rounding, repeats, ties, output, error.level)
+        square, linear, variance = square + conversion.square, linear + conversion.linear, variance + conversion.variance
 
     # the two sums, rescaled and divided
     products = _products(tile, spec, kept)
@@ -113,9 +134,11 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     if tile.value.largest_error is not None:
         values = kept**2 @ tile.value.typical_error**2
         square, variance = square + values, variance + ROUNDING_VARIANCE * values
+    joined = 0.0
     if spec.splits > 1:
-        joined = 2 * u * _lse_level(tile) * _split_shift(tile, kept, p, output)
-        linear, variance = linear + joined, variance + joined**2
+        joined = 2 * u * _lse_level(tile)
+        shifted = joined * _split_shift(tile, kept, p, output)
+        linear, variance = linear + shifted, variance + shifted**2
 
     count = tile.count.astype(np.float64)
     tiny, size = smallest_lost(spec), np.abs(value)
@@ -132,14 +155,22 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     sigma = np.hypot(before, writing)
     sigma = np.where(told, sigma, np.inf)
 
-    lse, lse_sigma = _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier)
+    level_top = _alike_at_the_top(tile, spec, error)
+    lse, lse_sigma, *lse_model = _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier)
     dims = max(output.shape[1], 1)
     # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
     share = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0)
     alone = np.where(np.isfinite(sigma), share, 0.0).sum(axis=1) / dims
     effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
     rough = ~first_order[:, 0]
-    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective)
+    over = np.where(sigma > 0, sigma, 1.0)
+    own = (unit / over) ** 2 * ROUNDING_VARIANCE * (more * magnitude**2 + (products.square if tile.latent is None else 0.0)) + (coarse / over) ** 2
+    shared = steady + alike + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
+    shared = shared + _lost_terms(tile, spec)
+    latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * products.latent
+    rescaled = ROUNDING_VARIANCE * (row_sum.square + more)
+    model = Model(error, own, (unit * shared + tiny) / over, before, rescaled, latent, conversion, joined, *lse_model)
+    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective, model)
 
 
 def _writing(output, before, form):
@@ -226,6 +257,18 @@ def _ties(tile):
     return Ties(np.minimum(share, 1.0), count, steady[:, None])
 
 
+def _alike_at_the_top(tile, spec, error):
+    """What the row sum may lose of keys at the row maximum whose scores are not surely equal, relative to it, (R, 1).
+
+    Their weights are 1 but for a few last digits, all below the last digit of a long sum: it loses what they have in common.
+    """
+    u = spec.softmax.unit_roundoff
+    near = tile.visible & (tile.drop <= SPREAD * u * np.abs(tile.biased))
+    count, off = near.sum(axis=1, keepdims=True), np.sqrt(np.where(near, error.square, 0.0)).max(axis=1, keepdims=True, initial=0.0)
+    lost = np.minimum(u * count / spec.sum_block, off) * np.where(near, tile.weights, 0.0).sum(axis=1, keepdims=True)
+    return np.where((count > 1) & ~error.level, lost, 0.0)
+
+
 def _progressions(tile):
     """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every block has the same weights again."""
     scores = np.where(tile.visible, tile.biased, np.nan)
@@ -268,6 +311,7 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
         if ties.share.any():
             linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
         variance = variance + linear**2 / 3.0
+    tied = linear
     # the roundings of the exact weights: what weights share that lie close together, or are a few steps of the subnormal range large
     exact = _rounding_of(stored * tile.keep_scale, spec.weight)
     both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
@@ -280,7 +324,7 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
     if level.any():  # one number converted for all keys, in proportion to the result
         times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
         same = times * level_conversion(tile, rounding) * magnitude
-        square, linear = np.where(level, 0.0, square), np.where(level, same, linear)
+        square, linear, tied = np.where(level, 0.0, square), np.where(level, same, linear), np.where(level, same, tied)
         variance = np.where(level, same**2 / 3.0, variance)
     if flushed.any():
         lost = np.where(flushed, kept, 0.0) @ value
@@ -290,7 +334,7 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
         if spec.block_size is not None:  # weights relative to an early, lower maximum survive: some are lost, and others do not cancel them
             gone = (flushed.astype(np.float64), value, repeats)
             variance = variance + (sum_of_squares(kept, *gone, output, p) if spec.denominator == "rounded" else sum_of_squares(kept, *gone))
-    return square, linear, variance
+    return Conversion(square, linear, variance, tied, step, np.where(flushed, -1.0, exact))
 
 
 def _rounding_of(stored, form):
@@ -309,9 +353,8 @@ def _products(tile, spec, kept):
     middle = (kept @ tile.latent) ** 2
     w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
     stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
-    return Sums(
-        inner.square @ w2 + stored * (middle @ w2), *(part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.alike, inner.largest_partial))
-    )
+    parts = (part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.alike, inner.largest_partial))
+    return Sums(inner.square @ w2 + stored * (middle @ w2), *parts, inner.square + stored * middle)
 
 
 def _sums(weights, x, visible, block, u, truncates):
@@ -357,6 +400,18 @@ def _sums(weights, x, visible, block, u, truncates):
     return Sums(u**2 * square, steady, alike, sums["largest"])
 
 
+def _lost_terms(tile, spec):
+    """What a coarse accumulator loses of terms below the last digit of their sum because the value is small, not the weight, (R, E)."""
+    lost, u = np.zeros_like(tile.output), spec.accumulator_roundoff
+    if u < COARSE or tile.latent is not None:
+        return lost
+    for column, value in enumerate(tile.value.exact.T):
+        terms = tile.kept * value
+        small = u * np.abs(tile.output[:, column, None]) / np.where(terms != 0, spec.sum_block * np.abs(terms), np.inf)
+        lost[:, column] = np.abs((terms * np.where(small > 1e-2, np.minimum(1.0, 2.0 * small**2), 0.0)).sum(axis=1))
+    return lost
+
+
 def _lse_level(tile):
     """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with it."""
     top, log = lse_magnitudes(tile)
@@ -375,24 +430,31 @@ def _split_shift(tile, kept, p, output):
     return 2.0 * largest
 
 
-def _lse(tile, spec, error, rounding, repeats, row_sum, equal, multiplier):
+def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier):
     u = spec.softmax.unit_roundoff
     ones = np.ones((tile.weights.shape[1], 1))
     sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
     if tile.query.largest_error is not None:  # one rounding of a row's query shifts the scores of all its keys
-        shared = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
-        square, variance = square + shared, variance + ROUNDING_VARIANCE * shared
-    linear = sum(np.abs((tile.weights * direction).sum(axis=1)) for direction in error.common) + (equal + row_sum.steady + row_sum.alike)[:, 0]
+        of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
+        square, variance = square + of_query, variance + ROUNDING_VARIANCE * of_query
+    common = [(tile.weights * direction).sum(axis=1) for direction in error.common]
+    shared, of_weights = (equal + row_sum.steady + row_sum.alike)[:, 0], 0.0
+    linear = sum(np.abs(part) for part in common) + shared
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
+        common.append(KNOWN * (tile.weights * conversion.exact).sum(axis=1))
+        of_weights = np.maximum(*(sum_of_squares(tile.weights, part**2, ones, repeats)[:, 0] for part in (conversion.step / 12**0.5, conversion.exact)))
+    variance_of_sink = 0.0
     if tile.sink is not None:
         share, sink_error = sink_share(tile, spec, error)
         linear = linear + (share * sink_error)[:, 0]
+        variance_of_sink = (share * sink_error)[:, 0] ** 2
     top, log = lse_magnitudes(tile)
     level = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))
     fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
     bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, spec)
     sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
-    return bound, sigma
+    own = variance + of_weights + sum(part**2 for part in common) + variance_of_sink + (fixed - spec.exp_error) ** 2
+    return bound, sigma, own, shared + level_top[:, 0] + spec.exp_error, common

@@ -140,7 +140,7 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
         for measure in measures:
             compare_tile(measure, actual[measure.name], tile, bound, spec)
     for measure in measures:
-        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, math.inf)
+        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS)
     return measures, *(array[:, :, rows] for array in tight)
 
 

@@ -20,7 +20,7 @@ def locate(evidence: Evidence, use: Use) -> str:
         wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
         if wrong_lse.any():
             return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
-        return "No single element is beyond its bound; only the average error is larger than rounding makes it. Is the spec that of this kernel?"
+        return "No single element is beyond its bound; only the average error, or its bias, is larger than rounding makes it. Is the spec that of this kernel?"
     sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
     shape = checked.output_shape
     if len(samples) != 1:

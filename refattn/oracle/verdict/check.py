@@ -1,6 +1,6 @@
 """The verdict: is a kernel's result as good as its arithmetic allows?
 
-Six tiers, each finding what the ones before cannot:
+Seven tiers, each finding what the ones before cannot:
 
     judged      something was compared, and no finite result lost to an overflow: nothing is said of results whose intermediates may overflow
                 the formats of the spec
@@ -9,8 +9,8 @@ Six tiers, each finding what the ones before cannot:
     hard        no element beyond the rigorous bound: beyond it the kernel is wrong, or its spec
     tight       no element beyond the statistical bound
     aggregate   the root mean square of error / sigma is about 1 at most: errors too small to stick out, but everywhere
-
-A signed bias of the errors is reported as a warning; inputs can cause one without a mistake.
+    lean        no bias, up or down or toward or away from zero, that the roundings of the spec do not make (`lean.py`): errors of the right size
+                that do not cancel
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from refattn.calls.arrays import as_float_array
 from refattn.calls.registry import form_called
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.verdict.lean import Lean
 from refattn.oracle.verdict.layout_hint import layout_hint
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
@@ -35,7 +36,6 @@ from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 # Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
 RMS_LIMIT = 1.2
 RMS_DEVIATIONS = 6.0
-BIAS_LIMIT = 6.0
 
 
 def check(
@@ -64,7 +64,7 @@ def check(
     seed : int
         Picks those rows.
     failure_probability : float
-        That a correct kernel fails the tight tier.
+        That a correct kernel fails the tight tier, or that of bias.
     **options
         Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs.
 
@@ -82,7 +82,7 @@ def check(
 
     Notes
     -----
-    Cost: about fifteen products the size of Q K^T in float64 and a few hundred MiB besides the results, whatever the shape.
+    Cost: about twenty products the size of Q K^T in float64 and a few hundred MiB besides the results, whatever the shape.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def check(
 
     exact = dict(zip(("output", "lse"), exact_results(function, arrays, options, reference), strict=True))
     multiplier = hoeffding_multiplier(call, failure_probability)
-    measures = [Measure(name, shape, call.lse_shape) for name, (array, shape) in results.items() if array is not None]
+    measures = [Measure(name, shape, call.lse_shape, Lean(name, exact[name], call.lse_shape)) for name, (array, shape) in results.items() if array is not None]
     pick = None if rows is None else _row_picker(rows, seed)
     for tile in tiles(call, exact["output"], exact["lse"], rows=pick):
         bound = bound_tile(tile, spec, multiplier)
@@ -126,7 +126,7 @@ def check(
             compare_tile(measure, results[measure.name][0], tile, bound, spec)
     for measure in measures:
         # the few roundings of an lse reach all rows of a head alike where position decides the scores: no aggregate says more than tight
-        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, BIAS_LIMIT)
+        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, failure_probability)
         if pick is not None:
             measure.other_positions(results[measure.name][0], exact[measure.name], getattr(spec, measure.name))
         report.add(measure)
@@ -161,7 +161,7 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
 
 def _arithmetic(report, actual, arrays, lse, options):
     """Lines that name the other arithmetic with which the result would pass; empty where there is none."""
-    if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate"}:
+    if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
     exact = exact_results(report.function, arrays, _without(options, *CHECKS_OWN), options.get("reference"))
     found = []
@@ -240,7 +240,6 @@ def compare_tile(measure, actual, tile, bound, spec):
         claimed = finite & (hard < np.inf)
         usual = finite & (sigma > 0) & (sigma < np.inf)
         deviation = np.where(usual, (got - expected) / np.where(usual, sigma, 1.0), 0.0)
-        centred = usual & (_zero_mean(tile) if measure.name == "output" else False)
         outside = np.zeros_like(finite)
         if measure.name == "output" and not tile.dropout:
             outside = _outside(got, finite & (hard == np.inf), tile, spec)
@@ -249,9 +248,10 @@ def compare_tile(measure, actual, tile, bound, spec):
         ratios = [np.where(error <= 0, 0.0, np.where(claimed, error / limit, 0.0)) for limit in (hard, tight)]
         measure.update(
             tile.place, got=got, expected=expected, wrong=~right, lost=lost, outside=outside, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
-            tight=tight, ratios=ratios, deviation=deviation, usual=usual, signed=np.where(centred, deviation * np.sign(expected), 0.0),
-            centred=centred, effective=effective,
+            tight=tight, ratios=ratios, deviation=deviation, usual=usual, effective=effective,
         )  # fmt: skip
+        if measure.lean is not None and bound.model is not None:
+            measure.lean.update(tile, bound.model, spec, got, expected, sigma, usual)
 
 
 def _overflow(bound, name, hard):
@@ -303,15 +303,6 @@ def _outside(got, looked_at, tile, spec):
     slack = mean_rounding(tile, spec, rows)
     wrong[rows] = looked_at[rows] & ((got[rows] < low - slack) | (got[rows] > high + slack))
     return wrong
-
-
-def _zero_mean(tile):
-    """Value columns without an offset, (E,): where an offset moves all outputs alike, so do roundings."""
-    value = tile.value.exact
-    count = len(value)
-    if count < 16:
-        return np.zeros(value.shape[1], dtype=bool)
-    return np.abs(value.sum(axis=0)) <= 4.0 * np.sqrt((value**2).sum(axis=0))
 
 
 def _first_occurrence(expected):

@@ -10,7 +10,12 @@ import numpy as np
 from refattn.oracle.arithmetic.spec import KernelSpec
 
 SHADES = " .:-=+*#%@"  # use of the tight bound: blank up to 0.1, then by tenths; @ beyond 1
-NOT_JUDGED = "not judged"
+NOT_JUDGED, LEAN = "not judged", "lean"
+TRUNCATED = 2.0  # truncation errs by up to twice what rounding to nearest does
+LEAN_HINT = (
+    "Rounding to nearest does not lean; truncation leans toward zero. An accumulator that truncates on purpose says so: spec.replace(truncates=True). "
+    "An exponential that always errs to one side needs its exp_error."
+)
 HISTOGRAM_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 10.0, math.inf)
 
 
@@ -29,7 +34,10 @@ class Measure:
     rms, rms_limit : float
         Root mean square of error / sigma, and what chance may reach.
     bias, bias_limit : float
-        Mean of error / sigma in the direction of the result, in its standard deviations; NaN when values have an offset.
+        Mean of error / sigma, signed, and how far from 0 chance and the roundings of the spec may carry it: of the whole call or of the head, up
+        or away from zero, whichever comes nearest to its limit. NaN where too few errors are independent to tell.
+    bias_words : str
+        The same in words, with the direction: "errors lean toward zero: mean -0.48 sigma over 4,096 independent errors (allowed 0.11)".
     worst : tuple of int
         Index of the element with the largest use of the tight bound, or of the first misplaced one.
     use_map : ndarray, shape (..., H, T)
@@ -39,22 +47,23 @@ class Measure:
         Elements with a use of the tight bound up to each of HISTOGRAM_EDGES.
     """
 
-    def __init__(self, name, shape, row_shape):
+    def __init__(self, name, shape, row_shape, lean=None):
         self.name, self.shape = name, shape
         self.checked = self.unclaimed = self.misplaced = self.lost = self.outside = 0
         self.use_hard = self.use_tight = self.largest_error = 0.0
-        self.rms, self.rms_limit, self.bias, self.bias_limit = 0.0, math.inf, math.nan, math.inf
+        self.rms, self.rms_limit, self.bias, self.bias_limit, self.bias_words = 0.0, math.inf, math.nan, math.inf, ""
+        self.lean = lean
         self.worst, self.at_worst = None, {}
         self.use_map = np.full(row_shape, np.nan)
         self.use_by_dim = np.zeros(shape[-1] if name == "output" else 1)
         self.histogram = np.zeros(len(HISTOGRAM_EDGES), dtype=np.int64)
         self.failed = []
         self._dims = np.zeros(row_shape, dtype=np.int32)
-        self._sums = {"squares": 0.0, "count": 0, "signed": 0.0, "signed_count": 0, "effective": 0.0}
+        self._sums = {"squares": 0.0, "count": 0, "effective": 0.0}
         self._largest, self._judged = -1.0, 0
 
     def update(
-        self, place, *, got, expected, wrong, lost, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, signed, centred, effective
+        self, place, *, got, expected, wrong, lost, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, effective
     ):
         """Take in one tile; arrays (R, E), or (R, 1) for the lse."""
         self.checked += int(claimed.sum())
@@ -84,20 +93,19 @@ class Measure:
                 self.at_worst = {name: float(array[at]) for name, array in names.items()}
         self._sums["squares"] += float((deviation**2).sum())
         self._sums["count"] += int(usual.sum())
-        self._sums["signed"] += float(signed.sum())
-        self._sums["signed_count"] += int(centred.sum())
         self._sums["effective"] += float(effective.sum())
 
-    def finish(self, rms_limit, rms_deviations, bias_limit):
-        """Close the sums and judge."""
+    def finish(self, rms_limit, rms_deviations, failure_probability=None):
+        """Close the sums and judge; the bias where the measure has a `lean`."""
         sums = self._sums
         effective = max(sums["effective"], 1.0)
         if sums["count"]:
             self.rms = math.sqrt(sums["squares"] / sums["count"])
             self.rms_limit = math.sqrt(rms_limit**2 + rms_deviations * math.sqrt(2.0 / effective))
-        if sums["signed_count"]:
-            share = sums["signed_count"] / sums["count"]
-            self.bias, self.bias_limit = sums["signed"] / sums["signed_count"] * math.sqrt(effective * share), bias_limit
+        leans = self.lean is not None and self.lean.judge(failure_probability)
+        if self.lean is not None and self.lean.found is not None:
+            self.bias, self.bias_limit, self.bias_words = self.lean.found["mean"], self.lean.found["limit"], self._bias_in_words(self.lean.found)
+        self.lean = None  # its sums are done with
         looked_at = np.where(np.isnan(self.use_map), -1.0, self.use_map)
         if looked_at.size and looked_at.max() > 0:
             row = np.unravel_index(int(looked_at.argmax()), looked_at.shape)
@@ -109,9 +117,17 @@ class Measure:
             ("hard", not self.use_hard <= 1.0),
             ("tight", not self.use_tight <= 1.0),
             ("aggregate", not self.rms <= self.rms_limit),
+            (LEAN, leans and max(self.use_hard, self.use_tight) <= TRUNCATED),  # a wrong scale leans too, and no rounding makes that
         ):
             if bad:
                 self.failed.append(tier)
+
+    def _bias_in_words(self, found):
+        where = "" if found["head"] is None else f" in {self.place(found['head'])}"
+        return (
+            f"errors{where} lean {found['direction']}: mean {found['mean']:+.2g} sigma over {found['independent']:,.0f} independent errors "
+            f"(allowed {found['limit']:.2g})"
+        )
 
     def other_positions(self, actual, exact, form):
         """Rows whose errors were not looked at must still be finite where they should be."""
@@ -175,7 +191,7 @@ class Measure:
     def to_dict(self):
         plain = {
             name: getattr(self, name)
-            for name in ("name", "checked", "unclaimed", "misplaced", "lost", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit")
+            for name in ("name", "checked", "unclaimed", "misplaced", "lost", "outside", "use_hard", "use_tight", "largest_error", "rms", "rms_limit", "bias", "bias_limit", "bias_words")
         }
         plain |= {
             "failed": list(self.failed), "worst": None if self.worst is None else list(self.worst), "at_worst": dict(self.at_worst),
@@ -220,8 +236,6 @@ class Report:
 
     def add(self, measure: Measure):
         setattr(self, measure.name, measure)
-        if abs(measure.bias) > measure.bias_limit and not {"hard", "tight"} & {*measure.failed}:  # a wrong scale leans too, and truncates nothing
-            self.warn(f"errors of the {measure.name} lean to one side: {measure.bias:+.0f} standard deviations. Truncation does that.")
         if measure.unclaimed:
             self.warn(
                 f"{measure.unclaimed} of {measure.looked_at} elements of the {measure.name} are not judged: an intermediate may overflow the "
@@ -268,7 +282,8 @@ class Report:
         measure = worst if worst.failed or self.output is None else self.output
         verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
         which = "" if measure.name == "output" else " of the lse"
-        line = f"{self.function}: {verdict}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
+        leaning = f", {measure.bias_words}" if LEAN in measure.failed else ""
+        line = f"{self.function}: {verdict}{leaning}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
         line += "" if self.output is not None else "; only the lse was given, the output is not judged"
         return f"{line}; {self.left_over}" if self.left_over else line
 
@@ -298,7 +313,11 @@ class Report:
             tiers.insert(0, "nothing judged, an intermediate of every element may overflow the formats of the spec FAIL")
         if measure.misplaced:
             tiers.insert(0, f"{measure.misplaced} NaN or infinities misplaced FAIL")
+        if not math.isnan(measure.bias):
+            tiers.append(f"bias {measure.bias:+.2g} of {measure.bias_limit:.2g}{mark(LEAN)}")
         lines = [head + ": " + ", ".join(tiers)]
+        if LEAN in measure.failed:
+            lines += [f"             {measure.bias_words}", f"             {LEAN_HINT}"]
         if measure.at_worst and measure.worst is not None:
             at = measure.at_worst
             lines.append(
