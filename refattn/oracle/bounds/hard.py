@@ -38,7 +38,7 @@ class PerturbedWeights:
     sink_share, sink_eps : ndarray (R, 1)
         p and eps of the sink; 0 without one.
     rounding : ndarray (R, S) or None
-        r_j / l: the largest error of converting a weight; None where none is converted.
+        r_j: largest error of converting a weight, as a share of the row sum; None where none is converted.
     least_row_sum : ndarray (R, 1)
         Lower bound of Z, less what conversion may take where the row sum adds converted weights.
     """
@@ -74,7 +74,7 @@ class PerturbedWeights:
 
 
 def weight_rounding(tile, spec):
-    """r_j / l of section 3, (R, S): the largest error of converting a weight, as a share of the row sum.
+    """r_j of section 3, (R, S): the largest error of converting a weight, as a share of the row sum.
 
     r(x) = min(x, max(u_P x, h)); x is relative to the row maximum, or already normalised in eager kernels.
     None where weights are not converted.
@@ -127,8 +127,8 @@ def _row_conversion(rounding, growth):
 def _output_terms(tile, spec, error, weights, output) -> OutputTerms:
     """Section 2: B_s = [sum_j p_j w_j |v_j - c| + |o - c| sum_j p_j w_j] / Z, with c the mean of the values.
 
-    Section 3: V = sum_j p^_j |v_j| and B_P = sum_j r_j e^(eps_j) |v_j| / Z; if both sums take converted weights,
-    B_s gains sum_j r_j e^(eps_j) (|v_j - c| + |o - c|) / Z instead.
+    Section 3: V = sum_j p^_j |v_j| and B_P = sum_j r_j e^(eps_j) |v_j| / Z. If both sums take converted
+    weights, B_s gains sum_j r_j e^(eps_j) (|v_j - c| + |o - c|) / Z instead.
     """
     magnitude, value = np.abs(output), tile.value.exact
     centre = np.zeros(value.shape[1]) if tile.dropout or not len(value) else value.mean(axis=0)
@@ -226,7 +226,7 @@ def _latent_products(tile, spec, weights, passes):
 
 
 def _lse_bound(tile, spec, error, weights):
-    """Section 3: |ln Z| - ln(1 - gamma_(n + 2 rho + 2)(u)) + u (4|m| + 6|ln l| + 2|L|) + e_exp, then written."""
+    """Section 3: |ln Z| - ln(1 - gamma_(n + 2 rho + 2)(u)) + u (4|m| + 6|ln l| + 2|L|) + e_exp, rounded."""
     least, most = _row_sum_range(tile, spec, error, weights)
     spread = np.maximum(np.log(np.maximum(most, 1.0)), -np.log(np.minimum(least, 1.0)))
     # no sum of exponentials changes by more than its largest exponent does
