@@ -1,7 +1,8 @@
 """Infinite and NaN values of visible keys, and what a kernel makes of them whose weights underflow.
 
-IEEE 754 arithmetic gives the exact result w * inf = inf for every weight w > 0. A kernel whose weight has become 0 gives 0 * inf = NaN, one
-that skips such keys the mean of the other values; if other infinite values keep their weights, those alone decide the result.
+IEEE 754 arithmetic gives the exact result w * inf = inf for every weight w > 0. A kernel whose weight has
+become 0 gives 0 * inf = NaN, one that skips such keys the mean of the other values; if other infinite values
+keep their weights, those alone decide the result.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ class InfiniteValues:
     value: np.ndarray
 
     def excuses(self, got, spec):
-        """Where underflow of weights explains what is not finite in got, and where it may leave finite values alone; two bool arrays (R, E)."""
+        """Where underflow of weights explains what in `got` is not finite, and where it may leave it finite.
+
+        Two bool arrays (R, E).
+        """
         weights = np.exp(-self.drop) / (self.total if spec.normalises_first else 1.0)
         zero = 2.0 * max(spec.weight_underflow, spec.softmax.smallest_normal)  # 2 for errors of the score
-        skipped = 2.0 * spec.weight_underflow if spec.weight.smallest_normal > spec.softmax.smallest_normal else 0.0
+        narrow = spec.weight.smallest_normal > spec.softmax.smallest_normal
+        skipped = 2.0 * spec.weight_underflow if narrow else 0.0
         explained, left_out = np.zeros((2, len(weights), self.value.shape[1]), dtype=bool)
         for column, entries in enumerate(self.value.T):
             smallest, largest = self._extremes(weights, ~np.isfinite(entries))
@@ -49,7 +54,7 @@ class InfiniteValues:
         return explained, left_out
 
     def _extremes(self, weights, which):
-        """Smallest and largest weight of the visible keys among `which`, (R,); inf and -inf where there are none."""
+        """Smallest and largest weight of the visible keys among `which`, (R,); inf and -inf without any."""
         weights, visible = weights[:, which], self.visible[:, which]
         smallest = np.where(visible, weights, np.inf).min(axis=1, initial=np.inf)
         return smallest, np.where(visible, weights, -np.inf).max(axis=1, initial=-np.inf)

@@ -1,12 +1,14 @@
-"""Rows whose scores are surely equal: their errors cannot move the output.
+"""Rows whose scores are surely equal: their errors cannot move the output (section 2 of `README.md`).
 
-With all delta_j equal, o^ - o = sum_j p_j (e^delta - 1) (v_j - o) / sum_k p_k e^delta = 0, because sum_j p_j (v_j - o) = 0. That is so where
-one key is visible, and where every product q_d k_jd is 0, for zero is zero in any order of additions and under any scale: what follows - scale,
-softcap, storage, subtraction of a maximum, exponential - is one operation on one operand. Equal keys alone do not suffice, nor do products that
-the accumulator could hold exactly: kernels scale the query before the product, and add in another order where a tile ends.
+With all delta_j equal, o^ - o = sum_j p_j (e^delta - 1) (v_j - o) / sum_k p_k e^delta = 0, because
+sum_j p_j (v_j - o) = 0. That is so where one key is visible, and where every product q_d k_jd is 0, for zero
+is zero in any order of additions and under any scale. What follows - scale, softcap, storage, subtraction of
+a maximum, exponential - is one operation on one operand. Equal keys alone do not suffice, nor do products
+that the accumulator could hold exactly: kernels scale the query before the product, and add in another order
+where a tile ends.
 
-The weights of such a row are equal too, and so is the error of their conversion. They need not be 1: a kernel may subtract the maximum of hidden
-keys as well.
+The weights of such a row are equal too, and so is the error of their conversion. They need not be 1: a
+kernel may subtract the maximum of hidden keys as well.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 
 def level_rows(tile, spec, magnitudes) -> np.ndarray:
-    """Where all visible keys of a row have the same error, (R, 1) of bool; `magnitudes` is sum |q||k|, (R, S)."""
+    """Where all visible keys of a row have one error, (R, 1) of bool; `magnitudes` is sum |q||k|, (R, S)."""
     level = tile.count[:, 0] == 1
     exact = tile.query.largest_error is None and tile.key.largest_error is None
     if exact and tile.alibi is None and tile.bias is None and spec.splits == 1 and magnitudes.shape[1]:
@@ -24,5 +26,5 @@ def level_rows(tile, spec, magnitudes) -> np.ndarray:
 
 
 def level_conversion(tile, rounding) -> np.ndarray:
-    """Largest relative error of converting the weights of a row, (R, 1), from that of converting any weight, (R, S)."""
+    """max_j r_j / p_j, the largest relative error of converting a weight, (R, 1); `rounding` is r_j."""
     return (rounding / np.where(tile.weights > 0, tile.weights, 1.0)).max(axis=1, keepdims=True, initial=0.0)

@@ -1,12 +1,14 @@
-"""What each form of attention multiplies: one group of query heads with its keys and values in float64, and how far a kernel's own copies
-of them may be off.
+"""What each form of attention multiplies: one group of query heads with its keys and values in float64, and
+how far a kernel's own copies of them may be off.
 
-A packed, paged or block-local call is a list of dense parts. A latent call is one part whose keys and values are those of the expanded
-heads, whichever form the kernel runs: both forms compute the same sums, they differ in which operands they round.
+A packed, paged or block-local call is a list of dense parts. A latent call is one part whose keys and values
+are those of the expanded heads, whichever form the kernel runs: both forms compute the same sums, they
+differ in which operands they round.
 
-    absorb   the query is q_nope @ w_uk, rounded: an error of the query. The second product runs over latents, and its result is rounded
-             before it meets w_uv: `Latent` keeps both so that the error of that sum can be taken where it happens.
-    expand   keys and values are latent @ w_uk and latent @ w_uv, rounded: errors of key and value.
+    absorb   The query is q_nope @ w_uk, rounded: an error of the query. The second product runs over
+             latents, and its result is rounded before it meets w_uv: `Latent` keeps both so that the error
+             of that sum can be taken where it happens.
+    expand   Keys and values are latent @ w_uk and latent @ w_uv, rounded: errors of key and value.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.arithmetic.formats import round_to
 from refattn.calls.options import Options
 from refattn.calls.registry import form_called
+from refattn.oracle.arithmetic.formats import round_to
 
 
 @dataclass
 class Operand:
-    """A matrix in float64 and how far the kernel's copy may be off, entry by entry; None where it is exact."""
+    """A matrix in float64 and how far the kernel's copy may be off, entry by entry; None if it is exact."""
 
     exact: np.ndarray
     largest_error: np.ndarray | None = None
@@ -31,7 +33,9 @@ class Operand:
 
     def rounded_to(self, target) -> Operand:
         """The operand after conversion to a format; exact where it already held such numbers."""
-        if target.unit_roundoff == 0.0 or target.name == "float64" or (round_to(self.exact, target) == self.exact).all():
+        if target.unit_roundoff == 0.0 or target.name == "float64":
+            return self
+        if (round_to(self.exact, target) == self.exact).all():
             return self
         own = target.unit_roundoff * np.abs(finite(self.exact)) + target.half_subnormal_step
         if self.largest_error is None:
@@ -49,7 +53,7 @@ class Operand:
 
 @dataclass
 class Latent:
-    """The second product of the absorbed form: weights @ latent, rounded, then @ w_uv.T. Shapes (S, C) and (E, C)."""
+    """The second product of the absorbed form: weights @ latent, (S, C), rounded, then @ w_uv.T, (E, C)."""
 
     latent: np.ndarray
     w_uv: np.ndarray
@@ -63,12 +67,13 @@ class Group:
     key: Operand
     value: Operand
     latent: Latent | None = None
-    shared_rounding: bool = False  # a projection weight is rounded: one error in all keys or values, which no sum averages out
+    # a projection weight is rounded: one error in all keys or values, which no sum averages out
+    shared_rounding: bool = False
 
 
 @dataclass
 class Part:
-    """A dense problem inside a call, where its results lie in those of the call, and how to load a group of its heads."""
+    """A dense problem inside a call: where its results lie in the call's, how to load a group of heads."""
 
     options: Options
     batch_shape: tuple
@@ -101,11 +106,15 @@ def operands(function, arrays, options, spec) -> Call:
     """Check the arguments of a public function and cut the call into dense parts."""
     form = form_called(function)
     if form.joins:
-        raise ValueError(f"function must compute attention; got function={function!r}, which merges results.")
+        raise ValueError(
+            f"function must compute attention; got function={function!r}, which merges results."
+        )
     problem = form.check(*arrays, **options)
     if form.projects:
         return Call(iter([_latent_part(problem, spec)]), problem.output_shape)
-    return Call((_dense_part(part.problem, spec, part.rows) for part in problem.parts()), problem.output_shape)
+    return Call(
+        (_dense_part(part.problem, spec, part.rows) for part in problem.parts()), problem.output_shape
+    )
 
 
 def finite(x):
@@ -136,35 +145,47 @@ def _dense_part(problem, spec, rows) -> Part:
 
 
 def _scaled(query, spec, scale):
-    """The query a kernel scales and rounds before the first product; the error is stated on the unscaled query."""
+    """The query a kernel scales and rounds before the first product, with the error of the unscaled one."""
     form = spec.scaled_query
     if form.unit_roundoff == 0.0 or scale == 0.0:
         return query
     own = form.unit_roundoff * np.abs(finite(query.exact)) + form.half_subnormal_step / abs(scale)
     if query.largest_error is None:
         return Operand(query.exact, own, own)
-    return Operand(query.exact, query.largest_error * (1 + form.unit_roundoff) + own, np.hypot(query.typical_error, own))
+    grown = query.largest_error * (1 + form.unit_roundoff) + own
+    return Operand(query.exact, grown, np.hypot(query.typical_error, own))
 
 
 def _latent_part(problem, spec) -> Part:
-    batch_shape, num_heads, q_len = problem.q_nope.shape[:-3], problem.q_nope.shape[-3], problem.q_nope.shape[-2]
+    batch_shape, num_heads, q_len = (
+        problem.q_nope.shape[:-3],
+        problem.q_nope.shape[-3],
+        problem.q_nope.shape[-2],
+    )
 
     def load(index, head):
         length = int(problem.kv_lengths[index])
         inputs = (
-            problem.q_nope[index][head], problem.q_rope[index][head], problem.kv_latent[index][:length],
-            problem.k_rope[index][:length], problem.w_uk[head], problem.w_uv[head],
-        )  # fmt: skip
-        q_nope, q_rope, latent, k_rope, w_uk, w_uv = (Operand(_float64(array)).rounded_to(spec.input) for array in inputs)
+            problem.q_nope[index][head],
+            problem.q_rope[index][head],
+            problem.kv_latent[index][:length],
+            problem.k_rope[index][:length],
+            problem.w_uk[head],
+            problem.w_uv[head],
+        )
+        rounded = [Operand(_float64(array)).rounded_to(spec.input) for array in inputs]
+        q_nope, q_rope, latent, k_rope, w_uk, w_uv = rounded
         shared = w_uk.largest_error is not None or w_uv.largest_error is not None
         if problem.implementation == "absorb":
             absorbed = _product(q_nope, w_uk.exact, w_uk, spec)  # (T, N) @ (N, C)
             query, key = _joined(absorbed, q_rope), _joined(latent, k_rope)
             value = _product(latent, w_uv.exact.T, _transposed(w_uv), None)
-            return Group(_scaled(_stacked(query), spec, problem.scale), key, value, Latent(finite(latent.exact), finite(w_uv.exact)), shared)
+            kept = Latent(finite(latent.exact), finite(w_uv.exact))
+            return Group(_scaled(_stacked(query), spec, problem.scale), key, value, kept, shared)
         key = _joined(_product(latent, w_uk.exact.T, _transposed(w_uk), spec), k_rope)  # (S, C) @ (C, N)
         value = _product(latent, w_uv.exact.T, _transposed(w_uv), spec)
-        return Group(_scaled(_stacked(_joined(q_nope, q_rope)), spec, problem.scale), key, value, None, shared)
+        query = _joined(q_nope, q_rope)
+        return Group(_scaled(_stacked(query), spec, problem.scale), key, value, None, shared)
 
     return Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
 
@@ -185,13 +206,15 @@ def _joined(left, right):
         sides = [getattr(side, name) for side in (left, right)]
         if sides[0] is None and sides[1] is None:
             return Operand(parts[0])
-        filled = [np.zeros_like(side.exact) if error is None else error for side, error in zip((left, right), sides, strict=True)]
+        both = zip((left, right), sides, strict=True)
+        filled = [np.zeros_like(side.exact) if error is None else error for side, error in both]
         parts.append(np.concatenate(filled, axis=-1))
     return Operand(*parts)
 
 
 def _product(left, right_exact, right, spec):
-    """left @ right as a kernel computes it ahead of attention: inputs rounded, n terms accumulated, the result stored as `intermediate`.
+    """left @ right as a kernel computes it ahead of attention: inputs rounded, n terms added up, the result
+    stored as `intermediate`.
 
     With spec None only the errors of the operands count, because the kernel never forms this product.
     """
@@ -233,7 +256,9 @@ def chain(n, block):
 
 def smallest_lost(spec):
     """What an operation of the softmax or of the accumulator may lose however small its result."""
-    steps = [form.smallest_normal if spec.flushes_subnormals and form.smallest_normal <= spec.softmax.smallest_normal else
-             form.half_subnormal_step * (1.0 + spec.truncates) for form in (spec.softmax, spec.accumulator)]  # fmt: skip
-    return max(steps)
-
+    lost = 0.0
+    for form in (spec.softmax, spec.accumulator):
+        flushed = spec.flushes_subnormals and form.smallest_normal <= spec.softmax.smallest_normal
+        rounded = form.half_subnormal_step * (1.0 + spec.truncates)
+        lost = max(lost, form.smallest_normal if flushed else rounded)
+    return lost

@@ -1,8 +1,8 @@
 """Attention of one block of rows, and everything an error bound reads from it.
 
-Output and lse are the exact ones, handed in. What a bound needs besides - scores, weights, magnitudes - need only be good to a few digits
-and is computed here in plain float64, step by step as README.md numbers them. Rows of all heads of a group are stacked: R = G * rows of
-the block. S counts the keys that any of these rows can see.
+Output and lse are the exact ones, handed in. What a bound needs besides - scores, weights, magnitudes - need
+only be good to a few digits and is computed here in plain float64, step by step. Rows of all heads of a
+group are stacked: R = G * rows of the block. S counts the keys that any of these rows can see.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.bounds.infinite_values import InfiniteValues
 from refattn.oracle.bounds.operands import Call, Group, Operand, Part, finite
-from refattn.exact.visibility import range_mask, row_bounds
 
 BLOCK_SCORES = 2**20  # scores of one block of rows: 8 MiB an array, about twenty arrays at a time
 
@@ -65,7 +65,9 @@ class Tile:
     bias: np.ndarray | None  # (R, S) |bias|
     drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
     visible: np.ndarray  # (R, S) bool
-    barred: np.ndarray | None  # (R, S) bool, keys hidden by a bias of -inf alone: their products are formed; None where there are none
+    hidden_by_bias: (
+        np.ndarray | None
+    )  # (R, S) bool, by -inf alone: their products are formed; None if none is
     broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
     infinite: InfiniteValues | None  # None where all values are finite
     weights: np.ndarray  # (R, S) softmax weights
@@ -102,7 +104,8 @@ def tiles(call: Call, output, lse, rows=None, block_scores=BLOCK_SCORES) -> Iter
     output, lse : ndarray
         The exact results of the whole call.
     rows : callable, optional
-        `rows(q_len)` picks the rows of a part to look at, an increasing array of row numbers; by default all.
+        `rows(q_len)` picks the rows of a part to look at, an increasing array of row numbers; all by
+        default.
     block_scores : int
         Scores of one tile.
     """
@@ -112,7 +115,9 @@ def tiles(call: Call, output, lse, rows=None, block_scores=BLOCK_SCORES) -> Iter
             for kv_head in range(part.num_kv_heads):
                 with np.errstate(all="ignore"):
                     group = part.load(index, kv_head)
-                    yield from _tiles_of_group(part, group, index, kv_head, picked, block_scores, output, lse)
+                    yield from _tiles_of_group(
+                        part, group, index, kv_head, picked, block_scores, output, lse
+                    )
 
 
 def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, output, lse):
@@ -148,58 +153,111 @@ class _Cut:
 
     def plane(self, name):
         array = getattr(self.options, name)
-        return None if array is None else self.stacked(array[self.index][self.heads][:, self.rows, self.keys])
+        return (
+            None if array is None else self.stacked(array[self.index][self.heads][:, self.rows, self.keys])
+        )
 
     def per_row(self, name):
         array = getattr(self.options, name)
-        return None if array is None else np.repeat(np.asarray(array[self.index][self.heads], dtype=np.float64), self.shape[1])
+        if array is None:
+            return None
+        return np.repeat(np.asarray(array[self.index][self.heads], dtype=np.float64), self.shape[1])
 
     def distance(self):
         position = self.options.q_offset[self.index] + self.rows
-        return self.stacked(np.abs(position[:, None] - np.arange(self.keys.start, self.keys.stop)).astype(np.float64))
+        distance = np.abs(position[:, None] - np.arange(self.keys.start, self.keys.stop))
+        return self.stacked(distance.astype(np.float64))
 
 
-def _tile(place, group, cut, visible, output, lse):
+@dataclass
+class _Scores:
+    """The stages of the scores, (R, S) each, hidden keys included; `alibi` and `bias` are None if unused."""
+
+    scaled: np.ndarray
+    capped: np.ndarray
+    biased: np.ndarray
+    alibi: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def _scores(cut, query, key) -> _Scores:
+    """s = cap tanh(scale q . k / cap) - slope distance + bias, and its stages."""
     options = cut.options
-    query, key, value = _stack_rows(group.query.rows(cut.rows)), group.key.rows(cut.keys), group.value.rows(cut.keys)
-    mask, bias, keep = cut.plane("mask"), cut.plane("bias"), cut.plane("dropout_mask")
-    if mask is not None:
-        visible = visible & mask
-    scores = options.scale * (query.exact @ key.exact.T)
-    capped = scores if options.softcap is None else options.softcap * np.tanh(scores / options.softcap)
-    biased, slopes, alibi = capped, cut.per_row("alibi_slopes"), None
+    scaled = options.scale * (query.exact @ key.exact.T)
+    capped = scaled if options.softcap is None else options.softcap * np.tanh(scaled / options.softcap)
+    biased, slopes, alibi, bias = capped, cut.per_row("alibi_slopes"), None, cut.plane("bias")
     if slopes is not None:
         alibi = slopes[:, None] * cut.distance()
         biased = biased - alibi
     if bias is not None:
         bias = np.asarray(bias, dtype=np.float64)
         biased = biased + bias
-    sink = cut.per_row("sinks")
+    return _Scores(scaled, capped, biased, alibi, bias)
 
-    broken = (visible & ~(biased < np.inf)).any(axis=1)
-    barred = None if bias is None else visible & (bias == -np.inf)
-    visible = visible & (biased > -np.inf) & ~broken[:, None]
+
+def _tile(place, group, cut, visible, output, lse):
+    options = cut.options
+    query, key, value = (
+        _stack_rows(group.query.rows(cut.rows)),
+        group.key.rows(cut.keys),
+        group.value.rows(cut.keys),
+    )
+    mask, keep, sink = cut.plane("mask"), cut.plane("dropout_mask"), cut.per_row("sinks")
+    if mask is not None:
+        visible = visible & mask
+    scores = _scores(cut, query, key)
+
+    broken = (visible & ~(scores.biased < np.inf)).any(axis=1)
+    hidden_by_bias = None if scores.bias is None else visible & (scores.bias == -np.inf)
+    visible = visible & (scores.biased > -np.inf) & ~broken[:, None]
     only = lambda x: np.where(visible, x, 0.0)  # noqa: E731
-    maximum = np.where(visible, biased, -np.inf).max(axis=1, initial=-np.inf)
+    maximum = np.where(visible, scores.biased, -np.inf).max(axis=1, initial=-np.inf)
     maximum = maximum if sink is None else np.maximum(maximum, sink)
     maximum = np.where(maximum > -np.inf, maximum, 0.0)
-    drop = only(maximum[:, None] - biased)
+    drop = only(maximum[:, None] - scores.biased)
     exponentials = only(np.exp(-drop))
-    total = exponentials.sum(axis=1, keepdims=True) + (0.0 if sink is None else np.exp(sink - maximum)[:, None])
-    weights = exponentials / np.maximum(total, 1.0)
-    holes = ~np.isfinite(value.exact).all(axis=1)
-    taken = visible if keep is None else visible & keep
-    infinite = InfiniteValues(drop[:, holes], np.maximum(total, 1.0), taken[:, holes], value.exact[holes]) if holes.any() else None
+    total = exponentials.sum(axis=1, keepdims=True)
+    total = np.maximum(total + (0.0 if sink is None else np.exp(sink - maximum)[:, None]), 1.0)
+    weights = exponentials / total
+    latent = group.latent
     return Tile(
-        place=place, output=output, lse=lse, scores=only(scores), capped=only(capped), biased=only(biased),
-        alibi=None if alibi is None else only(np.abs(alibi)), bias=None if bias is None else only(np.abs(bias)), drop=drop,
-        visible=visible, barred=barred if barred is not None and barred.any() else None, broken=broken, infinite=infinite, weights=weights,
-        kept=weights if keep is None else np.where(keep, weights * options.keep_scale, 0.0), total=np.maximum(total, 1.0),
-        maximum=maximum, sink=sink, count=visible.sum(axis=1, keepdims=True), query=_finite(query), key=_finite(key), value=_finite(value),
-        latent=None if group.latent is None else group.latent.latent[cut.keys],
-        w_uv=None if group.latent is None else group.latent.w_uv, scale=abs(options.scale), softcap=options.softcap,
-        keep_scale=1.0 if keep is None else options.keep_scale, shared_rounding=group.shared_rounding,
-    )  # fmt: skip
+        place=place,
+        output=output,
+        lse=lse,
+        scores=only(scores.scaled),
+        capped=only(scores.capped),
+        biased=only(scores.biased),
+        alibi=None if scores.alibi is None else only(np.abs(scores.alibi)),
+        bias=None if scores.bias is None else only(np.abs(scores.bias)),
+        drop=drop,
+        visible=visible,
+        hidden_by_bias=None if hidden_by_bias is None or not hidden_by_bias.any() else hidden_by_bias,
+        broken=broken,
+        infinite=_infinite_values(value, visible if keep is None else visible & keep, drop, total),
+        weights=weights,
+        kept=weights if keep is None else np.where(keep, weights * options.keep_scale, 0.0),
+        total=total,
+        maximum=maximum,
+        sink=sink,
+        count=visible.sum(axis=1, keepdims=True),
+        query=_finite(query),
+        key=_finite(key),
+        value=_finite(value),
+        latent=None if latent is None else latent.latent[cut.keys],
+        w_uv=None if latent is None else latent.w_uv,
+        scale=abs(options.scale),
+        softcap=options.softcap,
+        keep_scale=1.0 if keep is None else options.keep_scale,
+        shared_rounding=group.shared_rounding,
+    )
+
+
+def _infinite_values(value, taken, drop, total):
+    """The keys with a value that is not finite, None without any; `taken`: visible and not dropped."""
+    holes = ~np.isfinite(value.exact).all(axis=1)
+    if not holes.any():
+        return None
+    return InfiniteValues(drop[:, holes], total, taken[:, holes], value.exact[holes])
 
 
 def _finite(operand):
@@ -207,5 +265,5 @@ def _finite(operand):
 
 
 def _stack_rows(operand):
-    flat = (None if part is None else part.reshape(math.prod(part.shape[:-1]), part.shape[-1]) for part in operand.parts)
-    return Operand(*flat)
+    flat = lambda part: part.reshape(math.prod(part.shape[:-1]), part.shape[-1])  # noqa: E731
+    return Operand(*(None if part is None else flat(part) for part in operand.parts))
