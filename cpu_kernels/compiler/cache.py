@@ -34,7 +34,7 @@ from cpu_kernels.machine.cpu_limits import SPACE_TO_COMPILE, SPACE_TO_LOAD, requ
 from cpu_kernels.compiler.numba_internals import prepare_to_load
 from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 FORMAT = b"cpu_kernels compiled code, format 1\n"
 KEPT_STATES = 8
 LARGEST_ENTRY = 1 << 20  # bytes; where so much cannot be written, the user is told that nothing is kept
@@ -76,7 +76,7 @@ class CodeCache(NullCache):
     def __init__(self, function, variant):
         self.function, self.variant = function, variant
         # A function of another package depends on files that the digest does not cover.
-        self.covered = function.__globals__.get("__name__", "").split(".")[0] == __package__
+        self.covered = function.__globals__.get("__name__", "").split(".")[0] == PACKAGE.name
 
     @property
     def cache_path(self):
