@@ -1,0 +1,456 @@
+"""Planted faults: does a test notice when one operator, constant, step or row of a table of the packages is wrong?
+
+    python tests/planted_faults.py --count 60 --resume faults.jsonl             the test files that are likely to notice each fault
+    python tests/planted_faults.py --count 60 --resume faults.jsonl --readme    survivors meet the rest of README's command
+    python tests/planted_faults.py --count 60 --resume faults.jsonl --whole     and then what `.ci/run` runs besides
+    python tests/planted_faults.py --clean                                      no fault: all of these tests must pass
+
+Faults are drawn from seed and number alone, in turn over the folders of both packages, and are changes of the syntax tree: layout and comments make no
+difference. Each is planted in a copy of the tracked files; one that cannot be imported, or compiles to the same code, is drawn again. With --resume,
+results are kept in a file of JSON lines, so that a long list can be run in portions; a fault that is already there is only given the tests it lacks.
+A fault counts as found when a test fails or when tests stop making progress.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("refattn", "cpu_kernels")
+STAGES = ("likely", "readme", "whole")
+
+# Source, a file or a folder -> the test files most likely to notice, quickest first; the longest match counts.
+LIKELY = {
+    "refattn": "test_reference test_errors test_latent test_identities test_array_likes",
+    "refattn/convert.py": "test_convert",
+    "refattn/costs.py": "test_sizes",
+    "refattn/models.py": "test_sizes",
+    "refattn/sizes.py": "test_sizes",
+    "refattn/verify.py": "test_verify test_main_job",
+    "refattn/cli.py": "test_cli test_verify",
+    "refattn/pytest_plugin.py": "oracle/test_plugin",
+    "refattn/merge.py": "test_merge_dtypes test_identities test_reference",
+    "refattn/calls": "test_errors test_reference test_hidden test_array_likes test_interop test_interop_errors",
+    "refattn/commands": "test_cli test_doctor test_sizes test_verify oracle/test_vectors oracle/test_messages",
+    "refattn/exact": "test_reference test_exact test_exact_options test_exact_range test_exact_channels test_hidden test_scale",
+    "refattn/goldens": "test_goldens test_verify",
+    "refattn/oracle": "oracle/test_spec oracle/test_messages oracle/test_harness",
+    "refattn/oracle/arithmetic": "oracle/test_formats oracle/test_spec oracle/test_other_specs oracle/test_bounds",
+    "refattn/oracle/bounds": "oracle/test_bounds oracle/test_bound_constants oracle/test_level_rows oracle/test_uncertain_rows oracle/test_verdict_range "
+                             "oracle/test_unjudged oracle/test_campaign",
+    "refattn/oracle/diagnosis": "oracle/test_diagnose oracle/test_tell_apart oracle/test_convention_rows oracle/test_mutants",
+    "refattn/oracle/dialects": "oracle/test_dialects oracle/test_dialect_notes oracle/test_harness_dialects",
+    "refattn/oracle/harness": "oracle/test_guards oracle/test_harness oracle/test_harness_failures oracle/test_merge_kernels oracle/test_plugin",
+    "refattn/oracle/inputs": "oracle/test_inputs oracle/test_coverage oracle/test_harness oracle/test_vectors",
+    "refattn/oracle/mistakes": "oracle/test_mutants oracle/test_mutation oracle/test_diagnose oracle/test_convention_rows",
+    "refattn/oracle/simulated": "oracle/test_emulation oracle/test_formats oracle/test_mutants oracle/test_bounds oracle/test_campaign",
+    "refattn/oracle/vectors": "oracle/test_vectors oracle/test_vector_formats oracle/test_vector_attacks oracle/test_pack_attacks",
+    "refattn/oracle/verdict": "oracle/test_verdict oracle/test_verdict_range oracle/test_unjudged oracle/test_false_alarms oracle/test_messages",
+    "cpu_kernels": "test_cutting test_kernels test_errors test_kernels_hidden test_kernels_memory test_neighbour test_kernels_range",
+    "cpu_kernels/compiler": "test_jit test_cache test_kernels_interpreted",
+    "cpu_kernels/kernels": "test_kernels_exponential test_kernels test_kernels_hidden test_kernels_narrow test_kernels_range test_kernels_interpreted",
+    "cpu_kernels/machine": "test_thread_pool test_cpu_limits",
+    "cpu_kernels/simd": "test_jit test_kernels_exponential test_kernels test_kernels_narrow test_kernels_interpreted",
+}  # fmt: skip
+
+BINARY = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "//", ast.Pow: "*", ast.LShift: ">>", ast.RShift: "<<",
+    ast.BitAnd: "|", ast.BitOr: "&", ast.MatMult: "*",
+}  # fmt: skip
+COMPARISONS = {
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is", ast.In: "not in",
+    ast.NotIn: "in",
+}  # fmt: skip
+SIMPLE = (ast.Assign, ast.AugAssign, ast.Expr)
+TABLES = (ast.Tuple, ast.List, ast.Set, ast.Dict)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change: bytes [start, stop) of a file become `text`."""
+
+    path: str
+    line: int
+    kind: str
+    start: int
+    stop: int
+    text: str
+    what: str
+
+    def planted(self, source: bytes) -> bytes:
+        return source[: self.start] + self.text.encode() + source[self.stop :]
+
+
+class Finder(ast.NodeVisitor):
+    """All faults that one file may get."""
+
+    def __init__(self, path, source: bytes):
+        self.path, self.source, self.faults, self.depth = path, source, [], 0
+        self.line_starts = [0]
+        for line in source.splitlines(keepends=True):
+            self.line_starts.append(self.line_starts[-1] + len(line))
+        self.visit(ast.parse(source))
+
+    def span(self, node):
+        return (self.line_starts[node.lineno - 1] + node.col_offset, self.line_starts[node.end_lineno - 1] + node.end_col_offset)
+
+    def text(self, node):
+        start, stop = self.span(node)
+        return self.source[start:stop].decode()
+
+    def add(self, kind, node, text, what=None, span=None):
+        start, stop = span or self.span(node)
+        what = what or f"{_short(self.source[start:stop].decode())} -> {_short(text)}"
+        self.faults.append(Fault(self.path, node.lineno, kind, start, stop, text, what))
+
+    def visit(self, node):
+        if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)) or _types_only(node) or _says_something(node):
+            return  # messages, and what only type checkers read
+        super().visit(node)
+
+    def generic_visit(self, node):
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns"):
+                continue
+            if isinstance(value, list):
+                if value and isinstance(value[0], ast.stmt):
+                    self.order(value)
+                for item in value:
+                    if isinstance(item, ast.AST):
+                        self.visit(item)
+            elif isinstance(value, ast.AST):
+                self.visit(value)
+
+    def order(self, statements):
+        for first, second in zip(statements, statements[1:]):
+            if isinstance(first, SIMPLE) and isinstance(second, SIMPLE) and _depends(first, second):
+                (start, middle), (after, stop) = self.span(first), self.span(second)
+                between = self.source[middle:after].decode()
+                text = self.text(second) + between + self.text(first)
+                self.add("order", first, text, f"exchanged with the next: {_short(self.text(first))}", (start, stop))
+
+    def visit_FunctionDef(self, node):
+        self.depth += 1
+        self.generic_visit(node)
+        self.depth -= 1
+
+    def visit_BinOp(self, node):
+        text = isinstance(node.left, (ast.Constant, ast.JoinedStr)) and isinstance(getattr(node.left, "value", ""), str)
+        if type(node.op) in BINARY and not text:
+            self.add("operator", node, f"(({self.text(node.left)}) {BINARY[type(node.op)]} ({self.text(node.right)}))")
+        self.generic_visit(node)
+
+    def visit_Compare(self, node):
+        if len(node.ops) == 1:
+            new = COMPARISONS[type(node.ops[0])]
+            self.add("operator", node, f"(({self.text(node.left)}) {new} ({self.text(node.comparators[0])}))")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node):
+        new = " or " if isinstance(node.op, ast.And) else " and "
+        self.add("operator", node, "(" + new.join(f"({self.text(value)})" for value in node.values) + ")")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        value = node.value
+        if isinstance(value, bool):
+            self.add("constant", node, str(not value))
+        elif isinstance(value, int):
+            self.add("constant", node, f"({value + 1})")
+            if value > 1:
+                self.add("constant", node, f"({value - 1})")
+        elif isinstance(value, float) and value != 0.0 and abs(value) != float("inf"):
+            self.add("constant", node, f"({value * 10.0!r})")
+            self.add("constant", node, f"({value / 10.0!r})")
+
+    def condition(self, node):
+        self.add("condition", node.test, f"(not ({self.text(node.test)}))")
+        self.generic_visit(node)
+
+    visit_If = visit_IfExp = visit_While = condition
+
+    def table(self, node):
+        values = node.values if isinstance(node, ast.Dict) else node.elts
+        if self.depth == 0 and len(values) > 2 and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+            keys = node.keys if isinstance(node, ast.Dict) else [None] * len(values)
+            for key, value in zip(keys, values):
+                begin = self.span(key if key is not None else value)[0]
+                stop = self.span(value)[1]
+                comma = re.match(rb"\s*,", self.source[stop:])
+                if comma and self.source[begin - 2 : begin] != b"**":
+                    self.add("table", key if key is not None else value, "", f"dropped: {_short(self.source[begin:stop].decode())}",
+                             (begin, stop + comma.end()))  # fmt: skip
+        self.generic_visit(node)
+
+    visit_Tuple = visit_List = visit_Set = visit_Dict = table
+
+
+def _short(text):
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _types_only(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _says_something(node):
+    """Docstrings and other bare strings, warnings, the names a module exports."""
+    if isinstance(node, ast.Expr):
+        call = node.value
+        return isinstance(call, ast.Constant) or isinstance(call, ast.Call) and ast.unparse(call.func).endswith("warn")
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("__")
+
+
+def _depends(first, second):
+    """Whether their order may matter: one writes a name the other mentions, or both are calls made for what they do."""
+    if isinstance(first, ast.Expr) and isinstance(second, ast.Expr):
+        return isinstance(first.value, ast.Call) and isinstance(second.value, ast.Call)
+    names = [{n.id for n in ast.walk(s) if isinstance(n, ast.Name)} for s in (first, second)]
+    written = [_written(s) for s in (first, second)]
+    return bool(written[0] & names[1] or written[1] & names[0])
+
+
+def _written(statement):
+    """Names that a statement assigns, or whose elements or attributes it assigns."""
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    return {n.id for target in targets if target is not None for n in ast.walk(target) if isinstance(n, ast.Name)}
+
+
+def tracked_files(root=ROOT):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and (root / name).is_file()]
+
+
+def _plain(code):
+    """What code compiles to, without positions, to compare."""
+    if isinstance(code, types.CodeType):
+        return (code.co_name, code.co_code, code.co_names, code.co_varnames, tuple(map(_plain, code.co_consts)))
+    return (type(code).__name__, repr(code))
+
+
+def changes_something(fault, source):
+    try:
+        return _plain(compile(source, fault.path, "exec")) != _plain(compile(fault.planted(source), fault.path, "exec"))
+    except (SyntaxError, ValueError):
+        return False
+
+
+def candidates(only=()):
+    """{folder: {kind: faults}} of the packages' files, in the order of their names."""
+    found = {}
+    for name in sorted(tracked_files()):
+        path = Path(name)
+        wanted = not only or any(name == place or name.startswith(place.rstrip("/") + "/") for place in only)
+        if path.parts[0] not in PACKAGES or path.suffix != ".py" or path.name == "__init__.py" or not wanted:
+            continue
+        for fault in Finder(name, (ROOT / name).read_bytes()).faults:
+            found.setdefault(str(path.parent), {}).setdefault(fault.kind, []).append(fault)
+    return found
+
+
+def draw(count, seed, only=(), usable=lambda fault: True):
+    """Faults 0 to count - 1 of a seed: folders in turn, then kinds in turn, then any place. Those that are not `usable` are drawn again."""
+    found = candidates(only)
+    folders = sorted(found)
+    random.Random(f"{seed} folders").shuffle(folders)
+    for number in range(count):
+        rng = random.Random(f"{seed} {number}")
+        folder = found[folders[number % len(folders)]]
+        kinds = sorted(folder)
+        kind = kinds[(number // len(folders) + number) % len(kinds)]
+        pool = list(folder[kind])
+        rng.shuffle(pool)
+        for fault in pool:
+            if changes_something(fault, (ROOT / fault.path).read_bytes()) and usable(fault):
+                yield number, fault
+                break
+
+
+class Workplace:
+    """Copies of the tracked files, and processes that import the packages from there."""
+
+    def __init__(self, folder, patience):
+        self.folder, self.patience = Path(folder), patience
+
+    def copy(self, fault=None):
+        """The path of a new copy with the fault planted."""
+        place = Path(tempfile.mkdtemp(prefix="tree-", dir=self.folder))
+        for name in tracked_files():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, place / name)
+        if fault is not None:
+            (place / fault.path).write_bytes(fault.planted((ROOT / fault.path).read_bytes()))
+        return place
+
+    def environment(self, place, fault):
+        # Compiled code is shared by the copies in which cpu_kernels is unchanged: its state is a digest of the sources.
+        own = fault is not None and fault.path.startswith("cpu_kernels")
+        cache = place / "code-cache" if own else self.folder / "code-cache"
+        return os.environ | {"PYTHONPATH": str(place), "CPU_KERNELS_CACHE_DIR": str(cache), "PYTHON": sys.executable}
+
+    def imports(self, fault):
+        """Whether the faulty module can be imported."""
+        place = self.copy(fault)
+        module = fault.path.removesuffix(".py").replace("/", ".")
+        try:
+            done = subprocess.run([sys.executable, "-c", f"import refattn, cpu_kernels, {module}"], cwd=place, env=self.environment(place, fault),
+                                  capture_output=True, timeout=self.patience)  # fmt: skip
+            return done.returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            shutil.rmtree(place)
+
+    def noticed(self, place, fault, command):
+        """The first test that fails, or None. The command runs until it ends or prints nothing for longer than the patience."""
+        log = place / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=place, env=self.environment(place, fault), stdout=output, stderr=subprocess.STDOUT,
+                                       start_new_session=True)  # fmt: skip
+            size, since = 0, time.monotonic()
+            while process.poll() is None:
+                time.sleep(0.2)
+                if log.stat().st_size != size:
+                    size, since = log.stat().st_size, time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    os.killpg(process.pid, signal.SIGKILL)  # its own session: this process and its children
+                    process.wait()
+                    return f"no progress: {_last_line(log)}"
+        return None if process.returncode == 0 else _first_failure(log, process.returncode)
+
+
+def _last_line(log):
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing printed")
+
+
+def _first_failure(log, returncode):
+    text = log.read_text(errors="replace")
+    failed = re.search(r"^(?:FAILED|ERROR) (.*)$", text, re.MULTILINE)
+    return failed.group(1)[:160] if failed else f"exit code {returncode}: {_last_line(log)[:120]}"
+
+
+def likely_tests(path):
+    """Test files for a source file, those that exist in this tree; doctests of the file itself first."""
+    matches = [place for place in LIKELY if path == place or path.startswith(place + "/")]
+    files = [f"tests/{name}.py" for name in LIKELY[max(matches, key=len)].split()]
+    own = [path] if path.startswith("refattn/") else []
+    return own + [name for name in files if (ROOT / name).is_file()]
+
+
+def commands(stage, path):
+    """The commands of a stage for a fault in the file `path`; a stage leaves out what those before it ran."""
+    pytest = [sys.executable, "-m", "pytest", "-x", "-v", "--tb=line", "-p", "no:cacheprovider"]
+    likely = likely_tests(path)
+    if stage == "likely":
+        return [[*pytest, *likely]]
+    if stage == "readme":
+        return [[*pytest, *(f"--ignore={name}" for name in likely)]]
+    return [[".ci/campaigns", "--share", "10", "--no-faults"], ["tests/kernel_builds.sh", "bounds", "interpreted"]]
+
+
+def judge(workplace, fault, last_stage, known):
+    """Run the stages that are not yet known, until one notices."""
+    result = known
+    place = workplace.copy(fault)
+    try:
+        for stage in STAGES[len(result["passed"]) : STAGES.index(last_stage) + 1]:
+            started = time.monotonic()
+            found = next(filter(None, (workplace.noticed(place, fault, command) for command in commands(stage, fault.path))), None)
+            result["seconds"] += round(time.monotonic() - started, 1)
+            if found:
+                return result | {"found_by": found, "stage": stage}
+            result["passed"].append(stage)
+        return result
+    finally:
+        shutil.rmtree(place)
+
+
+def key(seed, number, fault):
+    return [seed, number, fault.path, fault.kind, fault.what]
+
+
+def read_results(path):
+    """The last line about each fault counts."""
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return {json.dumps(line["key"]): line for line in lines}
+
+
+def table(results):
+    lines = [f"{'fault':9s} {'place':48s} {'stage':7s} change / found by"]
+    for result in results:
+        _, _, path, kind, what = result["key"]
+        found = result["found_by"] or f"SURVIVED {', '.join(result['passed'])}"
+        lines.append(f"{kind:9s} {path + ':' + str(result['line']):48s} {result['stage'] or '-':7s} {what}\n{'':66s} {found}")
+    found = [result for result in results if result["found_by"]]
+    counts = ", ".join(f"{sum(result['stage'] == stage for result in found)} by {stage}" for stage in STAGES)
+    return "\n".join([*lines, f"{len(results)} faults, {len(found)} found ({counts})"])
+
+
+def clean(workplace, last_stage):
+    """Every test that a fault may meet, on the tree as it is: what fails here notices nothing."""
+    files = sorted({name for path in LIKELY for name in likely_tests(path) if name.startswith("tests/")})
+    place = workplace.copy()
+    try:
+        pytest = commands("likely", "refattn")[0][: -len(likely_tests("refattn"))]
+        everything = [[*pytest, *files]] if last_stage == "likely" else [pytest, *(commands("whole", "refattn") if last_stage == "whole" else [])]
+        failed = [found for command in everything if (found := workplace.noticed(place, None, command))]
+    finally:
+        shutil.rmtree(place)
+    print("\n".join(failed) or "no fault, and all tests pass")
+    return bool(failed)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--only", action="append", default=[], metavar="PATH", help="faults in this file or folder; may be repeated")
+    parser.add_argument("--list", action="store_true", help="print the faults without running a test")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep results here, and do not repeat those it holds")
+    parser.add_argument("--patience", type=float, default=300.0, metavar="SECONDS", help="without output after which tests are said to hang")
+    parser.add_argument("--clean", action="store_true", help="run the tests on the tree without a fault")
+    parser.add_argument("--readme", dest="stage", action="store_const", const="readme", default="likely")
+    parser.add_argument("--whole", dest="stage", action="store_const", const="whole")
+    arguments = parser.parse_args(argv)
+    known, results = read_results(arguments.resume), []
+    with tempfile.TemporaryDirectory(prefix="planted-faults-") as folder:
+        workplace = Workplace(folder, arguments.patience)
+        if arguments.clean:
+            return clean(workplace, arguments.stage)
+        usable = lambda fault: any(key(arguments.seed, "any", fault)[2:] == line["key"][2:] for line in known.values()) or workplace.imports(fault)
+        for number, fault in draw(arguments.count, arguments.seed, arguments.only, usable):
+            if arguments.list:
+                print(f"{number:3d} {fault.kind:9s} {fault.path}:{fault.line}: {fault.what}", flush=True)
+                continue
+            name = key(arguments.seed, number, fault)
+            result = known.get(json.dumps(name), {"key": name, "line": fault.line, "found_by": None, "stage": None, "passed": [], "seconds": 0.0})
+            if not result["found_by"] and len(result["passed"]) <= STAGES.index(arguments.stage):
+                result = judge(workplace, fault, arguments.stage, result)
+                if arguments.resume:
+                    with arguments.resume.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+                print(f"{number:3d} {fault.path}:{fault.line}: {result['found_by'] or 'survived'} ({result['seconds']:.0f} s)", flush=True)
+            results.append(result)
+    if results:
+        print(table(results))
+    return any(not result["found_by"] for result in results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
