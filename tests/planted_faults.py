@@ -348,7 +348,8 @@ def likely_tests(path):
     matches = [place for place in LIKELY if path == place or path.startswith(place + "/")]
     files = [f"tests/{name}.py" for name in LIKELY[max(matches, key=len)].split()]
     own = [path] if path.startswith("refattn/") else []
-    return own + [name for name in files if (ROOT / name).is_file()]
+    tracked = set(tracked_files())
+    return own + [name for name in files if name in tracked]
 
 
 def commands(stage, path):
