@@ -244,14 +244,14 @@ def independent_errors(spec, *arrays, **options):
 def test_independent_errors_of_a_row(rank):
     """The mean square over a row's dims varies as that of some number of independent errors would: no more may be claimed, nor far fewer."""
     rng = np.random.default_rng(12)
-    calls = 400
+    calls = 250
     query, key = rng.normal(size=(calls, 1, 8)), rng.normal(size=(calls, 60, 8))
     value = rng.normal(size=(calls, 60, rank)) @ rng.normal(size=(calls, rank, 24))
     spec = FINE.replace(weight="bfloat16")
     bound = error_bound(query, key, value, spec=spec)
     output, _ = EmulatedKernel(spec)(query, key, value)
     mean = (((output - bound.output) / bound.output_sigma) ** 2).mean(axis=(1, 2))
-    assert 0.1 < independent_errors(spec, query, key, value) / calls / (2.0 * mean.mean() ** 2 / mean.var()) < 1.0
+    assert 0.1 < independent_errors(spec, query[:9], key[:9], value[:9]) / 9 / (2.0 * mean.mean() ** 2 / mean.var()) < 1.0
 
 
 # Where the statistical bound or its deviation is given at all
