@@ -8,7 +8,7 @@
 Faults are drawn from seed and number alone, in turn over the folders of both packages, and are changes of the syntax tree: layout and comments make no
 difference. Each is planted in a copy of the tracked files; one that cannot be imported, or compiles to the same code, is drawn again. With --resume,
 results are kept in a file of JSON lines, so that a long list can be run in portions; a fault that is already there is only given the tests it lacks.
-A fault counts as found when a test fails or when tests stop making progress.
+A fault counts as found when a test fails or when tests stop making progress. Some change nothing that can be seen, so not every survivor is a gap.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import tempfile
 import time
 import types
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -248,6 +249,7 @@ def changes_something(fault, source):
         return False
 
 
+@cache
 def candidates(only=()):
     """{folder: {kind: faults}} of the packages' files, in the order of their names."""
     found = {}
@@ -263,7 +265,7 @@ def candidates(only=()):
 
 def draw(count, seed, only=(), usable=lambda fault: True):
     """Faults 0 to count - 1 of a seed: folders in turn, then kinds in turn, then any place. Those that are not `usable` are drawn again."""
-    found = candidates(only)
+    found = candidates(tuple(only))
     folders = sorted(found)
     random.Random(f"{seed} folders").shuffle(folders)
     for number in range(count):
@@ -425,6 +427,7 @@ def main(argv=None):
     parser.add_argument("--list", action="store_true", help="print the faults without running a test")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep results here, and do not repeat those it holds")
     parser.add_argument("--patience", type=float, default=300.0, metavar="SECONDS", help="without output after which tests are said to hang")
+    parser.add_argument("--least", type=float, default=0.9, metavar="SHARE", help="of the faults, rounded down, that must be found (default 0.9)")
     parser.add_argument("--clean", action="store_true", help="run the tests on the tree without a fault")
     parser.add_argument("--readme", dest="stage", action="store_const", const="readme", default="likely")
     parser.add_argument("--whole", dest="stage", action="store_const", const="whole")
@@ -450,7 +453,7 @@ def main(argv=None):
             results.append(result)
     if results:
         print(table(results))
-    return any(not result["found_by"] for result in results)
+    return sum(bool(result["found_by"]) for result in results) < int(arguments.least * len(results))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,18 @@ def test_equal_remainders_of_a_sum():
     assert 0.1 < use.max() < 1.0
 
 
+def test_terms_below_the_last_digit_of_a_sum():
+    """400 terms of 0.4 digits of the sum, after one that makes it: all are lost."""
+    rng = np.random.default_rng(16)
+    terms = np.append(1.0, 0.8 * 2.0**-11 * rng.uniform(0.95, 1.05, size=400))
+    got = np.float16(0.0)
+    for term in terms:
+        got = np.float16(got + term)
+    bound = with_scores(np.log(terms), np.ones((401, 1)), EXACT.replace(accumulator="float16"))
+    use = abs(got / terms.sum() - 1.0) / bound.output_tight[0, 0, 0]
+    assert got == 1.0 and 0.3 < use < 1.0
+
+
 def test_far_terms_of_a_sum_are_not_taken_for_equal():
     terms = 1.0 + 30.0 * KEYS * ROUNDOFF * NOISE
     bound = error_bound(np.zeros((1, 1, 3)), NOISE[None, :, :3], terms[None], spec=EXACT.replace(accumulator=ROUNDOFF))
