@@ -131,6 +131,22 @@ def test_scores_that_fall_by_equal_steps(denominator):
     assert rough < 0.7 * exact
 
 
+def test_log_sum_exp_of_large_scores():
+    """Sum of maximum and logarithm, its change of base and the constant of that: a rounding of the lse each, and no scores that average them out."""
+    scores = 100.0 + 0.1 * np.random.default_rng(17).normal(size=16384)
+    bound = with_scores(scores, np.ones((16384, 1)), EXACT.replace(softmax=2.0**-40, exp_error=0.0, sum_block=512))
+    assert 2.0 < bound.lse_tight[0, 0] / (2.0**-40 * bound.lse[0, 0]) < 6.0
+
+
+def test_joined_splits():
+    """Two halves with values 1 and -1, the lse of each rounded: the output moves by the tanh of half of their difference."""
+    scores = 100.0 + 0.1 * np.random.default_rng(18).normal(size=16384)
+    value = np.where(np.arange(16384) < 8192, 1.0, -1.0)[:, None]
+    bound, whole = (with_scores(scores, value, EXACT.replace(softmax=ROUNDOFF, exp_error=0.0, splits=splits)) for splits in (2, 1))
+    needed = np.tanh(ROUNDOFF * bound.lse[0, 0])
+    assert whole.output_tight[0, 0, 0] < needed < bound.output_tight[0, 0, 0] < 16.0 * needed
+
+
 # Conversion of the weights
 
 COARSE = 2.0**-8
@@ -153,12 +169,29 @@ def test_conversion_of_weights_that_round_alike():
     weights = (180.0 + rng.integers(-3, 4, size=4096)) / 256.0
     value = rng.random((4096, 5))
     bound = with_scores(np.log(weights), value, EXACT.replace(weight=COARSE), sinks=[0.0])
+    uses = []
     for higher in np.linspace(0.0, 1.0, 41) / 256.0:
         used = weights * (1.0 - higher)
         got = round_to(used, number_format(COARSE)) @ value / (used.sum() + 1.0 - higher)
         assert (np.abs(got - bound.output[0, 0]) <= bound.output_tight[0, 0]).all(), higher
+        uses.append((got - bound.output[0, 0]) / bound.output_sigma[0, 0])
+    assert 0.3 < np.sqrt(np.mean(np.square(uses))) < 1.15
     apart = with_scores(np.log(weights) + 30.0 * COARSE * rng.normal(size=4096) - 1.0, value, EXACT.replace(weight=COARSE), sinks=[0.0])
     assert (apart.output_tight < 0.5 * COARSE * np.abs(apart.output)).all()
+
+
+def test_conversion_of_equal_weights_with_dropout():
+    """Scaled up before they are converted, the equal weights of the weighted sum all round one way, and those of the row sum another."""
+    keep = np.random.default_rng(19).random(4096) < 0.7
+    uses = []
+    for weight in np.linspace(0.3, 0.95, 60):
+        spec = EXACT.replace(weight=COARSE, denominator="rounded")
+        bound = with_scores(np.full(4096, np.log(weight)), np.ones((4096, 1)), spec, sinks=[0.0], dropout_mask=keep[None, None], dropout_rate=0.3)
+        used = weight * 0.999  # relative to the maximum of a hidden key
+        scaled, plain = (round_to(np.array(x), number_format(COARSE)) for x in (used / 0.7, used))
+        got = scaled * keep.sum() / (4096 * plain + 0.999)
+        uses.append(abs(got - bound.output[0, 0, 0]) / bound.output_tight[0, 0, 0])
+    assert 0.2 < max(uses) < 1.0
 
 
 def test_known_roundings_of_few_weights():
@@ -283,6 +316,19 @@ def test_rounding_of_the_reference_is_not_known():
         sigma = error_bound(np.zeros((1, 1, 3)), NOISE[None, :2, :3], np.ones((1, 2, 4)), spec=EXACT.replace(output=form)).output_sigma
         step = number_format(form).step(1.0)
         np.testing.assert_allclose(sigma, 0.0 if fixed else step / math.sqrt(12.0), rtol=1e-6, atol=1e-3 * step)
+
+
+def test_results_that_round_alike():
+    """Halfway between two numbers of the format, with an error before the rounding of a tenth of their distance: every result is off by half of it."""
+    step = number_format("bfloat16").step(1.0)
+    value = np.full((2, 1), 1.0 + step / 2.0)
+
+    def sigma(**spec):
+        return error_bound(np.zeros((1, 1, 3)), NOISE[None, :2, :3], value[None], spec=EXACT.replace(**spec)).output_sigma[0, 0, 0]
+
+    roundoff = 2.0**-20 * 0.1 * step / sigma(accumulator=2.0**-20)
+    got = round_to(value + 0.1 * step * NOISE[:, 0], "bfloat16")
+    assert 0.85 < np.sqrt(np.mean((got - value) ** 2)) / sigma(accumulator=float(roundoff), output="bfloat16") < 1.15
 
 
 @pytest.mark.parametrize("exponent, told", [(-300, True), (-400, True), (-490, False), (-900, False)])
