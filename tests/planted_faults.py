@@ -169,9 +169,10 @@ class Finder(ast.NodeVisitor):
         if isinstance(value, bool):
             self.add("constant", node, str(not value))
         elif isinstance(value, int):
-            self.add("constant", node, f"({value + 1})")
-            if value > 1:
-                self.add("constant", node, f"({value - 1})")
+            # a large limit off by one is seldom a fault
+            others = (value * 2, value // 2) if value > 8 else (value + 1, value - 1) if value > 1 else (value + 1,)
+            for other in others:
+                self.add("constant", node, f"({other})")
         elif isinstance(value, float) and value != 0.0 and abs(value) != float("inf"):
             self.add("constant", node, f"({value * 10.0!r})")
             self.add("constant", node, f"({value / 10.0!r})")

@@ -39,8 +39,8 @@ def test_what_may_be_changed():
     changes = {fault.planted(SOURCE).decode() for fault in Finder("file.py", SOURCE).faults}
     lines = {line for change in changes for line in change.splitlines() if line not in SOURCE.decode().splitlines()}
     assert lines == {
-        "TABLE = ( 20, 30)", "TABLE = (10,  30)", "TABLE = ((11), 20, 30)", "TABLE = ((9), 20, 30)", "TABLE = (10, (21), 30)", "TABLE = (10, (19), 30)",
-        "TABLE = (10, 20, (31))", "TABLE = (10, 20, (29))", "def function(x: tuple[int, 4] = (1)):", "    if ((x) is not (None)):",
+        "TABLE = ( 20, 30)", "TABLE = (10,  30)", "TABLE = ((20), 20, 30)", "TABLE = ((5), 20, 30)", "TABLE = (10, (40), 30)", "TABLE = (10, (10), 30)",
+        "TABLE = (10, 20, (60))", "TABLE = (10, 20, (15))", "def function(x: tuple[int, 4] = (1)):", "    if ((x) is not (None)):",
         "    if (not (x is None)):", "    y = ((x) / (1.5))", "    y = x * (15.0)", "    y = x * (0.15)", "    z = ((y) + (x))",
     }  # fmt: skip
     assert any("    z = y - x\n    y = x * 1.5\n" in change for change in changes)
