@@ -1,6 +1,8 @@
-"""What the kernels read and write beyond the last key and row stays within the padding: memory ends at a page that may not be touched.
+"""What the kernels read and write beyond the last key and row stays within the padding: memory ends at a
+page that may not be touched.
 
-Each case is a process of its own, because an access beyond the edge kills it: `python tests/test_kernels_edges.py scratch`.
+Each case is a process of its own, because an access beyond the edge kills it: `python
+tests/test_kernels_edges.py scratch`.
 """
 
 import ctypes
@@ -47,7 +49,23 @@ def scores_and_output(rows, count, depth, scores, query, key, offsets, sums, fac
 
 @driver
 def multiply(vectors, rows, depth, c, a, offsets, columns, b, one):
-    product(vectors, vectors, rows, depth, (c, 0), (a, 0), (offsets, 0), (columns, 0), (b, 0), (one, 0), 1, (a, 0), (offsets, 0), rows, depth)
+    product(
+        vectors,
+        vectors,
+        rows,
+        depth,
+        (c, 0),
+        (a, 0),
+        (offsets, 0),
+        (columns, 0),
+        (b, 0),
+        (one, 0),
+        1,
+        (a, 0),
+        (offsets, 0),
+        rows,
+        depth,
+    )
 
 
 def few_rows():
@@ -95,7 +113,9 @@ def scratch():
 @pytest.mark.parametrize("case", [few_rows, many_rows, scratch], ids=lambda case: case.__name__)
 def test_nothing_beyond_the_padding_is_touched(case):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    done = subprocess.run([sys.executable, __file__, case.__name__], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, case.__name__], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stderr}"
 
 
