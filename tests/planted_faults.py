@@ -331,11 +331,8 @@ def _written(statement):
 def source_files(root=ROOT):
     """Names of the tracked files, or in a copy without git of all that neither Python nor pip made."""
     if (root / ".git").exists():
-        command = ["git", "ls-files", "-z"]
-        listed = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout.split(
-            "\0"
-        )
-        return [name for name in listed if name and (root / name).is_file()]
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=root, text=True)
+        return [name for name in listed.split("\0") if name and (root / name).is_file()]
     made = re.compile(r"\.(?!ci$)|__pycache__$|build$|dist$|.*\.egg-info$")
     found = []
     for folder, inside, files in os.walk(root):

@@ -321,8 +321,23 @@ def test_equal_products(apart):
         spec=EXACT.replace(accumulator="float16"),
         scale=1.0,
     )
-    use = np.abs(got - products.sum(axis=1)) / bound.lse_tight[:, 0]
-    assert 0.1 < use.max() < 1.0
+    error = got - products.sum(axis=1)
+    assert 0.1 < np.max(np.abs(error) / bound.lse_tight[:, 0]) < 1.0
+
+
+@pytest.mark.parametrize(
+    "score, sinks, needed", [(100.0, None, 2.0 * 100.0**2), (0.0, [20.0], 3.0 * 20.0**2)], ids=str
+)
+def test_exponents_far_from_zero(score, sinks, needed):
+    """A change of base and a subtraction round the score, and three operations what the maximum leaves."""
+    scores = score + 0.1 * NOISE[:, 0]
+    spec = EXACT.replace(softmax=ROUNDOFF, exp_error=0.0, sum_block=KEYS)
+    bound = with_scores(scores, NOISE, spec, sinks=sinks)
+    weights = np.exp(scores - bound.lse[0, 0])
+    errors = weights[:, None] * (NOISE - bound.output[0, 0])
+    squares = (bound.output_tight[0, 0] / ROUNDOFF / multiplier(bound.output)) ** 2
+    ratio = np.median(squares / (needed * (errors**2).sum(axis=0)))
+    assert 0.75 < ratio < 4.0
 
 
 # Deviations, and how many errors are independent
