@@ -455,14 +455,17 @@ class Workplace:
                 start_new_session=True,
             )
             size, since = 0, time.monotonic()
-            while process.poll() is None:
-                time.sleep(0.2)
-                if log.stat().st_size != size:
-                    size, since = log.stat().st_size, time.monotonic()
-                elif time.monotonic() - since > self.patience:
+            try:
+                while process.poll() is None:
+                    time.sleep(0.2)
+                    if log.stat().st_size != size:
+                        size, since = log.stat().st_size, time.monotonic()
+                    elif time.monotonic() - since > self.patience:
+                        return f"no progress: {_last_line(log)}"
+            finally:  # also when this script is stopped
+                if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)  # its own session: this process and its children
                     process.wait()
-                    return f"no progress: {_last_line(log)}"
         return None if process.returncode == 0 else _first_failure(log, process.returncode)
 
 
@@ -601,6 +604,7 @@ def main(argv=None):
     parser.add_argument("--readme", dest="stage", action="store_const", const="readme", default="likely")
     parser.add_argument("--whole", dest="stage", action="store_const", const="whole")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     known, results = read_results(arguments.resume), []
     with tempfile.TemporaryDirectory(prefix="planted-faults-") as folder:
         workplace = Workplace(folder, arguments.patience)
