@@ -1,10 +1,7 @@
 """Attention over dense arrays: the functions of `refattn.dense`, fast."""
 
-from cpu_kernels.kernels.blocks import FEW_PANELS
-from cpu_kernels.strided import dense, results
-from cpu_kernels.plan import Operands, batch_entries, solve
-from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
-from cpu_kernels.simd.vector import lanes
+from cpu_kernels.call import Arrays, batch_entries
+from cpu_kernels.launch import launch
 from refattn.calls.options import takes_options
 from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 
@@ -155,12 +152,5 @@ def grouped_query_attention(query, key, value, **options):
 
 def solve_dense(problem, wants_lse):
     """Output and, if wanted, lse of a checked `Problem`."""
-    query, key, value = problem.query, problem.key, problem.value
-    lse_dtype = compute_dtype(query, key, value)
-    dtype = working_dtype(problem, lse_dtype)
-    output, lse, written = results(problem.batch_shape, problem.num_heads, problem.q_len, problem.v_head_dim, dtype, wants_lse)
-    few = problem.q_len * problem.group_size <= FEW_PANELS * lanes(dtype)
-    operands = Operands(dense(query, dtype), dense(key, dtype, few), dense(value, dtype, few), *written)
     sequences = batch_entries(problem.batch_shape, problem.q_len, problem.kv_lengths, problem.q_offset)
-    solve(problem, operands, sequences, problem.num_kv_heads, problem.group_size, (problem.head_dim, 0, problem.v_head_dim))
-    return delivered(output, lse, query.dtype, lse_dtype)
+    return launch(problem, Arrays(problem.query, problem.key, problem.value), sequences, wants_lse)

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from cpu_kernels.strided import dense, results
-from cpu_kernels.plan import Operands, Sequences, solve
-from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from cpu_kernels.call import Arrays, Sequences
+from cpu_kernels.launch import launch
 from refattn.calls.options import takes_options
 from refattn.calls.local import block_local_problem
 
@@ -74,16 +73,22 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 
 
 def solve_block_local(problem, wants_lse):
+    """Output and, if wanted, lse of a checked `BlockLocalProblem`."""
     whole, num_blocks = problem.whole, problem.num_parts
-    lse_dtype = compute_dtype(whole.query, whole.key, whole.value)
-    dtype = working_dtype(whole, lse_dtype)
-    output, lse, written = results(whole.batch_shape, whole.num_heads, whole.q_len, whole.v_head_dim, dtype, wants_lse)
-    operands = Operands(dense(whole.query, dtype), dense(whole.key, dtype), dense(whole.value, dtype), *written)
     first = np.arange(num_blocks) * problem.block_size
     rows = np.minimum(first + problem.block_size, whole.q_len) - first
     batch = math.prod(whole.batch_shape)
     kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows).ravel()
     entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)
-    sequences = Sequences(batch * num_blocks, whole.batch_shape, np.tile(rows, batch), kv_lens, 0, entry, entry, starts, starts)
-    solve(whole, operands, sequences, whole.num_kv_heads, whole.group_size, (whole.head_dim, 0, whole.v_head_dim))
-    return delivered(output, lse, whole.query.dtype, lse_dtype)
+    sequences = Sequences(
+        batch * num_blocks,
+        whole.batch_shape,
+        np.tile(rows, batch),
+        kv_lens,
+        q_offsets=0,
+        entry=entry,
+        option_entry=entry,
+        first_row=starts,
+        first_key=starts,
+    )
+    return launch(whole, Arrays(whole.query, whole.key, whole.value), sequences, wants_lse)

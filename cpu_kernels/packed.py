@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from cpu_kernels.strided import dense, results
-from cpu_kernels.plan import Operands, Sequences, solve
-from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from cpu_kernels.call import Arrays, Sequences
+from cpu_kernels.launch import launch
 from refattn.calls.options import takes_options
 from refattn.calls.packed import packed_problem
 
@@ -72,16 +71,16 @@ def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
 
 
 def solve_packed(problem, wants_lse):
-    query, key, value = problem.query, problem.key, problem.value
-    lse_dtype = compute_dtype(query, key, value)
-    dtype = working_dtype(problem, lse_dtype)
-    num_heads, total_q, head_dim = query.shape
-    num_kv_heads, _, v_head_dim = value.shape
-    output, lse, written = results((), num_heads, total_q, v_head_dim, dtype, wants_lse)
-    operands = Operands(dense(query, dtype), dense(key, dtype), dense(value, dtype), *written)
+    """Output and, if wanted, lse of a checked `PackedProblem`."""
     sequences = Sequences(
-        problem.num_parts, (), np.diff(problem.cu_q), problem.kv_lengths, problem.q_offset, 0, np.arange(problem.num_parts),
-        problem.cu_q[:-1], problem.cu_kv[:-1],
-    )  # fmt: skip
-    solve(problem, operands, sequences, num_kv_heads, num_heads // num_kv_heads, (head_dim, 0, v_head_dim))
-    return delivered(output, lse, query.dtype, lse_dtype)
+        problem.num_parts,
+        (),
+        np.diff(problem.cu_q),
+        problem.kv_lengths,
+        problem.q_offset,
+        entry=0,
+        option_entry=np.arange(problem.num_parts),
+        first_row=problem.cu_q[:-1],
+        first_key=problem.cu_kv[:-1],
+    )
+    return launch(problem, Arrays(problem.query, problem.key, problem.value), sequences, wants_lse)

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from cpu_kernels.strided import Operand, dense, results, stored
-from cpu_kernels.plan import Operands, Pages, batch_entries, solve
-from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
+from cpu_kernels.call import Arrays, Pages, batch_entries
+from cpu_kernels.launch import launch
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
 from refattn.calls.paged import paged_problem
@@ -75,26 +74,12 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
 
 
 def solve_paged(problem, wants_lse):
-    query = problem.query
-    lse_dtype = compute_dtype(query, problem.key_pages, problem.value_pages)
-    dtype = working_dtype(problem, lse_dtype)
-    batch, num_heads, q_len, head_dim = query.shape
-    num_kv_heads, v_head_dim = problem.value_pages.shape[1], problem.value_pages.shape[3]
-    output, lse, written = results((batch,), num_heads, q_len, v_head_dim, dtype, wants_lse)
-    (key, key_stride), (value, value_stride) = (page_operand(pages, dtype) for pages in (problem.key_pages, problem.value_pages))
+    """Output and, if wanted, lse of a checked `PagedProblem`."""
+    batch, _, q_len, _ = problem.query.shape
     ensure_allocatable(8 * problem.block_table.size, "a copy of block_table")
     table = np.ascontiguousarray(problem.block_table).reshape(-1)  # copies where rows repeat in memory
     table.flags.writeable = False
     sequences = batch_entries((batch,), q_len, problem.kv_lengths, problem.q_offset)
     sequences = sequences._replace(page_tables=sequences.entry * problem.block_table.shape[1])
-    solve(
-        problem, Operands(dense(query, dtype), key, value, *written), sequences, num_kv_heads, num_heads // num_kv_heads,
-        (head_dim, 0, v_head_dim), pages=Pages(table, problem.page_size, key_stride, value_stride),
-    )  # fmt: skip
-    return delivered(output, lse, query.dtype, lse_dtype)
-
-
-def page_operand(pages, dtype):
-    """Operand of pages (num_pages, heads, page_size, dim), and the stride from page to page."""
-    memory, start, strides = stored(pages, dtype, True)
-    return Operand(memory, start, (), strides[1:]), strides[0]
+    arrays = Arrays(problem.query, problem.key_pages, problem.value_pages)
+    return launch(problem, arrays, sequences, wants_lse, Pages(table, problem.page_size))

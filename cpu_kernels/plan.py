@@ -4,23 +4,20 @@ Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block
 (`split_keys`). None of them may depend on the number of threads: the grouping of sums, and so every bit of the result, follows from them.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from cpu_kernels.kernels.attend import attend
+from cpu_kernels.call import Sequences
 from cpu_kernels.kernels.blocks import PANELS, panels_of, scratch_layout, state_panel_size
-from cpu_kernels.kernels.join import join
-from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, shape_dtype
-from cpu_kernels.strided import Operand, absent, optional
-from cpu_kernels.machine.thread_pool import run
+from cpu_kernels.kernels.few_rows import most_few_rows
+from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, params_dtype
 from cpu_kernels.dtypes import inverse_cap, scales
 from cpu_kernels.simd.vector import MAX_VECTORS, lanes
 from refattn.calls.memory import ensure_allocatable
 
-INT64, UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 UNLIMITED = 1 << 60
+PER_SCORE = ("bias", "mask", "keep")  # operands whose last axis is the keys
 
 # Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile rows.
 KEY_TILE = 96
@@ -43,44 +40,10 @@ REMEMBERED_PLANS = 64
 REMEMBERED_BYTES = 1 << 16  # of one plan
 
 
-class Operands(NamedTuple):
-    query: Operand
-    key: Operand
-    value: Operand
-    output: Operand
-    lse: Operand
-    query_rope: Operand | None = None
-    key_rope: Operand | None = None
-
-
-class Sequences(NamedTuple):
-    """What is attended to on its own: batch entries, packed sequences, local blocks. Fields are one number for all or an array, one a sequence."""
-
-    count: int
-    batch_shape: tuple  # of the operands
-    q_lens: np.ndarray | int
-    kv_lens: np.ndarray | int
-    q_offsets: np.ndarray | int
-    entry: np.ndarray | int  # which batch entry of the operands
-    option_entry: np.ndarray | int  # which batch entry of slopes and sinks
-    first_row: np.ndarray | int = 0  # where it begins within the entry's rows and keys
-    first_key: np.ndarray | int = 0
-    page_tables: np.ndarray | int = 0  # where its table begins in `Pages.table`
-
-
-class Pages(NamedTuple):
-    """Key j of a sequence is row j % size of page table[j // size]."""
-
-    table: np.ndarray  # all tables end to end, int64, read-only
-    size: int
-    key_stride: int
-    value_stride: int
-
-
 class Plan(NamedTuple):
     """All that does not depend on the numbers in the operands."""
 
-    shapes: np.ndarray  # one record `tables.shape_dtype`
+    params: np.ndarray  # one record `tables.params_dtype`
     groups: np.ndarray
     items: np.ndarray
     joins: np.ndarray
@@ -88,59 +51,11 @@ class Plan(NamedTuple):
     cost: float  # microseconds of one thread
 
 
-def batch_entries(batch_shape, q_len, kv_lengths, q_offset):
-    """Every batch entry of dense operands as a sequence."""
-    count = math.prod(batch_shape)
-    entries = np.arange(count) if count > 1 else 0
-    return Sequences(count, batch_shape, q_len, kv_lengths.reshape(-1), q_offset.reshape(-1), entries, entries)
-
-
-def solve(options, operands, sequences, num_kv_heads, group_size, dims, *, pages=None):
-    """Compute output and lse of all sequences.
-
-    Parameters
-    ----------
-    options : refattn.calls.problem.Options
-    operands : Operands
-    sequences : Sequences
-    dims : (head_dim, rope_dim, v_head_dim)
-    pages : Pages, optional
-        Without, the keys of a sequence lie evenly spaced.
-    """
-    if not operands.output.memory.size and not operands.lse.memory.size:
-        return
-    dtype = operands.output.memory.dtype
-    bias, mask, keep = optional(options.bias, dtype), optional(options.mask, UINT8), optional(options.dropout_mask, UINT8)
-    query_rope, key_rope = operands.query_rope or absent(dtype), operands.key_rope or absent(dtype)
-    query, key, value, output, lse = operands[:5]
-    table, *paging = pages or (absent(INT64).memory, 0, 0, 0)
-    given = (options.softcap, options.alibi_slopes, options.bias, options.mask, options.dropout_mask, options.sinks)
-    switches = (*[x is not None for x in given], lse.memory.size > 0)
-    scalars = (options.scale, options.softcap, options.left, options.right, options.keep_scale)
-    places = tuple([operand[1:] for operand in (query, query_rope, key, key_rope, value, output, lse, bias, mask, keep)])
-    heads = head_table(options)
-    for portion in portions(sequences, num_kv_heads, group_size):
-        plan = planned(dtype, portion, num_kv_heads, group_size, dims, tuple(paging), switches, scalars, places)
-        shape = plan.shapes[0]
-        scratch = int(shape["scratch_end"])
-        states = np.empty(plan.num_slots * int(shape["state_slot"]), dtype)
-        run(
-            attend, len(plan.items), plan.shapes, plan.items, plan.groups, heads, table, query.memory, query_rope.memory, key.memory, key_rope.memory,
-            value.memory, bias.memory, mask.memory, keep.memory, output.memory, lse.memory, states, cost=plan.cost, scratch=scratch, dtype=dtype,
-        )  # fmt: skip
-        if plan.num_slots:
-            run(
-                join, len(plan.joins), plan.shapes, plan.joins, plan.groups, heads, query.memory, query_rope.memory, output.memory, lse.memory, states,
-                cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
-            )  # fmt: skip
-
-
-def portions(sequences, num_kv_heads, group_size):
+def portions(sequences, dims):
     """The sequences, in portions whose tables of work are small; a long one is cut between rows, each part with its own offset."""
-    most_rows = max(1, ROWS_AT_ONCE // (num_kv_heads * group_size))
-    most = max(1, GROUPS_AT_ONCE // num_kv_heads)
-    longest = sequences.q_lens if isinstance(sequences.q_lens, int) else int(np.max(sequences.q_lens, initial=0))
-    if sequences.count <= most and sequences.count * longest <= most_rows:
+    most_rows = max(1, ROWS_AT_ONCE // (dims.num_kv_heads * dims.group_size))
+    most = max(1, GROUPS_AT_ONCE // dims.num_kv_heads)
+    if sequences.count <= most and sequences.count * sequences.longest <= most_rows:
         yield sequences
         return
     for first in range(0, sequences.count, most):
@@ -156,12 +71,12 @@ def portions(sequences, num_kv_heads, group_size):
 _PLANS = {}  # a decoding loop plans once: planning costs more than attending to a few keys
 
 
-def planned(dtype, sequences, *described):
+def planned(outline, sequences):
     """The plan of a call, made or remembered."""
-    key = (dtype, *[x.tobytes() if isinstance(x, np.ndarray) else x for x in sequences], *described)
+    key = (outline, *[x.tobytes() if isinstance(x, np.ndarray) else x for x in sequences])
     plan = _PLANS.get(key)
     if plan is None:
-        plan = make_plan(dtype, sequences, *described)
+        plan = make_plan(outline, sequences)
         if plan.groups.nbytes + plan.items.nbytes <= REMEMBERED_BYTES:
             if len(_PLANS) >= REMEMBERED_PLANS:
                 _PLANS.clear()
@@ -169,42 +84,60 @@ def planned(dtype, sequences, *described):
     return plan
 
 
-def make_plan(dtype, sequences, num_kv_heads, group_size, dims, paging, switches, scalars, places):
-    head_dim, rope_dim, v_head_dim = dims
-    scale, cap, left, right, keep_scale = scalars
-    query_scale, score_scale = scales(scale)
-    page_size, key_page, value_page = paging
-    names = ("query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep")
-    strides = {name: place[2] for name, place in zip(names, places)}
-    refuse_repeated_keys(strides, page_size or int(np.max(sequences.kv_lens, initial=0)), sequences.kv_lens, dims, dtype)
-    key_tile = WIDE_KEY_TILE if head_dim + rope_dim + v_head_dim >= WIDE else KEY_TILE
-    whole = all(dim % lanes(dtype) == 0 for dim in dims)
-    state_panel = state_panel_size(v_head_dim, dtype.itemsize)
-    panels = panels_of(int(np.max(sequences.q_lens, initial=0)) * group_size, dtype.itemsize)
-    fields = dict(
-        group_size=group_size, head_dim=head_dim, rope_dim=rope_dim, v_head_dim=v_head_dim, left=UNLIMITED if left is None else left,
-        right=UNLIMITED if right is None else right, page_size=page_size or max(1, int(np.max(sequences.kv_lens, initial=0))), key_page=key_page,
-        value_page=value_page, key_tile=key_tile, state_panel=state_panel, state_slot=state_panel * panels,
-        query_scale=query_scale, score_scale=score_scale, has_score_scale=score_scale != 1, cap=cap or 0,
-        inverse_cap=inverse_cap(cap, dtype) if cap else 0, keep_scale=keep_scale,
-        contiguous=whole and all(strides[name][2] == 1 for name in ("query", "key", "value"))
-        and (not rope_dim or strides["query_rope"][2] == strides["key_rope"][2] == 1),
-    )  # fmt: skip
-    fields.update(zip(("has_softcap", "has_alibi", "has_bias", "has_mask", "has_keep", "has_sinks", "wants_lse"), switches))
-    for name, axes in strides.items():
-        fields.update(zip((f"{name}_head", f"{name}_row", f"{name}_key" if name in ("bias", "mask", "keep") else f"{name}_dim"), axes))
-    fields.update(zip(SCRATCH, scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, dtype.itemsize)))
-    shapes = np.array([tuple(fields[name] for name in shape_dtype(dtype).names)], shape_dtype(dtype))
-    groups = group_table(dict(zip(names, places)), sequences, num_kv_heads, group_size)
-    items, joins, num_slots, flops = work_items(groups, shapes[0], dtype)
-    return Plan(shapes, groups, items, joins, num_slots, flops / FLOPS_PER_MICROSECOND)
+def make_plan(outline, sequences):
+    dtype, longest = outline.dtype, int(np.max(sequences.kv_lens, initial=0))
+    refuse_repeated_keys(outline, longest)
+    fields = params_of(outline, longest, sequences.longest)
+    params = np.array([tuple(fields[name] for name in params_dtype(dtype).names)], params_dtype(dtype))
+    groups = group_table(outline, sequences)
+    items, joins, num_slots, flops = work_items(groups, params[0], dtype)
+    return Plan(params, groups, items, joins, num_slots, flops / FLOPS_PER_MICROSECOND)
 
 
-def refuse_repeated_keys(strides, rows, kv_lens, dims, dtype):
+def params_of(outline, kv_len, q_len):
+    """Values of the fields of `tables.params_dtype`, for sequences of at most so many keys and query positions."""
+    dtype, dims, places, cap = outline.dtype, outline.dims, outline.places, outline.softcap
+    head_dims = (dims.head_dim, dims.rope_dim, dims.v_head_dim)
+    key_tile = WIDE_KEY_TILE if sum(head_dims) >= WIDE else KEY_TILE
+    state_panel = state_panel_size(dims.v_head_dim, dtype.itemsize)
+    query_scale, score_scale = scales(outline.scale)
+    fields = outline._asdict() | dims._asdict()
+    fields |= dict(
+        left=UNLIMITED if outline.left is None else outline.left,
+        right=UNLIMITED if outline.right is None else outline.right,
+        page_size=outline.page_size or max(1, kv_len),
+        most_few_rows=most_few_rows(lanes(dtype)) if contiguous(outline) else 0,
+        key_tile=key_tile,
+        state_panel=state_panel,
+        state_slot=state_panel * panels_of(q_len * dims.group_size, dtype.itemsize),
+        query_scale=query_scale,
+        score_scale=score_scale,
+        has_score_scale=score_scale != 1,
+        cap=cap or 0,
+        inverse_cap=inverse_cap(cap, dtype) if cap else 0,
+    )
+    for name, place in places._asdict().items():
+        _, _, (head, row, last) = place
+        fields |= {f"{name}_head": head, f"{name}_row": row, f"{name}_key" if name in PER_SCORE else f"{name}_dim": last}
+    return fields | dict(zip(SCRATCH, scratch_layout(*head_dims, key_tile, dtype.itemsize)))
+
+
+def contiguous(outline):
+    """Whether the dims of queries, keys and values are whole vectors in memory."""
+    dims, places = outline.dims, outline.places
+    parts = [(places.query, dims.head_dim), (places.key, dims.head_dim), (places.value, dims.v_head_dim)]
+    if dims.rope_dim:
+        parts += [(places.query_rope, dims.rope_dim), (places.key_rope, dims.rope_dim)]
+    return all(dim % lanes(outline.dtype) == 0 and strides[2] == 1 for (_, _, strides), dim in parts)
+
+
+def refuse_repeated_keys(outline, kv_len):
     """Raise MemoryError for views that repeat a few keys more often than memory could hold keys: nobody means to wait for those."""
-    needed = int(np.max(kv_lens, initial=0)) * sum(dims) * dtype.itemsize
-    for name, dim in (("key", dims[0]), ("key_rope", dims[1]), ("value", dims[2])):
-        _, row_stride, dim_stride = strides[name]
+    dims, places = outline.dims, outline.places
+    needed = kv_len * (dims.head_dim + dims.rope_dim + dims.v_head_dim) * outline.dtype.itemsize
+    rows = outline.page_size or kv_len
+    for (_, _, strides), dim in ((places.key, dims.head_dim), (places.key_rope, dims.rope_dim), (places.value, dims.v_head_dim)):
+        _, row_stride, dim_stride = strides
         if dim and 1 + (rows - 1) * abs(row_stride) + (dim - 1) * abs(dim_stride) < rows * dim:
             ensure_allocatable(needed, "the keys and values of one head, views that repeat their elements,")
 
@@ -225,17 +158,18 @@ def head_table(options):
     return heads
 
 
-def group_table(places, sequences, num_kv_heads, group_size):
+def group_table(outline, sequences):
     """One row for each (sequence, kv head)."""
+    num_kv_heads, group_size = outline.dims.num_kv_heads, outline.dims.group_size
     groups = np.zeros((sequences.count, num_kv_heads), GROUP)
     per_sequence = lambda values: np.broadcast_to(values, sequences.count)[:, None]
     heads = np.arange(num_kv_heads)
     index_of_entry = np.unravel_index(per_sequence(sequences.entry), sequences.batch_shape) if sequences.batch_shape else ()
-    for name, (start, outer, (head, row, last)) in places.items():
+    for name, (start, outer, (head, row, last)) in outline.places._asdict().items():
         entries = start + sum(index * stride for index, stride in zip(index_of_entry, outer))
         along_keys = name in ("key", "key_rope", "value")
         steps = (sequences.first_key if along_keys else sequences.first_row) * row
-        if name in ("bias", "mask", "keep"):
+        if name in PER_SCORE:
             steps = steps + sequences.first_key * last
         groups[name] = entries + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
     groups["head"] = (per_sequence(sequences.option_entry) * num_kv_heads + heads) * group_size
@@ -246,21 +180,21 @@ def group_table(places, sequences, num_kv_heads, group_size):
     return groups.reshape(-1)
 
 
-def work_items(groups, shape, dtype):
+def work_items(groups, params, dtype):
     """(items, joining items, slots of states, floating-point operations), the costliest items first."""
-    items = row_blocks(groups, shape, PANELS * MAX_VECTORS * lanes(dtype))
-    start, stop = visible_keys(items, groups, shape)
-    dims = shape["head_dim"] + shape["rope_dim"] + shape["v_head_dim"]
+    items = row_blocks(groups, params, PANELS * MAX_VECTORS * lanes(dtype))
+    start, stop = visible_keys(items, groups, params)
+    dims = params["head_dim"] + params["rope_dim"] + params["v_head_dim"]
     flops = 2.0 * dims * (items["last_row"] - items["first_row"]) * (stop - start)
-    state_bytes = shape["state_slot"] * dtype.itemsize
+    state_bytes = params["state_slot"] * dtype.itemsize
     items, joins, num_slots, flops = split_keys(items, start, stop, flops, max(2, min(ENOUGH_ITEMS, STATES_BYTES // state_bytes)))
     order = np.argsort(-flops, kind="stable")
     return items[order], joins, num_slots, float(flops.sum())
 
 
-def row_blocks(groups, shape, block):
+def row_blocks(groups, params, block):
     """Cut every group's rows into blocks; each sees all keys."""
-    rows = groups["q_len"] * shape["group_size"]
+    rows = groups["q_len"] * params["group_size"]
     blocks = -(-rows // block)
     of_group = np.repeat(np.arange(len(groups)), blocks)
     items = np.zeros(len(of_group), ITEM)
@@ -272,13 +206,13 @@ def row_blocks(groups, shape, block):
     return items
 
 
-def visible_keys(items, groups, shape):
+def visible_keys(items, groups, params):
     """The keys [start, stop) that some row of each item may see."""
     group = groups[items["group"]]
-    first = group["q_offset"] + items["first_row"] // shape["group_size"]
-    last = group["q_offset"] + (items["last_row"] - 1) // shape["group_size"]
-    start = np.clip(first - shape["left"], 0, group["kv_len"])
-    return start, np.clip(last + shape["right"] + 1, start, group["kv_len"])
+    first = group["q_offset"] + items["first_row"] // params["group_size"]
+    last = group["q_offset"] + (items["last_row"] - 1) // params["group_size"]
+    start = np.clip(first - params["left"], 0, group["kv_len"])
+    return start, np.clip(last + params["right"] + 1, start, group["kv_len"])
 
 
 def split_keys(items, start, stop, flops, enough):

@@ -29,9 +29,9 @@ def flat(x, dtype):
 
     Copies only where the dtype differs or an element is misaligned, and then an axis of stride 0 once.
     """
-    itemsize = x.dtype.itemsize
-    contiguous = x.flags.c_contiguous
-    if x.dtype != dtype or not x.flags.aligned or not contiguous and any(stride % itemsize for stride in x.strides):
+    itemsize, flags = x.itemsize, x.flags
+    contiguous = flags.c_contiguous
+    if x.dtype != dtype or not flags.aligned or not contiguous and any(stride % itemsize for stride in x.strides):
         once = without_repeats(x)
         ensure_allocatable(once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation")
         with np.errstate(over="ignore", under="ignore"):  # a tiny bias becomes 0
@@ -40,7 +40,7 @@ def flat(x, dtype):
     strides = tuple([stride // itemsize for stride in x.strides])
     offset = 0
     if contiguous:
-        memory = x.reshape(-1)
+        memory = x.reshape(-1)  # a new object, whatever the shape
     elif x.size == 0:
         memory = np.zeros(1, dtype)
     else:
@@ -48,9 +48,7 @@ def flat(x, dtype):
         offset = -sum(min(r, 0) for r in reach)
         lowest = x[tuple(slice(-1, None) if stride < 0 else slice(0, 1) for stride in strides)]
         memory = as_strided(lowest, (1 + sum(abs(r) for r in reach),), (itemsize,))
-    if memory.flags.writeable:
-        memory = memory.view()
-        memory.flags.writeable = False
+    memory.setflags(write=False)  # of an object that is ours alone
     return memory, offset, strides
 
 
@@ -70,20 +68,15 @@ def stored(x, dtype, in_registers):
     return flat(x, dtype)
 
 
-def dense(x, dtype, in_registers=False):
+def as_operand(x, dtype, in_registers=False):
     """The operand of an array (*batch, heads, rows, last axis)."""
     memory, start, strides = stored(x, dtype, in_registers)
     return Operand(memory, start, strides[:-3], strides[-3:])
 
 
-def headless(x, dtype):
-    """The operand of an array (*batch, rows, last axis) that all heads share."""
-    memory, start, strides = flat(x, dtype)
-    return Operand(memory, start, strides[:-2], (0, *strides[-2:]))
-
-
-def results(batch_shape, num_heads, q_len, v_head_dim, dtype, wants_lse):
-    """New arrays output and lse (or None), and both as operands."""
+def results(query_shape, v_head_dim, dtype, wants_lse):
+    """New arrays output and lse (or None) for queries of a shape, and both as operands."""
+    *batch_shape, num_heads, q_len, _ = query_shape
     output = np.empty((*batch_shape, num_heads, q_len, v_head_dim), dtype)
     lse = np.empty(output.shape[:-1], dtype) if wants_lse else None
     outer = tuple(num_heads * q_len * math.prod(batch_shape[axis + 1 :]) for axis in range(len(batch_shape)))
@@ -109,4 +102,4 @@ def optional(x, dtype):
     """A bias, or with dtype uint8 a mask, of shape (*batch, heads, rows, keys), or None."""
     if x is None:
         return absent(dtype)
-    return dense(x.view(np.uint8) if x.dtype == np.bool_ else x, dtype)
+    return as_operand(x.view(np.uint8) if x.dtype == np.bool_ else x, dtype)

@@ -9,6 +9,7 @@ from kernel_checks import FUNCTIONS, assert_right
 from test_kernels import LARGE
 
 from cpu_kernels import num_threads, plan
+from cpu_kernels.call import Dims, Sequences
 from cpu_kernels.machine import thread_pool
 
 
@@ -25,9 +26,9 @@ def test_portions_change_nothing_but_rounding(case, rows, groups, monkeypatch):
 
 def test_portions_hold_every_row_once():
     lens = np.array([5, 0, 1000, 3, 0, 0, 77])
-    given = plan.Sequences(len(lens), (), lens, np.arange(7), lens * 10, 0, np.arange(7), np.cumsum(lens) - lens)
+    given = Sequences(len(lens), (), lens, np.arange(7), lens * 10, 0, np.arange(7), np.cumsum(lens) - lens)
     seen = []
-    for portion in plan.portions(given, 1, plan.ROWS_AT_ONCE // 64):
+    for portion in plan.portions(given, Dims(1, plan.ROWS_AT_ONCE // 64, 8, 0, 8)):
         assert portion.count <= plan.GROUPS_AT_ONCE and portion.q_lens.sum() <= 64
         for n, count in enumerate(portion.q_lens):
             assert portion.kv_lens[n] == n

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cpu_kernels
+from cpu_kernels import strided
 from cpu_kernels.strided import HAS_FLOAT16
 
 DTYPES = [ml_dtypes.bfloat16, np.float16]
@@ -47,6 +48,57 @@ def test_case_infinities(dtype):
     expected = cpu_kernels.attention(query, key, clean, mask=mask[None]).astype(np.float32)
     expected[..., 3], expected[..., 5] = np.inf, -np.inf
     assert np.allclose(output.astype(np.float32), expected, rtol=2.0**-6)  # the sums are grouped otherwise: a rounding apart
+
+
+def draw(rng, dtype, *shapes):
+    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def packed(rng, dtype, rows):
+    lens = dict(cu_q=np.array([0, rows, rows + 1]), cu_kv=np.array([0, 1531, 1608]))
+    return cpu_kernels.packed_attention_with_lse, draw(rng, dtype, (4, rows + 1, 32), (2, 1608, 32), (2, 1608, 48)), lens | dict(causal=True)
+
+
+def block_local(rng, dtype, rows):
+    arrays = draw(rng, dtype, (2, 4, 599, 32), (2, 2, 599, 32), (2, 2, 599, 48))
+    return cpu_kernels.block_local_attention_with_lse, arrays, dict(block_size=rows, sinks=rng.random(4))
+
+
+def latent(rng, dtype, rows, form="absorb"):
+    arrays = draw(rng, dtype, (2, 4, rows, 16), (2, 4, rows, 32), (2, 2003, 64), (2, 2003, 32), (4, 16, 64), (4, 48, 64))
+    return cpu_kernels.latent_attention_with_lse, arrays, dict(form=form, causal=True)
+
+
+def expanded(rng, dtype, rows):
+    return latent(rng, dtype, rows, "expand")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 61])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", [packed, block_local, latent, expanded])
+def test_case_form(form, dtype, rows):
+    function, (query, *others), options = form(np.random.default_rng(3), dtype, rows)
+    output, lse = function(query, *others, **options)
+    wide, wide_lse = function(query, *[x.astype(np.float32) for x in others], **options)
+    assert np.array_equal(output.view(np.int16), wide.view(np.int16)) and np.array_equal(lse, wide_lse)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", [packed, block_local, latent])
+def test_case_few_rows_copy_no_keys(form, dtype, monkeypatch):
+    if dtype == np.float16 and not HAS_FLOAT16:
+        pytest.skip("no instruction converts float16 here: keys and values are copied")
+    function, (query, *others), options = form(np.random.default_rng(3), dtype, 2)
+    flat, copied = strided.flat, []
+
+    def watched(x, to):
+        copied.extend([x] if x.dtype.itemsize != to.itemsize else [])
+        return flat(x, to)
+
+    monkeypatch.setattr(strided, "flat", watched)
+    function(query, *others, **options)
+    keys_and_values = others[1:3] if form is latent else others
+    assert copied and not any(np.shares_memory(x, shared) for x in copied for shared in keys_and_values)
 
 
 @pytest.mark.parametrize("rows", [1, 37])

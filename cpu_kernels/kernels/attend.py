@@ -27,50 +27,50 @@ from cpu_kernels.simd.vector import MAX_VECTORS, element
 
 
 @driver
-def attend(counter, scratch, shapes, items, groups, heads, pages, query, query_rope, key, key_rope, value, bias, mask, keep, output, lse, states):
+def attend(counter, scratch, all_params, items, groups, heads, pages, query, query_rope, key, key_rope, value, bias, mask, keep, output, lse, states):
     """Work items of plan.py: rows of one group over a range of its keys, finished or left in a slot of `states`."""
-    shape = shapes[0]
-    ints = scratch[: shape.panels].view(np.int64)
-    stretch(ints, shape.key_dims, shape.head_dim, shape.key_dim)
-    stretch(ints, shape.key_rope_dims, shape.rope_dim, shape.key_rope_dim)
-    stretch(ints, shape.value_dims, shape.v_head_dim, shape.value_dim)
+    params = all_params[0]
+    ints = scratch[: params.panels].view(np.int64)
+    stretch(ints, params.key_dims, params.head_dim, params.key_dim)
+    stretch(ints, params.key_rope_dims, params.rope_dim, params.key_rope_dim)
+    stretch(ints, params.value_dims, params.v_head_dim, params.value_dim)
     n, careful = next_item(counter), PLAIN
     while n >= 0:
         item = items[n]
         group = groups[item.group]
         key_start, key_stop = item.last_key, item.first_key
         for index in range(PANELS):
-            panel = panel_of(shape, scratch, index, item)
+            panel = panel_of(params, scratch, index, item)
             if panel.stride:
-                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, shape.has_sinks and item.first_key == 0,
+                open_panel(params, group, heads, query, query_rope, panel, item.last_row, scratch, ints, params.has_sinks and item.first_key == 0,
                            careful)  # fmt: skip
                 ranges = panel.ints + RANGES * panel.stride
                 key_start, key_stop = min(key_start, ints[ranges + SOME_START]), max(key_stop, ints[ranges + SOME_STOP])
         key_start, key_stop = max(key_start, item.first_key), min(key_stop, item.last_key)
-        key_tile = shape.key_tile * (MAX_VECTORS if panel_of(shape, scratch, 0, item).few_rows else 1)  # scores of as many elements
+        key_tile = params.key_tile * (MAX_VECTORS if panel_of(params, scratch, 0, item).few_rows else 1)  # scores of as many elements
         for first in range(key_start, key_stop, key_tile):
             last = min(first + key_tile, key_stop)
             until = min(last + key_tile, key_stop)
-            find_keys(shape, group, pages, first, until, ints)
+            find_keys(params, group, pages, first, until, ints)
             asking = True  # for the values of this tile and the keys of the next; one panel does for all
             for index in range(PANELS):
-                panel = panel_of(shape, scratch, index, item)
+                panel = panel_of(params, scratch, index, item)
                 ranges = panel.ints + RANGES * panel.stride
                 from_key, to_key = max(first, ints[ranges + SOME_START]), min(last, ints[ranges + SOME_STOP])
                 if panel.stride and from_key < to_key:
-                    attend_tile(shape, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful,
-                                asking, shape.key_rows + last - first, until - last)  # fmt: skip
+                    attend_tile(params, panel, from_key, to_key, from_key - first, scratch, ints, key, key_rope, value, bias, mask, keep, careful,
+                                asking, params.key_rows + last - first, until - last)  # fmt: skip
                     asking = False
         for index in range(PANELS):
-            panel = panel_of(shape, scratch, index, item)
+            panel = panel_of(params, scratch, index, item)
             if panel.few_rows and not careful:
-                spread_rows(panel.few_rows, shape.v_head_dim, (scratch, panel.aside), (scratch, panel.output))
+                spread_rows(panel.few_rows, params.v_head_dim, (scratch, panel.aside), (scratch, panel.output))
         # A hidden key has weight 0, and 0 * inf is NaN: a block whose sums are not finite is computed again.
         if careful != SETTLED:
             for index in range(PANELS):
-                add_phases(panel_of(shape, scratch, index, item), scratch)
-        if careful == SETTLED or all_finite(shape, item, scratch):
-            close_block(shape, item, scratch, ints, output, lse, states, careful)
+                add_phases(panel_of(params, scratch, index, item), scratch)
+        if careful == SETTLED or all_finite(params, item, scratch):
+            close_block(params, item, scratch, ints, output, lse, states, careful)
             n, careful = next_item(counter), PLAIN
         else:
             careful += 1
@@ -84,18 +84,18 @@ def stretch(table, at, count, stride):
 
 
 @leaf
-def find_keys(shape, group, pages, first, until, ints):
+def find_keys(params, group, pages, first, until, ints):
     """Offsets of keys and values [first, until), of one tile and the next, and some more that repeat the last: products work in several rows at once."""
     key = first
     while key < until:
-        page, slot = key // shape.page_size, key % shape.page_size
-        count = min(until - key, shape.page_size - slot)
+        page, slot = key // params.page_size, key % params.page_size
+        count = min(until - key, params.page_size - slot)
         number = pages[group.page_table + page]
-        spread(ints, shape.key_rows + key - first, count, group.key + number * shape.key_page + slot * shape.key_row, shape.key_row)
-        spread(ints, shape.key_rope_rows + key - first, count, group.key_rope + slot * shape.key_rope_row, shape.key_rope_row)
-        spread(ints, shape.value_rows + key - first, count, group.value + number * shape.value_page + slot * shape.value_row, shape.value_row)
+        spread(ints, params.key_rows + key - first, count, group.key + number * params.key_page + slot * params.key_row, params.key_row)
+        spread(ints, params.key_rope_rows + key - first, count, group.key_rope + slot * params.key_rope_row, params.key_rope_row)
+        spread(ints, params.value_rows + key - first, count, group.value + number * params.value_page + slot * params.value_row, params.value_row)
         key += count
-    for table in (shape.key_rows, shape.key_rope_rows, shape.value_rows):
+    for table in (params.key_rows, params.key_rope_rows, params.value_rows):
         spread(ints, table + until - first, KEY_PADDING, ints[table + until - first - 1], 0)
 
 
@@ -106,53 +106,53 @@ def spread(table, at, count, start, step):
 
 
 @leaf
-def attend_tile(shape, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, asking, next_keys, num_next_keys):
+def attend_tile(params, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, asking, next_keys, num_next_keys):
     """One panel over the keys [first, last), which begin at entry `skip` of the tables. `asking`, it prefetches its values and the next tile's keys."""
     vectors, stride, count = panel.vectors, panel.stride, last - first
-    scores, one, rescale = (scratch, shape.scores), (scratch, panel.lanes + ONE * stride), (scratch, panel.lanes + RESCALE * stride)
-    key_rows, value_rows, rope_rows = shape.key_rows + skip, shape.value_rows + skip, shape.key_rope_rows + skip
-    query_rope = panel.query + shape.head_dim * stride
+    scores, one, rescale = (scratch, params.scores), (scratch, panel.lanes + ONE * stride), (scratch, panel.lanes + RESCALE * stride)
+    key_rows, value_rows, rope_rows = params.key_rows + skip, params.value_rows + skip, params.key_rope_rows + skip
+    query_rope = panel.query + params.head_dim * stride
     # All lanes over the keys that the first half of them sees some of, then the second half alone over the others. What stands in the first half's
     # scores there is hidden with the causal edge, and its output is rescaled with the first part.
     whole = min(max(ints[panel.ints + RANGES * stride + HALF_STOP] - first, 0), count)
     parts = 2 if whole < count else 1
     if panel.few_rows:
-        row_scores(panel.few_rows, count, shape.head_dim, scores, (scratch, panel.query), (key, 0), (ints, key_rows), 1)
-        if shape.rope_dim:
-            row_scores(panel.few_rows, count, shape.rope_dim, scores, (scratch, query_rope), (key_rope, 0), (ints, rope_rows), 0)
+        row_scores(panel.few_rows, count, params.head_dim, scores, (scratch, panel.query), (key, 0), (ints, key_rows), 1)
+        if params.rope_dim:
+            row_scores(panel.few_rows, count, params.rope_dim, scores, (scratch, query_rope), (key_rope, 0), (ints, rope_rows), 0)
     else:
         for part in range(parts):
             used, lane, start, stop = part_of_tile(panel, part, whole, count)
-            here = (scratch, shape.scores + start * stride + lane)
-            product(vectors, used, stop - start, shape.head_dim, here, (key, 0), (ints, key_rows + start), (ints, shape.key_dims),
-                    (scratch, panel.query + lane), one, 1, (value, 0), (ints, value_rows + start), asking * (stop - start), shape.v_head_dim)
-            if shape.rope_dim:
-                product(vectors, used, stop - start, shape.rope_dim, here, (key_rope, 0), (ints, rope_rows + start), (ints, shape.key_rope_dims),
+            here = (scratch, params.scores + start * stride + lane)
+            product(vectors, used, stop - start, params.head_dim, here, (key, 0), (ints, key_rows + start), (ints, params.key_dims),
+                    (scratch, panel.query + lane), one, 1, (value, 0), (ints, value_rows + start), asking * (stop - start), params.v_head_dim)
+            if params.rope_dim:
+                product(vectors, used, stop - start, params.rope_dim, here, (key_rope, 0), (ints, rope_rows + start), (ints, params.key_rope_dims),
                         (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
-    change_scores(shape, panel, first, last, scratch, ints, bias, mask)
+    change_scores(params, panel, first, last, scratch, ints, bias, mask)
     if careful:
-        collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep)
+        collect_infinities(params, panel, first, last, scratch, ints, value_rows, value, keep)
     if careful == SETTLED:
-        settle(shape, panel, count, scratch)
+        settle(params, panel, count, scratch)
     else:
         softmax_step(vectors, (count + panel.phases - 1) // panel.phases, scores, stride, panel.phases, (scratch, panel.lanes + PEAK * stride),
                      (scratch, panel.lanes + TOTAL * stride), rescale)  # fmt: skip
-    if shape.has_keep:
-        keep_where(scratch, shape.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, shape.keep_key, 0.0)
+    if params.has_keep:
+        keep_where(scratch, params.scores, stride, panel.phases, first, last, keep, ints, panel.ints + KEEP_AT * stride, params.keep_key, 0.0)
     if careful == APART:  # a product over no keys rescales
-        product(vectors, vectors, shape.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, shape.value_dims), (ints, value_rows), scores, rescale, 0,
+        product(vectors, vectors, params.v_head_dim, 0, (scratch, panel.output), (value, 0), (ints, params.value_dims), (ints, value_rows), scores, rescale, 0,
                 (value, 0), (ints, value_rows), 0, 0)  # fmt: skip
     if careful:
-        add_finite(shape, panel, count, value, ints, value_rows, scratch)
+        add_finite(params, panel, count, value, ints, value_rows, scratch)
     elif panel.few_rows:
-        row_output(panel.few_rows, count, shape.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
+        row_output(panel.few_rows, count, params.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows), scores, rescale)
     else:
         for part in range(parts):
             used, lane, start, stop = part_of_tile(panel, part, whole, count)
             factor, num_ahead = (rescale, asking * num_next_keys) if part == 0 else (one, 0)
-            product(vectors, used, shape.v_head_dim, stop - start, (scratch, panel.output + lane), (value, 0), (ints, shape.value_dims),
-                    (ints, value_rows + start), (scratch, shape.scores + start * stride + lane), factor, 0, (key, 0), (ints, next_keys), num_ahead,
-                    shape.head_dim)  # fmt: skip
+            product(vectors, used, params.v_head_dim, stop - start, (scratch, panel.output + lane), (value, 0), (ints, params.value_dims),
+                    (ints, value_rows + start), (scratch, params.scores + start * stride + lane), factor, 0, (key, 0), (ints, next_keys), num_ahead,
+                    params.head_dim)  # fmt: skip
 
 
 @leaf
@@ -164,23 +164,23 @@ def part_of_tile(panel, part, whole, count):
 
 
 @leaf
-def change_scores(shape, panel, first, last, scratch, ints, bias, mask):
+def change_scores(params, panel, first, last, scratch, ints, bias, mask):
     """The options, in the order of the contract. A tile without options and inside every row's range passes through."""
     vectors, stride, phases, count = panel.vectors, panel.stride, panel.phases, last - first
     blocks = (count + phases - 1) // phases
-    scores, left, right = (scratch, shape.scores), panel.lanes + SPARE * stride, panel.lanes + SPARE_2 * stride
-    if shape.has_score_scale:
-        scale_scores(vectors, blocks, scores, stride, shape.score_scale)
-    if shape.has_softcap:
-        softcap(vectors, blocks, scores, stride, shape.inverse_cap, shape.cap)
-    if shape.has_alibi:
+    scores, left, right = (scratch, params.scores), panel.lanes + SPARE * stride, panel.lanes + SPARE_2 * stride
+    if params.has_score_scale:
+        scale_scores(vectors, blocks, scores, stride, params.score_scale)
+    if params.has_softcap:
+        softcap(vectors, blocks, scores, stride, params.inverse_cap, params.cap)
+    if params.has_alibi:
         for lane in range(stride):
             scratch[left + lane] = ints[panel.ints + NEAREST * stride + lane] - first - lane % phases
         alibi(vectors, blocks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride), (scratch, left))
-    if shape.has_bias:
-        add_bias(scratch, shape.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride, shape.bias_key)
-    if shape.has_mask:
-        keep_where(scratch, shape.scores, stride, phases, first, last, mask, ints, panel.ints + MASK_AT * stride, shape.mask_key, -np.inf)
+    if params.has_bias:
+        add_bias(scratch, params.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride, params.bias_key)
+    if params.has_mask:
+        keep_where(scratch, params.scores, stride, phases, first, last, mask, ints, panel.ints + MASK_AT * stride, params.mask_key, -np.inf)
     ranges = panel.ints + RANGES * stride
     if first < ints[ranges + ALL_START] or last > ints[ranges + ALL_STOP] or count % phases:
         for lane in range(stride):
@@ -197,55 +197,55 @@ def lane_of(panel, lane, key):
 
 
 @leaf
-def collect_infinities(shape, panel, first, last, scratch, ints, value_rows, value, keep):
+def collect_infinities(params, panel, first, last, scratch, ints, value_rows, value, keep):
     """Sum the values that are not finite over the rows that see them: any positive weight leaves them what they are."""
     stride = panel.stride
     for key in range(last - first):
         start = ints[value_rows + key]
-        for dim in range(shape.v_head_dim):
-            x = element(value, start + dim * shape.value_dim)
+        for dim in range(params.v_head_dim):
+            x = element(value, start + dim * params.value_dim)
             if not np.isfinite(x):
                 for lane in range(stride):
                     at, score = lane_of(panel, lane, key)
-                    seen = scratch[shape.scores + score] != -np.inf
-                    if seen and shape.has_keep:
-                        seen = keep[ints[panel.ints + KEEP_AT * stride + at] + (first + key) * shape.keep_key] != 0
+                    seen = scratch[params.scores + score] != -np.inf
+                    if seen and params.has_keep:
+                        seen = keep[ints[panel.ints + KEEP_AT * stride + at] + (first + key) * params.keep_key] != 0
                     if seen:
                         scratch[panel.aside + dim * stride + lane] += x
 
 
 @leaf
-def settle(shape, panel, count, scratch):
+def settle(params, panel, count, scratch):
     """Turn scores into final weights: peak and total of every row are known from the time before."""
     for block in range((count + panel.phases - 1) // panel.phases):
         for lane in range(panel.stride):
             total = np.float64(scratch[panel.lanes + TOTAL * panel.stride + lane])
             peak = np.float64(scratch[panel.lanes + PEAK * panel.stride + lane])
-            at = shape.scores + block * panel.stride + lane
+            at = params.scores + block * panel.stride + lane
             scratch[at] = 0.0 if total == 0 else math.exp(scratch[at] - peak) / total
 
 
 @leaf
-def add_finite(shape, panel, count, value, ints, value_rows, scratch):
+def add_finite(params, panel, count, value, ints, value_rows, scratch):
     """Add weight * value, all elements of the values but those that are not finite."""
     stride, weights = panel.stride, panel.lanes + SPARE * panel.stride
     for key in range(count):
         for lane in range(stride):
-            scratch[weights + lane] = scratch[shape.scores + lane_of(panel, lane, key)[1]]
-        for dim in range(shape.v_head_dim):
-            x = element(value, ints[value_rows + key] + dim * shape.value_dim)
+            scratch[weights + lane] = scratch[params.scores + lane_of(panel, lane, key)[1]]
+        for dim in range(params.v_head_dim):
+            x = element(value, ints[value_rows + key] + dim * params.value_dim)
             if np.isfinite(x):
                 for lane in range(stride):
                     scratch[panel.output + dim * stride + lane] += scratch[weights + lane] * x
 
 
 @leaf
-def all_finite(shape, item, scratch):
+def all_finite(params, item, scratch):
     """Whether the sums of the block are finite, but for rows that a score which is not a number poisons as a whole."""
     for index in range(PANELS):
-        panel = panel_of(shape, scratch, index, item)
+        panel = panel_of(params, scratch, index, item)
         verdict = panel.lanes + SPARE * panel.stride
-        probe(panel.vectors, shape.v_head_dim, (scratch, panel.output), panel.stride, (scratch, verdict))
+        probe(panel.vectors, params.v_head_dim, (scratch, panel.output), panel.stride, (scratch, verdict))
         for lane in range(panel.stride):
             if scratch[verdict + lane] != 0 and np.isfinite(scratch[panel.lanes + TOTAL * panel.stride + lane]):
                 return False
@@ -253,32 +253,32 @@ def all_finite(shape, item, scratch):
 
 
 @leaf
-def average(shape, panel, scratch):
+def average(params, panel, scratch):
     """Divide the sums of every row by its total."""
     for lane in range(panel.stride):
         total = scratch[panel.lanes + TOTAL * panel.stride + lane]
         scratch[panel.lanes + SPARE * panel.stride + lane] = 0.0 if total == 0 else 1.0 / total
-    for dim in range(shape.v_head_dim):
+    for dim in range(params.v_head_dim):
         for lane in range(panel.stride):
             scratch[panel.output + dim * panel.stride + lane] *= scratch[panel.lanes + SPARE * panel.stride + lane]
 
 
 @leaf
-def close_block(shape, item, scratch, ints, output, lse, states, careful):
+def close_block(params, item, scratch, ints, output, lse, states, careful):
     """Finish the rows, or leave what they have so far for `join`."""
     for index in range(PANELS):
-        panel = panel_of(shape, scratch, index, item)
-        stride, size = panel.stride, shape.v_head_dim * panel.stride
+        panel = panel_of(params, scratch, index, item)
+        stride, size = panel.stride, params.v_head_dim * panel.stride
         if careful:
             for i in range(size):
                 if scratch[panel.aside + i] != 0:
                     scratch[panel.output + i] = scratch[panel.aside + i]
         if stride and item.state < 0:
-            finish(shape, panel, scratch, ints, output, lse, careful == SETTLED)
+            finish(params, panel, scratch, ints, output, lse, careful == SETTLED)
         elif stride:
-            state = item.state * shape.state_slot + index * shape.state_panel
+            state = item.state * params.state_slot + index * params.state_panel
             if careful != SETTLED:
-                average(shape, panel, scratch)
+                average(params, panel, scratch)
             copy(size, (scratch, panel.output), (states, state))
             for lane in range(stride):
                 states[state + size + lane] = scratch[panel.lanes + PEAK * stride + lane]

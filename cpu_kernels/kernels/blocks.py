@@ -11,15 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.compiler.jit import leaf
-from cpu_kernels.kernels.few_rows import KEY_PADDING, ROW_COUNTS, pack_rows
+from cpu_kernels.kernels.few_rows import FEW_PANELS, KEY_PADDING, ROW_COUNTS, pack_rows
 from cpu_kernels.kernels.panel import clear, pack, prefetch, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
 from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
 
 # Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly.
 PANELS = 4
-# Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are faster.
-FEW_PANELS = 2
 
 # How carefully a block is computed. Where its sums are not finite, again with infinite values apart; where sums of finite values overflow even then, a
 # third time with weights that are divided by their total before they meet a value.
@@ -51,49 +49,49 @@ class Panel(NamedTuple):
 
 
 @leaf
-def panel_of(shape, scratch, index, item):
+def panel_of(params, scratch, index, item):
     """Panel `index` of an item's rows; stride 0 if they end before it."""
     size = VECTOR_BYTES // scratch.itemsize
     width, num_rows = MAX_VECTORS * size, item.last_row - item.first_row
-    few = shape.contiguous and num_rows <= FEW_PANELS * size
+    few = num_rows <= params.most_few_rows
     row = item.first_row + index * (size if few else width)
     vectors = max(0, min(1 if few else MAX_VECTORS, (item.last_row - row + size - 1) // size))
-    query = shape.panels + index * shape.panel_size
-    output = query + (shape.head_dim + shape.rope_dim) * width
-    aside = output + (shape.v_head_dim + PADDING_ROWS) * width
-    lanes = aside + (shape.v_head_dim + PADDING_ROWS) * width
+    query = params.panels + index * params.panel_size
+    output = query + (params.head_dim + params.rope_dim) * width
+    aside = output + (params.v_head_dim + PADDING_ROWS) * width
+    lanes = aside + (params.v_head_dim + PADDING_ROWS) * width
     few_rows = 0
     if few and vectors:
         for count in ROW_COUNTS[::-1]:
             few_rows = count if min(item.last_row - row, size) <= count <= size else few_rows
     phases = size // few_rows if few_rows else 1
-    return Panel(row, vectors, vectors * size, query, output, aside, lanes, shape.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases)
+    return Panel(row, vectors, vectors * size, query, output, aside, lanes, params.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases)
 
 
 @leaf
-def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
+def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
     """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has been seen already."""
     stride = panel.stride
     some_start, some_stop, all_start, all_stop, half_stop = 1 << 62, 0, 0, 1 << 62, 0
-    i, g = panel.row // shape.group_size, panel.row % shape.group_size
+    i, g = panel.row // params.group_size, panel.row % params.group_size
     for lane in range(stride):
         at = panel.ints + lane
-        ints[at + QUERY_AT * stride] = group.query + g * shape.query_head + i * shape.query_row
-        prefetch(shape.head_dim, (query, ints[at + QUERY_AT * stride]))
-        ints[at + ROPE_AT * stride] = group.query_rope + g * shape.query_rope_head + i * shape.query_rope_row
-        ints[at + OUTPUT_AT * stride] = group.output + g * shape.output_head + i * shape.output_row
-        ints[at + LSE_AT * stride] = group.lse + g * shape.lse_head + i
-        ints[at + BIAS_AT * stride] = group.bias + g * shape.bias_head + i * shape.bias_row
-        ints[at + MASK_AT * stride] = group.mask + g * shape.mask_head + i * shape.mask_row
-        ints[at + KEEP_AT * stride] = group.keep + g * shape.keep_head + i * shape.keep_row
+        ints[at + QUERY_AT * stride] = group.query + g * params.query_head + i * params.query_row
+        prefetch(params.head_dim, (query, ints[at + QUERY_AT * stride]))
+        ints[at + ROPE_AT * stride] = group.query_rope + g * params.query_rope_head + i * params.query_rope_row
+        ints[at + OUTPUT_AT * stride] = group.output + g * params.output_head + i * params.output_row
+        ints[at + LSE_AT * stride] = group.lse + g * params.lse_head + i
+        ints[at + BIAS_AT * stride] = group.bias + g * params.bias_head + i * params.bias_row
+        ints[at + MASK_AT * stride] = group.mask + g * params.mask_head + i * params.mask_row
+        ints[at + KEEP_AT * stride] = group.keep + g * params.keep_head + i * params.keep_row
         position = group.q_offset + i
-        start = min(max(position - shape.left, 0), group.kv_len)
-        stop = max(start, min(max(position + shape.right + 1, 0), group.kv_len))
+        start = min(max(position - params.left, 0), group.kv_len)
+        stop = max(start, min(max(position + params.right + 1, 0), group.kv_len))
         ints[at + START * stride] = start
         ints[at + STOP * stride] = stop
         # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees it, and small numbers round less.
         # Not with a sink, whose own logit would take part in the rounding.
-        nearest = position if shape.has_sinks or start == stop else min(max(position, start), stop - 1)
+        nearest = position if params.has_sinks or start == stop else min(max(position, start), stop - 1)
         ints[at + NEAREST * stride] = nearest
         ints[at + AWAY * stride] = abs(position - nearest)
         if start < stop:
@@ -102,7 +100,7 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         if lane < stride // 2:
             half_stop = some_stop
         slope, sink = 0.0, -np.inf
-        if shape.has_alibi:
+        if params.has_alibi:
             slope = heads[group.head + g].slope
         if with_sinks:
             sink = heads[group.head + g].sink
@@ -113,26 +111,26 @@ def open_panel(shape, group, heads, query, query_rope, panel, last_row, scratch,
         scratch[panel.lanes + ONE * stride + lane] = 1.0
         if (lane + 1) % panel.phases == 0 and panel.row + (lane + 1) // panel.phases < last_row:
             g += 1
-            if g == shape.group_size:
+            if g == params.group_size:
                 i, g = i + 1, 0
     at = panel.ints + RANGES * stride
     ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = some_start, some_stop, all_start, all_stop
     ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
     if panel.few_rows:
-        pack_rows(panel.few_rows, shape.head_dim, (scratch, panel.query), (query, 0), (ints, panel.ints + QUERY_AT * stride), panel.phases,
-                  shape.query_scale)  # fmt: skip
-        if shape.rope_dim:
-            pack_rows(panel.few_rows, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), (query_rope, 0),
-                      (ints, panel.ints + ROPE_AT * stride), panel.phases, shape.query_scale)  # fmt: skip
+        pack_rows(panel.few_rows, params.head_dim, (scratch, panel.query), (query, 0), (ints, panel.ints + QUERY_AT * stride), panel.phases,
+                  params.query_scale)  # fmt: skip
+        if params.rope_dim:
+            pack_rows(panel.few_rows, params.rope_dim, (scratch, panel.query + params.head_dim * stride), (query_rope, 0),
+                      (ints, panel.ints + ROPE_AT * stride), panel.phases, params.query_scale)  # fmt: skip
     else:
-        pack(panel.vectors, shape.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), shape.query_dim,
-             shape.query_scale)  # fmt: skip
-        if shape.rope_dim:
-            pack(panel.vectors, shape.rope_dim, (scratch, panel.query + shape.head_dim * stride), stride, (query_rope, 0),
-                 (ints, panel.ints + ROPE_AT * stride), shape.query_rope_dim, shape.query_scale)  # fmt: skip
-    clear(shape.v_head_dim * stride, (scratch, panel.output))
+        pack(panel.vectors, params.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), params.query_dim,
+             params.query_scale)  # fmt: skip
+        if params.rope_dim:
+            pack(panel.vectors, params.rope_dim, (scratch, panel.query + params.head_dim * stride), stride, (query_rope, 0),
+                 (ints, panel.ints + ROPE_AT * stride), params.query_rope_dim, params.query_scale)  # fmt: skip
+    clear(params.v_head_dim * stride, (scratch, panel.output))
     if careful or panel.few_rows:
-        clear(shape.v_head_dim * stride, (scratch, panel.aside))
+        clear(params.v_head_dim * stride, (scratch, panel.aside))
 
 
 @leaf
@@ -148,18 +146,18 @@ def add_phases(panel, scratch):
 
 
 @leaf
-def finish(shape, panel, scratch, ints, output, lse, settled):
+def finish(params, panel, scratch, ints, output, lse, settled):
     """Divide by the totals, unless that is `settled`, and write rows of output and lse; rows that saw nothing become 0 and -inf."""
     stride = panel.stride
     for lane in range(stride):
         total = np.float64(scratch[panel.lanes + TOTAL * stride + lane])
-        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else shape.keep_scale / (total / total if settled else total)
-        prefetch(shape.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
-        if shape.wants_lse:
+        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else params.keep_scale / (total / total if settled else total)
+        prefetch(params.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
+        if params.wants_lse:
             away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(ints[panel.ints + AWAY * stride + lane])
             peak = scratch[panel.lanes + PEAK * stride + lane] - away
             lse[ints[panel.ints + LSE_AT * stride + lane]] = -np.inf if total == 0 else peak + math.log(total)
-    unpack(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + SPARE * stride), (output, 0),
+    unpack(panel.vectors, params.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + SPARE * stride), (output, 0),
            (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from cpu_kernels.simd.vector import MAX_VECTORS, building_block, lanes, widened
 
 # Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
 ROW_COUNTS = (1, 2, 4, 8, 16)
+# Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are faster.
+FEW_PANELS = 2
 # Rows whose sums stay in registers together: of more, as many at a time.
 ROW_GROUP = 8
 # Keys and values this many bytes ahead are asked for, at most AHEAD rows: hardware alone looks too few rows ahead when each is much work.
@@ -18,6 +20,12 @@ AHEAD_BYTES = 1 << 14
 AHEAD = 32
 # Keys whose offsets a table holds beyond the last: those asked for, of a block that may itself reach beyond.
 KEY_PADDING = 2 * AHEAD
+
+
+def most_few_rows(size):
+    """The most rows that count as few, with `size` lanes in a vector: the one place that decides which products compute a block and, where all blocks
+    are such, that 16-bit keys and values are widened in registers."""
+    return FEW_PANELS * size
 
 
 def usable_counts(size):

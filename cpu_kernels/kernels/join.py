@@ -9,26 +9,26 @@ from cpu_kernels.simd.vector import building_block
 
 
 @driver
-def join(counter, scratch, shapes, items, groups, heads, query, query_rope, output, lse, states):
+def join(counter, scratch, all_params, items, groups, heads, query, query_rope, output, lse, states):
     """Finish the rows of each item from its slots of `states`."""
-    shape = shapes[0]
-    ints = scratch[: shape.panels].view(np.int64)
+    params = all_params[0]
+    ints = scratch[: params.panels].view(np.int64)
     n = next_item(counter)
     while n >= 0:
         item = items[n]
         group = groups[item.group]
         for index in range(PANELS):
-            panel = panel_of(shape, scratch, index, item)
+            panel = panel_of(params, scratch, index, item)
             if panel.stride:
                 # It packs a query that nobody reads; the same tables and lanes are worth it.
-                open_panel(shape, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, 0)
-                stride, size = panel.stride, shape.v_head_dim * panel.stride
+                open_panel(params, group, heads, query, query_rope, panel, item.last_row, scratch, ints, False, 0)
+                stride, size = panel.stride, params.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
-                    state = slot * shape.state_slot + index * shape.state_panel
-                    add_state(panel.vectors, shape.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
+                    state = slot * params.state_slot + index * params.state_panel
+                    add_state(panel.vectors, params.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + PEAK * stride),
                               (scratch, panel.lanes + TOTAL * stride), (states, state), (states, state + size),
                               (states, state + size + stride))  # fmt: skip
-                finish(shape, panel, scratch, ints, output, lse, True)
+                finish(params, panel, scratch, ints, output, lse, True)
         n = next_item(counter)
 
 

@@ -36,20 +36,20 @@ def projection_scratch(dims_in, dims_out, itemsize):
 
 
 @driver
-def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
+def project_rows(counter, scratch, sizes, num_ints, x, x_rows, w, y, y_rows):
     """Item = (head, block of rows), heads slowest; x_rows and y_rows hold the offset of every row within head 0."""
     width = MAX_VECTORS * VECTOR_BYTES // scratch.itemsize
     size = width // MAX_VECTORS
     panel = num_ints * 8 // scratch.itemsize
     ints = scratch[:panel].view(np.int64)
-    columns, rows, x_at = 0, shape.dims_in, shape.dims_in + shape.dims_out + PADDING_ROWS
+    columns, rows, x_at = 0, sizes.dims_in, sizes.dims_in + sizes.dims_out + PADDING_ROWS
     y_at = x_at + width
-    result = panel + shape.dims_in * width
-    ones = result + (shape.dims_out + PADDING_ROWS) * width
-    for k in range(shape.dims_in):
-        ints[columns + k] = k * shape.w_in
-    for i in range(shape.dims_out + PADDING_ROWS):
-        ints[rows + i] = max(0, min(i, shape.dims_out - 1)) * shape.w_out
+    result = panel + sizes.dims_in * width
+    ones = result + (sizes.dims_out + PADDING_ROWS) * width
+    for k in range(sizes.dims_in):
+        ints[columns + k] = k * sizes.w_in
+    for i in range(sizes.dims_out + PADDING_ROWS):
+        ints[rows + i] = max(0, min(i, sizes.dims_out - 1)) * sizes.w_out
     for lane in range(width):
         scratch[ones + lane] = 1
     blocks = (len(x_rows) + width - 1) // width
@@ -61,10 +61,10 @@ def project(counter, scratch, shape, num_ints, x, x_rows, w, y, y_rows):
         stride = vectors * size
         for lane in range(stride):
             row = first + min(lane, count - 1)
-            ints[x_at + lane] = head * shape.x_head + x_rows[row]
-            ints[y_at + lane] = head * shape.y_head + y_rows[row]
-        pack(vectors, shape.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), shape.x_dim, shape.one)
-        product(vectors, vectors, shape.dims_out, shape.dims_in, (scratch, result), (w, head * shape.w_head), (ints, rows), (ints, columns),
+            ints[x_at + lane] = head * sizes.x_head + x_rows[row]
+            ints[y_at + lane] = head * sizes.y_head + y_rows[row]
+        pack(vectors, sizes.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), sizes.x_dim, sizes.one)
+        product(vectors, vectors, sizes.dims_out, sizes.dims_in, (scratch, result), (w, head * sizes.w_head), (ints, rows), (ints, columns),
                 (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0, 0)  # fmt: skip
-        unpack(vectors, shape.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
+        unpack(vectors, sizes.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

@@ -23,19 +23,19 @@ ITEM = np.dtype([(name, np.int64) for name in ("group", "first_row", "last_row",
 HEAD = np.dtype([("slope", np.float64), ("sink", np.float64)])
 
 # What all groups share. The second part of query and key, in memory of its own, is called rope; rope_dim is 0 when there is none.
-SHAPE_INTEGERS = (
+PARAM_INTEGERS = (
     "group_size", "head_dim", "rope_dim", "v_head_dim", "left", "right", "page_size", "key_tile", "has_score_scale", "has_softcap", "has_alibi", "has_bias", "has_mask",
     "has_keep", "has_sinks", "wants_lse", "query_head", "query_row", "query_dim", "query_rope_head", "query_rope_row", "query_rope_dim", "key_page",
     "key_row", "key_dim", "key_rope_row", "key_rope_dim", "value_page", "value_row", "value_dim", "bias_head", "bias_row", "bias_key", "mask_head",
     "mask_row", "mask_key", "keep_head", "keep_row", "keep_key", "output_head", "output_row", "lse_head", "state_panel", "state_slot",
-    "contiguous",
+    "most_few_rows",
 )  # fmt: skip
-SHAPE_REALS = ("query_scale", "score_scale", "cap", "inverse_cap", "keep_scale")
+PARAM_REALS = ("query_scale", "score_scale", "cap", "inverse_cap", "keep_scale")
 
 # Where things begin in a thread's scratch. The integer tables come first and count in int64, everything from `panels` on in elements.
 SCRATCH = ("key_rows", "key_rope_rows", "value_rows", "key_dims", "key_rope_dims", "value_dims", "panel_ints", "panels", "panel_size", "scores", "scratch_end")
 
 
 @cache
-def shape_dtype(real):
-    return np.dtype([(name, np.int64) for name in SHAPE_INTEGERS + SCRATCH] + [(name, real) for name in SHAPE_REALS])
+def params_dtype(real):
+    return np.dtype([(name, np.int64) for name in PARAM_INTEGERS + SCRATCH] + [(name, real) for name in PARAM_REALS])
