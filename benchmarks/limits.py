@@ -14,7 +14,8 @@ import numpy as np
 from cpu_kernels import set_num_threads
 from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.machine.thread_pool import run
-from cpu_kernels.simd.vector import building_block, lanes
+from cpu_kernels.simd.building_block import building_block
+from cpu_kernels.simd.registers import lanes
 
 CHAINS = 12  # enough to hide the latency of an addition, few enough for 16 registers
 STEPS = 1 << 19

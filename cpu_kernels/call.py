@@ -10,7 +10,8 @@ from refattn.calls.options import Options
 
 
 class Arrays(NamedTuple):
-    """The caller's arrays: query (*batch, H, T, D), key (*batch, K, S, D) and value (*batch, K, S, E), or pages (num_pages, K, page_size, D or E).
+    """The caller's arrays: query (*batch, H, T, D), key (*batch, K, S, D) and value (*batch, K, S, E), or
+    pages (num_pages, K, page_size, D or E).
 
     A second part of queries and keys, in memory of its own, is called rope.
     """
@@ -23,7 +24,9 @@ class Arrays(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """All arrays of a call as flat memory, in the order in which `attend` takes them; those that the call has not are `strided.absent`."""
+    """All arrays of a call as flat memory, in the order in which `attend` takes them; those that the call
+    has not are `strided.absent`.
+    """
 
     query: Operand
     query_rope: Operand
@@ -50,7 +53,9 @@ class Dims(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """What is attended to on its own: batch entries, packed sequences, local blocks. Fields are one number for all or an array, one a sequence."""
+    """What is attended to on its own: batch entries, packed sequences, local blocks. Fields are one number
+    for all or an array, one a sequence.
+    """
 
     count: int
     batch_shape: tuple  # of the operands
@@ -73,11 +78,15 @@ def batch_entries(batch_shape, q_len, kv_lengths, q_offset):
     """Every batch entry of dense arrays as a sequence."""
     count = math.prod(batch_shape)
     entries = np.arange(count) if count > 1 else 0
-    return Sequences(count, batch_shape, q_len, kv_lengths.reshape(-1), q_offset.reshape(-1), entries, entries)
+    return Sequences(
+        count, batch_shape, q_len, kv_lengths.reshape(-1), q_offset.reshape(-1), entries, entries
+    )
 
 
 class Pages(NamedTuple):
-    """Key j of a sequence is row j % size of page table[j // size]; with size 0 the keys lie evenly spaced instead."""
+    """Key j of a sequence is row j % size of page table[j // size]; with size 0 the keys lie evenly spaced
+    instead.
+    """
 
     table: np.ndarray  # all tables end to end, int64, read-only
     size: int
@@ -99,7 +108,9 @@ class Call(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """All of a call that its plan depends on, besides the sequences: hashable, and without a number from the operands."""
+    """All of a call that its plan depends on, besides the sequences: hashable, and without a number from the
+    operands.
+    """
 
     dtype: np.dtype
     dims: Dims

@@ -2,8 +2,8 @@
 
 from cpu_kernels.call import Arrays, batch_entries
 from cpu_kernels.launch import launch
-from refattn.calls.options import takes_options
 from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
+from refattn.calls.options import takes_options
 
 
 @takes_options

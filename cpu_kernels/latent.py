@@ -1,7 +1,8 @@
 """Multi-head Latent Attention: the functions of `refattn.latent`, fast.
 
-"absorb" is Multi-Query Attention over the cache itself: the latent is the first part of every key, the rotary key the second, and the latent is also
-the value, so each tile is read from memory once. "expand" makes keys and values of a few heads at a time, which share the rotary part.
+"absorb" is Multi-Query Attention over the cache itself: the latent is the first part of every key, the
+rotary key the second, and the latent is also the value, so each tile is read from memory once. "expand"
+makes keys and values of a few heads at a time, which share the rotary part.
 """
 
 import math
@@ -12,9 +13,9 @@ from cpu_kernels.call import Arrays, batch_entries
 from cpu_kernels.launch import attend_into, attention, in_promised_dtypes
 from cpu_kernels.project import project
 from cpu_kernels.strided import results
+from refattn.calls.latent import latent_problem
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
-from refattn.calls.latent import latent_problem
 
 # Keys and values that "expand" holds at a time; one head of one batch entry at the least.
 EXPANDED_BYTES = 64 << 20
@@ -51,7 +52,9 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     --------
     refattn.latent_attention
     """
-    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), False)[0]
+    return solve_latent(
+        latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), False
+    )[0]
 
 
 @takes_options
@@ -85,7 +88,9 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
     --------
     refattn.latent_attention_with_lse
     """
-    return solve_latent(latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), True)
+    return solve_latent(
+        latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options), True
+    )
 
 
 @takes_options
@@ -134,11 +139,15 @@ def sequences_of(problem):
 
 
 def absorb(p, dtype, wants_lse):
-    """Output and lse, or None, in `dtype`: the queries are projected into the latent space, the outputs out of it."""
+    """Output and lse, or None, in `dtype`: the queries are projected into the latent space, the outputs out
+    of it.
+    """
     q_latent = np.empty((*p.q_nope.shape[:-1], p.kv_latent.shape[-1]), dtype)
     project(p.q_nope, p.w_uk, q_latent, summed=1)
     latent, key_rope = (x[..., None, :, :] for x in (p.kv_latent, p.k_rope))
-    o_latent, lse = attention(dtype, p, Arrays(q_latent, latent, latent, p.q_rope, key_rope), sequences_of(p), wants_lse)
+    o_latent, lse = attention(
+        dtype, p, Arrays(q_latent, latent, latent, p.q_rope, key_rope), sequences_of(p), wants_lse
+    )
     output = np.empty(p.output_shape, dtype)
     project(o_latent, p.w_uv, output, summed=2)
     return output, lse

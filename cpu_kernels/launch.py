@@ -1,4 +1,6 @@
-"""From what a front door describes to its results: choose the dtype, find the operands, run the drivers, deliver."""
+"""From what a front door describes to its results: choose the dtype, find the operands, run the drivers,
+deliver.
+"""
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from cpu_kernels.kernels.few_rows import most_few_rows
 from cpu_kernels.kernels.join import join
 from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, head_table, planned, portions
-from cpu_kernels.simd.vector import lanes
+from cpu_kernels.simd.registers import lanes
 from cpu_kernels.strided import absent, as_operand, optional, results
 
 UINT8 = np.dtype(np.uint8)
@@ -27,11 +29,14 @@ def launch(options, arrays, sequences, wants_lse, pages=NO_PAGES):
     pages : Pages, optional
         Without, the keys of a sequence lie evenly spaced. Strides from page to page are found here.
     """
-    return in_promised_dtypes(options, arrays[:3], lambda dtype: attention(dtype, options, arrays, sequences, wants_lse, pages))
+    return in_promised_dtypes(
+        options, arrays[:3], lambda dtype: attention(dtype, options, arrays, sequences, wants_lse, pages)
+    )
 
 
 def in_promised_dtypes(options, inputs, compute):
-    """Output and lse of `compute(dtype)`, a function that works in the dtype it is told, in the dtypes that the caller of a front door was promised.
+    """Output and lse of `compute(dtype)`, a function that works in the dtype it is told, in the dtypes that
+    the caller of a front door was promised.
 
     `inputs` are the caller's arrays, first of them the query.
     """
@@ -83,7 +88,9 @@ def describe(written, options, arrays, sequences, pages):
 
 
 def widened_in_registers(dtype, arrays, dims, sequences, pages):
-    """Whether kernels read 16-bit keys and values as they are stored: in pages, of which most may not be wanted, and where each is read for few rows."""
+    """Whether kernels read 16-bit keys and values as they are stored: in pages, of which most may not be
+    wanted, and where each is read for few rows.
+    """
     if pages.size:
         return True
     narrow = arrays.key.itemsize == 2 or arrays.value.itemsize == 2
@@ -104,6 +111,7 @@ def run_drivers(call):
         )  # fmt: skip
         if plan.num_slots:
             run(
-                join, len(plan.joins), plan.params, plan.joins, plan.groups, heads, query, query_rope, output, lse, states,
-                cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=described.dtype,
+                join, len(plan.joins), plan.params, plan.joins, plan.groups, heads, query, query_rope,
+                output, lse, states, cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch,
+                dtype=described.dtype,
             )  # fmt: skip

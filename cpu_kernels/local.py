@@ -1,4 +1,6 @@
-"""Attention inside blocks of the sequence: the functions of `refattn.local`, fast. Every block is a sequence of its own."""
+"""Attention inside blocks of the sequence: the functions of `refattn.local`, fast. Every block is a sequence
+of its own.
+"""
 
 import math
 
@@ -6,8 +8,8 @@ import numpy as np
 
 from cpu_kernels.call import Arrays, Sequences
 from cpu_kernels.launch import launch
-from refattn.calls.options import takes_options
 from refattn.calls.local import block_local_problem
+from refattn.calls.options import takes_options
 
 
 @takes_options(without=("q_offset",))
@@ -38,7 +40,9 @@ def block_local_attention(query, key, value, *, block_size, **options):
     --------
     refattn.block_local_attention
     """
-    return solve_block_local(block_local_problem(query, key, value, block_size=block_size, **options), False)[0]
+    return solve_block_local(
+        block_local_problem(query, key, value, block_size=block_size, **options), False
+    )[0]
 
 
 @takes_options(without=("q_offset",))

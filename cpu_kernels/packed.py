@@ -1,4 +1,6 @@
-"""Attention over sequences that lie end to end: the functions of `refattn.packed`, fast. Long and short sequences share the threads evenly."""
+"""Attention over sequences that lie end to end: the functions of `refattn.packed`, fast. Long and short
+sequences share the threads evenly.
+"""
 
 import numpy as np
 

@@ -1,4 +1,6 @@
-"""Attention over a paged key/value cache: the functions of `refattn.paged`, fast. Pages are read where they lie, never gathered."""
+"""Attention over a paged key/value cache: the functions of `refattn.paged`, fast. Pages are read where they
+lie, never gathered.
+"""
 
 import numpy as np
 
@@ -38,7 +40,12 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     --------
     refattn.paged_attention
     """
-    return solve_paged(paged_problem(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options), False)[0]
+    return solve_paged(
+        paged_problem(
+            query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options
+        ),
+        False,
+    )[0]
 
 
 @takes_options
@@ -70,7 +77,12 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
     --------
     refattn.paged_attention_with_lse
     """
-    return solve_paged(paged_problem(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options), True)
+    return solve_paged(
+        paged_problem(
+            query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options
+        ),
+        True,
+    )
 
 
 def solve_paged(problem, wants_lse):

@@ -1,7 +1,8 @@
 """From operands to work: which rows and keys make one work item, in what order, and how large a tile is.
 
-Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block (`row_blocks`; `PANELS` in `kernels/blocks.py`) and where keys are split
-(`split_keys`). None of them may depend on the number of threads: the grouping of sums, and so every bit of the result, follows from them.
+Three choices decide speed: the keys of a tile (`KEY_TILE`), the rows of a block (`row_blocks`; `PANELS` in
+`kernels/blocks.py`) and where keys are split (`split_keys`). None of them may depend on the number of
+threads: the grouping of sums, and so every bit of the result, follows from them.
 """
 
 from typing import NamedTuple
@@ -9,28 +10,31 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.call import Sequences
+from cpu_kernels.dtypes import inverse_cap, scales
 from cpu_kernels.kernels.blocks import PANELS, panels_of, scratch_layout, state_panel_size
 from cpu_kernels.kernels.few_rows import most_few_rows
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, params_dtype
-from cpu_kernels.dtypes import inverse_cap, scales
-from cpu_kernels.simd.vector import MAX_VECTORS, lanes
+from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 from refattn.calls.memory import ensure_allocatable
 
 UNLIMITED = 1 << 60
 PER_SCORE = ("bias", "mask", "keep")  # operands whose last axis is the keys
 
-# Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile rows.
+# Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile
+# rows.
 KEY_TILE = 96
 WIDE_KEY_TILE = 48
 WIDE = 512  # head_dim + v_head_dim from which a tile is narrow
 
-# Keys are split where there are too few blocks of rows for many cores, into parts of at least this length; the states of parts take bounded memory.
+# Keys are split where there are too few blocks of rows for many cores, into parts of at least this length;
+# the states of parts take bounded memory.
 ENOUGH_ITEMS = 16
 SHORTEST_PART = 1024
 STATES_BYTES = 2 << 20
 
-# Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few that the tables stay below 2 MiB. Tables
-# hold blocks of rows, and a block is as many rows as vectors have lanes.
+# Query rows over all heads, and groups, that are planned at a time: so many that threads stay busy, so few
+# that the tables stay below 2 MiB. Tables hold blocks of rows, and a block is as many rows as vectors have
+# lanes.
 ROWS_AT_ONCE = lanes(np.dtype(np.float32)) << 16
 GROUPS_AT_ONCE = 1 << 11
 
@@ -52,7 +56,9 @@ class Plan(NamedTuple):
 
 
 def portions(sequences, dims):
-    """The sequences, in portions whose tables of work are small; a long one is cut between rows, each part with its own offset."""
+    """The sequences, in portions whose tables of work are small; a long one is cut between rows, each part
+    with its own offset.
+    """
     most_rows = max(1, ROWS_AT_ONCE // (dims.num_kv_heads * dims.group_size))
     most = max(1, GROUPS_AT_ONCE // dims.num_kv_heads)
     if sequences.count <= most and sequences.count * sequences.longest <= most_rows:
@@ -60,12 +66,18 @@ def portions(sequences, dims):
         return
     for first in range(0, sequences.count, most):
         count = min(most, sequences.count - first)
-        part = Sequences(count, sequences.batch_shape, *(x[first : first + count] if np.ndim(x) else x for x in sequences[2:]))
+        part = Sequences(
+            count,
+            sequences.batch_shape,
+            *(x[first : first + count] if np.ndim(x) else x for x in sequences[2:]),
+        )
         lens = np.broadcast_to(part.q_lens, count)
         before = np.cumsum(lens) - lens
         for row in range(0, int(lens.sum()), most_rows):
             start, stop = (np.clip(edge - before, 0, lens) for edge in (row, row + most_rows))
-            yield part._replace(q_lens=stop - start, q_offsets=part.q_offsets + start, first_row=part.first_row + start)
+            yield part._replace(
+                q_lens=stop - start, q_offsets=part.q_offsets + start, first_row=part.first_row + start
+            )
 
 
 _PLANS = {}  # a decoding loop plans once: planning costs more than attending to a few keys
@@ -95,7 +107,9 @@ def make_plan(outline, sequences):
 
 
 def params_of(outline, kv_len, q_len):
-    """Values of the fields of `tables.params_dtype`, for sequences of at most so many keys and query positions."""
+    """Values of the fields of `tables.params_dtype`, for sequences of at most so many keys and query
+    positions.
+    """
     dtype, dims, places, cap = outline.dtype, outline.dims, outline.places, outline.softcap
     head_dims = (dims.head_dim, dims.rope_dim, dims.v_head_dim)
     key_tile = WIDE_KEY_TILE if sum(head_dims) >= WIDE else KEY_TILE
@@ -118,7 +132,11 @@ def params_of(outline, kv_len, q_len):
     )
     for name, place in places._asdict().items():
         _, _, (head, row, last) = place
-        fields |= {f"{name}_head": head, f"{name}_row": row, f"{name}_key" if name in PER_SCORE else f"{name}_dim": last}
+        fields |= {
+            f"{name}_head": head,
+            f"{name}_row": row,
+            f"{name}_key" if name in PER_SCORE else f"{name}_dim": last,
+        }
     return fields | dict(zip(SCRATCH, scratch_layout(*head_dims, key_tile, dtype.itemsize)))
 
 
@@ -132,11 +150,17 @@ def contiguous(outline):
 
 
 def refuse_repeated_keys(outline, kv_len):
-    """Raise MemoryError for views that repeat a few keys more often than memory could hold keys: nobody means to wait for those."""
+    """Raise MemoryError for views that repeat a few keys more often than memory could hold keys: nobody
+    means to wait for those.
+    """
     dims, places = outline.dims, outline.places
     needed = kv_len * (dims.head_dim + dims.rope_dim + dims.v_head_dim) * outline.dtype.itemsize
     rows = outline.page_size or kv_len
-    for (_, _, strides), dim in ((places.key, dims.head_dim), (places.key_rope, dims.rope_dim), (places.value, dims.v_head_dim)):
+    for (_, _, strides), dim in (
+        (places.key, dims.head_dim),
+        (places.key_rope, dims.rope_dim),
+        (places.value, dims.v_head_dim),
+    ):
         _, row_stride, dim_stride = strides
         if dim and 1 + (rows - 1) * abs(row_stride) + (dim - 1) * abs(dim_stride) < rows * dim:
             ensure_allocatable(needed, "the keys and values of one head, views that repeat their elements,")
@@ -164,7 +188,11 @@ def group_table(outline, sequences):
     groups = np.zeros((sequences.count, num_kv_heads), GROUP)
     per_sequence = lambda values: np.broadcast_to(values, sequences.count)[:, None]
     heads = np.arange(num_kv_heads)
-    index_of_entry = np.unravel_index(per_sequence(sequences.entry), sequences.batch_shape) if sequences.batch_shape else ()
+    index_of_entry = (
+        np.unravel_index(per_sequence(sequences.entry), sequences.batch_shape)
+        if sequences.batch_shape
+        else ()
+    )
     for name, (start, outer, (head, row, last)) in outline.places._asdict().items():
         entries = start + sum(index * stride for index, stride in zip(index_of_entry, outer))
         along_keys = name in ("key", "key_rope", "value")
@@ -173,9 +201,8 @@ def group_table(outline, sequences):
             steps = steps + sequences.first_key * last
         groups[name] = entries + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
     groups["head"] = (per_sequence(sequences.option_entry) * num_kv_heads + heads) * group_size
-    for name, values in (
-        ("q_len", sequences.q_lens), ("kv_len", sequences.kv_lens), ("q_offset", sequences.q_offsets), ("page_table", sequences.page_tables),
-    ):  # fmt: skip
+    for name, values in ( ("q_len", sequences.q_lens), ("kv_len", sequences.kv_lens), ("q_offset",
+        sequences.q_offsets), ("page_table", sequences.page_tables), ):  # fmt: skip
         groups[name] = per_sequence(values)
     return groups.reshape(-1)
 
@@ -187,7 +214,9 @@ def work_items(groups, params, dtype):
     dims = params["head_dim"] + params["rope_dim"] + params["v_head_dim"]
     flops = 2.0 * dims * (items["last_row"] - items["first_row"]) * (stop - start)
     state_bytes = params["state_slot"] * dtype.itemsize
-    items, joins, num_slots, flops = split_keys(items, start, stop, flops, max(2, min(ENOUGH_ITEMS, STATES_BYTES // state_bytes)))
+    items, joins, num_slots, flops = split_keys(
+        items, start, stop, flops, max(2, min(ENOUGH_ITEMS, STATES_BYTES // state_bytes))
+    )
     order = np.argsort(-flops, kind="stable")
     return items[order], joins, num_slots, float(flops.sum())
 
@@ -216,11 +245,15 @@ def visible_keys(items, groups, params):
 
 
 def split_keys(items, start, stop, flops, enough):
-    """Cut the keys of items that are more than their share of `enough` equal pieces of work; each part leaves its state in a slot."""
+    """Cut the keys of items that are more than their share of `enough` equal pieces of work; each part
+    leaves its state in a slot.
+    """
     share = flops.sum() / enough
     parts = np.ones(len(items), np.int64)
     if share > 0:
-        parts = np.clip(np.minimum(np.ceil(flops / share), (stop - start) // SHORTEST_PART), 1, None).astype(np.int64)
+        parts = np.clip(np.minimum(np.ceil(flops / share), (stop - start) // SHORTEST_PART), 1, None).astype(
+            np.int64
+        )
     if (parts == 1).all():
         return items, items[:0], 0, flops
     of_item = np.repeat(np.arange(len(items)), parts)

@@ -1,16 +1,20 @@
-"""Project the rows of every head by a matrix of its own, as latent attention does with queries, keys, values and outputs."""
+"""Project the rows of every head by a matrix of its own, as latent attention does with queries, keys, values
+and outputs.
+"""
 
 from cpu_kernels.kernels.project import Projection, project_rows, projection_scratch
 from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND
-from cpu_kernels.simd.vector import MAX_VECTORS, lanes
+from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 from cpu_kernels.strided import flat, offsets_over
 
 
 def project(x, w, y, summed):
-    """y[..., h, :, :] = x[..., h, :, :] @ w[h] in the dtype of y, a new array; x may have one head for all of y's.
+    """y[..., h, :, :] = x[..., h, :, :] @ w[h] in the dtype of y, a new array; x may have one head for all
+    of y's.
 
-    `summed`, 1 or 2, is the axis of w that the dims of x are summed along; the other one becomes the dims of y.
+    `summed`, 1 or 2, is the axis of w that the dims of x are summed along; the other one becomes the dims of
+    y.
     """
     dtype = y.dtype
     memory, start, strides = flat(x, dtype)

@@ -1,4 +1,6 @@
-"""Arrays of the caller as flat memory with offsets and strides, the only form drivers know. Nothing is copied that need not be."""
+"""Arrays of the caller as flat memory with offsets and strides, the only form drivers know. Nothing is
+copied that need not be.
+"""
 
 import math
 from typing import NamedTuple
@@ -8,9 +10,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from cpu_kernels.compiler.jit import cpu_features
 from cpu_kernels.dtypes import without_repeats
-from cpu_kernels.simd.vector import STORED
+from cpu_kernels.simd.stored import STORED
 from refattn.calls.memory import ensure_allocatable
-
 
 HAS_FLOAT16 = bool(cpu_features() & {"f16c", "avx512f", "neon"})  # instructions that convert
 
@@ -31,12 +32,22 @@ def flat(x, dtype):
     """
     itemsize, flags = x.itemsize, x.flags
     contiguous = flags.c_contiguous
-    if x.dtype != dtype or not flags.aligned or not contiguous and any(stride % itemsize for stride in x.strides):
+    if (
+        x.dtype != dtype
+        or not flags.aligned
+        or (not contiguous and any(stride % itemsize for stride in x.strides))
+    ):
         once = without_repeats(x)
-        ensure_allocatable(once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation")
+        ensure_allocatable(
+            once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation"
+        )
         with np.errstate(over="ignore", under="ignore"):  # a tiny bias becomes 0
             memory, offset, strides = flat(once.astype(dtype, order="C"), dtype)
-        return memory, offset, tuple(0 if given == 0 else stride for given, stride in zip(x.strides, strides))
+        return (
+            memory,
+            offset,
+            tuple(0 if given == 0 else stride for given, stride in zip(x.strides, strides)),
+        )
     strides = tuple([stride // itemsize for stride in x.strides])
     offset = 0
     if contiguous:
@@ -61,7 +72,9 @@ def offsets_over(start, shape, strides):
 
 
 def stored(x, dtype, in_registers):
-    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers: worth it where each is read for few rows."""
+    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers: worth it where
+    each is read for few rows.
+    """
     kept = STORED.get(x.dtype.name)
     if in_registers and kept and dtype == np.float32 and (x.dtype.name == "bfloat16" or HAS_FLOAT16):
         return flat(x.view(kept), kept)
@@ -80,9 +93,18 @@ def results(query_shape, v_head_dim, dtype, wants_lse):
     output = np.empty((*batch_shape, num_heads, q_len, v_head_dim), dtype)
     lse = np.empty(output.shape[:-1], dtype) if wants_lse else None
     outer = tuple(num_heads * q_len * math.prod(batch_shape[axis + 1 :]) for axis in range(len(batch_shape)))
-    return output, lse, (
-        Operand(output.reshape(-1), 0, tuple(stride * v_head_dim for stride in outer), (q_len * v_head_dim, v_head_dim, 1)),
-        Operand(lse.reshape(-1) if wants_lse else np.empty(0, dtype), 0, outer, (q_len, 1, 0)),
+    return (
+        output,
+        lse,
+        (
+            Operand(
+                output.reshape(-1),
+                0,
+                tuple(stride * v_head_dim for stride in outer),
+                (q_len * v_head_dim, v_head_dim, 1),
+            ),
+            Operand(lse.reshape(-1) if wants_lse else np.empty(0, dtype), 0, outer, (q_len, 1, 0)),
+        ),
     )
 
 

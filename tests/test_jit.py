@@ -10,8 +10,19 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.compiler.jit import (BOUNDS_CHECKED, COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, OPTIONS, cpu_features, cpu_name, driver, intrinsic, leaf, next_item,
-                             vector_bytes)
+from cpu_kernels.compiler.jit import (
+    COUNTER_LIMIT,
+    COUNTER_SIZE,
+    INTERPRETED,
+    OPTIONS,
+    cpu_features,
+    cpu_name,
+    driver,
+    intrinsic,
+    leaf,
+    next_item,
+    vector_bytes,
+)
 from package_copy import FIRST_CALL, ROOT, PackageCopy
 
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="looks at compiled code")
@@ -57,7 +68,9 @@ print(compiled, cache._place, len(names) > 8)
 def test_numba_options_live_in_one_file(path):
     """Elsewhere no jit decorator of Numba's, no parallel loop, no fast-math flag."""
     tree = ast.parse(path.read_text())
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    }
     keywords = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     assert not names & {"prange"}
     assert "parallel" not in keywords
@@ -88,7 +101,14 @@ def nan_rules_driver(x, y, out):
 def test_nan_and_infinity_survive_the_options():
     out = np.empty(6)
     nan_rules_driver(np.float64(np.inf), np.float64(np.nan), out)
-    assert np.isnan(out[0]) and out[1] == 0 and out[2] == 1 and out[3] == 0 and np.isnan(out[4]) and np.isnan(out[5])
+    assert (
+        np.isnan(out[0])
+        and out[1] == 0
+        and out[2] == 1
+        and out[3] == 0
+        and np.isnan(out[4])
+        and np.isnan(out[5])
+    )
 
 
 @driver
@@ -154,6 +174,7 @@ def test_next_item_counts_to_the_limit_then_stays_negative(limit):
 @compiled_only
 def test_next_item_takes_nothing_but_a_counter():
     from numba.core.errors import TypingError
+
     with pytest.raises(TypingError):
         handed_out(np.zeros(COUNTER_SIZE, np.float64), np.zeros(1, np.int64))
 
@@ -166,6 +187,7 @@ def _doubled(x):
 def doubled(typingctx, x):
     def codegen(context, builder, signature, args):
         return builder.fadd(args[0], args[0])
+
     return x(x), codegen
 
 
@@ -192,6 +214,7 @@ def test_driver_of_a_factory_must_name_its_variant():
         @driver(**options)
         def kernel(x):
             return helper(x) * width
+
         return kernel
 
     with pytest.raises(TypeError, match=r"closes over helper, a \w+; give variant="):
@@ -231,10 +254,9 @@ print([kernel(1.5) for kernel in kernels], sum(sum(kernel.stats.cache_hits.value
 
 OUT_OF_BOUNDS = """
 import numpy as np
-from cpu_kernels.compiler.jit import BOUNDS_CHECKED
 from cpu_kernels.sample import cubes, powers
 from cpu_kernels.machine.thread_pool import num_threads, run
-print(BOUNDS_CHECKED, cubes([1, 2, 3]))
+print(cubes([1, 2, 3]))
 for count in (1, 3):
     with num_threads(count):
         try:
@@ -249,7 +271,11 @@ def test_bounds_checked_build(copy):
     """Array accesses raise, on one thread and on several, and the two builds are kept apart."""
     assert "[1.0, 8.0, 27.0]" in copy.python(FIRST_CALL)[0]
     for _ in range(2):
-        assert copy.python(OUT_OF_BOUNDS, NUMBA_BOUNDSCHECK="1")[0].splitlines() == ["True [1.0, 8.0, 27.0]", "IndexError", "IndexError"]
+        assert copy.python(OUT_OF_BOUNDS, NUMBA_BOUNDSCHECK="1")[0].splitlines() == [
+            "[1.0, 8.0, 27.0]",
+            "IndexError",
+            "IndexError",
+        ]
     assert copy.python(FIRST_CALL)[0] == "([1.0, 8.0, 27.0], 1, 0)"
 
 
@@ -264,14 +290,27 @@ print(INTERPRETED, type(powers).__name__, type(power).__name__, cubes([1, 2, 3])
     assert copy.entries() == []
 
 
-X86 = pytest.mark.skipif(os.uname().machine not in ("x86_64", "AMD64") if hasattr(os, "uname") else True, reason="names x86-64 features")
-AVX2 = dict(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2")
+X86 = pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "AMD64") if hasattr(os, "uname") else True,
+    reason="names x86-64 features",
+)
+AVX2 = dict(
+    NUMBA_CPU_NAME="haswell",
+    NUMBA_CPU_FEATURES="+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2",
+)
 PLAIN = dict(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse,+sse2")
 
 
 @X86
-@pytest.mark.parametrize("target, width, registers, forbidden", [(AVX2, 32, "ymm", "zmm"), (PLAIN, 16, "xmm", "ymm|zmm"),
-                                                                 (dict(NUMBA_CPU_NAME="generic"), 16, "xmm", "ymm|zmm")], ids=["avx2", "sse2", "generic"])
+@pytest.mark.parametrize(
+    "target, width, registers, forbidden",
+    [
+        (AVX2, 32, "ymm", "zmm"),
+        (PLAIN, 16, "xmm", "ymm|zmm"),
+        (dict(NUMBA_CPU_NAME="generic"), 16, "xmm", "ymm|zmm"),
+    ],
+    ids=["avx2", "sse2", "generic"],
+)
 def test_reduced_instruction_sets(copy, target, width, registers, forbidden):
     """Code for less than this machine: the width follows and no wider register is used."""
     copy.source("sample_axpy.py").write_text("""
@@ -304,7 +343,12 @@ def test_vector_width_of_this_machine():
     assert all(re.fullmatch(r"[\w.+-]+", name) for name in features)
     assert vector_bytes() in (16, 32, 64)
     assert isinstance(cpu_name(), str) and cpu_name()
-    if not os.environ.get("NUMBA_CPU_FEATURES") and not os.environ.get("NUMBA_CPU_NAME") and sys.platform == "linux" and os.uname().machine == "x86_64":
+    if (
+        not os.environ.get("NUMBA_CPU_FEATURES")
+        and not os.environ.get("NUMBA_CPU_NAME")
+        and sys.platform == "linux"
+        and os.uname().machine == "x86_64"
+    ):
         flags = re.search(r"^flags\s*:(.*)$", open_text("/proc/cpuinfo"), re.M).group(1).split()
         assert ("avx512f" in features) == ("avx512f" in flags) and ("avx2" in features) == ("avx2" in flags)
 
@@ -326,7 +370,7 @@ def open_text(path):
 
 
 def test_switches_are_plain_values():
-    assert INTERPRETED is bool(INTERPRETED) and BOUNDS_CHECKED is bool(BOUNDS_CHECKED)
+    assert INTERPRETED is bool(INTERPRETED)
 
 
 # -- what is taken from Numba's inside --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Extra memory stays below 4 MiB a thread at any length: long work is planned a portion at a time, with the same results."""
+"""Extra memory stays below 4 MiB a thread at any length: long work is planned a portion at a time, with the
+same results.
+"""
 
 import tracemalloc
 
@@ -32,8 +34,15 @@ def test_portions_hold_every_row_once():
         assert portion.count <= plan.GROUPS_AT_ONCE and portion.q_lens.sum() <= 64
         for n, count in enumerate(portion.q_lens):
             assert portion.kv_lens[n] == n
-            seen += [(row, offset) for row, offset in zip(portion.first_row[n] + np.arange(count), portion.q_offsets[n] + np.arange(count))]
-    expected = [(start + i, 10 * count + i) for start, count in zip(given.first_row, lens) for i in range(count)]
+            seen += [
+                (row, offset)
+                for row, offset in zip(
+                    portion.first_row[n] + np.arange(count), portion.q_offsets[n] + np.arange(count)
+                )
+            ]
+    expected = [
+        (start + i, 10 * count + i) for start, count in zip(given.first_row, lens) for i in range(count)
+    ]
     assert seen == expected
 
 
@@ -46,7 +55,11 @@ LONG = {
     "heads": ("attention", [(32, 2**17, 4), (4, 2**17, 4), (4, 2**17, 4)], dict(window=(8, 0))),
     "batch": ("attention", [(4096, 8, 1, 8), (4096, 8, 3, 8), (4096, 8, 3, 8)], {}),
     "blocks": ("block_local_attention", [(8, 2**17, 4)] * 3, dict(block_size=64)),
-    "sequences": ("packed_attention", [(8, 2**16, 4)] * 3, dict(cu_q=np.arange(0, 2**16 + 1, 16), cu_kv=np.arange(0, 2**16 + 1, 16))),
+    "sequences": (
+        "packed_attention",
+        [(8, 2**16, 4)] * 3,
+        dict(cu_q=np.arange(0, 2**16 + 1, 16), cu_kv=np.arange(0, 2**16 + 1, 16)),
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Keys and values stored in 16 bits: widened in registers where few rows read them, with the bits that widening them first would give."""
+"""Keys and values stored in 16 bits: widened in registers where few rows read them, with the bits that
+widening them first would give.
+"""
 
 import tracemalloc
 
@@ -11,10 +13,12 @@ from cpu_kernels import strided
 from cpu_kernels.strided import HAS_FLOAT16
 
 DTYPES = [ml_dtypes.bfloat16, np.float16]
-# (query heads, kv heads, query rows, keys, head_dim, v_head_dim): every count of few rows, odd dims, more rows than few, split keys
+# (query heads, kv heads, query rows, keys, head_dim, v_head_dim): every count of few rows, odd dims, more
+# rows than few, split keys
 SHAPES = [
-    (1, 1, 1, 1, 16, 16), (2, 2, 1, 97, 32, 48), (4, 2, 1, 131, 16, 64), (5, 1, 1, 61, 64, 16), (8, 1, 1, 257, 48, 32), (13, 1, 1, 67, 16, 16),
-    (3, 3, 5, 41, 16, 16), (4, 1, 4, 73, 32, 32), (2, 1, 1, 53, 7, 11), (2, 1, 19, 29, 16, 16), (8, 2, 1, 3001, 64, 64),
+    (1, 1, 1, 1, 16, 16), (2, 2, 1, 97, 32, 48), (4, 2, 1, 131, 16, 64), (5, 1, 1, 61, 64, 16), (8, 1, 1,
+    257, 48, 32), (13, 1, 1, 67, 16, 16), (3, 3, 5, 41, 16, 16), (4, 1, 4, 73, 32, 32), (2, 1, 1, 53, 7, 11),
+    (2, 1, 19, 29, 16, 16), (8, 2, 1, 3001, 64, 64),
 ]  # fmt: skip
 
 
@@ -31,10 +35,20 @@ def same_as_widened(function, query, key, value, **options):
 def test_case_dense(dtype, shape):
     heads, kv_heads, rows, keys, dim, v_dim = shape
     rng = np.random.default_rng(0)
-    query, key, value = (rng.normal(size=(2, *size)).astype(dtype) for size in ((heads, rows, dim), (kv_heads, keys, dim), (kv_heads, keys, v_dim)))
+    query, key, value = (
+        rng.normal(size=(2, *size)).astype(dtype)
+        for size in ((heads, rows, dim), (kv_heads, keys, dim), (kv_heads, keys, v_dim))
+    )
     slopes = rng.random(heads)
     same_as_widened(cpu_kernels.attention_with_lse, query, key, value, causal=rows > 1, alibi_slopes=slopes)
-    same_as_widened(cpu_kernels.attention_with_lse, query, key[..., ::-1, :], value[..., ::-1, :], window=(40, 3), sinks=slopes)
+    same_as_widened(
+        cpu_kernels.attention_with_lse,
+        query,
+        key[..., ::-1, :],
+        value[..., ::-1, :],
+        window=(40, 3),
+        sinks=slopes,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,7 +61,9 @@ def test_case_infinities(dtype):
     output = same_as_widened(cpu_kernels.attention_with_lse, query, key, value, mask=mask[None])
     expected = cpu_kernels.attention(query, key, clean, mask=mask[None]).astype(np.float32)
     expected[..., 3], expected[..., 5] = np.inf, -np.inf
-    assert np.allclose(output.astype(np.float32), expected, rtol=2.0**-6)  # the sums are grouped otherwise: a rounding apart
+    assert np.allclose(
+        output.astype(np.float32), expected, rtol=2.0**-6
+    )  # the sums are grouped otherwise: a rounding apart
 
 
 def draw(rng, dtype, *shapes):
@@ -56,7 +72,11 @@ def draw(rng, dtype, *shapes):
 
 def packed(rng, dtype, rows):
     lens = dict(cu_q=np.array([0, rows, rows + 1]), cu_kv=np.array([0, 1531, 1608]))
-    return cpu_kernels.packed_attention_with_lse, draw(rng, dtype, (4, rows + 1, 32), (2, 1608, 32), (2, 1608, 48)), lens | dict(causal=True)
+    return (
+        cpu_kernels.packed_attention_with_lse,
+        draw(rng, dtype, (4, rows + 1, 32), (2, 1608, 32), (2, 1608, 48)),
+        lens | dict(causal=True),
+    )
 
 
 def block_local(rng, dtype, rows):
@@ -65,7 +85,16 @@ def block_local(rng, dtype, rows):
 
 
 def latent(rng, dtype, rows, form="absorb"):
-    arrays = draw(rng, dtype, (2, 4, rows, 16), (2, 4, rows, 32), (2, 2003, 64), (2, 2003, 32), (4, 16, 64), (4, 48, 64))
+    arrays = draw(
+        rng,
+        dtype,
+        (2, 4, rows, 16),
+        (2, 4, rows, 32),
+        (2, 2003, 64),
+        (2, 2003, 32),
+        (4, 16, 64),
+        (4, 48, 64),
+    )
     return cpu_kernels.latent_attention_with_lse, arrays, dict(form=form, causal=True)
 
 
@@ -120,10 +149,14 @@ def test_case_pages_are_not_copied(dtype, rows):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("dtypes", [(np.float16, np.float32), (np.float32, np.float16), (np.float16, ml_dtypes.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(np.float16, np.float32), (np.float32, np.float16), (np.float16, ml_dtypes.bfloat16)], ids=str
+)
 def test_case_mixed(dtypes):
     rng = np.random.default_rng(4)
-    query, key, value = (rng.normal(size=(4, n, 32)).astype(dtype) for n, dtype in zip((1, 43, 43), (np.float32, *dtypes)))
+    query, key, value = (
+        rng.normal(size=(4, n, 32)).astype(dtype) for n, dtype in zip((1, 43, 43), (np.float32, *dtypes))
+    )
     output, lse = cpu_kernels.attention_with_lse(query, key, value)
     wide, wide_lse = cpu_kernels.attention_with_lse(query, key.astype(np.float32), value.astype(np.float32))
     assert np.array_equal(output, wide) and np.array_equal(lse, wide_lse)

@@ -1,8 +1,8 @@
 """Panels of a block of rows in a thread's scratch: where they lie, how they begin, how they end.
 
-A panel is up to MAX_VECTORS vector registers of lanes, one query row each - or, with few rows, some keys of a row each. It owns its query
-[dim, lane], its unfinished output [dim, lane] and a few numbers a lane. Lanes beyond the last row repeat that row: they compute the same bits and write
-them to the same place.
+A panel is up to MAX_VECTORS vector registers of lanes, one query row each - or, with few rows, some keys of
+a row each. It owns its query [dim, lane], its unfinished output [dim, lane] and a few numbers a lane. Lanes
+beyond the last row repeat that row: they compute the same bits and write them to the same place.
 """
 
 import math
@@ -14,27 +14,34 @@ from cpu_kernels.compiler.jit import leaf
 from cpu_kernels.kernels.few_rows import FEW_PANELS, KEY_PADDING, ROW_COUNTS, pack_rows
 from cpu_kernels.kernels.panel import clear, pack, prefetch, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
-from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
+from cpu_kernels.simd.registers import MAX_VECTORS, VECTOR_BYTES
 
-# Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance badly.
+# Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance
+# badly.
 PANELS = 4
 
-# How carefully a block is computed. Where its sums are not finite, again with infinite values apart; where sums of finite values overflow even then, a
-# third time with weights that are divided by their total before they meet a value.
+# How carefully a block is computed. Where its sums are not finite, again with infinite values apart; where
+# sums of finite values overflow even then, a third time with weights that are divided by their total before
+# they meet a value.
 (PLAIN, APART, SETTLED) = range(3)
 
-# Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that some row sees and that every row sees,
-# and where those end that a row of the first half of the lanes sees.
-(PEAK, TOTAL, RESCALE, SLOPE, ONE, SPARE, SPARE_2) = range(7)
-LANE_FLOATS = 7
-(QUERY_AT, ROPE_AT, OUTPUT_AT, LSE_AT, BIAS_AT, MASK_AT, KEEP_AT, NEAREST, AWAY, START, STOP, RANGES) = range(12)
+# Lanes of floats and of integers a panel keeps, by name; after the integers, the keys [start, stop) that
+# some row sees and that every row sees, and where those end that a row of the first half of the lanes sees.
+# Of a tile: the distance to its first key (ALIBI_ORIGIN), the keys a lane sees (SEEN_FROM, SEEN_TO) and the
+# weights of one key (WEIGHT). At the end: whether the sums are finite (VERDICT) and what they are multiplied
+# by (FACTOR).
+(PEAK, TOTAL, RESCALE, SLOPE, ONE, ALIBI_ORIGIN, SEEN_FROM, SEEN_TO, WEIGHT, VERDICT, FACTOR) = range(11)
+LANE_FLOATS = 11
+(QUERY_AT, ROPE_AT, OUTPUT_AT, LSE_AT, BIAS_AT, MASK_AT, KEEP_AT, NEAREST, AWAY, START, STOP, RANGES) = (
+    range(12)
+)
 LANE_INTS = 11
 (SOME_START, SOME_STOP, ALL_START, ALL_STOP, HALF_STOP) = range(5)
 NUM_RANGES = 5
 
 
 class Panel(NamedTuple):
-    """Everything but `row` and the counts is an offset: into the scratch, or with `ints` among its integers."""
+    """Everything but `row` and the counts is an offset: into the scratch, or `ints` among its integers."""
 
     row: int  # the first
     vectors: int
@@ -65,12 +72,17 @@ def panel_of(params, scratch, index, item):
         for count in ROW_COUNTS[::-1]:
             few_rows = count if min(item.last_row - row, size) <= count <= size else few_rows
     phases = size // few_rows if few_rows else 1
-    return Panel(row, vectors, vectors * size, query, output, aside, lanes, params.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases)
+    return Panel(
+        row, vectors, vectors * size, query, output, aside, lanes,
+        params.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases,
+    )  # fmt: skip
 
 
 @leaf
 def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
-    """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has been seen already."""
+    """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has
+    been seen already.
+    """
     stride = panel.stride
     some_start, some_stop, all_start, all_stop, half_stop = 1 << 62, 0, 0, 1 << 62, 0
     i, g = panel.row // params.group_size, panel.row % params.group_size
@@ -78,7 +90,9 @@ def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch
         at = panel.ints + lane
         ints[at + QUERY_AT * stride] = group.query + g * params.query_head + i * params.query_row
         prefetch(params.head_dim, (query, ints[at + QUERY_AT * stride]))
-        ints[at + ROPE_AT * stride] = group.query_rope + g * params.query_rope_head + i * params.query_rope_row
+        ints[at + ROPE_AT * stride] = (
+            group.query_rope + g * params.query_rope_head + i * params.query_rope_row
+        )
         ints[at + OUTPUT_AT * stride] = group.output + g * params.output_head + i * params.output_row
         ints[at + LSE_AT * stride] = group.lse + g * params.lse_head + i
         ints[at + BIAS_AT * stride] = group.bias + g * params.bias_head + i * params.bias_row
@@ -89,8 +103,8 @@ def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch
         stop = max(start, min(max(position + params.right + 1, 0), group.kv_len))
         ints[at + START * stride] = start
         ints[at + STOP * stride] = stop
-        # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees it, and small numbers round less.
-        # Not with a sink, whose own logit would take part in the rounding.
+        # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees
+        # it, and small numbers round less. Not with a sink, whose own logit would take part in the rounding.
         nearest = position if params.has_sinks or start == stop else min(max(position, start), stop - 1)
         ints[at + NEAREST * stride] = nearest
         ints[at + AWAY * stride] = abs(position - nearest)
@@ -106,7 +120,9 @@ def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch
             sink = heads[group.head + g].sink
         if careful != SETTLED:
             scratch[panel.lanes + PEAK * stride + lane] = sink
-            scratch[panel.lanes + TOTAL * stride + lane] = 1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
+            scratch[panel.lanes + TOTAL * stride + lane] = (
+                1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
+            )
         scratch[panel.lanes + SLOPE * stride + lane] = slope
         scratch[panel.lanes + ONE * stride + lane] = 1.0
         if (lane + 1) % panel.phases == 0 and panel.row + (lane + 1) // panel.phases < last_row:
@@ -114,20 +130,27 @@ def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch
             if g == params.group_size:
                 i, g = i + 1, 0
     at = panel.ints + RANGES * stride
-    ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = some_start, some_stop, all_start, all_stop
+    ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = (
+        some_start,
+        some_stop,
+        all_start,
+        all_stop,
+    )
     ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
     if panel.few_rows:
-        pack_rows(panel.few_rows, params.head_dim, (scratch, panel.query), (query, 0), (ints, panel.ints + QUERY_AT * stride), panel.phases,
-                  params.query_scale)  # fmt: skip
+        pack_rows(panel.few_rows, params.head_dim, (scratch, panel.query), (query, 0),
+                  (ints, panel.ints + QUERY_AT * stride), panel.phases, params.query_scale)  # fmt: skip
         if params.rope_dim:
-            pack_rows(panel.few_rows, params.rope_dim, (scratch, panel.query + params.head_dim * stride), (query_rope, 0),
-                      (ints, panel.ints + ROPE_AT * stride), panel.phases, params.query_scale)  # fmt: skip
+            pack_rows(panel.few_rows, params.rope_dim, (scratch, panel.query + params.head_dim * stride),
+                      (query_rope, 0), (ints, panel.ints + ROPE_AT * stride), panel.phases,
+                      params.query_scale)  # fmt: skip
     else:
-        pack(panel.vectors, params.head_dim, (scratch, panel.query), stride, (query, 0), (ints, panel.ints + QUERY_AT * stride), params.query_dim,
-             params.query_scale)  # fmt: skip
+        pack(panel.vectors, params.head_dim, (scratch, panel.query), stride, (query, 0),
+             (ints, panel.ints + QUERY_AT * stride), params.query_dim, params.query_scale)  # fmt: skip
         if params.rope_dim:
-            pack(panel.vectors, params.rope_dim, (scratch, panel.query + params.head_dim * stride), stride, (query_rope, 0),
-                 (ints, panel.ints + ROPE_AT * stride), params.query_rope_dim, params.query_scale)  # fmt: skip
+            pack(panel.vectors, params.rope_dim, (scratch, panel.query + params.head_dim * stride), stride,
+                 (query_rope, 0), (ints, panel.ints + ROPE_AT * stride), params.query_rope_dim,
+                 params.query_scale)  # fmt: skip
     clear(params.v_head_dim * stride, (scratch, panel.output))
     if careful or panel.few_rows:
         clear(params.v_head_dim * stride, (scratch, panel.aside))
@@ -147,18 +170,26 @@ def add_phases(panel, scratch):
 
 @leaf
 def finish(params, panel, scratch, ints, output, lse, settled):
-    """Divide by the totals, unless that is `settled`, and write rows of output and lse; rows that saw nothing become 0 and -inf."""
+    """Divide by the totals, unless that is `settled`, and write rows of output and lse; rows that saw
+    nothing become 0 and -inf.
+    """
     stride = panel.stride
     for lane in range(stride):
         total = np.float64(scratch[panel.lanes + TOTAL * stride + lane])
-        scratch[panel.lanes + SPARE * stride + lane] = 0.0 if total == 0 else params.keep_scale / (total / total if settled else total)
+        scratch[panel.lanes + FACTOR * stride + lane] = (
+            0.0 if total == 0 else params.keep_scale / (total / total if settled else total)
+        )
         prefetch(params.v_head_dim, (output, ints[panel.ints + OUTPUT_AT * stride + lane]))
         if params.wants_lse:
-            away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(ints[panel.ints + AWAY * stride + lane])
+            away = scratch[panel.lanes + SLOPE * stride + lane] * np.float64(
+                ints[panel.ints + AWAY * stride + lane]
+            )
             peak = scratch[panel.lanes + PEAK * stride + lane] - away
-            lse[ints[panel.ints + LSE_AT * stride + lane]] = -np.inf if total == 0 else peak + math.log(total)
-    unpack(panel.vectors, params.v_head_dim, (scratch, panel.output), stride, (scratch, panel.lanes + SPARE * stride), (output, 0),
-           (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
+            lse[ints[panel.ints + LSE_AT * stride + lane]] = (
+                -np.inf if total == 0 else peak + math.log(total)
+            )
+    unpack(panel.vectors, params.v_head_dim, (scratch, panel.output), stride,
+           (scratch, panel.lanes + FACTOR * stride), (output, 0), (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
 
 
 def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):

@@ -1,21 +1,27 @@
-"""The two products for a handful of query rows, as in decoding: vectors run along the dims, not along the rows.
+"""The two products for a handful of query rows, as in decoding: vectors run along the dims, not along the
+rows.
 
-With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here a key is read once, in order, and costs
-what its rows cost. The lanes of a vector are `phases` keys of each row, so that the softmax has no idle lanes either: lane row * phases + phase belongs
-to the keys phase, phase + phases, ... of the tile. Needs dims that are contiguous and whole vectors.
+With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here
+a key is read once, in order, and costs what its rows cost. The lanes of a vector are `phases` keys of each
+row, so that the softmax has no idle lanes either: lane row * phases + phase belongs to the keys phase, phase
++ phases, ... of the tile. Needs dims that are contiguous and whole vectors.
 """
 
 import numpy as np
 
-from cpu_kernels.simd.vector import MAX_VECTORS, building_block, lanes, widened
+from cpu_kernels.simd.building_block import building_block
+from cpu_kernels.simd.registers import MAX_VECTORS, lanes
+from cpu_kernels.simd.stored import widened
 
 # Rows are rounded up to one of these, of which those up to the lanes of one vector are used.
 ROW_COUNTS = (1, 2, 4, 8, 16)
-# Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are faster.
+# Panels of one vector each that few rows are cut into, at most: from there on the products of product.py are
+# faster.
 FEW_PANELS = 2
 # Rows whose sums stay in registers together: of more, as many at a time.
 ROW_GROUP = 8
-# Keys and values this many bytes ahead are asked for, at most AHEAD rows: hardware alone looks too few rows ahead when each is much work.
+# Keys and values this many bytes ahead are asked for, at most AHEAD rows: hardware alone looks too few rows
+# ahead when each is much work.
 AHEAD_BYTES = 1 << 14
 AHEAD = 32
 # Keys whose offsets a table holds beyond the last: those asked for, of a block that may itself reach beyond.
@@ -23,8 +29,10 @@ KEY_PADDING = 2 * AHEAD
 
 
 def most_few_rows(size):
-    """The most rows that count as few, with `size` lanes in a vector: the one place that decides which products compute a block and, where all blocks
-    are such, that 16-bit keys and values are widened in registers."""
+    """The most rows that count as few, with `size` lanes in a vector: the one place that decides which
+    products compute a block and, where all blocks are such, that 16-bit keys and values are widened in
+    registers.
+    """
     return FEW_PANELS * size
 
 
@@ -42,7 +50,9 @@ def _pack_rows(rows, depth, packed, x, starts, step, scale):
 
 @building_block(python=_pack_rows)
 def pack_rows(emit, rows, depth, packed, x, starts, step, scale):
-    """packed[dim // lanes, row, dim % lanes] = scale * x[starts[row * step] + dim]: a loop over dims finds all rows beside one pointer."""
+    """packed[dim // lanes, row, dim % lanes] = scale * x[starts[row * step] + dim]: a loop over dims finds
+    all rows beside one pointer.
+    """
     with emit.loop(rows) as row:
         source = emit.at(x, emit.load_scalar(starts, emit.multiply(row, step)))
         target = emit.at(packed, emit.multiply(row, emit.lanes))
@@ -51,7 +61,12 @@ def pack_rows(emit, rows, depth, packed, x, starts, step, scale):
 
 
 def rows_ahead(emit, depth):
-    return emit.at_most(emit.at_least(emit.builder.udiv(emit.integer(AHEAD_BYTES * 8 // emit.bits), emit.at_least(depth, 1)), 1), AHEAD)
+    return emit.at_most(
+        emit.at_least(
+            emit.builder.udiv(emit.integer(AHEAD_BYTES * 8 // emit.bits), emit.at_least(depth, 1)), 1
+        ),
+        AHEAD,
+    )
 
 
 def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, fresh):
@@ -69,9 +84,11 @@ def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, fresh):
 
 @building_block(python=_row_scores)
 def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh):
-    """scores[block, row, phase] = key[block * phases + phase] . query[row], added to what is there unless `fresh`; query is packed by `pack_rows`.
+    """scores[block, row, phase] = key[block * phases + phase] . query[row], added to what is there unless
+    `fresh`; query is packed by `pack_rows`.
 
-    `rows` is one of ROW_COUNTS. Keys beyond the last are read through `key_rows` and their scores written, at most as many as there are lanes.
+    `rows` is one of ROW_COUNTS. Keys beyond the last are read through `key_rows` and their scores written,
+    at most as many as there are lanes.
     """
     for count in emit.cases(rows, usable_counts(emit.lanes)):
         phases = emit.lanes // count
@@ -81,14 +98,20 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
         with emit.loop(num_keys, step=keys_at_once) as first:
             totals = []  # of each group of rows, [row, key]
             for row in range(0, count, group):
-                sums = {(r, i): emit.variable(emit.vector(0.0)) for r in range(group) for i in range(keys_at_once)}
+                sums = {
+                    (r, i): emit.variable(emit.vector(0.0))
+                    for r in range(group)
+                    for i in range(keys_at_once)
+                }
                 few = 8 if count == 1 else 4  # pointers that stay in general registers
                 for some in (range(i, min(i + few, keys_at_once)) for i in range(0, keys_at_once, few)):
                     at_keys = [emit.add(first, i) for i in some]
                     k_rows = [emit.at(key, emit.load_scalar(key_rows, at)) for at in at_keys]
                     soon = [emit.at(key, emit.load_scalar(key_rows, emit.add(at, ahead))) for at in at_keys]
                     with emit.loop(depth, step=emit.lanes) as dim:
-                        for pointer in soon[row // group :: count // group]:  # each group of rows asks for its share
+                        for pointer in soon[
+                            row // group :: count // group
+                        ]:  # each group of rows asks for its share
                             emit.prefetch(pointer, dim)
                         k = [emit.load(pointer, dim) for pointer in k_rows]
                         q_rows = emit.at(query, emit.multiply(dim, count))
@@ -101,7 +124,9 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
             for block in range(keys_at_once // phases):
                 score = totals[0]
                 if len(totals) > 1:  # two groups of lanes / 2 rows, two keys: one row a lane
-                    score = emit.shuffle(*totals, [lane * keys_at_once + block for lane in range(emit.lanes)])
+                    score = emit.shuffle(
+                        *totals, [lane * keys_at_once + block for lane in range(emit.lanes)]
+                    )
                 block_at = emit.add(at, block * emit.lanes)
                 kept = emit.variable(score)
                 with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
@@ -110,11 +135,18 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
 
 
 def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
-    (sums, o0), (value, v0), (value_rows, r0), (weights, w0), (rescale, f0) = sums, value, value_rows, weights, rescale
+    (sums, o0), (value, v0), (value_rows, r0), (weights, w0), (rescale, f0) = (
+        sums, value, value_rows, weights, rescale,
+    )  # fmt: skip
     phases = lanes(sums.dtype) // rows
     blocks = -(-num_keys // phases)
     where = v0 + value_rows[r0 : r0 + num_keys, None] + np.arange(v_depth)
-    weights = weights[w0 : w0 + blocks * rows * phases].reshape(blocks, rows, phases).swapaxes(1, 2).reshape(-1, rows)[:num_keys]  # [keys, rows]
+    weights = (
+        weights[w0 : w0 + blocks * rows * phases]
+        .reshape(blocks, rows, phases)
+        .swapaxes(1, 2)
+        .reshape(-1, rows)[:num_keys]
+    )  # [keys, rows]
     tile = sums[o0 : o0 + rows * v_depth].reshape(rows, v_depth)
     with np.errstate(all="ignore"):
         tile[:] = tile * rescale[f0 : f0 + rows * phases : phases, None] + weights.T @ widened(value[where])
@@ -122,7 +154,9 @@ def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, resca
 
 @building_block(python=_row_output)
 def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
-    """sums[row, dim] = sums * rescale[row] + sum over keys of weights[key, row] * value[key, dim], with weights and factors in the lanes of scores."""
+    """sums[row, dim] = sums * rescale[row] + sum over keys of weights[key, row] * value[key, dim], with
+    weights and factors in the lanes of scores.
+    """
     for count in emit.cases(rows, usable_counts(emit.lanes)):
         phases = emit.lanes // count
         for r in range(count):
@@ -138,17 +172,24 @@ def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, 
             for start, stop, vectors in ((0, whole, width), (whole, v_depth, 1)):
                 with emit.loop(stop, start=start, step=vectors * emit.lanes) as dim:
                     for row in range(0, count, group):
-                        add_values(emit, count, range(row, row + group), vectors, first, last, dim, v_depth, sums, value, value_rows, weights)
+                        add_values(
+                            emit, count, range(row, row + group), vectors, first, last, dim, v_depth, sums,
+                            value, value_rows, weights,
+                        )  # fmt: skip
 
 
 def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, value, value_rows, weights):
-    """sums[rows, dim : dim + vectors] += weights[first:last, rows] * value[first:last, dim : dim + vectors]; asks for those after them."""
+    """sums[rows, dim : dim + vectors] += weights[first:last, rows] * value[first:last, dim : dim + vectors];
+    asks for those after them.
+    """
     phases = emit.lanes // count
     places = {r: emit.at(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in rows}
     totals = {(r, j): emit.variable(emit.vector(0.0)) for r in rows for j in range(vectors)}
     with emit.loop(last, start=first) as key:
         soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
-        for j in range(rows[0] // len(rows), vectors, count // len(rows)):  # each group of rows asks for its share
+        for j in range(
+            rows[0] // len(rows), vectors, count // len(rows)
+        ):  # each group of rows asks for its share
             emit.prefetch(soon, j * emit.lanes)
         v_row = emit.at(emit.at(value, emit.load_scalar(value_rows, key)), dim)
         v = [emit.load(v_row, j * emit.lanes) for j in range(vectors)]
@@ -165,7 +206,9 @@ def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, valu
 def _spread_rows(rows, v_depth, sums, output):
     (sums, s0), (output, o0) = sums, output
     stride = lanes(output.dtype)
-    output[o0 : o0 + v_depth * stride] = np.repeat(sums[s0 : s0 + rows * v_depth].reshape(rows, v_depth), stride // rows, axis=0).T.ravel()
+    output[o0 : o0 + v_depth * stride] = np.repeat(
+        sums[s0 : s0 + rows * v_depth].reshape(rows, v_depth), stride // rows, axis=0
+    ).T.ravel()
 
 
 @building_block(python=_spread_rows)
@@ -174,5 +217,7 @@ def spread_rows(emit, rows, v_depth, sums, output):
     for count in emit.cases(rows, usable_counts(emit.lanes)):
         with emit.loop(v_depth, step=emit.lanes) as dim:
             found = [emit.load(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in range(count)]
-            for i, column in enumerate(emit.transpose([found[lane * count // emit.lanes] for lane in range(emit.lanes)])):
+            for i, column in enumerate(
+                emit.transpose([found[lane * count // emit.lanes] for lane in range(emit.lanes)])
+            ):
                 emit.store(column, output, emit.multiply(emit.add(dim, i), emit.lanes))

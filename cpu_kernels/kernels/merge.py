@@ -33,5 +33,7 @@ def merge(counter, scratch, outputs, lses, output, lse):
                     share = outputs.dtype.type(weight / total)
                     for dim in range(dims):
                         x = outputs[n, row, dim]
-                        output[row, dim] += share * x if np.isfinite(x) else x + 0 * total  # infinite however small the share, NaN where lses are
+                        output[row, dim] += (
+                            share * x if np.isfinite(x) else x + 0 * total
+                        )  # infinite however small the share, NaN where lses are
         block = next_item(counter)

@@ -1,11 +1,13 @@
-"""Panels: matrices in scratch whose rows are lanes of query rows, [dim, lane] for query and output, [key, lane] for scores.
+"""Panels: matrices in scratch whose rows are lanes of query rows, [dim, lane] for query and output, [key,
+lane] for scores.
 
-Transposing between rows in the caller's memory and lanes goes through squares of registers wherever the dim axis is contiguous.
+Transposing between rows in the caller's memory and lanes goes through squares of registers wherever the dim
+axis is contiguous.
 """
 
 import numpy as np
 
-from cpu_kernels.simd.vector import building_block
+from cpu_kernels.simd.building_block import building_block
 
 
 def _pack(vectors, num_dims, panel, stride, x, rows, dim_stride, scale):
@@ -43,7 +45,9 @@ def _unpack(vectors, num_dims, panel, stride, scale, y, rows):
 
 @building_block(python=_unpack)
 def unpack(emit, vectors, num_dims, panel, stride, scale, y, rows):
-    """y[rows[lane] + dim] = panel[dim, lane] * scale[lane]. Lanes that repeat a row write the same bits twice."""
+    """y[rows[lane] + dim] = panel[dim, lane] * scale[lane]. Lanes that repeat a row write the same bits
+    twice.
+    """
     builder, size = emit.builder, emit.lanes
     whole = builder.sub(num_dims, builder.srem(num_dims, emit.integer(size)))
     with emit.loop(vectors) as vector:
@@ -52,7 +56,9 @@ def unpack(emit, vectors, num_dims, panel, stride, scale, y, rows):
         column = emit.at(panel, lane)
         factor = emit.load(scale, lane)
         with emit.loop(whole, step=size) as dim:
-            square = [emit.load(column, emit.multiply(emit.add(dim, i), stride)) * factor for i in range(size)]
+            square = [
+                emit.load(column, emit.multiply(emit.add(dim, i), stride)) * factor for i in range(size)
+            ]
             for target, row in zip(targets, emit.transpose(square)):
                 emit.store(row, target, dim)
         with emit.loop(num_dims, start=whole) as dim:
@@ -96,7 +102,9 @@ def copy(emit, count, x, y):
 def _probe(vectors, num_dims, panel, stride, verdict):
     (panel, p0), (verdict, v0) = panel, verdict
     with np.errstate(all="ignore"):
-        verdict[v0 : v0 + stride] = (panel[p0 : p0 + num_dims * stride].reshape(num_dims, stride) * 0).sum(axis=0)
+        verdict[v0 : v0 + stride] = (panel[p0 : p0 + num_dims * stride].reshape(num_dims, stride) * 0).sum(
+            axis=0
+        )
 
 
 @building_block(python=_probe)

@@ -2,25 +2,32 @@
 
     C[i, :] = C[i, :] * rescale + sum_k A[i, k] * B[k, :]
 
-B and C are panels in scratch: rows of `vectors` vector registers, one after the other. A is any memory: its element (i, k) lies at
-`rows[i] + columns[k]`, so keys and values need neither packing nor a contiguous axis, and pages are no special case. A tile of C stays in registers
-over the whole sum; per k it costs one broadcast load a row and one vector load a column for rows x vectors fused multiply-adds.
+B and C are panels in scratch: rows of `vectors` vector registers, one after the other. A is any memory: its
+element (i, k) lies at `rows[i] + columns[k]`, so keys and values need neither packing nor a contiguous axis,
+and pages are no special case. A tile of C stays in registers over the whole sum; per k it costs one
+broadcast load a row and one vector load a column for rows x vectors fused multiply-adds.
 """
 
 import numpy as np
 
-from cpu_kernels.simd.vector import MAX_VECTORS, building_block, lanes, widened
+from cpu_kernels.simd.building_block import building_block
+from cpu_kernels.simd.registers import MAX_VECTORS, lanes
+from cpu_kernels.simd.stored import widened
 
-# Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24. What remains is done in tiles of
-# TAIL_ROWS, the last of which may reach beyond the rows.
+# Rows of the register tile for each number of vectors: latency needs 8 accumulators, 32 registers hold 24.
+# What remains is done in tiles of TAIL_ROWS, the last of which may reach beyond the rows.
 TILE_ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if MAX_VECTORS == 4 else {1: 8, 2: 6}
 TAIL_ROWS = 4
 PADDING_ROWS = TAIL_ROWS - 1
-# (vectors of a row, those that take part) besides all: along the causal edge the first half of a panel's lanes is done before the second.
+# (vectors of a row, those that take part) besides all: along the causal edge the first half of a panel's
+# lanes is done before the second.
 HALF_OF = (MAX_VECTORS, MAX_VECTORS // 2)
 
 
-def _product(vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
+def _product(
+    vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead,
+    ahead_depth,
+):  # fmt: skip
     (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
     stride, width = vectors * lanes(b.dtype), used * lanes(b.dtype)
     b_lanes = b[b0 + np.arange(depth)[:, None] * stride + np.arange(width)]
@@ -31,14 +38,18 @@ def _product(vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fr
 
 
 @building_block(python=_product)
-def product(emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead, ahead_depth):
-    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for PADDING_ROWS more.
+def product(
+    emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows,
+    num_ahead, ahead_depth,
+):  # fmt: skip
+    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for
+    PADDING_ROWS more.
 
     `used` vectors of each row take part: all, or half of them (HALF_OF) where the others see nothing.
 
-    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even portions: memory and arithmetic overlap.
+    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even
+    portions: memory and arithmetic overlap.
     """
-    builder = emit.builder
     number = lambda stride, width: stride * (MAX_VECTORS + 1) + width
     layouts = {number(*layout): layout for layout in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
     for chosen in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), layouts):
@@ -55,11 +66,15 @@ def product(emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescal
 
 
 def rows_of_whole_tiles(emit, num_rows, tile):
-    """As many rows as fill register tiles, or a tile fewer where tiles of TAIL_ROWS then end with the rows: 8 rows are two of 4, not 6 and half of 4."""
+    """As many rows as fill register tiles, or a tile fewer where tiles of TAIL_ROWS then end with the rows:
+    8 rows are two of 4, not 6 and half of 4.
+    """
     builder = emit.builder
     rest = builder.srem(num_rows, emit.integer(tile))
     whole = builder.sub(num_rows, rest)
-    divides = lambda count: builder.icmp_signed("==", builder.srem(count, emit.integer(TAIL_ROWS)), emit.integer(0))
+    divides = lambda count: builder.icmp_signed(
+        "==", builder.srem(count, emit.integer(TAIL_ROWS)), emit.integer(0)
+    )
     fewer = builder.and_(builder.not_(divides(rest)), divides(emit.add(rest, tile)))
     return emit.at_least(builder.sub(whole, builder.select(fewer, emit.integer(tile), emit.integer(0))), 0)
 

@@ -1,6 +1,8 @@
-"""Multiply rows by one matrix a head: y[h, row, :] = x[h, row, :] . W[h], the up-projections of latent attention.
+"""Multiply rows by one matrix a head: y[h, row, :] = x[h, row, :] . W[h], the up-projections of latent
+attention.
 
-The same building blocks as attention: rows become lanes of a packed panel, the matrix is broadcast from where it lies.
+The same building blocks as attention: rows become lanes of a packed panel, the matrix is broadcast from
+where it lies.
 """
 
 from typing import NamedTuple
@@ -10,11 +12,13 @@ import numpy as np
 from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.kernels.panel import pack, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS, product
-from cpu_kernels.simd.vector import MAX_VECTORS, VECTOR_BYTES
+from cpu_kernels.simd.registers import MAX_VECTORS, VECTOR_BYTES
 
 
 class Projection(NamedTuple):
-    """Sizes and strides in elements; matrix element (k, n) of head h lies at h * w_head + k * w_in + n * w_out."""
+    """Sizes and strides in elements; matrix element (k, n) of head h lies at h * w_head + k * w_in + n *
+    w_out.
+    """
 
     num_heads: int
     dims_in: int
@@ -37,7 +41,9 @@ def projection_scratch(dims_in, dims_out, itemsize):
 
 @driver
 def project_rows(counter, scratch, sizes, num_ints, x, x_rows, w, y, y_rows):
-    """Item = (head, block of rows), heads slowest; x_rows and y_rows hold the offset of every row within head 0."""
+    """Item = (head, block of rows), heads slowest; x_rows and y_rows hold the offset of every row within
+    head 0.
+    """
     width = MAX_VECTORS * VECTOR_BYTES // scratch.itemsize
     size = width // MAX_VECTORS
     panel = num_ints * 8 // scratch.itemsize
@@ -64,7 +70,8 @@ def project_rows(counter, scratch, sizes, num_ints, x, x_rows, w, y, y_rows):
             ints[x_at + lane] = head * sizes.x_head + x_rows[row]
             ints[y_at + lane] = head * sizes.y_head + y_rows[row]
         pack(vectors, sizes.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), sizes.x_dim, sizes.one)
-        product(vectors, vectors, sizes.dims_out, sizes.dims_in, (scratch, result), (w, head * sizes.w_head), (ints, rows), (ints, columns),
-                (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0, 0)  # fmt: skip
+        product(vectors, vectors, sizes.dims_out, sizes.dims_in, (scratch, result), (w, head * sizes.w_head),
+                (ints, rows), (ints, columns), (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0,
+                0)  # fmt: skip
         unpack(vectors, sizes.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

@@ -1,13 +1,15 @@
-"""What options do to a tile of scores[key, lane], in the order of the contract: the scale where the query does not carry it, softcap, ALiBi, bias, hide; dropout comes after the softmax.
+"""What options do to a tile of scores[key, lane], in the order of the contract: the scale where the query
+does not carry it, softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Lanes beyond the last row repeat that row. The scores of a tile are [block, lane]: a block is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
+Lanes beyond the last row repeat that row. The scores of a tile are [block, lane]: a block is `phases` keys,
+and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
 """
 
 import numpy as np
 
 from cpu_kernels.compiler.jit import leaf
 from cpu_kernels.kernels.exponential import tanh
-from cpu_kernels.simd.vector import building_block
+from cpu_kernels.simd.building_block import building_block
 
 
 def _tile(scores, num_keys, stride):
@@ -38,7 +40,10 @@ def _softcap(vectors, num_blocks, scores, stride, inverse, cap):
 @building_block(python=_softcap)
 def softcap(emit, vectors, num_blocks, scores, stride, inverse, cap):
     """scores = cap * tanh(scores * inverse)"""
-    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: tanh(emit, score * inverse) * cap)
+    for_each_vector(
+        emit, vectors, num_blocks, scores, stride, lambda score, block,
+        lane: tanh(emit, score * inverse) * cap,
+    )  # fmt: skip
 
 
 def _alibi(vectors, num_blocks, scores, stride, phases, slope, position):
@@ -49,7 +54,10 @@ def _alibi(vectors, num_blocks, scores, stride, phases, slope, position):
 
 @building_block(python=_alibi)
 def alibi(emit, vectors, num_blocks, scores, stride, phases, slope, position):
-    """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the lane's first key."""
+    """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the lane's
+    first key.
+    """
+
     def penalise(score, block, lane):
         distance = emit.absolute(emit.load(position, lane) - emit.number(emit.multiply(block, phases)))
         return score - emit.load(slope, lane) * distance
@@ -64,7 +72,10 @@ def _hide_outside(vectors, num_blocks, scores, stride, phases, first, last):
 
 @building_block(python=_hide_outside)
 def hide_outside(emit, vectors, num_blocks, scores, stride, phases, first, last):
-    """-inf outside each lane's range [first, last), counted from the lane's first key. A select, not a sum: what was there may be NaN."""
+    """-inf outside each lane's range [first, last), counted from the lane's first key. A select, not a sum:
+    what was there may be NaN.
+    """
+
     def hide(score, block, lane):
         here = emit.number(emit.multiply(block, phases))
         inside = emit.builder.and_(emit.load(first, lane) <= here, emit.load(last, lane) > here)
@@ -81,7 +92,8 @@ def for_each_vector(emit, vectors, num_blocks, scores, stride, change):
             emit.store(change(emit.load(row, lane), block, lane), row, lane)
 
 
-# What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] + key * key_stride, strides may be 0.
+# What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] +
+# key * key_stride, strides may be 0.
 
 
 @leaf

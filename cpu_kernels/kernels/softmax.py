@@ -1,4 +1,5 @@
-"""One step of the online softmax, vertically: every lane is one query row, so no sum or maximum crosses lanes.
+"""One step of the online softmax, vertically: every lane is one query row, so no sum or maximum crosses
+lanes.
 
 Invariant after each tile of keys:  peak = max s,  total = sum exp(s - peak).
 Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3.
@@ -10,7 +11,7 @@ import numpy as np
 
 from cpu_kernels.kernels.exponential import exp
 from cpu_kernels.kernels.few_rows import usable_counts
-from cpu_kernels.simd.vector import building_block
+from cpu_kernels.simd.building_block import building_block
 
 CHAINS = 4  # maxima that grow side by side: each waits for its own last comparison only
 
@@ -30,10 +31,12 @@ def _softmax_step(vectors, num_keys, scores, stride, phases, peak, total, rescal
 
 @building_block(python=_softmax_step)
 def softmax_step(emit, vectors, num_keys, scores, stride, phases, peak, total, rescale):
-    """Turn scores[key, lane] into weights relative to the new peak; `rescale` gets the factor by which what was summed before must shrink.
+    """Turn scores[key, lane] into weights relative to the new peak; `rescale` gets the factor by which what
+    was summed before must shrink.
 
-    Neighbouring lanes in groups of `phases` belong to one row: they share a peak, and each has the total of its own keys. A lane that has seen
-    nothing keeps peak -inf and total 0; NaN and +inf scores end as NaN in `total`.
+    Neighbouring lanes in groups of `phases` belong to one row: they share a peak, and each has the total of
+    its own keys. A lane that has seen nothing keeps peak -inf and total 0; NaN and +inf scores end as NaN in
+    `total`.
     """
     with emit.loop(vectors) as vector:
         lane = emit.multiply(vector, emit.lanes)
@@ -50,7 +53,9 @@ def softmax_step(emit, vectors, num_keys, scores, stride, phases, peak, total, r
         for count in emit.cases(phases, [emit.lanes // rows for rows in usable_counts(emit.lanes)]):
             shared = emit.value(highest)
             for distance in (2**i for i in range(count.bit_length() - 1)):
-                shared = emit.maximum(shared, emit.shuffle(shared, shared, [lane ^ distance for lane in range(emit.lanes)]))
+                shared = emit.maximum(
+                    shared, emit.shuffle(shared, shared, [lane ^ distance for lane in range(emit.lanes)])
+                )
             emit.assign(highest, shared)
         highest = emit.value(highest)
         pivot = emit.select(highest.equals(-np.inf), 0.0, highest)
