@@ -99,7 +99,7 @@ def widened_in_registers(dtype, arrays, dims, sequences, pages):
 
 def run_drivers(call):
     described, heads, table = outline(call), head_table(call.options), call.pages.table
-    query, query_rope, *others, output, lse = memory = [operand.memory for operand in call.operands]
+    query, query_rope, *_, output, lse = memory = [operand.memory for operand in call.operands]
     for portion in portions(call.sequences, call.dims):
         plan = planned(described, portion)
         params = plan.params[0]

@@ -113,11 +113,12 @@ _ABSENT = {}
 
 def absent(dtype):
     """The operand of something that is not there."""
-    if dtype not in _ABSENT:
+    try:
+        return _ABSENT[dtype]
+    except KeyError:
         memory = np.zeros(1, dtype)
-        memory.flags.writeable = False
-        _ABSENT[dtype] = Operand(memory, 0, (), (0, 0, 0))
-    return _ABSENT[dtype]
+        memory.setflags(write=False)
+        return _ABSENT.setdefault(dtype, Operand(memory, 0, (), (0, 0, 0)))
 
 
 def optional(x, dtype):

@@ -122,8 +122,8 @@ def open_block(params, item, group, heads, query, query_rope, scratch, ints, car
     for index in range(PANELS):
         panel = panel_of(params, scratch, index, item)
         if panel.stride:
-            open_panel(params, group, heads, query, query_rope, panel, item.last_row, scratch, ints, with_sinks,
-                       careful)  # fmt: skip
+            open_panel(params, group, heads, query, query_rope, panel, item.last_row, scratch, ints,
+                       with_sinks, careful)  # fmt: skip
             ranges = panel.ints + RANGES * panel.stride
             start, stop = min(start, ints[ranges + SOME_START]), max(stop, ints[ranges + SOME_STOP])
     return max(start, item.first_key), min(stop, item.last_key)
@@ -212,7 +212,8 @@ def attend_tile(
             if params.rope_dim:
                 product(vectors, used, stop - start, params.rope_dim, here, (key_rope, 0),
                         (ints, rope_rows + start), (ints, params.key_rope_dims),
-                        (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0, 0)  # fmt: skip
+                        (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0,
+                        0)  # fmt: skip
     change_scores(params, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(params, panel, first, last, scratch, ints, value_rows, value, keep)
@@ -262,18 +263,18 @@ def change_scores(params, panel, first, last, scratch, ints, bias, mask):
     through.
     """
     vectors, stride, phases, count = panel.vectors, panel.stride, panel.phases, last - first
-    blocks = (count + phases - 1) // phases
+    chunks = (count + phases - 1) // phases
     scores = (scratch, params.scores)
     if params.has_score_scale:
-        scale_scores(vectors, blocks, scores, stride, params.score_scale)
+        scale_scores(vectors, chunks, scores, stride, params.score_scale)
     if params.has_softcap:
-        softcap(vectors, blocks, scores, stride, params.inverse_cap, params.cap)
+        softcap(vectors, chunks, scores, stride, params.inverse_cap, params.cap)
     if params.has_alibi:
         origin = panel.lanes + ALIBI_ORIGIN * stride
         for lane in range(stride):
             scratch[origin + lane] = ints[panel.ints + NEAREST * stride + lane] - first - lane % phases
         alibi(
-            vectors, blocks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride),
+            vectors, chunks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride),
             (scratch, origin),
         )  # fmt: skip
     if params.has_bias:
@@ -296,7 +297,7 @@ def change_scores(params, panel, first, last, scratch, ints, bias, mask):
             scratch[seen_to + lane] = (
                 min(ints[panel.ints + STOP * stride + lane] - first, count) - lane % phases
             )
-        hide_outside(vectors, blocks, scores, stride, phases, (scratch, seen_from), (scratch, seen_to))
+        hide_outside(vectors, chunks, scores, stride, phases, (scratch, seen_from), (scratch, seen_to))
 
 
 @leaf
@@ -332,11 +333,11 @@ def collect_infinities(params, panel, first, last, scratch, ints, value_rows, va
 @leaf
 def settle(params, panel, count, scratch):
     """Turn scores into final weights: peak and total of every row are known from the time before."""
-    for block in range((count + panel.phases - 1) // panel.phases):
+    for chunk in range((count + panel.phases - 1) // panel.phases):
         for lane in range(panel.stride):
             total = np.float64(scratch[panel.lanes + TOTAL * panel.stride + lane])
             peak = np.float64(scratch[panel.lanes + PEAK * panel.stride + lane])
-            at = params.scores + block * panel.stride + lane
+            at = params.scores + chunk * panel.stride + lane
             scratch[at] = 0.0 if total == 0 else math.exp(scratch[at] - peak) / total
 
 

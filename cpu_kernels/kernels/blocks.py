@@ -189,7 +189,8 @@ def finish(params, panel, scratch, ints, output, lse, settled):
                 -np.inf if total == 0 else peak + math.log(total)
             )
     unpack(panel.vectors, params.v_head_dim, (scratch, panel.output), stride,
-           (scratch, panel.lanes + FACTOR * stride), (output, 0), (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
+           (scratch, panel.lanes + FACTOR * stride), (output, 0),
+           (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
 
 
 def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):

@@ -3,8 +3,8 @@ rows.
 
 With few rows most lanes of a panel would repeat one row, and each key would cost as much as with many. Here
 a key is read once, in order, and costs what its rows cost. The lanes of a vector are `phases` keys of each
-row, so that the softmax has no idle lanes either: lane row * phases + phase belongs to the keys phase, phase
-+ phases, ... of the tile. Needs dims that are contiguous and whole vectors.
+row, so that the softmax has no idle lanes either: lane row * phases + phase belongs to the keys phase,
+phase + phases, ... of the tile. Needs dims that are contiguous and whole vectors.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ ROW_COUNTS = (1, 2, 4, 8, 16)
 # faster.
 FEW_PANELS = 2
 # Rows whose sums stay in registers together: of more, as many at a time.
-ROW_GROUP = 8
+ROWS_HELD = 8
 # Keys and values this many bytes ahead are asked for, at most AHEAD rows: hardware alone looks too few rows
 # ahead when each is much work.
 AHEAD_BYTES = 1 << 14
 AHEAD = 32
-# Keys whose offsets a table holds beyond the last: those asked for, of a block that may itself reach beyond.
+# Keys whose offsets a table holds beyond the last: those asked for, of a chunk that may itself reach beyond.
 KEY_PADDING = 2 * AHEAD
 
 
@@ -73,18 +73,18 @@ def _row_scores(rows, num_keys, depth, scores, query, key, key_rows, fresh):
     (scores, s0), (query, q0), (key, k0), (key_rows, r0) = scores, query, key, key_rows
     size = lanes(scores.dtype)
     phases = size // rows
-    blocks = -(-num_keys // phases)
-    where = k0 + key_rows[r0 : r0 + blocks * phases, None] + np.arange(depth)
+    chunks = -(-num_keys // phases)
+    where = k0 + key_rows[r0 : r0 + chunks * phases, None] + np.arange(depth)
     packed = query[q0 : q0 + rows * depth].reshape(-1, rows, size)
     with np.errstate(all="ignore"):
         tile = widened(key[where]) @ packed.swapaxes(0, 1).reshape(rows, depth).T  # [keys, rows]
         found = scores[s0 : s0 + tile.size]
-        found[:] = tile.reshape(blocks, phases, rows).swapaxes(1, 2).ravel() + (0 if fresh else found)
+        found[:] = tile.reshape(chunks, phases, rows).swapaxes(1, 2).ravel() + (0 if fresh else found)
 
 
 @building_block(python=_row_scores)
 def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh):
-    """scores[block, row, phase] = key[block * phases + phase] . query[row], added to what is there unless
+    """scores[chunk, row, phase] = key[chunk * phases + phase] . query[row], added to what is there unless
     `fresh`; query is packed by `pack_rows`.
 
     `rows` is one of ROW_COUNTS. Keys beyond the last are read through `key_rows` and their scores written,
@@ -93,15 +93,13 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
     for count in emit.cases(rows, usable_counts(emit.lanes)):
         phases = emit.lanes // count
         ahead = rows_ahead(emit, depth)
-        group = min(count, max(emit.lanes // 2, 1), ROW_GROUP)
-        keys_at_once = emit.lanes // group
+        held = min(count, max(emit.lanes // 2, 1), ROWS_HELD)
+        keys_at_once = emit.lanes // held
         with emit.loop(num_keys, step=keys_at_once) as first:
-            totals = []  # of each group of rows, [row, key]
-            for row in range(0, count, group):
+            totals = []  # of the rows that are held together, [row, key]
+            for row in range(0, count, held):
                 sums = {
-                    (r, i): emit.variable(emit.vector(0.0))
-                    for r in range(group)
-                    for i in range(keys_at_once)
+                    (r, i): emit.variable(emit.vector(0.0)) for r in range(held) for i in range(keys_at_once)
                 }
                 few = 8 if count == 1 else 4  # pointers that stay in general registers
                 for some in (range(i, min(i + few, keys_at_once)) for i in range(0, keys_at_once, few)):
@@ -109,29 +107,27 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
                     k_rows = [emit.at(key, emit.load_scalar(key_rows, at)) for at in at_keys]
                     soon = [emit.at(key, emit.load_scalar(key_rows, emit.add(at, ahead))) for at in at_keys]
                     with emit.loop(depth, step=emit.lanes) as dim:
-                        for pointer in soon[
-                            row // group :: count // group
-                        ]:  # each group of rows asks for its share
+                        for pointer in soon[row // held :: count // held]:  # all rows share the asking
                             emit.prefetch(pointer, dim)
                         k = [emit.load(pointer, dim) for pointer in k_rows]
                         q_rows = emit.at(query, emit.multiply(dim, count))
-                        for r in range(group):
+                        for r in range(held):
                             q = emit.load(q_rows, (row + r) * emit.lanes)
                             for i in some:
                                 emit.assign(sums[r, i], emit.fma(k[i - some[0]], q, emit.value(sums[r, i])))
                 totals.append(emit.sum_each([emit.value(x) for x in sums.values()]))
             at = emit.multiply(first, count)
-            for block in range(keys_at_once // phases):
+            for chunk in range(keys_at_once // phases):
                 score = totals[0]
-                if len(totals) > 1:  # two groups of lanes / 2 rows, two keys: one row a lane
+                if len(totals) > 1:  # twice lanes / 2 rows, two keys: one row a lane
                     score = emit.shuffle(
-                        *totals, [lane * keys_at_once + block for lane in range(emit.lanes)]
+                        *totals, [lane * keys_at_once + chunk for lane in range(emit.lanes)]
                     )
-                block_at = emit.add(at, block * emit.lanes)
+                chunk_at = emit.add(at, chunk * emit.lanes)
                 kept = emit.variable(score)
                 with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
-                    emit.assign(kept, score + emit.load(scores, block_at))
-                emit.store(emit.value(kept), scores, block_at)
+                    emit.assign(kept, score + emit.load(scores, chunk_at))
+                emit.store(emit.value(kept), scores, chunk_at)
 
 
 def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
@@ -139,11 +135,11 @@ def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, resca
         sums, value, value_rows, weights, rescale,
     )  # fmt: skip
     phases = lanes(sums.dtype) // rows
-    blocks = -(-num_keys // phases)
+    chunks = -(-num_keys // phases)
     where = v0 + value_rows[r0 : r0 + num_keys, None] + np.arange(v_depth)
     weights = (
-        weights[w0 : w0 + blocks * rows * phases]
-        .reshape(blocks, rows, phases)
+        weights[w0 : w0 + chunks * rows * phases]
+        .reshape(chunks, rows, phases)
         .swapaxes(1, 2)
         .reshape(-1, rows)[:num_keys]
     )  # [keys, rows]
@@ -164,16 +160,16 @@ def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, 
             row = emit.at(sums, emit.multiply(v_depth, r))
             with emit.loop(v_depth, step=emit.lanes) as dim:
                 emit.store(emit.load(row, dim) * factor, row, dim)
-        group = min(count, ROW_GROUP)
-        width = max(1, min(8, 4 * MAX_VECTORS // group))
+        held = min(count, ROWS_HELD)
+        width = max(1, min(8, 4 * MAX_VECTORS // held))
         whole = emit.builder.sub(v_depth, emit.builder.srem(v_depth, emit.integer(width * emit.lanes)))
         with emit.loop(num_keys, step=AHEAD) as first:
             last = emit.at_most(emit.add(first, AHEAD), num_keys)
             for start, stop, vectors in ((0, whole, width), (whole, v_depth, 1)):
                 with emit.loop(stop, start=start, step=vectors * emit.lanes) as dim:
-                    for row in range(0, count, group):
+                    for row in range(0, count, held):
                         add_values(
-                            emit, count, range(row, row + group), vectors, first, last, dim, v_depth, sums,
+                            emit, count, range(row, row + held), vectors, first, last, dim, v_depth, sums,
                             value, value_rows, weights,
                         )  # fmt: skip
 
@@ -187,9 +183,7 @@ def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, valu
     totals = {(r, j): emit.variable(emit.vector(0.0)) for r in rows for j in range(vectors)}
     with emit.loop(last, start=first) as key:
         soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
-        for j in range(
-            rows[0] // len(rows), vectors, count // len(rows)
-        ):  # each group of rows asks for its share
+        for j in range(rows[0] // len(rows), vectors, count // len(rows)):  # all rows share the asking
             emit.prefetch(soon, j * emit.lanes)
         v_row = emit.at(emit.at(value, emit.load_scalar(value_rows, key)), dim)
         v = [emit.load(v_row, j * emit.lanes) for j in range(vectors)]

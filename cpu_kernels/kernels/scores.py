@@ -1,8 +1,8 @@
 """What options do to a tile of scores[key, lane], in the order of the contract: the scale where the query
 does not carry it, softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Lanes beyond the last row repeat that row. The scores of a tile are [block, lane]: a block is `phases` keys,
-and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a block is a key.
+Lanes beyond the last row repeat that row. The scores of a tile are [chunk, lane]: a chunk is `phases` keys,
+and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a chunk is a key.
 """
 
 import numpy as np
@@ -20,76 +20,77 @@ def _lanes(pair, stride):
     return pair[0][pair[1] : pair[1] + stride]
 
 
-def _scale_scores(vectors, num_blocks, scores, stride, factor):
+def _scale_scores(vectors, num_chunks, scores, stride, factor):
     with np.errstate(all="ignore"):
-        _tile(scores, num_blocks, stride)[:] *= factor
+        _tile(scores, num_chunks, stride)[:] *= factor
 
 
 @building_block(python=_scale_scores)
-def scale_scores(emit, vectors, num_blocks, scores, stride, factor):
+def scale_scores(emit, vectors, num_chunks, scores, stride, factor):
     """scores = factor * scores, where the products of a scaled query could overflow."""
-    for_each_vector(emit, vectors, num_blocks, scores, stride, lambda score, block, lane: score * factor)
+    for_each_vector(emit, vectors, num_chunks, scores, stride, lambda score, chunk, lane: score * factor)
 
 
-def _softcap(vectors, num_blocks, scores, stride, inverse, cap):
-    tile = _tile(scores, num_blocks, stride)
+def _softcap(vectors, num_chunks, scores, stride, inverse, cap):
+    tile = _tile(scores, num_chunks, stride)
     with np.errstate(all="ignore"):
         tile[:] = cap * np.tanh(tile * inverse)
 
 
 @building_block(python=_softcap)
-def softcap(emit, vectors, num_blocks, scores, stride, inverse, cap):
+def softcap(emit, vectors, num_chunks, scores, stride, inverse, cap):
     """scores = cap * tanh(scores * inverse)"""
-    for_each_vector(
-        emit, vectors, num_blocks, scores, stride, lambda score, block,
-        lane: tanh(emit, score * inverse) * cap,
-    )  # fmt: skip
+
+    def cap_one(score, chunk, lane):
+        return tanh(emit, score * inverse) * cap
+
+    for_each_vector(emit, vectors, num_chunks, scores, stride, cap_one)
 
 
-def _alibi(vectors, num_blocks, scores, stride, phases, slope, position):
+def _alibi(vectors, num_chunks, scores, stride, phases, slope, position):
     with np.errstate(all="ignore"):
-        distance = np.abs(_lanes(position, stride) - phases * np.arange(num_blocks)[:, None])
-        _tile(scores, num_blocks, stride)[:] -= _lanes(slope, stride) * distance
+        distance = np.abs(_lanes(position, stride) - phases * np.arange(num_chunks)[:, None])
+        _tile(scores, num_chunks, stride)[:] -= _lanes(slope, stride) * distance
 
 
 @building_block(python=_alibi)
-def alibi(emit, vectors, num_blocks, scores, stride, phases, slope, position):
+def alibi(emit, vectors, num_chunks, scores, stride, phases, slope, position):
     """scores -= slope * |position - key|, with lanes of slopes and of row positions counted from the lane's
     first key.
     """
 
-    def penalise(score, block, lane):
-        distance = emit.absolute(emit.load(position, lane) - emit.number(emit.multiply(block, phases)))
+    def penalise(score, chunk, lane):
+        distance = emit.absolute(emit.load(position, lane) - emit.number(emit.multiply(chunk, phases)))
         return score - emit.load(slope, lane) * distance
 
-    for_each_vector(emit, vectors, num_blocks, scores, stride, penalise)
+    for_each_vector(emit, vectors, num_chunks, scores, stride, penalise)
 
 
-def _hide_outside(vectors, num_blocks, scores, stride, phases, first, last):
-    tile, key = _tile(scores, num_blocks, stride), phases * np.arange(num_blocks)[:, None]
+def _hide_outside(vectors, num_chunks, scores, stride, phases, first, last):
+    tile, key = _tile(scores, num_chunks, stride), phases * np.arange(num_chunks)[:, None]
     tile[~((_lanes(first, stride) <= key) & (key < _lanes(last, stride)))] = -np.inf
 
 
 @building_block(python=_hide_outside)
-def hide_outside(emit, vectors, num_blocks, scores, stride, phases, first, last):
+def hide_outside(emit, vectors, num_chunks, scores, stride, phases, first, last):
     """-inf outside each lane's range [first, last), counted from the lane's first key. A select, not a sum:
     what was there may be NaN.
     """
 
-    def hide(score, block, lane):
-        here = emit.number(emit.multiply(block, phases))
+    def hide(score, chunk, lane):
+        here = emit.number(emit.multiply(chunk, phases))
         inside = emit.builder.and_(emit.load(first, lane) <= here, emit.load(last, lane) > here)
         return emit.select(inside, score, -np.inf)
 
-    for_each_vector(emit, vectors, num_blocks, scores, stride, hide)
+    for_each_vector(emit, vectors, num_chunks, scores, stride, hide)
 
 
-def for_each_vector(emit, vectors, num_blocks, scores, stride, change):
-    with emit.loop(num_blocks) as block:
-        row = emit.at(scores, emit.multiply(block, stride))
+def for_each_vector(emit, vectors, num_chunks, scores, stride, change):
+    with emit.loop(num_chunks) as chunk:
+        row = emit.at(scores, emit.multiply(chunk, stride))
         with emit.loop(vectors) as vector:
             lane = emit.multiply(vector, emit.lanes)
-            emit.store(change(emit.load(row, lane), block, lane), row, lane)
+            emit.store(change(emit.load(row, lane), chunk, lane), row, lane)
 
 
 # What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] +

@@ -2,8 +2,8 @@
 count elements.
 
 A driver knows no axes: every operand is flat memory, an offset a group, and strides. A group is one
-(sequence, kv head); its rows are its query rows times its query heads, position first: row r is query row r
-// group_size of head r % group_size, so the causal edge stays straight.
+(sequence, kv head); its rows are its query rows times its query heads, position first: row r is query row
+r // group_size of head r % group_size, so the causal edge stays straight.
 """
 
 from functools import cache
@@ -11,19 +11,16 @@ from functools import cache
 import numpy as np
 
 # Where a group's operands begin and how long they are; `head` counts query heads over the whole batch.
-GROUP = np.dtype(
-    [(name, np.int64) for name in ( "query", "query_rope", "key", "key_rope", "value", "output", "lse",
-    "bias", "mask", "keep", "head", "q_len", "kv_len", "q_offset", "page_table", )]
+GROUP_FIELDS = (
+    "query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep", "head", "q_len",
+    "kv_len", "q_offset", "page_table",
 )  # fmt: skip
+GROUP = np.dtype([(name, np.int64) for name in GROUP_FIELDS])
 
 # Rows and keys of one piece of work. `state` is the slot of the states that takes the unfinished sums, or -1
 # to finish the rows; a joining item finishes rows from `num_states` slots that begin there.
-ITEM = np.dtype(
-    [
-        (name, np.int64)
-        for name in ("group", "first_row", "last_row", "first_key", "last_key", "state", "num_states")
-    ]
-)
+ITEM_FIELDS = ("group", "first_row", "last_row", "first_key", "last_key", "state", "num_states")
+ITEM = np.dtype([(name, np.int64) for name in ITEM_FIELDS])
 
 # Slope and sink of one query head.
 HEAD = np.dtype([("slope", np.float64), ("sink", np.float64)])
