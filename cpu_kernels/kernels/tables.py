@@ -12,8 +12,8 @@ import numpy as np
 
 # Where a group's operands begin and how long they are; `head` counts query heads over the whole batch.
 GROUP_FIELDS = (
-    "query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep", "head", "q_len",
-    "kv_len", "q_offset", "page_table",
+    "query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep", "head",
+    "q_len", "kv_len", "q_offset", "page_table",
 )  # fmt: skip
 GROUP = np.dtype([(name, np.int64) for name in GROUP_FIELDS])
 
