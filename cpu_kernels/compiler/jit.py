@@ -6,27 +6,34 @@ Nothing compiles on import. No decorator takes a signature; the first call compi
 is another signature and another compilation of seconds, so drivers take flat arrays with explicit strides
 rather than whatever view the caller has.
 
-Floating-point freedoms ----------------------- `contract` alone is granted. Which of LLVM's flags a kernel
-may have is decided by two promises: bitwise equal results for any number of threads, and NaN and infinity
-exactly where IEEE arithmetic puts them.
+Floating-point freedoms
+-----------------------
+`contract` alone is granted. Which of LLVM's flags a kernel may have is decided by two promises: bitwise
+equal results for any number of threads, and NaN and infinity exactly where IEEE arithmetic puts them.
 
-=========  =======  ================================================================================================================
+=========  =======  ====================================================================================
 flag       granted  reason
-=========  =======  ================================================================================================================
-contract   yes      a*b + c becomes one fused instruction: one rounding fewer, the same for every thread because it is chosen at
-                    compile time; NaN and infinite operands give what the two-step form gives.
-reassoc    no       lets LLVM turn one sum into as many partial sums as the vector is wide, and choose between that and the scalar loop
-                    by a run-time overlap check, so the bits depend on the CPU and on addresses. A sum that
-                    should be vectorised is written with explicit vectors, where its order is visible.
-nsz        no       changes the sign of zero, which `output == value` tests see; gains nothing in explicit vector code.
-arcp       no       x / y becomes x * (1 / y): a second rounding, and 1 / y overflows to infinity for a subnormal y.
+=========  =======  ====================================================================================
+contract   yes      a*b + c becomes one fused instruction: one rounding fewer, the same for every thread
+                    because it is chosen at compile time; NaN and infinite operands give what the
+                    two-step form gives.
+reassoc    no       lets LLVM turn one sum into as many partial sums as the vector is wide, and choose
+                    between that and the scalar loop by a run-time overlap check, so the bits depend on
+                    the CPU and on addresses. A sum that should be vectorised is written with explicit
+                    vectors, where its order is visible.
+nsz        no       changes the sign of zero, which `output == value` tests see; gains nothing in
+                    explicit vector code.
+arcp       no       x / y becomes x * (1 / y): a second rounding, and 1 / y overflows to infinity for a
+                    subnormal y.
 afn        no       replaces functions by approximations of unknown error; ours have a proven one.
-nnan ninf  never    delete the very comparisons that keep hidden NaNs out, and turn (0 - inf) + inf from NaN into 0.
-=========  =======  ================================================================================================================
+nnan ninf  never    delete the very comparisons that keep hidden NaNs out, and turn (0 - inf) + inf from
+                    NaN into 0.
+=========  =======  ====================================================================================
 
 Switches (Numba's own, read when Numba is first imported)
 ---------------------------------------------------------
-NUMBA_DISABLE_JIT=1    everything here returns plain Python, intrinsics their twins; `thread_pool.run` then stays in the calling thread
+NUMBA_DISABLE_JIT=1    everything here returns plain Python, intrinsics their twins; `thread_pool.run` then
+                       stays in the calling thread
 NUMBA_BOUNDSCHECK=1    array accesses raise IndexError; the compiled code is cached apart
 NUMBA_CPU_NAME, NUMBA_CPU_FEATURES    compile for less than this machine; `cpu_features` reports what is left
 """
@@ -70,8 +77,10 @@ def driver(function=None, *, variant=()):
         Required when the function closes over anything but such plain values, because the cache must name
         the variant without pickling dispatchers, whose pickles differ in every process.
 
-    Notes ----- A driver must not raise and must not allocate: it receives outputs, scratch and the work
-    counter (see `thread_pool.run`).
+    Notes
+    -----
+    A driver must not raise and must not allocate: it receives outputs, scratch and the work counter (see
+    `thread_pool.run`).
     """
     if function is None:
         return lambda wrapped: driver(wrapped, variant=variant)
@@ -205,7 +214,7 @@ def _closed_over(function: FunctionType, required: bool):
             found.append((name, value))
         elif required:
             raise TypeError(
-                f"driver {function.__qualname__} closes over {name}, a {type(value).__name__}; give variant=(...) to tell its "
-                "variants apart in the cache."
+                f"driver {function.__qualname__} closes over {name}, a {type(value).__name__}; "
+                "give variant=(...) to tell its variants apart in the cache."
             )
     return tuple(found)
