@@ -72,12 +72,11 @@ def offsets_over(start, shape, strides):
 
 
 def stored(x, dtype, in_registers):
-    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers: worth it where
-    each is read for few rows.
-    """
-    kept = STORED.get(x.dtype.name)
-    if in_registers and kept and dtype == np.float32 and (x.dtype.name == "bfloat16" or HAS_FLOAT16):
-        return flat(x.view(kept), kept)
+    """`flat`, but 16-bit floats stay what they are if kernels are to widen them in registers."""
+    if in_registers and x.itemsize == 2 and dtype == np.float32:
+        name = x.dtype.name
+        if name == "bfloat16" or (name == "float16" and HAS_FLOAT16):
+            return flat(x.view(STORED[name]), STORED[name])
     return flat(x, dtype)
 
 
