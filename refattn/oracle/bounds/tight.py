@@ -14,7 +14,7 @@ import numpy as np
 
 from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.verdict.lean import KNOWN, Model
+from refattn.oracle.verdict.lean import KNOWN, LseModel, OutputModel
 from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import Operand, smallest_lost
 from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
@@ -36,14 +36,12 @@ FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weigh
 
 @dataclass
 class Tight:
-    """Shapes (R, E) and (R,)."""
+    """The tight bound of one result, before the hard one limits it, with the fields of `bound.ResultBound`."""
 
-    output: np.ndarray
-    lse: np.ndarray
-    output_sigma: np.ndarray
-    lse_sigma: np.ndarray
+    limit: np.ndarray
+    sigma: np.ndarray
     effective: np.ndarray
-    model: Model
+    model: OutputModel | LseModel
 
 
 @dataclass
@@ -85,7 +83,7 @@ class Sums:
     latent: np.ndarray | None = None
 
 
-def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
+def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> tuple[Tight, Tight]:
     u = spec.softmax.unit_roundoff
     nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0  # before units of the largest value make zeros of tiny ones
     unit, tile = _in_units(tile)
@@ -156,7 +154,7 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     sigma = np.where(told, sigma, np.inf)
 
     level_top = _alike_at_the_top(tile, spec, error)
-    lse, lse_sigma, *lse_model = _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier)
+    lse, lse_sigma, lse_model = _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier)
     dims = max(output.shape[1], 1)
     # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
     share = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0)
@@ -169,8 +167,9 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     shared = shared + _lost_terms(tile, spec)
     latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * products.latent
     rescaled = ROUNDING_VARIANCE * (row_sum.square + more)
-    model = Model(error, own, (unit * shared + tiny) / over, before, rescaled, latent, conversion, joined, *lse_model)
-    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective, model)
+    model = OutputModel(error, own, (unit * shared + tiny) / over, before, rescaled, latent, conversion, joined)
+    lse, lse_sigma = (np.where(rough, np.inf, part) for part in (lse, lse_sigma))
+    return Tight(bound, sigma, effective, model), Tight(lse, lse_sigma, np.ones_like(lse), lse_model)
 
 
 def _writing(output, before, form):
@@ -457,4 +456,4 @@ def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level
     bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, spec)
     sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
     own = variance + of_weights + sum(part**2 for part in common) + variance_of_sink + (fixed - spec.exp_error) ** 2
-    return bound, sigma, own, shared + level_top[:, 0] + spec.exp_error, common
+    return bound, sigma, LseModel(own, shared + level_top[:, 0] + spec.exp_error, common)

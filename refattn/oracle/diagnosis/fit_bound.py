@@ -19,8 +19,9 @@ from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.bounds.operands import Call, operands
 from refattn.oracle.verdict.report import Measure
 from refattn.oracle.simulated.staged import Sample
+from refattn.oracle.bounds.results import RESULTS
 from refattn.oracle.bounds.row_blocks import tiles
-from refattn.oracle.verdict.check import RMS_DEVIATIONS, RMS_LIMIT, compare_tile
+from refattn.oracle.verdict.check import compare_tile
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,14 @@ class Use:
     @classmethod
     def of(cls, report) -> Use:
         """That of a report of `check`: the number of its summary."""
-        measures = [measure for measure in (report.output, report.lse) if measure is not None]
-        uses = [measure.use_tight for measure in measures if measure.name == "output" or measure.failed]
-        return cls(math.inf if any(measure.misplaced for measure in measures) else max(uses, default=0.0), report.failed)
+        return cls(_largest_use(report.measures), report.failed)
+
+
+def _largest_use(measures):
+    """Largest error over the tight bound as a summary gives it; inf where NaN or infinities are misplaced."""
+    if any(measure.misplaced for measure in measures):
+        return math.inf
+    return max((measure.use_tight for measure in measures if measure.result.principal or measure.failed), default=0.0)
 
 
 def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=None) -> Use:  # noqa: B008 (frozen)
@@ -63,7 +69,7 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
     changed = _changed_parts(evidence.checked, evidence.samples, others, hypothesis.tile)
     observed = evidence.pieces(actual, lse)
     whole = evidence.checked.output_shape
-    measures, tight = [], ([], [])
+    measures, tight = [], [[] for _ in RESULTS]
     for part, sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
         if part is None:
             continue
@@ -79,10 +85,9 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
         for flat, array in zip(tight, bounds, strict=True):
             flat.append(array.ravel())
     failed = tuple(dict.fromkeys(f"{measure.name} {tier}" for measure in measures for tier in measure.failed))
-    uses = [measure.use_tight for measure in measures if measure.name == "output" or measure.failed]
-    used = math.inf if any(measure.misplaced for measure in measures) else max(uses, default=0.0)
-    flat_output, flat_lse = (np.concatenate([np.zeros(0), *arrays]) for arrays in tight)
-    return Use(used, failed, (flat_output, flat_lse if evidence.lse is not None else np.zeros(0)))
+    given = (evidence.actual, evidence.lse)
+    flat = (np.concatenate([np.zeros(0), *([] if array is None else arrays)]) for array, arrays in zip(given, tight, strict=True))
+    return Use(_largest_use(measures), failed, tuple(flat))
 
 
 def _without_stages(mistakes):
@@ -126,21 +131,19 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
         return array
 
     exact, growth = [all_rows(x) for x in wanted], [all_rows(x, 1.0) for x in grown]
-    actual = {name: all_rows(values) for name, values in zip(("output", "lse"), got, strict=True) if values is not None}
-    row_shape = exact[1].shape
-    measures = [Measure(name, array.shape, row_shape) for name, array in actual.items()]
+    actual = {result: all_rows(values) for result, values in zip(RESULTS, got, strict=True) if values is not None}
     call, tight = Call(iter([part]), exact[0].shape), [np.zeros_like(array) for array in exact]
-    for tile in tiles(call, *exact, rows=lambda q_len: rows):
-        bound = bound_tile(tile, spec, multiplier)
-        for name in ("hard", "tight", "sigma"):
-            getattr(bound, f"output_{name}")[...] *= tile.place.output(growth[0])
-            getattr(bound, f"lse_{name}")[...] *= tile.place.lse(growth[1])
-        tile.place.write_output(tight[0], bound.output_tight)
-        tile.place.write_lse(tight[1], bound.lse_tight)
+    measures = [Measure(result, array.shape, call.lse_shape) for result, array in actual.items()]
+    for tile in tiles(call, exact, rows=lambda q_len: rows):
+        bounds = bound_tile(tile, spec, multiplier)
+        for (result, bound), grown_by, whole_tight in zip(bounds.items(), growth, tight, strict=True):
+            for limit in (bound.hard, bound.tight, bound.sigma):
+                limit *= tile.place.cut(result, grown_by)
+            tile.place.write(result, whole_tight, bound.tight)
         for measure in measures:
-            compare_tile(measure, actual[measure.name], tile, bound, spec)
+            compare_tile(measure, actual[measure.result], tile, bounds[measure.result], spec)
     for measure in measures:
-        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS)
+        measure.finish()
     return measures, *(array[:, :, rows] for array in tight)
 
 

@@ -17,7 +17,6 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.bounds.repeated_keys import MOST_GROUPS, repeated_keys
 from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE
 
-SIDES = {"output": ("up", "away"), "lse": ("up",)}
 WORDS = {"up": ("upward", "downward"), "away": ("away from zero", "toward zero")}
 FEWEST = 45.0  # independent errors of which a mean of one sigma could be told from chance
 # The deviation before the output's rounding is known to a factor: between these the rounding is a known number or a random one.
@@ -28,8 +27,8 @@ SIGNATURE_BITS = 30
 
 
 @dataclass
-class Model:
-    """What the statistical bound knows of a tile's errors, for the variance of a signed sum. Shapes (R, E) unless said.
+class OutputModel:
+    """What the statistical bound knows of a tile's outputs, for the variance of a signed sum. Shapes (R, E) unless said.
 
     Attributes
     ----------
@@ -47,10 +46,6 @@ class Model:
         `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights, (R, S).
     joined : ndarray (R, 1) or float
         Deviation of one split's lse.
-    lse_own, lse_shared : ndarray (R,)
-        The same of the lse: variance, and |error| of one sign.
-    lse_common : list of ndarray (R,)
-        Errors of the lse whose sign all rows share.
     """
 
     error: object
@@ -61,9 +56,43 @@ class Model:
     latent: np.ndarray | None
     conversion: object
     joined: object
-    lse_own: np.ndarray
-    lse_shared: np.ndarray
-    lse_common: list
+
+    def sums(self, tile, spec, compared, copies):
+        """(side, the sums of the rows' signed errors), one for each side of the result."""
+        error, scaled, usual = compared.usual_error, compared.over_sigma, compared.usual
+        middle, spread = written_mean(compared.expected, self.before, compared.result.form(spec))
+        rows, copies = _Rows(tile, spec, self), copies.of(compared.expected)
+        for side in compared.result.leans:
+            signs = scaled * (np.sign(compared.expected) if side == "away" else 1.0)
+            sums = rows.of(signs, usual)
+            sums["total"] = (signs * (error - middle)).sum(axis=1)
+            sums["own"] = rows.own(signs, scaled, usual, copies)
+            sums["signed"] = _aligned([*sums["signed"], (signs * spread).sum(axis=1)])
+            yield side, sums
+
+
+@dataclass
+class LseModel:
+    """The same of a tile's lse, (R,): variance, |error| of one sign, and errors whose sign all rows share."""
+
+    own: np.ndarray
+    shared: np.ndarray
+    common: list[np.ndarray]
+
+    def sums(self, tile, spec, compared, copies):
+        """As `OutputModel.sums`, one element a row."""
+        form, expected = compared.result.form(spec), compared.expected[:, 0]
+        error, scaled = compared.usual_error[:, 0], compared.over_sigma[:, 0]
+        middle, spread = written_mean(expected, np.sqrt(self.own), form)
+        writing = form.step(expected) ** 2 / 12.0
+        signed = [*(scaled * part for part in self.common), scaled * spread]
+        if tile.key.largest_error is not None:
+            shift = tile.scale * (tile.weights * (tile.query.exact @ _rounding(tile.key.exact, spec).T)).sum(axis=1)
+            signed.append(scaled * shift)
+        yield "up", {
+            "total": scaled * (error - middle), "row": scaled**2 * (self.own + writing), "own": np.zeros_like(scaled),
+            "signed": _aligned(signed), "shared": scaled * self.shared,
+        }  # fmt: skip
 
 
 def written_mean(exact, before, form):
@@ -118,52 +147,40 @@ class Lean:
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")
 
-    def __init__(self, name, exact, row_shape):
-        self.name, self.sides = name, SIDES[name]
-        self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in self.sides}
+    def __init__(self, result, exact, row_shape):
+        self.result = result
+        self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in result.leans}
         self.signature, self.level = np.full(row_shape, np.nan), np.full(row_shape, np.nan)
         self.copies = Copies(exact)
         self.found = None
 
-    def update(self, tile, model, spec, got, expected, sigma, usual):
-        """Take in one tile: arrays (R, E), or (R, 1) for the lse."""
-        if tile.shared_rounding or not got.size:  # one rounding of a projection weight reaches every result: nothing averages out
+    def update(self, tile, spec, compared):
+        """Take in one tile, compared."""
+        if tile.shared_rounding or not compared.got.size:  # one rounding of a projection weight reaches every result: nothing averages out
             return
         with np.errstate(all="ignore"):
-            form = getattr(spec, self.name)
-            scaled = np.where(usual, 1.0 / np.where(usual, sigma, 1.0), 0.0)
-            error = np.where(usual, got - expected, 0.0)
-            tile.place.write_lse(self.signature, signature(tile))
-            tile.place.write_lse(self.level, _rounded(tile.maximum))
-            if self.name == "lse":
-                self._add("up", tile, _lse_rows(tile, spec, model, error, expected, scaled, form), usual)
-                return
-            middle, spread = written_mean(expected, model.before, form)
-            rows, copies = _Rows(tile, spec, model), self.copies.of(expected)
-            for side in self.sides:
-                signs = scaled * (np.sign(expected) if side == "away" else 1.0)
-                sums = rows.of(signs, usual)
-                sums["total"] = (signs * (error - middle)).sum(axis=1)
-                sums["own"] = rows.own(signs, scaled, usual, copies)
-                sums["signed"] = _aligned([*sums["signed"], (signs * spread).sum(axis=1)])
-                self._add(side, tile, sums, usual)
+            tile.place.write_rows(self.signature, signature(tile))
+            tile.place.write_rows(self.level, _rounded(tile.maximum))
+            for side, sums in compared.bound.model.sums(tile, spec, compared, self.copies):
+                self._add(side, tile, sums, compared.usual)
 
     def _add(self, side, tile, sums, usual):
         fine = np.isfinite(sum(np.abs(part) for part in sums.values()))
         for name, part in sums.items():
-            tile.place.write_lse(self.sums[side][name], np.where(fine, part, 0.0))
-        tile.place.write_lse(self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
+            tile.place.write_rows(self.sums[side][name], np.where(fine, part, 0.0))
+        tile.place.write_rows(self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
 
     def judge(self, failure_probability):
         """Whether the call, or a head of it, leans; keeps the largest mean beside what is allowed in `found`."""
         with np.errstate(all="ignore"):
-            times = _times(self.signature) if self.name == "output" else np.maximum(_times(self.signature), _times(self.level))
+            times = _times(self.signature)
+            if self.result.follows_maximum:
+                times = np.maximum(times, _times(self.level))
             heads = max(math.prod(self.signature.shape[:-1]), 1)
             found = []
-            for side in self.sides:
-                sums = self.sums[side]
+            for side, sums in self.sums.items():
                 for axes, tests in ((None, 1), (-1, heads)):
-                    multiplier = math.sqrt(2.0 * math.log(4.0 * len(self.sides) * tests / failure_probability))
+                    multiplier = math.sqrt(2.0 * math.log(4.0 * len(self.sums) * tests / failure_probability))
                     add = lambda part, axes=axes: np.asarray(part.sum(axis=axes), dtype=np.float64).ravel()  # noqa: E731
                     variance = add(times * sums["row"]) + add(sums["own"])
                     count = np.maximum(add(sums["count"]), 1.0)
@@ -275,18 +292,3 @@ class _Rows:
 def _rounding(exact, spec):
     """What loading an operand, or storing it where the kernel forms it (latent attention), does to it."""
     return round_to(exact, max(spec.input, spec.intermediate, key=lambda form: form.unit_roundoff)) - exact
-
-
-def _lse_rows(tile, spec, model, error, expected, scaled, form):
-    """The sums of the lse, one element a row."""
-    scaled, expected = scaled[:, 0], expected[:, 0]
-    middle, spread = written_mean(expected, np.sqrt(model.lse_own), form)
-    writing = form.step(expected) ** 2 / 12.0
-    signed = [*(scaled * part for part in model.lse_common), scaled * spread]
-    if tile.key.largest_error is not None:
-        shift = tile.scale * (tile.weights * (tile.query.exact @ _rounding(tile.key.exact, spec).T)).sum(axis=1)
-        signed.append(scaled * shift)
-    return {
-        "total": scaled * (error[:, 0] - middle), "row": scaled**2 * (model.lse_own + writing), "own": np.zeros_like(scaled),
-        "signed": _aligned(signed), "shared": scaled * model.lse_shared,
-    }  # fmt: skip

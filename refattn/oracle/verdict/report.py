@@ -8,7 +8,12 @@ import math
 import numpy as np
 
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS
+from refattn.oracle.verdict.compared_tile import ComparedTile
 
+# Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
+RMS_LIMIT = 1.2
+RMS_DEVIATIONS = 6.0
 SHADES = " .:-=+*#%@"  # use of the tight bound: blank up to 0.1, then by tenths; @ beyond 1
 NOT_JUDGED, LEAN = "not judged", "lean"
 TRUNCATED = 2.0  # truncation errs by up to twice what rounding to nearest does
@@ -24,7 +29,9 @@ class Measure:
 
     Attributes
     ----------
-    name : {"output", "lse"}
+    result : Result
+    name : str
+        That of the result.
     checked, unclaimed, misplaced, lost, outside : int
         Elements compared with a bound; elements of which nothing can be said (overflow in the claimed formats); NaN or infinities that
         should not be there, or are missing; of the unclaimed, NaN or infinities in place of finite results, which an overflow may explain, and
@@ -47,61 +54,62 @@ class Measure:
         Elements with a use of the tight bound up to each of HISTOGRAM_EDGES.
     """
 
-    def __init__(self, name, shape, row_shape, lean=None):
-        self.name, self.shape = name, shape
+    def __init__(self, result, shape, row_shape, lean=None):
+        self.result, self.name, self.shape = result, result.name, shape
         self.checked = self.unclaimed = self.misplaced = self.lost = self.outside = 0
         self.use_hard = self.use_tight = self.largest_error = 0.0
         self.rms, self.rms_limit, self.bias, self.bias_limit, self.bias_words = 0.0, math.inf, math.nan, math.inf, ""
         self.lean = lean
         self.worst, self.at_worst = None, {}
         self.use_map = np.full(row_shape, np.nan)
-        self.use_by_dim = np.zeros(shape[-1] if name == "output" else 1)
+        self.use_by_dim = np.zeros(shape[-1] if result.has_dims else 1)
         self.histogram = np.zeros(len(HISTOGRAM_EDGES), dtype=np.int64)
         self.failed = []
         self._dims = np.zeros(row_shape, dtype=np.int32)
         self._sums = {"squares": 0.0, "count": 0, "effective": 0.0}
         self._largest, self._judged = -1.0, 0
 
-    def update(
-        self, place, *, got, expected, wrong, lost, outside, claimed, unclaimed, error, hard, tight, ratios, deviation, usual, effective
-    ):
-        """Take in one tile; arrays (R, E), or (R, 1) for the lse."""
-        self.checked += int(claimed.sum())
-        self.unclaimed += int(unclaimed.sum())
-        self.misplaced += int(wrong.sum())
-        self.lost += int(lost.sum())
-        self.outside += int(outside.sum())
-        self._judged += int((~unclaimed).sum())
-        use = np.where(wrong | outside, np.inf, ratios[1])
+    def update(self, compared: ComparedTile):
+        """Take in one tile."""
+        self.checked += int(compared.claimed.sum())
+        self.unclaimed += int(compared.unclaimed.sum())
+        self.misplaced += int(compared.wrong.sum())
+        self.lost += int(compared.lost.sum())
+        self.outside += int(compared.outside.sum())
+        self._judged += int((~compared.unclaimed).sum())
+        use_tight = compared.use_of(compared.bound.tight)
+        use = np.where(compared.wrong | compared.outside, np.inf, use_tight)
         if not use.shape[1]:
-            place.write_lse(self.use_map, np.zeros(len(use)))
+            compared.place.write_rows(self.use_map, np.zeros(len(use)))
             return
         dims = use.argmax(axis=1)
         by_row = use[np.arange(len(use)), dims]
-        place.write_lse(self.use_map, by_row)
-        place.write_lse(self._dims, dims)
+        compared.place.write_rows(self.use_map, by_row)
+        compared.place.write_rows(self._dims, dims)
         if use.size:
-            self.use_hard = max(self.use_hard, float(ratios[0].max()))
-            self.use_tight = max(self.use_tight, float(ratios[1].max()))
-            self.largest_error = max(self.largest_error, float(error.max()))
+            self.use_hard = max(self.use_hard, float(compared.use_of(compared.bound.hard).max()))
+            self.use_tight = max(self.use_tight, float(use_tight.max()))
+            self.largest_error = max(self.largest_error, float(compared.error.max()))
             self.use_by_dim = np.maximum(self.use_by_dim, use.max(axis=0))
-            self.histogram += np.histogram(ratios[1][claimed], bins=(-1.0, *HISTOGRAM_EDGES))[0]
+            self.histogram += np.histogram(use_tight[compared.claimed], bins=(-1.0, *HISTOGRAM_EDGES))[0]
             row = int(by_row.argmax())
             if by_row[row] > self._largest:
                 self._largest, at = float(by_row[row]), (row, dims[row])
-                names = {"got": got, "expected": expected, "error": error, "hard": hard, "tight": tight}
-                self.at_worst = {name: float(array[at]) for name, array in names.items()}
-        self._sums["squares"] += float((deviation**2).sum())
-        self._sums["count"] += int(usual.sum())
-        self._sums["effective"] += float(effective.sum())
+                arrays = {name: getattr(compared, name) for name in ("got", "expected", "error")}
+                arrays |= {name: getattr(compared.bound, name) for name in ("hard", "tight")}
+                self.at_worst = {name: float(array[at]) for name, array in arrays.items()}
+        self._sums["squares"] += float((compared.deviation**2).sum())
+        self._sums["count"] += int(compared.usual.sum())
+        self._sums["effective"] += float(compared.effective.sum())
 
-    def finish(self, rms_limit, rms_deviations, failure_probability=None):
+    def finish(self, failure_probability=None):
         """Close the sums and judge; the bias where the measure has a `lean`."""
         sums = self._sums
         effective = max(sums["effective"], 1.0)
         if sums["count"]:
             self.rms = math.sqrt(sums["squares"] / sums["count"])
-            self.rms_limit = math.sqrt(rms_limit**2 + rms_deviations * math.sqrt(2.0 / effective))
+            if self.result.aggregate:
+                self.rms_limit = math.sqrt(RMS_LIMIT**2 + RMS_DEVIATIONS * math.sqrt(2.0 / effective))
         leans = self.lean is not None and self.lean.judge(failure_probability)
         if self.lean is not None and self.lean.found is not None:
             self.bias, self.bias_limit, self.bias_words = self.lean.found["mean"], self.lean.found["limit"], self._bias_in_words(self.lean.found)
@@ -109,7 +117,7 @@ class Measure:
         looked_at = np.where(np.isnan(self.use_map), -1.0, self.use_map)
         if looked_at.size and looked_at.max() > 0:
             row = np.unravel_index(int(looked_at.argmax()), looked_at.shape)
-            self.worst = tuple(int(i) for i in row) + ((int(self._dims[row]),) if self.name == "output" else ())
+            self.worst = tuple(int(i) for i in row) + ((int(self._dims[row]),) if self.result.has_dims else ())
         for tier, bad in (
             (NOT_JUDGED, self.unclaimed > 0 and not self._judged or self.lost > 0),
             ("positions", self.misplaced > 0),
@@ -129,11 +137,11 @@ class Measure:
             f"(allowed {found['limit']:.2g})"
         )
 
-    def other_positions(self, actual, exact, form):
+    def other_positions(self, actual, exact, spec):
         """Rows whose errors were not looked at must still be finite where they should be."""
         other = np.isnan(self.use_map)
-        other = other[..., None] if self.name == "output" else other
-        safe = ~(np.abs(exact) >= 0.5 * form.largest)
+        other = other[..., None] if self.result.has_dims else other
+        safe = ~(np.abs(exact) >= 0.5 * self.result.form(spec).largest)
         wrong = other & safe & (np.isfinite(np.asarray(actual, dtype=np.float64)) != np.isfinite(exact))
         if wrong.any():
             self.misplaced += int(wrong.sum())
@@ -156,7 +164,7 @@ class Measure:
         if index is None:
             return "nowhere"
         batch_axes = len(self.use_map.shape) - 2
-        names = ["batch"] * min(batch_axes, 1) + ["head", "row", "dim"]
+        names = ["batch"] * min(batch_axes, 1) + list(self.result.axes)
         values = [",".join(map(str, index[:batch_axes]))] * min(batch_axes, 1) + [str(i) for i in index[batch_axes:]]
         return " ".join(f"{name} {value}" for name, value in zip(names, values, strict=False))
 
@@ -172,7 +180,7 @@ class Measure:
             _of("heads", heads, bad.shape[-2]),
             f"{_of('rows', rows, bad.shape[-1])}, the first is {rows[0]}",
         ]
-        if self.name == "output":
+        if self.result.has_dims:
             parts.append(_of("dims", np.flatnonzero(self.use_by_dim > 1.0), len(self.use_by_dim)))
         return "; ".join(parts)
 
@@ -225,8 +233,20 @@ class Report:
 
     def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str):
         self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
-        self.output = self.lse = None
-        self.warnings, self._refused = [], []
+        self.warnings, self._refused, self._measures = [], [], {}
+
+    @property
+    def output(self):
+        return self._measures.get(OUTPUT)
+
+    @property
+    def lse(self):
+        return self._measures.get(LSE)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those of the results that were handed over and have the right shape."""
+        return [self._measures[result] for result in RESULTS if result in self._measures]
 
     def refuse(self, name, message):
         self._refused.append((name, message))
@@ -235,7 +255,7 @@ class Report:
         self.warnings.append(message)
 
     def add(self, measure: Measure):
-        setattr(self, measure.name, measure)
+        self._measures[measure.result] = measure
         if measure.unclaimed:
             self.warn(
                 f"{measure.unclaimed} of {measure.looked_at} elements of the {measure.name} are not judged: an intermediate may overflow the "
@@ -245,7 +265,7 @@ class Report:
     @property
     def failed(self):
         refused = tuple(f"{name} shape" for name, _ in self._refused)
-        return refused + tuple(f"{m.name} {tier}" for m in (self.output, self.lse) if m is not None for tier in m.failed)
+        return refused + tuple(f"{m.name} {tier}" for m in self.measures for tier in m.failed)
 
     @property
     def passed(self):
@@ -257,7 +277,7 @@ class Report:
 
     @property
     def unjudged(self):
-        return {m.name: m.unclaimed for m in (self.output, self.lse) if m is not None}
+        return {m.name: m.unclaimed for m in self.measures}
 
     @property
     def complete(self):
@@ -269,7 +289,7 @@ class Report:
     @property
     def left_over(self):
         """What was not judged and why, in words: "82 of 936 outputs not judged (overflow in a format of the spec)"; empty where all was."""
-        parts = [f"{m.unclaimed} of {m.looked_at} {m.name}s" for m in (self.output, self.lse) if m is not None and m.unclaimed]
+        parts = [f"{m.unclaimed} of {m.looked_at} {m.name}s" for m in self.measures if m.unclaimed]
         return f"{' and '.join(parts)} not judged (an intermediate may overflow the formats of the spec)" if parts else ""
 
     @property
@@ -278,22 +298,23 @@ class Report:
         if self._refused:
             name, message = self._refused[0]
             return f"{self.function}: FAIL (shape), {name} {message}"
-        worst = max((m for m in (self.output, self.lse) if m is not None), key=lambda m: (len(m.failed) > 0, m.misplaced > 0, m.use_tight))
-        measure = worst if worst.failed or self.output is None else self.output
+        worst = max(self.measures, key=lambda m: (len(m.failed) > 0, m.misplaced > 0, m.use_tight))
+        principal = next((m for m in self.measures if m.result.principal), None)
+        measure = worst if worst.failed or principal is None else principal
         verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
-        which = "" if measure.name == "output" else " of the lse"
+        which = "" if measure.result.principal else f" of the {measure.name}"
         leaning = f", {measure.bias_words}" if LEAN in measure.failed else ""
         line = f"{self.function}: {verdict}{leaning}, bound used {measure.use_tight:.3g}{which}, worst at {measure.place()}"
-        line += "" if self.output is not None else "; only the lse was given, the output is not judged"
+        if principal is None:
+            line += f"; only the {measure.name} was given, the {OUTPUT.name} is not judged"
         return f"{line}; {self.left_over}" if self.left_over else line
 
     def text(self):
         """The whole report."""
         source = " (taken from the dtype of the output; pass spec= for other arithmetic)" if self.inferred else ""
         lines = [self.summary, f"  spec       {self.spec.name}{source}", f"  reference  {self.reference} in float64"]
-        for measure in (self.output, self.lse):
-            if measure is not None:
-                lines += self._lines(measure)
+        for measure in self.measures:
+            lines += self._lines(measure)
         lines += [f"  {name:10s} {message}" for name, message in self._refused]
         lines += [f"  warning    {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -341,7 +362,7 @@ class Report:
             "function": self.function, "passed": self.passed, "wrong": self.wrong, "complete": self.complete, "unjudged": self.unjudged, "failed": list(self.failed), "summary": self.summary, "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred, "reference": self.reference, "warnings": list(self.warnings),
             "refused": [{"name": name, "message": message} for name, message in self._refused],
-            "output": None if self.output is None else self.output.to_dict(), "lse": None if self.lse is None else self.lse.to_dict(),
+            **{result.name: self._measures[result].to_dict() if result in self._measures else None for result in RESULTS},
         }  # fmt: skip
 
     def to_json(self, **options):
