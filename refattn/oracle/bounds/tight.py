@@ -83,23 +83,74 @@ class Sums:
     latent: np.ndarray | None = None
 
 
+@dataclass
+class Errors:
+    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up.
+
+    Attributes
+    ----------
+    square : ndarray
+        Sum of the squares of what is independent, for Hoeffding's bound.
+    linear : ndarray
+        What is not independent.
+    variance : ndarray
+        Variance of both, for sigma.
+    """
+
+    square: np.ndarray
+    linear: np.ndarray
+    variance: np.ndarray
+
+    def __add__(self, other):
+        return Errors(self.square + other.square, self.linear + other.linear, self.variance + other.variance)
+
+
 def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> tuple[Tight, Tight]:
-    u = spec.softmax.unit_roundoff
-    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0  # before units of the largest value make zeros of tiny ones
+    """Section 4: lambda sqrt(square) + linear of the output and of the lse, and their sigma."""
+    # before units of the largest value make zeros of tiny ones
+    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0
     unit, tile = _in_units(tile)
+    repeats, ties = repeated_keys(tile.key.exact), _ties(tile)
+    first_order = _first_order(tile, error)
+    conversion = None if rounding is None else _converted(tile, spec, rounding, repeats, ties, tile.output, error.level)
+    sums = _both_sums(tile, spec, error, repeats, ties)
+    parts = [_score_errors(tile, error, repeats, multiplier), *([] if conversion is None else [conversion]), *sums.errors]
+    if tile.value.largest_error is not None:
+        values = tile.kept**2 @ tile.value.typical_error**2
+        parts.append(Errors(values, 0.0, ROUNDING_VARIANCE * values))
+    joined = 0.0
+    if spec.splits > 1:
+        joined = 2 * spec.softmax.unit_roundoff * _lse_level(tile)
+        shifted = joined * _split_shift(tile, tile.kept, tile.weights, tile.output)
+        parts.append(Errors(0.0, shifted, shifted**2))
+    errors = sum(parts[1:], parts[0])
+    lost = _lost_to_underflow(tile, spec, unit)
+    known = first_order & (nothing | (lost.absolute_sum > SQUARES_UNDERFLOW))
+    off = unit * (errors.linear + multiplier * np.sqrt(errors.square)) + lost.largest
+    bound = np.where(known, written(off, unit * np.abs(tile.output), spec.output, spec), np.inf)
+    before = np.hypot(unit * np.sqrt(errors.variance), lost.deviation)
+    writing = _writing(unit * tile.output, before, spec.output)
+    sigma = np.where(known, np.hypot(before, writing), np.inf)
+
+    level_top = _alike_at_the_top(tile, spec, error)
+    lse, lse_sigma, lse_model = _lse(tile, spec, error, rounding, conversion, repeats, sums.row_sum, sums.equal, level_top, multiplier)
+    lse, lse_sigma = (np.where(first_order[:, 0], part, np.inf) for part in (lse, lse_sigma))
+    model = _output_model(tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined)
+    return (
+        Tight(bound, sigma, _independent_errors(sigma, writing), model),
+        Tight(lse, lse_sigma, np.ones_like(lse), lse_model),
+    )
+
+
+def _score_errors(tile, error, repeats, multiplier) -> Errors:
+    """Scores: sum_j p_j^2 e2_j (v_j - o)^2, where exp turns an error r into expm1(r), and the row sum moves too."""
     p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
-    magnitude = np.abs(output)
-    repeats = repeated_keys(tile.key.exact)
-
-    ties = _ties(tile)
-
-    # scores; exp turns an error of the size r into expm1(r), and the row sum moves too
     apart = ~error.level  # equal errors of all keys move no output
-    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
-    moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
-    stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
-    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
-    linear = np.zeros_like(magnitude)
+    weight_error = np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
+    row_sum_error = multiplier * np.sqrt((p**2 * weight_error**2).sum(axis=1, keepdims=True))
+    stretch = 1.0 / np.where(row_sum_error < 1.0, 1.0 - row_sum_error, 0.0)
+    square = stretch**2 * sum_of_squares(kept, weight_error**2, value, repeats, output, p)
+    linear = np.zeros_like(output)
     for direction in error.common:
         direction = direction * apart
         linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
@@ -107,69 +158,99 @@ def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multi
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
         square, variance = square + 2.0 * shared, variance + shared  # all dims share them: nothing averages out
-    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square * apart), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+    return Errors(square, linear, variance)
 
-    # conversion of the weights
-    conversion = None
-    if rounding is not None:
-        conversion = _converted(tile, spec, rounding, repeats, ties, output, error.level)
-        square, linear, variance = square + conversion.square, linear + conversion.linear, variance + conversion.variance
 
-    # the two sums, rescaled and divided
-    products = _products(tile, spec, kept)
+def _first_order(tile, error):
+    """Rows whose scores are certain enough for the tight bound: they change few per cent of the weights, (R, 1)."""
+    size = 3.0 * np.sqrt(error.square * ~error.level)
+    return (tile.weights * np.expm1(np.minimum(size, LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+
+
+@dataclass
+class BothSums:
+    """The second product and the row sum, rescaled and divided: their errors together, and what the models read.
+
+    Attributes
+    ----------
+    errors : list of Errors
+    products, row_sum : Sums
+    steps : ndarray (R, 1)
+        Sum of the squares of rescaling and dividing, relative.
+    equal : ndarray (R, 1)
+        What the row sum may lose of equal weights, relative to it.
+    same_sign : ndarray (R, E)
+        Losses that may have one sign everywhere.
+    """
+
+    errors: list[Errors]
+    products: Sums
+    row_sum: Sums
+    steps: np.ndarray
+    equal: np.ndarray
+    same_sign: np.ndarray
+
+
+def _both_sums(tile, spec, error, repeats, ties) -> BothSums:
+    """The second product and the row sum: squared partial sums, and linearly what equal terms lose alike."""
+    u, magnitude, p = spec.softmax.unit_roundoff, np.abs(tile.output), tile.weights
+    products = _products(tile, spec, tile.kept)
     row_sum = _sums(p, np.ones((p.shape[1], 1)), tile.visible, spec.sum_block, u, False)
-    more = u**2 * (error.rises + 5.0)
-    sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
-    square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
+    steps = u**2 * (error.rises + 5.0)
+    square = products.square + steps * magnitude**2 + (row_sum.square + steps) * magnitude**2
     equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
-    pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
+    pairs = repeated_keys(np.concatenate([tile.key.exact, tile.value.exact], axis=1)) if repeats else []
     again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
     again = spec.accumulator_roundoff * np.where(ties.steady, tile.count, again) / spec.sum_block
     steady = products.steady + row_sum.steady * magnitude
     alike = products.alike + (row_sum.alike + equal) * magnitude + again * products.largest_partial
-    linear, variance = linear + steady + alike, variance + steady**2 + alike**2 / 3.0
+    independent = Errors(square, 0.0, ROUNDING_VARIANCE * square)
+    errors = [independent, Errors(0.0, steady, steady**2), Errors(0.0, alike, alike**2 / 3.0)]
+    return BothSums(errors, products, row_sum, steps, equal, steady + alike)
 
-    if tile.value.largest_error is not None:
-        values = kept**2 @ tile.value.typical_error**2
-        square, variance = square + values, variance + ROUNDING_VARIANCE * values
-    joined = 0.0
-    if spec.splits > 1:
-        joined = 2 * u * _lse_level(tile)
-        shifted = joined * _split_shift(tile, kept, p, output)
-        linear, variance = linear + shifted, variance + shifted**2
 
-    count = tile.count.astype(np.float64)
-    tiny, size = smallest_lost(spec), np.abs(value)
-    coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
-    matters = tiny * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
-    gross = kept @ size
-    products_lost = np.fmin(tiny * count, unit * gross) if matters else tiny * count
-    tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
-    off = unit * (linear + multiplier * np.sqrt(square)) + tiny
-    told = first_order & (nothing | (gross > SQUARES_UNDERFLOW))
-    bound = np.where(told, written(off, unit * magnitude, spec.output, spec), np.inf)
-    before = np.hypot(unit * np.sqrt(variance), coarse)
-    writing = _writing(unit * output, before, spec.output)
-    sigma = np.hypot(before, writing)
-    sigma = np.where(told, sigma, np.inf)
+@dataclass
+class LostToUnderflow:
+    """What products and sums lose where they round to the subnormal step, (R, 1) or (R, E)."""
 
-    level_top = _alike_at_the_top(tile, spec, error)
-    lse, lse_sigma, lse_model = _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier)
-    dims = max(output.shape[1], 1)
-    # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
+    largest: np.ndarray
+    deviation: np.ndarray
+    absolute_sum: np.ndarray  # sum_j p_j |v_j|, in units of the row
+
+
+def _lost_to_underflow(tile, spec, unit) -> LostToUnderflow:
+    """Every product and sum rounds to the subnormal step; a product loses no more than itself."""
+    count, size, step = tile.count.astype(np.float64), np.abs(tile.value.exact), smallest_lost(spec)
+    deviation = step * np.sqrt(count + 4) / np.sqrt(3.0)
+    absolute_sum = tile.kept @ size
+    matters = step * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
+    of_products = np.fmin(step * count, unit * absolute_sum) if matters else step * count
+    largest = step * (count * unit * size.max(axis=0, initial=0.0) + 5) + of_products
+    return LostToUnderflow(largest, deviation, absolute_sum)
+
+
+def _independent_errors(sigma, writing):
+    """How many errors of a row are independent, (R,).
+
+    Each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT
+    errors a row.
+    """
+    dims = max(sigma.shape[1], 1)
     share = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0)
     alone = np.where(np.isfinite(sigma), share, 0.0).sum(axis=1) / dims
-    effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
-    rough = ~first_order[:, 0]
-    over = np.where(sigma > 0, sigma, 1.0)
-    own = (unit / over) ** 2 * ROUNDING_VARIANCE * (more * magnitude**2 + (products.square if tile.latent is None else 0.0)) + (coarse / over) ** 2
-    shared = steady + alike + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
-    shared = shared + _lost_terms(tile, spec)
-    latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * products.latent
-    rescaled = ROUNDING_VARIANCE * (row_sum.square + more)
-    model = OutputModel(error, own, (unit * shared + tiny) / over, before, rescaled, latent, conversion, joined)
-    lse, lse_sigma = (np.where(rough, np.inf, part) for part in (lse, lse_sigma))
-    return Tight(bound, sigma, effective, model), Tight(lse, lse_sigma, np.ones_like(lse), lse_model)
+    return 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
+
+
+def _output_model(tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined) -> OutputModel:
+    """Bias: what a signed sum of errors needs to know of a tile's outputs."""
+    magnitude, over = np.abs(tile.output), np.where(sigma > 0, sigma, 1.0)
+    of_products = sums.products.square if tile.latent is None else 0.0
+    own = (unit / over) ** 2 * ROUNDING_VARIANCE * (sums.steps * magnitude**2 + of_products) + (lost.deviation / over) ** 2
+    shared = sums.same_sign + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
+    shared = (unit * (shared + _lost_terms(tile, spec)) + lost.largest) / over
+    latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * sums.products.latent
+    rescaled = ROUNDING_VARIANCE * (sums.row_sum.square + sums.steps)
+    return OutputModel(error, own, shared, before, rescaled, latent, conversion, joined)
 
 
 def _writing(output, before, form):
