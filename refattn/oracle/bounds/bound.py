@@ -3,12 +3,13 @@
 Two bounds of abs(kernel - exact), for every element:
 
     hard    rigorous: every rounding goes the worst way. Beyond it the kernel is wrong, or its spec is.
-    tight   statistical: roundings are independent and centred, so their sum is Hoeffding's lambda * sqrt(sum of squares), and what is not
-            independent (constants, truncation, equal weights) is added linearly. A correct kernel passes it in all elements with
-            probability 1 - failure_probability.
+    tight   statistical: roundings are independent and centred, so their sum is Hoeffding's lambda * sqrt(sum
+            of squares), and what is not independent (constants, truncation, equal weights) is added
+            linearly. A correct kernel passes it in all elements with probability 1 - failure_probability.
 
-and sigma, the standard deviation that a correct kernel's error should have, for the aggregate test. `README.md` in this directory derives the
-formulas; `score_error.py` holds the part of the scores, this file what happens to weights and sums.
+and sigma, the standard deviation that a correct kernel's error should have, for the aggregate test.
+`README.md` in this directory derives the formulas; `score_error.py` holds the part of the scores, this file
+what happens to weights and sums.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.registry import form_called
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
-from refattn.oracle.verdict.lean import LseModel, OutputModel
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
 from refattn.oracle.bounds.results import RESULTS, Result, columns
-from refattn.oracle.bounds.score_error import score_error
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.bounds.tight import tight_bound
 from refattn.oracle.bounds.row_blocks import Tile, tiles
+from refattn.oracle.bounds.score_error import score_error
+from refattn.oracle.bounds.tight import tight_bound
+from refattn.oracle.verdict.lean import LseModel, OutputModel
 
 FAILURE_PROBABILITY = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
-    """Bounds of a kernel's error; arrays in float64. inf: nothing is claimed (an intermediate may overflow). Where the exact result is not
-    finite, or the row is empty, the bound is 0 and the kernel must agree exactly.
+    """Bounds of a kernel's error; arrays in float64. inf: nothing is claimed (an intermediate may overflow).
+    Where the exact result is not finite, or the row is empty, the bound is 0 and the kernel must agree
+    exactly.
 
     Attributes
     ----------
@@ -70,7 +72,8 @@ class ResultBound:
     model : OutputModel or LseModel
         What a signed sum of errors needs (`lean.py`).
     overflow : ndarray of bool, or None
-        Where an intermediate may overflow, so that a finite result may be lost; None where nothing is unclaimed.
+        Where an intermediate may overflow, so that a finite result may be lost; None where nothing is
+        unclaimed.
     """
 
     hard: np.ndarray
@@ -82,7 +85,13 @@ class ResultBound:
 
 
 def error_bound(
-    *arrays, spec=None, kind="both", function="attention", reference=None, failure_probability=FAILURE_PROBABILITY, **options
+    *arrays,
+    spec=None,
+    kind="both",
+    function="attention",
+    reference=None,
+    failure_probability=FAILURE_PROBABILITY,
+    **options,
 ) -> ErrorBound:
     """Bound the error of a correct kernel, element by element.
 
@@ -91,15 +100,16 @@ def error_bound(
     *arrays : array_like
         The positional arrays of `function`: query, key, value for attention.
     spec : KernelSpec, str, dtype or None
-        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
-        flash kernel in the dtype of the first array.
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels
+        float32" those kernels, None a flash kernel in the dtype of the first array.
     kind : {"both", "hard", "tight"}
         "hard" skips about half of the work.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
     reference : callable, optional
-        Computes the exact (output, lse) from the arrays, converted to float64, and the options: for large shapes a faster function of the
-        same signature, such as that of `cpu_kernels`. Default: the function of `refattn`.
+        Computes the exact (output, lse) from the arrays, converted to float64, and the options: for large
+        shapes a faster function of the same signature, such as that of `cpu_kernels`. Default: the function
+        of `refattn`.
     failure_probability : float
         That a correct kernel exceeds the tight bound anywhere in the call.
     **options
@@ -116,14 +126,14 @@ def error_bound(
 
     Notes
     -----
-    Cost: hard about three, tight about ten more products the size of Q K^T or P V in float64, besides the reference itself. Works in
-    blocks of rows and holds a few hundred MiB besides its results.
+    Cost: hard about three, tight about ten more products the size of Q K^T or P V in float64, besides the
+    reference itself. Works in blocks of rows and holds a few hundred MiB besides its results.
 
     References
     ----------
-    Higham 2002, "Accuracy and Stability of Numerical Algorithms", sections 3.1 and 4.2; Higham and Mary 2019, "A new approach to
-    probabilistic rounding error analysis", section 2; Blanchard, Higham and Higham 2021, "Accurately computing the log-sum-exp and softmax
-    functions", section 4.
+    Higham 2002, "Accuracy and Stability of Numerical Algorithms", sections 3.1 and 4.2; Higham and Mary
+    2019, "A new approach to probabilistic rounding error analysis", section 2; Blanchard, Higham and Higham
+    2021, "Accurately computing the log-sum-exp and softmax functions", section 4.
 
     Examples
     --------
@@ -137,23 +147,34 @@ def error_bound(
     if kind not in ("both", "hard", "tight"):
         raise ValueError(f"kind must be 'both', 'hard' or 'tight'; got kind={kind!r}.")
     if not 0.0 < failure_probability < 1.0:
-        raise ValueError(f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}.")
+        raise ValueError(
+            f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}."
+        )
     spec = kernel_spec(spec, getattr(arrays[0], "dtype", np.float64) if arrays else np.float64)
     call = operands(function, arrays, options, spec)
     exact = exact_results(function, arrays, options, reference)
     kinds = ("hard",) * (kind != "tight") + ("tight", "sigma") * (kind != "hard")
-    whole = {(result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds}
+    whole = {
+        (result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds
+    }
     multiplier = None if kind == "hard" else hoeffding_multiplier(call, failure_probability)
     for tile in tiles(call, exact):
         bounds = bound_tile(tile, spec, multiplier)
         for (result, name), array in whole.items():
             tile.place.write(result, array, getattr(bounds[result], name))
-    fields = {f"{result.name}_{name}": whole.get((result, name)) for result in RESULTS for name in ("hard", "tight", "sigma")}
-    return ErrorBound(spec, **{result.name: array for result, array in zip(RESULTS, exact, strict=True)}, **fields)
+    fields = {
+        f"{result.name}_{name}": whole.get((result, name))
+        for result in RESULTS
+        for name in ("hard", "tight", "sigma")
+    }
+    return ErrorBound(
+        spec, **{result.name: array for result, array in zip(RESULTS, exact, strict=True)}, **fields
+    )
 
 
 def exact_results(function, arrays, options, reference=None):
-    """The exact `RESULTS` in float64, from `refattn` or from a reference that is handed the arrays in float64."""
+    """The exact `RESULTS` in float64, from `refattn` or from a reference that is handed the arrays in
+    float64."""
     if reference is None:
         import refattn
 
@@ -163,12 +184,15 @@ def exact_results(function, arrays, options, reference=None):
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
     results = reference(*wide, **options)
     if not isinstance(results, (tuple, list)) or len(results) != len(RESULTS):
-        raise TypeError(f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}.")
+        raise TypeError(
+            f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}."
+        )
     return tuple(np.asarray(array, dtype=np.float64) for array in results)
 
 
 def hoeffding_multiplier(call, failure_probability) -> float:
-    """lambda with P(|sum of x| > lambda sqrt(sum of range^2)) <= failure_probability over all results of the call together."""
+    """lambda with P(|sum of x| > lambda sqrt(sum of range^2)) <= failure_probability over all results of the
+    call together."""
     count = sum(math.prod(result.shape(call.output_shape)) for result in RESULTS)
     return math.sqrt(2.0 * math.log(2.0 * max(count, 1) / failure_probability))
 
@@ -196,7 +220,8 @@ def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> dict[R
 
 
 def _claim_only_what_is_known(tile, error, result, bound):
-    """Bounds of 0 where the exact result is not finite or the row is empty, and of inf where nothing is known."""
+    """Bounds of 0 where the exact result is not finite or the row is empty, and of inf where nothing is
+    known."""
     # a finite result whose scores overflow float64 here: nothing is known
     claimed, empty = (error.claimed & ~tile.broken)[:, None], tile.count == 0
     bounded = np.isfinite(tile.exact(result))

@@ -1,7 +1,7 @@
 """What a call returns: one record for each array, in the order in which the functions return them.
 
-What is particular about a result is data on its record. Whatever bounds, compares or reports results loops over
-`RESULTS` and asks the record, never its name.
+What is particular about a result is data on its record. Whatever bounds, compares or reports results loops
+over `RESULTS` and asks the record, never its name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class Result:
     principal : bool
         A summary speaks of it unless only another result failed.
     averages_values : bool
-        Each element is a weighted mean of the visible values: it lies in their range, and infinite values decide it.
+        Each element is a weighted mean of the visible values: it lies in their range, and infinite values
+        decide it.
     inf_is_nan : bool
         +inf and NaN say the same: a score of the row is +inf or NaN.
     aggregate : bool
-        The root mean square of error / sigma is judged. Not where rows share the few errors they have, so that it
-        says no more than the tight bound.
+        The root mean square of error / sigma is judged. Not where rows share the few errors they have, so
+        that it says no more than the tight bound.
     follows_maximum : bool
         It holds the row maximum, so that rows of the same maximum share an error.
     leans : tuple of str

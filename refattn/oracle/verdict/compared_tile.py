@@ -26,8 +26,8 @@ class ComparedTile:
     finite : ndarray of bool
         Both are finite and to be compared.
     wrong, lost, outside : ndarray of bool
-        NaN or infinities misplaced; such in place of a finite result, which an overflow may explain; beyond every
-        visible value.
+        NaN or infinities misplaced; such in place of a finite result, which an overflow may explain; beyond
+        every visible value.
     """
 
     result: Result
@@ -75,7 +75,9 @@ class ComparedTile:
     @property
     def deviation(self):
         """Signed error over sigma."""
-        return np.where(self.usual, (self.got - self.expected) / np.where(self.usual, self.bound.sigma, 1.0), 0.0)
+        return np.where(
+            self.usual, (self.got - self.expected) / np.where(self.usual, self.bound.sigma, 1.0), 0.0
+        )
 
     @property
     def effective(self):
