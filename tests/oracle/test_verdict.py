@@ -1,7 +1,9 @@
 """check and assert_attention_close: correct kernels pass, each tier catches what it is for, and the report says what is wrong and where."""
 
+import ast
 import json
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +12,10 @@ import pytest
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, check
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.bounds.bound import exact_results
+from refattn.oracle.bounds.operands import operands
+from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.bounds.row_blocks import tiles
 
 HALF = KernelSpec.flash("bfloat16")
 
@@ -368,3 +374,35 @@ def test_errors_are_those_of_the_function(kernel_result):
         check(output.astype(int), q, k, v)
     with pytest.raises(ValueError, match="function must be one of"):
         check(output, q, k, v, function="attn")
+
+
+# What is particular about a result is data on its record
+
+
+@pytest.mark.parametrize("room", ["verdict", "bounds", "diagnosis"])
+def test_nothing_compares_the_name_of_a_result(room):
+    names = {result.name for result in RESULTS}
+    asking = []
+    for path in sorted((Path(refattn.__file__).parent / "oracle" / room).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
+                sides = [side.value for side in (node.left, *node.comparators) if isinstance(side, ast.Constant)]
+                asking += [f"{path.name}:{node.lineno}" for side in sides if side in names]
+    assert not asking
+
+
+@pytest.mark.parametrize("rows", [None, lambda q_len: np.array([0, q_len - 1])], ids=["all", "picked"])
+@pytest.mark.parametrize("function", ["attention", "packed_attention"])
+def test_rows_cut_from_a_result_are_written_back_where_they_were(function, rows):
+    query, key, value = sample(q_len=7, kv_len=7)
+    cuts = {"cu_q": [0, 3, 7], "cu_kv": [0, 3, 7]} if function == "packed_attention" else {}
+    exact = exact_results(function, (query, key, value), cuts)
+    call = operands(function, (query, key, value), cuts, HALF)
+    copies = [np.full_like(array, np.nan) for array in exact]
+    for tile in tiles(call, exact, rows, 20):
+        for result, array, copy in zip(RESULTS, exact, copies, strict=True):
+            assert tile.exact(result).tolist() == tile.place.cut(result, array).tolist()
+            tile.place.write(result, copy, tile.exact(result))
+    for result, array, copy in zip(RESULTS, exact, copies, strict=True):
+        assert array.shape == result.shape(call.output_shape)
+        assert (np.isnan(copy) | (copy == array)).all() and np.isnan(copy).any() == (rows is not None)

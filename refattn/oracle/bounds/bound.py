@@ -3,12 +3,13 @@
 Two bounds of abs(kernel - exact), for every element:
 
     hard    rigorous: every rounding goes the worst way. Beyond it the kernel is wrong, or its spec is.
-    tight   statistical: roundings are independent and centred, so their sum is Hoeffding's lambda * sqrt(sum of squares), and what is not
-            independent (constants, truncation, equal weights) is added linearly. A correct kernel passes it in all elements with
-            probability 1 - failure_probability.
+    tight   statistical: roundings are independent and centred, so their sum is Hoeffding's lambda * sqrt(sum
+            of squares), and what is not independent (constants, truncation, equal weights) is added
+            linearly. A correct kernel passes it in all elements with probability 1 - failure_probability.
 
-and sigma, the standard deviation that a correct kernel's error should have, for the aggregate test. `README.md` in this directory derives the
-formulas; `score_error.py` holds the part of the scores, this file what happens to weights and sums.
+and sigma, the standard deviation that a correct kernel's error should have, for the aggregate test.
+`README.md` in this directory derives the formulas; `score_error.py` holds the part of the scores, this file
+what happens to weights and sums.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.registry import form_called
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
-from refattn.oracle.verdict.lean import Model
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
-from refattn.oracle.bounds.score_error import score_error
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.bounds.tight import tight_bound
+from refattn.oracle.bounds.results import RESULTS, Result, columns
 from refattn.oracle.bounds.row_blocks import Tile, tiles
+from refattn.oracle.bounds.score_error import score_error
+from refattn.oracle.bounds.tight import tight_bound
+from refattn.oracle.verdict.lean import LseModel, OutputModel
 
 FAILURE_PROBABILITY = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorBound:
-    """Bounds of a kernel's error; arrays in float64. inf: nothing is claimed (an intermediate may overflow). Where the exact result is not
-    finite, or the row is empty, the bound is 0 and the kernel must agree exactly.
+    """Bounds of a kernel's error; arrays in float64. inf: nothing is claimed (an intermediate may overflow).
+    Where the exact result is not finite, or the row is empty, the bound is 0 and the kernel must agree
+    exactly.
 
     Attributes
     ----------
@@ -57,24 +60,38 @@ class ErrorBound:
 
 
 @dataclass
-class TileBound:
-    """The bounds of one block of rows: (R, E) and (R,). `effective` is how many independent errors a row holds, between 1 and E; `model`
-    what a signed sum of errors needs (`lean.py`); `overflow` where an intermediate may overflow, so that a finite result may be lost, (R, E) and (R,).
+class ResultBound:
+    """The bounds of one result in one block of rows, (R, C).
+
+    Attributes
+    ----------
+    hard, tight, sigma : ndarray
+        As in `ErrorBound`; the last two, and the next two, are None where only the hard bound was asked for.
+    effective : ndarray (R,)
+        How many independent errors a row holds, between 1 and C.
+    model : OutputModel or LseModel
+        What a signed sum of errors needs (`lean.py`).
+    overflow : ndarray of bool, or None
+        Where an intermediate may overflow, so that a finite result may be lost; None where nothing is
+        unclaimed.
     """
 
-    output_hard: np.ndarray
-    lse_hard: np.ndarray
-    output_tight: np.ndarray | None = None
-    output_sigma: np.ndarray | None = None
-    lse_tight: np.ndarray | None = None
-    lse_sigma: np.ndarray | None = None
+    hard: np.ndarray
+    tight: np.ndarray | None = None
+    sigma: np.ndarray | None = None
     effective: np.ndarray | None = None
-    model: Model | None = None
-    overflow: tuple = ()
+    model: OutputModel | LseModel | None = None
+    overflow: np.ndarray | None = None
 
 
 def error_bound(
-    *arrays, spec=None, kind="both", function="attention", reference=None, failure_probability=FAILURE_PROBABILITY, **options
+    *arrays,
+    spec=None,
+    kind="both",
+    function="attention",
+    reference=None,
+    failure_probability=FAILURE_PROBABILITY,
+    **options,
 ) -> ErrorBound:
     """Bound the error of a correct kernel, element by element.
 
@@ -83,15 +100,16 @@ def error_bound(
     *arrays : array_like
         The positional arrays of `function`: query, key, value for attention.
     spec : KernelSpec, str, dtype or None
-        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
-        flash kernel in the dtype of the first array.
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels
+        float32" those kernels, None a flash kernel in the dtype of the first array.
     kind : {"both", "hard", "tight"}
         "hard" skips about half of the work.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
     reference : callable, optional
-        Computes the exact (output, lse) from the arrays, converted to float64, and the options: for large shapes a faster function of the
-        same signature, such as that of `cpu_kernels`. Default: the function of `refattn`.
+        Computes the exact (output, lse) from the arrays, converted to float64, and the options: for large
+        shapes a faster function of the same signature, such as that of `cpu_kernels`. Default: the function
+        of `refattn`.
     failure_probability : float
         That a correct kernel exceeds the tight bound anywhere in the call.
     **options
@@ -108,14 +126,14 @@ def error_bound(
 
     Notes
     -----
-    Cost: hard about three, tight about ten more products the size of Q K^T or P V in float64, besides the reference itself. Works in
-    blocks of rows and holds a few hundred MiB besides its results.
+    Cost: hard about three, tight about ten more products the size of Q K^T or P V in float64, besides the
+    reference itself. Works in blocks of rows and holds a few hundred MiB besides its results.
 
     References
     ----------
-    Higham 2002, "Accuracy and Stability of Numerical Algorithms", sections 3.1 and 4.2; Higham and Mary 2019, "A new approach to
-    probabilistic rounding error analysis", section 2; Blanchard, Higham and Higham 2021, "Accurately computing the log-sum-exp and softmax
-    functions", section 4.
+    Higham 2002, "Accuracy and Stability of Numerical Algorithms", sections 3.1 and 4.2; Higham and Mary
+    2019, "A new approach to probabilistic rounding error analysis", section 2; Blanchard, Higham and Higham
+    2021, "Accurately computing the log-sum-exp and softmax functions", section 4.
 
     Examples
     --------
@@ -129,27 +147,34 @@ def error_bound(
     if kind not in ("both", "hard", "tight"):
         raise ValueError(f"kind must be 'both', 'hard' or 'tight'; got kind={kind!r}.")
     if not 0.0 < failure_probability < 1.0:
-        raise ValueError(f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}.")
+        raise ValueError(
+            f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}."
+        )
     spec = kernel_spec(spec, getattr(arrays[0], "dtype", np.float64) if arrays else np.float64)
     call = operands(function, arrays, options, spec)
-    output, lse = exact_results(function, arrays, options, reference)
-    whole = {}
-    hard, tight = kind != "tight", kind != "hard"
-    names = ["hard"] * hard + ["tight", "sigma"] * tight
-    for name in names:
-        whole[f"output_{name}"], whole[f"lse_{name}"] = np.zeros(call.output_shape), np.zeros(call.lse_shape)
-    multiplier = hoeffding_multiplier(call, failure_probability)
-    for tile in tiles(call, output, lse):
-        bound = bound_tile(tile, spec, multiplier if tight else None)
-        for name in names:
-            tile.place.write_output(whole[f"output_{name}"], getattr(bound, f"output_{name}"))
-            tile.place.write_lse(whole[f"lse_{name}"], getattr(bound, f"lse_{name}"))
-    fields = ("output_hard", "output_tight", "output_sigma", "lse_hard", "lse_tight", "lse_sigma")
-    return ErrorBound(spec, output, lse, **{name: whole.get(name) for name in fields})
+    exact = exact_results(function, arrays, options, reference)
+    kinds = ("hard",) * (kind != "tight") + ("tight", "sigma") * (kind != "hard")
+    whole = {
+        (result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds
+    }
+    multiplier = None if kind == "hard" else hoeffding_multiplier(call, failure_probability)
+    for tile in tiles(call, exact):
+        bounds = bound_tile(tile, spec, multiplier)
+        for (result, name), array in whole.items():
+            tile.place.write(result, array, getattr(bounds[result], name))
+    fields = {
+        f"{result.name}_{name}": whole.get((result, name))
+        for result in RESULTS
+        for name in ("hard", "tight", "sigma")
+    }
+    return ErrorBound(
+        spec, **{result.name: array for result, array in zip(RESULTS, exact, strict=True)}, **fields
+    )
 
 
 def exact_results(function, arrays, options, reference=None):
-    """Output and lse in float64, from `refattn` or from a reference that is handed the arrays in float64."""
+    """The exact `RESULTS` in float64, from `refattn` or from a reference that is handed the arrays in
+    float64."""
     if reference is None:
         import refattn
 
@@ -158,49 +183,54 @@ def exact_results(function, arrays, options, reference=None):
 
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
     results = reference(*wide, **options)
-    if not isinstance(results, (tuple, list)) or len(results) != 2:
-        raise TypeError(f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}.")
-    output, lse = results
-    return np.asarray(output, dtype=np.float64), np.asarray(lse, dtype=np.float64)
+    if not isinstance(results, (tuple, list)) or len(results) != len(RESULTS):
+        raise TypeError(
+            f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}."
+        )
+    return tuple(np.asarray(array, dtype=np.float64) for array in results)
 
 
 def hoeffding_multiplier(call, failure_probability) -> float:
-    """lambda with P(|sum of x| > lambda sqrt(sum of range^2)) <= failure_probability over all results of the call together."""
-    results = math.prod(call.output_shape) + math.prod(call.lse_shape)
-    return math.sqrt(2.0 * math.log(2.0 * max(results, 1) / failure_probability))
+    """lambda with P(|sum of x| > lambda sqrt(sum of range^2)) <= failure_probability over all results of the
+    call together."""
+    count = sum(math.prod(result.shape(call.output_shape)) for result in RESULTS)
+    return math.sqrt(2.0 * math.log(2.0 * max(count, 1) / failure_probability))
 
 
-def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> TileBound:
-    """The bounds of one block of rows; without `multiplier` only the hard one."""
+def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> dict[Result, ResultBound]:
+    """The bounds of each result in one block of rows; without `multiplier` only the hard one."""
     with np.errstate(all="ignore"):
         error = score_error(tile, spec)
         rounding = weight_rounding(tile, spec)
-        bound = TileBound(*hard_bound(tile, spec, error, rounding))
+        hard = hard_bound(tile, spec, error, rounding)
+        bounds = {result: ResultBound(columns(limit)) for result, limit in zip(RESULTS, hard, strict=True)}
         if multiplier is not None:
-            tight = tight_bound(tile, spec, error, rounding, multiplier)
             # what is rigorous also holds, and roundings shared by all keys have no tighter bound
             smaller = (lambda a, b: b) if tile.shared_rounding else np.fmin
-            bound.output_tight, bound.lse_tight = smaller(tight.output, bound.output_hard), smaller(tight.lse, bound.lse_hard)
-            bound.output_sigma, bound.lse_sigma, bound.effective = tight.output_sigma, tight.lse_sigma, tight.effective
-            bound.model = tight.model
-        bound = _only_where_claimed(tile, error, bound)
-        if np.isinf(bound.output_hard).any() or np.isinf(bound.lse_hard).any():
-            bound.overflow = may_overflow(tile, spec)
-        return bound
+            tights = tight_bound(tile, spec, error, rounding, multiplier)
+            for bound, tight in zip(bounds.values(), tights, strict=True):
+                bound.tight, bound.sigma = smaller(columns(tight.limit), bound.hard), columns(tight.sigma)
+                bound.effective, bound.model = tight.effective, tight.model
+        for result, bound in bounds.items():
+            _claim_only_what_is_known(tile, error, result, bound)
+        if any(np.isinf(bound.hard).any() for bound in bounds.values()):
+            for bound, overflow in zip(bounds.values(), may_overflow(tile, spec), strict=True):
+                bound.overflow = overflow
+        return bounds
 
 
-def _only_where_claimed(tile, error, bound):
-    output, lse = np.isfinite(tile.output), np.isfinite(tile.lse)
-    claimed = error.claimed & ~tile.broken  # a finite result whose scores overflow float64 here: nothing is known
-    empty = tile.count == 0
-    for name in ("output_hard", "output_tight", "output_sigma"):
-        value = getattr(bound, name)
-        if value is not None:
-            value = np.where(empty, 0.0, np.where(np.isnan(value), np.inf, value))
-            setattr(bound, name, np.where(output, np.where(claimed[:, None], value, np.inf), 0.0))
-    for name in ("lse_hard", "lse_tight", "lse_sigma"):
-        value = getattr(bound, name)
-        if value is not None:
-            value = np.where(claimed, np.where(np.isnan(value), np.inf, value), np.inf)
-            setattr(bound, name, np.where(lse | ~error.claimed & empty[:, 0], value, 0.0))
-    return bound
+def _claim_only_what_is_known(tile, error, result, bound):
+    """Bounds of 0 where the exact result is not finite or the row is empty, and of inf where nothing is
+    known."""
+    # a finite result whose scores overflow float64 here: nothing is known
+    claimed, empty = (error.claimed & ~tile.broken)[:, None], tile.count == 0
+    bounded = np.isfinite(tile.exact(result))
+    if not math.isfinite(result.empty_row):
+        bounded = bounded | ~error.claimed[:, None] & empty
+    for name in ("hard", "tight", "sigma"):
+        limit = getattr(bound, name)
+        if limit is not None:
+            limit = np.where(claimed & ~np.isnan(limit), limit, np.inf)
+            if math.isfinite(result.empty_row):
+                limit = np.where(empty & claimed, 0.0, limit)
+            setattr(bound, name, np.where(bounded, limit, 0.0))

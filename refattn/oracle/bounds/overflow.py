@@ -29,16 +29,15 @@ MARGIN = 1.0 + 2.0**-3  # for the roundings on the way, of at most 3 bits
 
 
 def may_overflow(tile, spec):
-    """Rows of output, (R, E), and lse, (R,), of which an intermediate, or the result, may overflow."""
+    """Where an intermediate of output, (R, E), and lse, (R, 1), or the result itself, may overflow."""
     unscaled = np.abs(tile.query.exact) @ np.abs(tile.key.exact).T
     rows = ~products_fit(tile, spec, unscaled) | tile.broken
     rows |= MARGIN * LOG2_E * _largest_score(tile) >= spec.softmax.largest
     rows |= _converted_beyond(tile, spec) | (MARGIN * (tile.count[:, 0] + 1.0) >= spec.softmax.largest)
     value = MARGIN * tile.keep_scale * np.abs(tile.value.exact).max(axis=0, initial=0.0)
     output = rows[:, None] | sums_overflow(tile, spec) | (value >= spec.output.largest)
-    return output, rows | (
-        MARGIN * (_largest_score(tile) + np.log(tile.count[:, 0] + 1.0)) >= spec.lse.largest
-    )
+    lse = rows | (MARGIN * (_largest_score(tile) + np.log(tile.count[:, 0] + 1.0)) >= spec.lse.largest)
+    return output, lse[:, None]
 
 
 def _largest_score(tile):

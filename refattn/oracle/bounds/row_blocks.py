@@ -16,6 +16,7 @@ import numpy as np
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.bounds.infinite_values import InfiniteValues
 from refattn.oracle.bounds.operands import Call, Group, Operand, Part, finite
+from refattn.oracle.bounds.results import RESULTS, Result, columns
 
 BLOCK_SCORES = 2**20  # scores of one block of rows: 8 MiB an array, about twenty arrays at a time
 
@@ -29,25 +30,24 @@ class Place:
     heads: slice
     rows: object  # slice or array of row numbers
 
-    def _heads(self, array, at):
+    def cut(self, result: Result, array):
+        """These rows of the whole array of a result, (R, C)."""
+        picked = self._heads(array, result.has_dims)[:, self.rows]
+        return picked.reshape(math.prod(picked.shape[:2]), picked.shape[2] if result.has_dims else 1)
+
+    def write(self, result: Result, array, values):
+        """Put (R, C) where `cut` finds it."""
+        self._put(self._heads(array, result.has_dims), values)
+
+    def write_rows(self, array, values):
+        """Put one number a row, (R,), into an array of the call's rows."""
+        self._put(self._heads(array, False), values)
+
+    def _heads(self, array, has_dims):
+        at = self.part.channels if has_dims else self.part.rows
         return array[at][self.index][self.heads]  # basic indexing: a view (G, T, ...)
 
-    def output(self, array):
-        """These rows of a whole output, (R, E)."""
-        picked = self._heads(array, self.part.channels)[:, self.rows]
-        return picked.reshape(math.prod(picked.shape[:-1]), picked.shape[-1])
-
-    def lse(self, array):
-        """These rows of a whole lse, (R,)."""
-        picked = self._heads(array, self.part.rows)[:, self.rows]
-        return picked.reshape(math.prod(picked.shape))
-
-    def write_output(self, array, values):
-        target = self._heads(array, self.part.channels)
-        target[:, self.rows] = values.reshape(target[:, self.rows].shape)
-
-    def write_lse(self, array, values):
-        target = self._heads(array, self.part.rows)
+    def _put(self, target, values):
         target[:, self.rows] = values.reshape(target[:, self.rows].shape)
 
 
@@ -86,6 +86,10 @@ class Tile:
     keep_scale: float
     shared_rounding: bool
 
+    def exact(self, result: Result):
+        """The exact result, (R, C)."""
+        return columns(getattr(self, result.name))
+
     @property
     def dropout(self):
         return self.kept is not self.weights
@@ -95,14 +99,14 @@ class Tile:
         return self.query.exact.shape[-1]
 
 
-def tiles(call: Call, output, lse, rows=None, block_scores=BLOCK_SCORES) -> Iterator[Tile]:
+def tiles(call: Call, exact, rows=None, block_scores=BLOCK_SCORES) -> Iterator[Tile]:
     """The tiles of a call, part by part, group by group.
 
     Parameters
     ----------
     call : Call
-    output, lse : ndarray
-        The exact results of the whole call.
+    exact : sequence of ndarray
+        The exact results of the whole call, in the order of `RESULTS`.
     rows : callable, optional
         `rows(q_len)` picks the rows of a part to look at, an increasing array of row numbers; all by
         default.
@@ -115,12 +119,10 @@ def tiles(call: Call, output, lse, rows=None, block_scores=BLOCK_SCORES) -> Iter
             for kv_head in range(part.num_kv_heads):
                 with np.errstate(all="ignore"):
                     group = part.load(index, kv_head)
-                    yield from _tiles_of_group(
-                        part, group, index, kv_head, picked, block_scores, output, lse
-                    )
+                    yield from _tiles_of_group(part, group, index, kv_head, picked, block_scores, exact)
 
 
-def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, output, lse):
+def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, exact):
     options, size, length = part.options, part.group_size, group.key.exact.shape[0]
     heads = slice(kv_head * size, (kv_head + 1) * size)
     start, stop = row_bounds(options.q_offset[index], length, part.q_len, options.left, options.right)
@@ -133,7 +135,8 @@ def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, ou
         place = Place(part, index, heads, whole if whole.stop - whole.start == len(rows) else rows)
         cut = _Cut(options, index, heads, rows, keys, (size, len(rows), keys.stop - keys.start))
         visible = cut.stacked(range_mask(start[rows], stop[rows], keys.start, keys.stop))
-        yield _tile(place, group, cut, visible, place.output(output), place.lse(lse))
+        output, lse = (place.cut(result, array) for result, array in zip(RESULTS, exact, strict=True))
+        yield _tile(place, group, cut, visible, output, lse[:, 0])
 
 
 @dataclass

@@ -1,55 +1,62 @@
-"""The statistical bound: roundings are independent and centred, so their sum grows with the root of the number of terms.
+"""The statistical bound: roundings are independent and centred, so their sum grows with the root of the
+number of terms.
 
-Hoeffding's inequality for sum_i r_i x_i with |r_i| <= 1 independent and centred: it exceeds lambda sqrt(sum x_i^2) with probability at most
-2 exp(-lambda^2 / 2). Four kinds of error are not of that kind and are added linearly: an error that all scores of a row share in
-proportion, the truncation of an accumulator, the common rounding of weights that lie close together, weights flushed to 0.
-`README.md` has the steps.
+Hoeffding's inequality for sum_i r_i x_i with |r_i| <= 1 independent and centred: it exceeds lambda sqrt(sum
+x_i^2) with probability at most 2 exp(-lambda^2 / 2). Four kinds of error are not of that kind and are added
+linearly: an error that all scores of a row share in proportion, the truncation of an accumulator, the common
+rounding of weights that lie close together, weights flushed to 0. `README.md` has the steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.verdict.lean import KNOWN, Model
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
 from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import Operand, smallest_lost
 from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
-from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE, ScoreError
-from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.bounds.row_blocks import Tile
+from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE, ScoreError
+from refattn.oracle.verdict.lean import KNOWN, LseModel, OutputModel
 
 CHUNKS = 32  # partial sums of a row that are looked at
 SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
 PROBES = 4
-# Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values have a low rank.
+# Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values
+# have a low rank.
 INDEPENDENT = 0.5
-ALIKE = 3.0  # deviations of independent roundings beyond which the roundings of the exact weights are taken for what they are
+# deviations of independent roundings beyond which the roundings of the exact weights are taken for what they
+# are
+ALIKE = 3.0
 REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
-SQUARES_UNDERFLOW = 2.0**-450  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
+SQUARES_UNDERFLOW = (
+    2.0**-450
+)  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
 COARSE = 2.0**-16  # accumulators so coarse that they lose terms of ordinary size
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
 @dataclass
 class Tight:
-    """Shapes (R, E) and (R,)."""
+    """The tight bound of one result, before the hard one limits it, with the fields of
+    `bound.ResultBound`."""
 
-    output: np.ndarray
-    lse: np.ndarray
-    output_sigma: np.ndarray
-    lse_sigma: np.ndarray
+    limit: np.ndarray
+    sigma: np.ndarray
     effective: np.ndarray
-    model: Model
+    model: OutputModel | LseModel
 
 
 @dataclass
 class Conversion:
-    """Converting the weights: square sum, linear part and variance, (R, E), and of the linear part that of equal weights, `tied`; relative to each
-    weight, (R, S), the step of the format and the rounding of the exact weights, -1 where they are flushed.
+    """Converting the weights: square sum, linear part and variance, (R, E), and of the linear part that of
+    equal weights, `tied`; relative to each weight, (R, S), the step of the format and the rounding of the
+    exact weights, -1 where they are flushed.
     """
 
     square: np.ndarray
@@ -70,7 +77,7 @@ class Sums:
         Sum of squares of the roundings.
     steady : ndarray
         What is lost for certain: truncation, terms below the last digit.
-    alike : ndarray
+    correlated : ndarray
         At most what roundings amount to that are all the same, one number anywhere between the two ends.
     largest_partial : ndarray
         Largest |partial sum|.
@@ -80,105 +87,218 @@ class Sums:
 
     square: np.ndarray
     steady: np.ndarray
-    alike: np.ndarray
+    correlated: np.ndarray
     largest_partial: np.ndarray
     latent: np.ndarray | None = None
 
 
-def tight_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float) -> Tight:
-    u = spec.softmax.unit_roundoff
-    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0  # before units of the largest value make zeros of tiny ones
+@dataclass
+class Errors:
+    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up.
+
+    Attributes
+    ----------
+    square : ndarray
+        Sum of the squares of what is independent, for Hoeffding's bound.
+    linear : ndarray
+        What is not independent.
+    variance : ndarray
+        Variance of both, for sigma.
+    """
+
+    square: np.ndarray
+    linear: np.ndarray
+    variance: np.ndarray
+
+    def __add__(self, other):
+        return Errors(self.square + other.square, self.linear + other.linear, self.variance + other.variance)
+
+
+def tight_bound(
+    tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float
+) -> tuple[Tight, Tight]:
+    """Section 4: lambda sqrt(square) + linear of the output and of the lse, and their sigma."""
+    # before units of the largest value make zeros of tiny ones
+    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0
     unit, tile = _in_units(tile)
+    repeats, ties = repeated_keys(tile.key.exact), _ties(tile)
+    first_order = _first_order(tile, error)
+    conversion = (
+        None
+        if rounding is None
+        else _converted(tile, spec, rounding, repeats, ties, tile.output, error.level)
+    )
+    sums = _both_sums(tile, spec, error, repeats, ties)
+    parts = [
+        _score_errors(tile, error, repeats, multiplier),
+        *([] if conversion is None else [conversion]),
+        *sums.errors,
+    ]
+    if tile.value.largest_error is not None:
+        values = tile.kept**2 @ tile.value.typical_error**2
+        parts.append(Errors(values, 0.0, ROUNDING_VARIANCE * values))
+    joined = 0.0
+    if spec.splits > 1:
+        joined = 2 * spec.softmax.unit_roundoff * _lse_level(tile)
+        shifted = joined * _split_shift(tile, tile.kept, tile.weights, tile.output)
+        parts.append(Errors(0.0, shifted, shifted**2))
+    errors = sum(parts[1:], parts[0])
+    lost = _lost_to_underflow(tile, spec, unit)
+    known = first_order & (nothing | (lost.absolute_sum > SQUARES_UNDERFLOW))
+    off = unit * (errors.linear + multiplier * np.sqrt(errors.square)) + lost.largest
+    bound = np.where(known, written(off, unit * np.abs(tile.output), spec.output, spec), np.inf)
+    before = np.hypot(unit * np.sqrt(errors.variance), lost.deviation)
+    writing = _writing(unit * tile.output, before, spec.output)
+    sigma = np.where(known, np.hypot(before, writing), np.inf)
+
+    level_top = _correlated_at_the_top(tile, spec, error)
+    lse, lse_sigma, lse_model = _lse(
+        tile, spec, error, rounding, conversion, repeats, sums.row_sum, sums.equal, level_top, multiplier
+    )
+    lse, lse_sigma = (np.where(first_order[:, 0], part, np.inf) for part in (lse, lse_sigma))
+    model = _output_model(tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined)
+    return (
+        Tight(bound, sigma, _independent_errors(sigma, writing), model),
+        Tight(lse, lse_sigma, np.ones_like(lse), lse_model),
+    )
+
+
+def _score_errors(tile, error, repeats, multiplier) -> Errors:
+    """Scores: sum_j p_j^2 e2_j (v_j - o)^2, where exp turns an error r into expm1(r), and the row sum moves
+    too."""
     p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
-    magnitude = np.abs(output)
-    repeats = repeated_keys(tile.key.exact)
-
-    ties = _ties(tile)
-
-    # scores; exp turns an error of the size r into expm1(r), and the row sum moves too
     apart = ~error.level  # equal errors of all keys move no output
-    reach = np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
-    moved = multiplier * np.sqrt((p**2 * reach**2).sum(axis=1, keepdims=True))
-    stretch = 1.0 / np.where(moved < 1.0, 1.0 - moved, 0.0)
-    square = stretch**2 * sum_of_squares(kept, reach**2, value, repeats, output, p)
-    linear = np.zeros_like(magnitude)
+    weight_error = (
+        np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
+    )
+    row_sum_error = multiplier * np.sqrt((p**2 * weight_error**2).sum(axis=1, keepdims=True))
+    stretch = 1.0 / np.where(row_sum_error < 1.0, 1.0 - row_sum_error, 0.0)
+    square = stretch**2 * sum_of_squares(kept, weight_error**2, value, repeats, output, p)
+    linear = np.zeros_like(output)
     for direction in error.common:
         direction = direction * apart
         linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
     variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
-        square, variance = square + 2.0 * shared, variance + shared  # all dims share them: nothing averages out
-    first_order = (p * np.expm1(np.minimum(3.0 * np.sqrt(error.square * apart), LARGEST_EXPONENT))).sum(axis=1, keepdims=True) < FIRST_ORDER
+        square, variance = (
+            square + 2.0 * shared,
+            variance + shared,
+        )  # all dims share them: nothing averages out
+    return Errors(square, linear, variance)
 
-    # conversion of the weights
-    conversion = None
-    if rounding is not None:
-        conversion = _converted(tile, spec, rounding, repeats, ties, output, error.level)
-        square, linear, variance = square + conversion.square, linear + conversion.linear, variance + conversion.variance
 
-    # the two sums, rescaled and divided
-    products = _products(tile, spec, kept)
+def _first_order(tile, error):
+    """Rows whose scores are certain enough for the tight bound: they change few per cent of the weights, (R,
+    1)."""
+    size = 3.0 * np.sqrt(error.square * ~error.level)
+    return (tile.weights * np.expm1(np.minimum(size, LARGEST_EXPONENT))).sum(
+        axis=1, keepdims=True
+    ) < FIRST_ORDER
+
+
+@dataclass
+class BothSums:
+    """The second product and the row sum, rescaled and divided: their errors together, and what the models
+    read.
+
+    Attributes
+    ----------
+    errors : list of Errors
+    products, row_sum : Sums
+    steps : ndarray (R, 1)
+        Sum of the squares of rescaling and dividing, relative.
+    equal : ndarray (R, 1)
+        What the row sum may lose of equal weights, relative to it.
+    same_sign : ndarray (R, E)
+        Losses that may have one sign everywhere.
+    """
+
+    errors: list[Errors]
+    products: Sums
+    row_sum: Sums
+    steps: np.ndarray
+    equal: np.ndarray
+    same_sign: np.ndarray
+
+
+def _both_sums(tile, spec, error, repeats, ties) -> BothSums:
+    """The second product and the row sum: squared partial sums, and linearly what equal terms lose alike."""
+    u, magnitude, p = spec.softmax.unit_roundoff, np.abs(tile.output), tile.weights
+    products = _products(tile, spec, tile.kept)
     row_sum = _sums(p, np.ones((p.shape[1], 1)), tile.visible, spec.sum_block, u, False)
-    more = u**2 * (error.rises + 5.0)
-    sums = products.square + more * magnitude**2 + (row_sum.square + more) * magnitude**2
-    square, variance = square + sums, variance + ROUNDING_VARIANCE * sums
+    steps = u**2 * (error.rises + 5.0)
+    square = products.square + steps * magnitude**2 + (row_sum.square + steps) * magnitude**2
     equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
-    pairs = repeated_keys(np.concatenate([tile.key.exact, value], axis=1)) if repeats else []
-    again = sum((tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal))
+    pairs = repeated_keys(np.concatenate([tile.key.exact, tile.value.exact], axis=1)) if repeats else []
+    again = sum(
+        (tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal)
+    )
     again = spec.accumulator_roundoff * np.where(ties.steady, tile.count, again) / spec.sum_block
     steady = products.steady + row_sum.steady * magnitude
-    alike = products.alike + (row_sum.alike + equal) * magnitude + again * products.largest_partial
-    linear, variance = linear + steady + alike, variance + steady**2 + alike**2 / 3.0
+    correlated = (
+        products.correlated + (row_sum.correlated + equal) * magnitude + again * products.largest_partial
+    )
+    independent = Errors(square, 0.0, ROUNDING_VARIANCE * square)
+    errors = [independent, Errors(0.0, steady, steady**2), Errors(0.0, correlated, correlated**2 / 3.0)]
+    return BothSums(errors, products, row_sum, steps, equal, steady + correlated)
 
-    if tile.value.largest_error is not None:
-        values = kept**2 @ tile.value.typical_error**2
-        square, variance = square + values, variance + ROUNDING_VARIANCE * values
-    joined = 0.0
-    if spec.splits > 1:
-        joined = 2 * u * _lse_level(tile)
-        shifted = joined * _split_shift(tile, kept, p, output)
-        linear, variance = linear + shifted, variance + shifted**2
 
-    count = tile.count.astype(np.float64)
-    tiny, size = smallest_lost(spec), np.abs(value)
-    coarse = tiny * np.sqrt(count + 4) / np.sqrt(3.0)  # every product and sum rounds to the subnormal step
-    matters = tiny * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
-    gross = kept @ size
-    products_lost = np.fmin(tiny * count, unit * gross) if matters else tiny * count
-    tiny = tiny * (count * unit * size.max(axis=0, initial=0.0) + 5) + products_lost
-    off = unit * (linear + multiplier * np.sqrt(square)) + tiny
-    told = first_order & (nothing | (gross > SQUARES_UNDERFLOW))
-    bound = np.where(told, written(off, unit * magnitude, spec.output, spec), np.inf)
-    before = np.hypot(unit * np.sqrt(variance), coarse)
-    writing = _writing(unit * output, before, spec.output)
-    sigma = np.hypot(before, writing)
-    sigma = np.where(told, sigma, np.inf)
+@dataclass
+class LostToUnderflow:
+    """What products and sums lose where they round to the subnormal step, (R, 1) or (R, E)."""
 
-    level_top = _alike_at_the_top(tile, spec, error)
-    lse, lse_sigma, *lse_model = _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier)
-    dims = max(output.shape[1], 1)
-    # each result is rounded on its own: a share of the variance that all dims average; the rest counts as INDEPENDENT errors a row
+    largest: np.ndarray
+    deviation: np.ndarray
+    absolute_sum: np.ndarray  # sum_j p_j |v_j|, in units of the row
+
+
+def _lost_to_underflow(tile, spec, unit) -> LostToUnderflow:
+    """Every product and sum rounds to the subnormal step; a product loses no more than itself."""
+    count, size, step = tile.count.astype(np.float64), np.abs(tile.value.exact), smallest_lost(spec)
+    deviation = step * np.sqrt(count + 4) / np.sqrt(3.0)
+    absolute_sum = tile.kept @ size
+    matters = step * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
+    of_products = np.fmin(step * count, unit * absolute_sum) if matters else step * count
+    largest = step * (count * unit * size.max(axis=0, initial=0.0) + 5) + of_products
+    return LostToUnderflow(largest, deviation, absolute_sum)
+
+
+def _independent_errors(sigma, writing):
+    """How many errors of a row are independent, (R,).
+
+    Each result is rounded on its own: a share of the variance that all dims average; the rest counts as
+    INDEPENDENT errors a row.
+    """
+    dims = max(sigma.shape[1], 1)
     share = np.where(sigma > 0, (writing / np.where(sigma > 0, sigma, 1.0)) ** 2, 1.0)
     alone = np.where(np.isfinite(sigma), share, 0.0).sum(axis=1) / dims
-    effective = 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
-    rough = ~first_order[:, 0]
-    over = np.where(sigma > 0, sigma, 1.0)
-    own = (unit / over) ** 2 * ROUNDING_VARIANCE * (more * magnitude**2 + (products.square if tile.latent is None else 0.0)) + (coarse / over) ** 2
-    shared = steady + alike + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
-    shared = shared + _lost_terms(tile, spec)
-    latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * products.latent
-    rescaled = ROUNDING_VARIANCE * (row_sum.square + more)
-    model = Model(error, own, (unit * shared + tiny) / over, before, rescaled, latent, conversion, joined, *lse_model)
-    return Tight(bound, np.where(rough, np.inf, lse), sigma, np.where(rough, np.inf, lse_sigma), effective, model)
+    return 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
+
+
+def _output_model(
+    tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined
+) -> OutputModel:
+    """Bias: what a signed sum of errors needs to know of a tile's outputs."""
+    magnitude, over = np.abs(tile.output), np.where(sigma > 0, sigma, 1.0)
+    of_products = sums.products.square if tile.latent is None else 0.0
+    own = (unit / over) ** 2 * ROUNDING_VARIANCE * (sums.steps * magnitude**2 + of_products) + (
+        lost.deviation / over
+    ) ** 2
+    shared = sums.same_sign + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
+    shared = (unit * (shared + _lost_terms(tile, spec)) + lost.largest) / over
+    latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * sums.products.latent
+    rescaled = ROUNDING_VARIANCE * (sums.row_sum.square + sums.steps)
+    return OutputModel(error, own, shared, before, rescaled, latent, conversion, joined)
 
 
 def _writing(output, before, form):
     """Deviation of rounding output + x to a format where x has deviation `before`, (R, E).
 
-    The step over sqrt(12) where x spreads over steps; where it does not, the rounding of the exact output itself, which results that lie close
-    together share. Between them, Sripad and Snyder 1977, "A necessary and sufficient condition for quantization errors to be uniform and white":
-    the first harmonic of the mean square falls with exp(-2 pi^2 before^2 / step^2).
+    The step over sqrt(12) where x spreads over steps; where it does not, the rounding of the exact output
+    itself, which results that lie close together share. Between them, Sripad and Snyder 1977, "A necessary
+    and sufficient condition for quantization errors to be uniform and white": the first harmonic of the mean
+    square falls with exp(-2 pi^2 before^2 / step^2).
     """
     step = form.step(output)
     random = step**2 / 12.0
@@ -193,7 +313,8 @@ def _writing(output, before, form):
 def _query_rounding(tile, kept, p, output):
     """Square sum of the query's roundings, each of which reaches all keys at once, (R, E).
 
-    sum_d (dq_d sum_j p_j k_jd (v_j - o))^2 is the mean square of the same sum with random signs for d; PROBES of them are taken.
+    sum_d (dq_d sum_j p_j k_jd (v_j - o))^2 is the mean square of the same sum with random signs for d;
+    PROBES of them are taken.
     """
     rng = np.random.default_rng(0)
     total = np.zeros_like(output)
@@ -205,18 +326,26 @@ def _query_rounding(tile, kept, p, output):
 
 
 def _in_units(tile):
-    """A power of two for each row, and the tile with values and outputs in multiples of it, so that squares stay in float64.
+    """A power of two for each row, and the tile with values and outputs in multiples of it, so that squares
+    stay in float64.
 
     A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
     """
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
-    kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)  # a key of value 0 does not show, however large its weight
-    of_value, of_row = _power_of_two(np.abs(tile.value.exact).max(initial=0.0)), _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0))
+    kept = np.where(
+        tile.value.exact.any(axis=1), tile.kept, 0.0
+    )  # a key of value 0 does not show, however large its weight
+    of_value, of_row = (
+        _power_of_two(np.abs(tile.value.exact).max(initial=0.0)),
+        _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0)),
+    )
     if of_value == 1.0 and (of_row == 1.0).all():
         return 1.0, replace(tile, output=output)
     value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
     latent = None if tile.latent is None else tile.latent / of_value
-    return of_value * of_row, replace(tile, value=value, latent=latent, kept=kept / of_row, output=output / of_value / of_row)
+    return of_value * of_row, replace(
+        tile, value=value, latent=latent, kept=kept / of_row, output=output / of_value / of_row
+    )
 
 
 def _power_of_two(largest):
@@ -227,7 +356,8 @@ def _power_of_two(largest):
 
 @dataclass
 class Ties:
-    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and how many there are."""
+    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and how many
+    there are."""
 
     share: np.ndarray
     count: np.ndarray
@@ -237,8 +367,9 @@ class Ties:
 def _ties(tile):
     """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
 
-    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A sum to which the same weight is added
-    over and over loses the same each time, up to a unit roundoff of it: both are multiples of its last digit but for the same remainder.
+    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A
+    sum to which the same weight is added over and over loses the same each time, up to a unit roundoff of
+    it: both are multiples of its last digit but for the same remainder.
     """
     scores = np.sort(np.where(tile.visible, tile.biased, -np.inf).astype(np.float32), axis=1)
     rows, keys = scores.shape
@@ -252,38 +383,54 @@ def _ties(tile):
     for row in np.flatnonzero(equal.any(axis=1) & ~steady):
         values, counts = np.unique(scores[row], return_counts=True)
         tied = (counts > 1) & (values > -np.inf) & (values < top[row])
-        mass = counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
+        mass = (
+            counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
+        )
         share[row], count[row] = mass.sum(), counts[tied].sum()
     return Ties(np.minimum(share, 1.0), count, steady[:, None])
 
 
-def _alike_at_the_top(tile, spec, error):
-    """What the row sum may lose of keys at the row maximum whose scores are not surely equal, relative to it, (R, 1).
+def _correlated_at_the_top(tile, spec, error):
+    """What the row sum may lose of keys at the row maximum whose scores are not surely equal, relative to
+    it, (R, 1).
 
-    Their weights are 1 but for a few last digits, all below the last digit of a long sum: it loses what they have in common.
+    Their weights are 1 but for a few last digits, all below the last digit of a long sum: it loses what they
+    have in common.
     """
     u = spec.softmax.unit_roundoff
     near = tile.visible & (tile.drop <= SPREAD * u * np.abs(tile.biased))
-    count, off = near.sum(axis=1, keepdims=True), np.sqrt(np.where(near, error.square, 0.0)).max(axis=1, keepdims=True, initial=0.0)
-    lost = np.minimum(u * count / spec.sum_block, off) * np.where(near, tile.weights, 0.0).sum(axis=1, keepdims=True)
+    count, off = (
+        near.sum(axis=1, keepdims=True),
+        np.sqrt(np.where(near, error.square, 0.0)).max(axis=1, keepdims=True, initial=0.0),
+    )
+    lost = np.minimum(u * count / spec.sum_block, off) * np.where(near, tile.weights, 0.0).sum(
+        axis=1, keepdims=True
+    )
     return np.where((count > 1) & ~error.level, lost, 0.0)
 
 
 def _progressions(tile):
-    """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every block has the same weights again."""
+    """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every
+    block has the same weights again."""
     scores = np.where(tile.visible, tile.biased, np.nan)
     bend = np.abs(scores[:, 2:] - 2.0 * scores[:, 1:-1] + scores[:, :-2])
     bend = np.where(np.isnan(bend), 0.0, bend).max(axis=1, initial=0.0)
     largest = np.abs(tile.biased).max(axis=1, initial=0.0)
     gaps = (tile.visible[:, 1:] != tile.visible[:, :-1]).sum(axis=1) > 2
-    return (bend <= SPREAD * 2.0**-24 * largest) & (tile.drop.max(axis=1, initial=0.0) > 0) & (tile.count[:, 0] > 2) & ~gaps
+    return (
+        (bend <= SPREAD * 2.0**-24 * largest)
+        & (tile.drop.max(axis=1, initial=0.0) > 0)
+        & (tile.count[:, 0] > 2)
+        & ~gaps
+    )
 
 
 def _converted(tile, spec, rounding, repeats, ties, output, level):
     """Square sum, linear part and variance of converting the weights.
 
-    Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken before the conversion that
-    moves the row by up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
+    Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken
+    before the conversion that moves the row by up to u times itself; equal weights of different keys, by up
+    to u times their share of sum p |v|.
     """
     p, kept, value, magnitude = tile.weights, tile.kept, tile.value.exact, np.abs(output)
     u = spec.weight.unit_roundoff
@@ -297,9 +444,17 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
         square = sum_of_squares(kept, relative**2, value, repeats, output, p)
         variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
         linear = np.zeros_like(magnitude)
-        if tile.dropout:  # scaled up before they are converted, the weights of numerator and row sum round apart
-            square = sum_of_squares(kept, relative**2, value, repeats) + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
-            variance = sum_of_squares(kept, step**2 / 12.0, value, repeats) + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
+        if (
+            tile.dropout
+        ):  # scaled up before they are converted, the weights of numerator and row sum round apart
+            square = (
+                sum_of_squares(kept, relative**2, value, repeats)
+                + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
+            )
+            variance = (
+                sum_of_squares(kept, step**2 / 12.0, value, repeats)
+                + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
+            )
             linear = 2.0 * u * ties.share * magnitude
     else:
         square = sum_of_squares(kept, relative**2, value, repeats)
@@ -312,28 +467,45 @@ def _converted(tile, spec, rounding, repeats, ties, output, level):
             linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
         variance = variance + linear**2 / 3.0
     tied = linear
-    # the roundings of the exact weights: what weights share that lie close together, or are a few steps of the subnormal range large
+    # the roundings of the exact weights: what weights share that lie close together, or are a few steps of
+    # the subnormal range large
     exact = _rounding_of(stored * tile.keep_scale, spec.weight)
     both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
     joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
     variance = np.maximum(variance, sum_of_squares(kept, exact**2, value, [], *both))
     shared = joint**2 > ALIKE**2 * variance
-    # columns share them, and rows where biases or positions give the same few weights: the mean square over a row's columns says so
-    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0)).sum(axis=1, keepdims=True) / max(value.shape[1], 1)
-    linear, variance = np.maximum(linear, np.where(shared, np.abs(joint), 0.0)), np.where(shared, joint**2, variance * np.maximum(ratio, 1.0))
+    # columns share them, and rows where biases or positions give the same few weights: the mean square over
+    # a row's columns says so
+    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0)).sum(
+        axis=1, keepdims=True
+    ) / max(value.shape[1], 1)
+    linear, variance = (
+        np.maximum(linear, np.where(shared, np.abs(joint), 0.0)),
+        np.where(shared, joint**2, variance * np.maximum(ratio, 1.0)),
+    )
     if level.any():  # one number converted for all keys, in proportion to the result
         times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
         same = times * level_conversion(tile, rounding) * magnitude
-        square, linear, tied = np.where(level, 0.0, square), np.where(level, same, linear), np.where(level, same, tied)
+        square, linear, tied = (
+            np.where(level, 0.0, square),
+            np.where(level, same, linear),
+            np.where(level, same, tied),
+        )
         variance = np.where(level, same**2 / 3.0, variance)
     if flushed.any():
         lost = np.where(flushed, kept, 0.0) @ value
         if spec.denominator == "rounded":
             lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
         linear, variance = linear + np.abs(lost), variance + lost**2
-        if spec.block_size is not None:  # weights relative to an early, lower maximum survive: some are lost, and others do not cancel them
+        if spec.block_size is not None:
+            # weights relative to an early, lower maximum survive: some are lost, and others do not cancel
+            # them
             gone = (flushed.astype(np.float64), value, repeats)
-            variance = variance + (sum_of_squares(kept, *gone, output, p) if spec.denominator == "rounded" else sum_of_squares(kept, *gone))
+            variance = variance + (
+                sum_of_squares(kept, *gone, output, p)
+                if spec.denominator == "rounded"
+                else sum_of_squares(kept, *gone)
+            )
     return Conversion(square, linear, variance, tied, step, np.where(flushed, -1.0, exact))
 
 
@@ -345,7 +517,8 @@ def _rounding_of(stored, form):
 
 
 def _products(tile, spec, kept):
-    """Errors of the sum of weights times values; in the absorbed form it runs over latents and is stored before it meets w_uv."""
+    """Errors of the sum of weights times values; in the absorbed form it runs over latents and is stored
+    before it meets w_uv."""
     u = spec.accumulator_roundoff
     if tile.latent is None:
         return _sums(kept, tile.value.exact, tile.visible, spec.sum_block, u, spec.truncates)
@@ -353,16 +526,17 @@ def _products(tile, spec, kept):
     middle = (kept @ tile.latent) ** 2
     w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
     stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
-    parts = (part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.alike, inner.largest_partial))
+    parts = (part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.correlated, inner.largest_partial))
     return Sums(inner.square @ w2 + stored * (middle @ w2), *parts, inner.square + stored * middle)
 
 
 def _sums(weights, x, visible, block, u, truncates):
     """Errors of sum_j weights_j x_j with one rounding of relative size u for each addition.
 
-    An addition rounds the partial sum it makes, so the square sum is u^2 times the sum of squared partial sums: `block` terms among
-    themselves, then the block onto what came before. Partial sums are taken at CHUNKS places in the order of the keys and in the reverse,
-    whichever gives more; between them the terms are treated as a random walk.
+    An addition rounds the partial sum it makes, so the square sum is u^2 times the sum of squared partial
+    sums: `block` terms among themselves, then the block onto what came before. Partial sums are taken at
+    CHUNKS places in the order of the keys and in the reverse, whichever gives more; between them the terms
+    are treated as a random walk.
     """
     rows, keys = weights.shape
     count = visible.sum(axis=1, keepdims=True).astype(np.float64)
@@ -370,8 +544,11 @@ def _sums(weights, x, visible, block, u, truncates):
     edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
     forward = np.zeros((rows, x.shape[1]))
     total = weights @ x
-    sums = {name: np.zeros_like(total) for name in ("forward", "backward", "inside", "forward_size", "backward_size", "largest")}
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    sums = {
+        name: np.zeros_like(total)
+        for name in ("forward", "backward", "inside", "forward_size", "backward_size", "largest")
+    }
+    for first, last in pairwise(edges):
         here = visible[:, first:last].sum(axis=1, keepdims=True)
         additions = np.where(here > 0, np.maximum(here / block, 1.0), 0.0)
         part = weights[:, first:last] @ x[first:last]
@@ -391,39 +568,49 @@ def _sums(weights, x, visible, block, u, truncates):
     # Terms that hardly differ, compared with the last digit of the sum, all lose the same.
     mean = total / np.maximum(count, 1.0)
     close = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
-    alike = np.where(close & (count > 1), u * (count / block) * sums["largest"], 0.0)
-    # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is lopsided.
+    correlated = np.where(close & (count > 1), u * (count / block) * sums["largest"], 0.0)
+    # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is
+    # lopsided.
     small = u / np.where(weights > 0, weights * block, np.inf)
     lost = np.where(small > 1e-2, weights * np.minimum(1.0, 2.0 * small**2), 0.0)
     if lost.any():
         steady = steady + np.abs(lost @ x)
-    return Sums(u**2 * square, steady, alike, sums["largest"])
+    return Sums(u**2 * square, steady, correlated, sums["largest"])
 
 
 def _lost_terms(tile, spec):
-    """What a coarse accumulator loses of terms below the last digit of their sum because the value is small, not the weight, (R, E)."""
+    """What a coarse accumulator loses of terms below the last digit of their sum because the value is small,
+    not the weight, (R, E)."""
     lost, u = np.zeros_like(tile.output), spec.accumulator_roundoff
     if u < COARSE or tile.latent is not None:
         return lost
     for column, value in enumerate(tile.value.exact.T):
         terms = tile.kept * value
-        small = u * np.abs(tile.output[:, column, None]) / np.where(terms != 0, spec.sum_block * np.abs(terms), np.inf)
-        lost[:, column] = np.abs((terms * np.where(small > 1e-2, np.minimum(1.0, 2.0 * small**2), 0.0)).sum(axis=1))
+        small = (
+            u
+            * np.abs(tile.output[:, column, None])
+            / np.where(terms != 0, spec.sum_block * np.abs(terms), np.inf)
+        )
+        lost[:, column] = np.abs(
+            (terms * np.where(small > 1e-2, np.minimum(1.0, 2.0 * small**2), 0.0)).sum(axis=1)
+        )
     return lost
 
 
 def _lse_level(tile):
-    """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with it."""
+    """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with
+    it."""
     top, log = lse_magnitudes(tile)
     return (4 * top + 6 * log + 2)[:, None]
 
 
 def _split_shift(tile, kept, p, output):
-    """Largest |sum over a run of leading keys of p (v - o)|, (R, E): what an error of one split's lse can move."""
+    """Largest |sum over a run of leading keys of p (v - o)|, (R, E): what an error of one split's lse can
+    move."""
     keys = p.shape[1]
     edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
     running, largest = np.zeros_like(output), np.zeros_like(output)
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         running = running + kept[:, first:last] @ tile.value.exact[first:last]
         running = running - p[:, first:last].sum(axis=1, keepdims=True) * output
         largest = np.maximum(largest, np.abs(running))
@@ -433,19 +620,32 @@ def _split_shift(tile, kept, p, output):
 def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier):
     u = spec.softmax.unit_roundoff
     ones = np.ones((tile.weights.shape[1], 1))
-    sums = row_sum.square[:, 0] + u**2 * (error.rises[:, 0] + 4.0) + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
+    sums = (
+        row_sum.square[:, 0]
+        + u**2 * (error.rises[:, 0] + 4.0)
+        + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
+    )
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
-    if tile.query.largest_error is not None:  # one rounding of a row's query shifts the scores of all its keys
-        of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(axis=1)
+    if (
+        tile.query.largest_error is not None
+    ):  # one rounding of a row's query shifts the scores of all its keys
+        of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(
+            axis=1
+        )
         square, variance = square + of_query, variance + ROUNDING_VARIANCE * of_query
     common = [(tile.weights * direction).sum(axis=1) for direction in error.common]
-    shared, of_weights = (equal + row_sum.steady + row_sum.alike)[:, 0], 0.0
+    shared, of_weights = (equal + row_sum.steady + row_sum.correlated)[:, 0], 0.0
     linear = sum(np.abs(part) for part in common) + shared
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
         common.append(KNOWN * (tile.weights * conversion.exact).sum(axis=1))
-        of_weights = np.maximum(*(sum_of_squares(tile.weights, part**2, ones, repeats)[:, 0] for part in (conversion.step / 12**0.5, conversion.exact)))
+        of_weights = np.maximum(
+            *(
+                sum_of_squares(tile.weights, part**2, ones, repeats)[:, 0]
+                for part in (conversion.step / 12**0.5, conversion.exact)
+            )
+        )
     variance_of_sink = 0.0
     if tile.sink is not None:
         share, sink_error = sink_share(tile, spec, error)
@@ -456,5 +656,11 @@ def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level
     fixed = u * (1.5 * top + 2 * log + level) + spec.exp_error
     bound = written(linear + fixed + multiplier * np.sqrt(square), level, spec.lse, spec)
     sigma = np.sqrt(variance + (linear + fixed) ** 2 + spec.lse.step(level) ** 2 / 12.0)
-    own = variance + of_weights + sum(part**2 for part in common) + variance_of_sink + (fixed - spec.exp_error) ** 2
-    return bound, sigma, own, shared + level_top[:, 0] + spec.exp_error, common
+    own = (
+        variance
+        + of_weights
+        + sum(part**2 for part in common)
+        + variance_of_sink
+        + (fixed - spec.exp_error) ** 2
+    )
+    return bound, sigma, LseModel(own, shared + level_top[:, 0] + spec.exp_error, common)

@@ -2,47 +2,55 @@
 
 Seven tiers, each finding what the ones before cannot:
 
-    judged      something was compared, and no finite result lost to an overflow: nothing is said of results whose intermediates may overflow
-                the formats of the spec
+    judged      something was compared, and no finite result lost to an overflow: nothing is said of results
+                whose intermediates may overflow the formats of the spec
     positions   NaN and infinities stand exactly where they must
-    range       every output, also one of which nothing else is said, lies between the smallest and the largest visible value, or 0
+    range       every output, also one of which nothing else is said, lies between the smallest and the
+                largest visible value, or 0
     hard        no element beyond the rigorous bound: beyond it the kernel is wrong, or its spec
     tight       no element beyond the statistical bound
-    aggregate   the root mean square of error / sigma is about 1 at most: errors too small to stick out, but everywhere
-    lean        no bias, up or down or toward or away from zero, that the roundings of the spec do not make (`lean.py`): errors of the right size
-                that do not cancel
+    aggregate   the root mean square of error / sigma is about 1 at most: errors too small to stick out, but
+                everywhere
+    lean        no bias, up or down or toward or away from zero, that the roundings of the spec do not make
+                (`lean.py`): errors of the right size that do not cancel
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.registry import form_called
-from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
-from refattn.oracle.verdict.lean import Lean
-from refattn.oracle.verdict.layout_hint import layout_hint
-from refattn.oracle.bounds.operands import operands
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
-from refattn.oracle.verdict.report import Measure, Report
 from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.bounds.operands import operands
+from refattn.oracle.bounds.results import RESULTS
 from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
-
-# Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
-RMS_LIMIT = 1.2
-RMS_DEVIATIONS = 6.0
+from refattn.oracle.verdict.compared_tile import ComparedTile
+from refattn.oracle.verdict.layout_hint import layout_hint
+from refattn.oracle.verdict.lean import Lean
+from refattn.oracle.verdict.report import Measure, Report
 
 
 def check(
-    actual, *arrays, lse=None, spec=None, reference=None, function="attention", rows=None, seed=0,
-    failure_probability=FAILURE_PROBABILITY, **options,
+    actual,
+    *arrays,
+    lse=None,
+    spec=None,
+    reference=None,
+    function="attention",
+    rows=None,
+    seed=0,
+    failure_probability=FAILURE_PROBABILITY,
+    **options,
 ) -> Report:
-    """Compare a kernel's output, and lse if given, with the exact result and the error its arithmetic allows.
+    """Compare a kernel's output, and lse if given, with the exact result and the error its arithmetic
+    allows.
 
     Parameters
     ----------
@@ -53,10 +61,12 @@ def check(
     lse : array_like, optional
         The kernel's lse, natural logarithm.
     spec : KernelSpec, str, dtype or None
-        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels float32" those kernels, None a
-        flash kernel in the dtype of `actual`, or of the first array where there is no `actual`.
+        The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels
+        float32" those kernels, None a flash kernel in the dtype of `actual`, or of the first array where
+        there is no `actual`.
     reference : callable, optional
-        Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes: `cpu_kernels.attention_with_lse`.
+        Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes:
+        `cpu_kernels.attention_with_lse`.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
     rows : int, optional
@@ -71,18 +81,22 @@ def check(
     Returns
     -------
     Report
-        True in a boolean context when the kernel passes: something was judged, and nothing of it is wrong. Where no element could be judged it
-        does not pass, and fails with "not judged" alone; `report.wrong` is False then, as where NaN or an infinity stands for a finite result and
-        an overflow of the spec's arithmetic may explain it. Where some could not, `report.complete` is False and the summary says how many and why.
+        True in a boolean context when the kernel passes: something was judged, and nothing of it is wrong.
+        Where no element could be judged it does not pass, and fails with "not judged" alone; `report.wrong`
+        is False then, as where NaN or an infinity stands for a finite result and an overflow of the spec's
+        arithmetic may explain it. Where some could not, `report.complete` is False and the summary says how
+        many and why.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        Those of the function in `refattn`. A wrong shape of `actual` or `lse` is a failed report, not an exception.
+        Those of the function in `refattn`. A wrong shape of `actual` or `lse` is a failed report, not an
+        exception.
 
     Notes
     -----
-    Cost: about twenty products the size of Q K^T in float64 and a few hundred MiB besides the results, whatever the shape.
+    Cost: about twenty products the size of Q K^T in float64 and a few hundred MiB besides the results,
+    whatever the shape.
 
     Examples
     --------
@@ -99,46 +113,59 @@ def check(
     False
     """
     if not 0.0 < failure_probability < 1.0:
-        raise ValueError(f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}.")
+        raise ValueError(
+            f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}."
+        )
     inferred = spec is None
     if actual is None and lse is None:
         raise ValueError("actual and lse must not both be None; got actual=None, lse=None.")
     actual = None if actual is None else as_float_array(actual, "actual")
     lse = None if lse is None else as_float_array(lse, "lse")
-    spec = kernel_spec(spec, actual.dtype if actual is not None else as_float_array(arrays[0], "query").dtype if arrays else None)
+    spec = kernel_spec(
+        spec,
+        actual.dtype if actual is not None else as_float_array(arrays[0], "query").dtype if arrays else None,
+    )
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
     report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
-    results = {"output": (actual, call.output_shape), "lse": (lse, call.lse_shape)}
-    for name, (array, shape) in results.items():
-        if array is not None and array.shape != shape:
-            report.refuse(name, f"must have shape {shape}; got {array.shape}.{layout_hint(array.shape, shape)}")
+    given = {
+        result: array for result, array in zip(RESULTS, (actual, lse), strict=True) if array is not None
+    }
+    for result, array in given.items():
+        shape = result.shape(call.output_shape)
+        if array.shape != shape:
+            report.refuse(
+                result.name, f"must have shape {shape}; got {array.shape}.{layout_hint(array.shape, shape)}"
+            )
     if report.failed:
         return report
 
-    exact = dict(zip(("output", "lse"), exact_results(function, arrays, options, reference), strict=True))
+    exact = dict(zip(RESULTS, exact_results(function, arrays, options, reference), strict=True))
     multiplier = hoeffding_multiplier(call, failure_probability)
-    measures = [Measure(name, shape, call.lse_shape, Lean(name, exact[name], call.lse_shape)) for name, (array, shape) in results.items() if array is not None]
+    measures = [
+        Measure(result, array.shape, call.lse_shape, Lean(result, exact[result], call.lse_shape))
+        for result, array in given.items()
+    ]
     pick = None if rows is None else _row_picker(rows, seed)
-    for tile in tiles(call, exact["output"], exact["lse"], rows=pick):
-        bound = bound_tile(tile, spec, multiplier)
+    for tile in tiles(call, exact.values(), rows=pick):
+        bounds = bound_tile(tile, spec, multiplier)
         for measure in measures:
-            compare_tile(measure, results[measure.name][0], tile, bound, spec)
+            compare_tile(measure, given[measure.result], tile, bounds[measure.result], spec)
     for measure in measures:
-        # the few roundings of an lse reach all rows of a head alike where position decides the scores: no aggregate says more than tight
-        measure.finish(RMS_LIMIT if measure.name == "output" else math.inf, RMS_DEVIATIONS, failure_probability)
+        measure.finish(failure_probability)
         if pick is not None:
-            measure.other_positions(results[measure.name][0], exact[measure.name], getattr(spec, measure.name))
+            measure.other_positions(given[measure.result], exact[measure.result], spec)
         report.add(measure)
-    _note_dtypes(report, results, spec)
+    _note_dtypes(report, given, spec)
     return report
 
 
 def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> None:
-    """`check`, raising AssertionError with the report when the kernel fails; parameters are those of `check`.
+    """`check`, raising AssertionError with the report when the kernel fails; parameters are those of
+    `check`.
 
-    Warns (UserWarning) where a part of the result could not be judged. A failure that one change of the spec would explain (`other_specs.py`) says
-    which; that costs up to six more checks.
+    Warns (UserWarning) where a part of the result could not be judged. A failure that one change of the spec
+    would explain (`other_specs.py`) says which; that costs up to six more checks.
 
     Examples
     --------
@@ -167,10 +194,16 @@ def _arithmetic(report, actual, arrays, lse, options):
     found = []
     for changes, words in other_specs(report.spec):
         spec = report.spec.replace(**changes)
-        if check(actual, *arrays, lse=lse, spec=spec, **{**options, "reference": lambda *_, **__: exact}).passed:
+        if check(
+            actual, *arrays, lse=lse, spec=spec, **{**options, "reference": lambda *_, **__: exact}
+        ).passed:
             found.append(f"{words}: {in_code(changes)}")
     lines = "".join(f"\n             {line}" for line in found)
-    return f"\n  hint       passes if the kernel does one of these, which its spec then should say:{lines}" if found else ""
+    return (
+        f"\n  hint       passes if the kernel does one of these, which its spec then should say:{lines}"
+        if found
+        else ""
+    )
 
 
 CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability")
@@ -181,25 +214,37 @@ def _without(options, *names):
 
 
 OUR_NAMES = {
-    "is_causal": "causal=True, and q_offset=0 where query and key differ in length", "attn_mask": "mask= for booleans and bias= for numbers",
-    "dropout_p": "dropout_mask= with dropout_rate=", "enable_gqa": "no option: heads are grouped by their numbers", "softmax_scale": "scale=",
-    "window_size": "window=", "sm_scale": "scale=", "scaling": "scale=",
-}  # fmt: skip
+    "is_causal": "causal=True, and q_offset=0 where query and key differ in length",
+    "attn_mask": "mask= for booleans and bias= for numbers",
+    "dropout_p": "dropout_mask= with dropout_rate=",
+    "enable_gqa": "no option: heads are grouped by their numbers",
+    "softmax_scale": "scale=",
+    "window_size": "window=",
+    "sm_scale": "scale=",
+    "scaling": "scale=",
+}
 
 
 def _explain_arguments(function, arrays, options):
     """Errors in the caller's terms for what the checks behind would report in theirs."""
     names = form_called(function).arrays
     if len(arrays) != len(names):
-        raise TypeError(f"arrays must be {', '.join(names)}, after the kernel's output; got {len(arrays)} arrays.")
+        raise TypeError(
+            f"arrays must be {', '.join(names)}, after the kernel's output; got {len(arrays)} arrays."
+        )
     for name in options:
         if name in OUR_NAMES:
-            raise TypeError(f"options must be those of refattn.{function}; got {name}. In refattn it is {OUR_NAMES[name]}.")
+            raise TypeError(
+                f"options must be those of refattn.{function}; got {name}. "
+                f"In refattn it is {OUR_NAMES[name]}."
+            )
 
 
 def _name(reference):
     module = getattr(reference, "__module__", "") or ""
-    return ".".join(part for part in (module.split(".")[0], getattr(reference, "__name__", repr(reference))) if part)
+    return ".".join(
+        part for part in (module.split(".")[0], getattr(reference, "__name__", repr(reference))) if part
+    )
 
 
 def _row_picker(count, seed):
@@ -219,47 +264,33 @@ def _row_picker(count, seed):
 
 
 def compare_tile(measure, actual, tile, bound, spec):
-    """Take one tile of the actual output or lse into the measure."""
+    """Take one tile of the actual result into its measure; `bound` is that of the same result."""
+    result = measure.result
     with np.errstate(all="ignore"):
-        if measure.name == "output":
-            got = np.asarray(tile.place.output(actual), dtype=np.float64)
-            expected, hard, tight, sigma = tile.output, bound.output_hard, bound.output_tight, bound.output_sigma
-        else:
-            got = np.asarray(tile.place.lse(actual), dtype=np.float64)[:, None]
-            expected, hard, tight, sigma = tile.lse[:, None], bound.lse_hard[:, None], bound.lse_tight[:, None], bound.lse_sigma[:, None]
+        got, expected = np.asarray(tile.place.cut(result, actual), dtype=np.float64), tile.exact(result)
         excused = np.zeros(expected.shape, dtype=bool)
-        if measure.name == "output" and tile.infinite is not None:
+        if result.averages_values and tile.infinite is not None:
             excused, left_out = tile.infinite.excuses(got, spec)
             left_out &= ~excused & ~np.isfinite(expected) & (got != expected)
             if left_out.any():
-                expected, hard, tight, sigma, bound = _mean_of_the_rest(left_out, tile, bound, spec)
-        overflow = _overflow(bound, measure.name, hard)
-        right, finite = _positions(got, expected, hard, overflow | excused, spec, measure.name)
-        lost = right & (hard == np.inf) & np.isfinite(expected) & ~np.isfinite(got) & ~_beyond(got, expected, getattr(spec, measure.name))
-        error = np.where(finite, np.abs(got - expected), 0.0)
-        claimed = finite & (hard < np.inf)
-        usual = finite & (sigma > 0) & (sigma < np.inf)
-        deviation = np.where(usual, (got - expected) / np.where(usual, sigma, 1.0), 0.0)
+                expected, bound = _mean_of_the_rest(result, left_out, tile, bound, spec)
+        if bound.overflow is not None:
+            excused = excused | (bound.hard == np.inf) & bound.overflow
+        right, finite = _positions(got, expected, bound.hard, excused, result, spec)
+        lost = (
+            right
+            & (bound.hard == np.inf)
+            & np.isfinite(expected)
+            & ~np.isfinite(got)
+            & ~_beyond(got, expected, result.form(spec))
+        )
         outside = np.zeros_like(finite)
-        if measure.name == "output" and not tile.dropout:
-            outside = _outside(got, finite & (hard == np.inf), tile, spec)
-        new = _first_occurrence(expected)
-        effective = np.where(new & usual.any(axis=1), bound.effective if measure.name == "output" else 1.0, 0.0)
-        ratios = [np.where(error <= 0, 0.0, np.where(claimed, error / limit, 0.0)) for limit in (hard, tight)]
-        measure.update(
-            tile.place, got=got, expected=expected, wrong=~right, lost=lost, outside=outside, claimed=claimed, unclaimed=hard == np.inf, error=error, hard=hard,
-            tight=tight, ratios=ratios, deviation=deviation, usual=usual, effective=effective,
-        )  # fmt: skip
+        if result.averages_values and not tile.dropout:
+            outside = _outside(got, finite & (bound.hard == np.inf), tile, spec)
+        compared = ComparedTile(result, tile.place, got, expected, bound, finite, ~right, lost, outside)
+        measure.update(compared)
         if measure.lean is not None and bound.model is not None:
-            measure.lean.update(tile, bound.model, spec, got, expected, sigma, usual)
-
-
-def _overflow(bound, name, hard):
-    """Where an intermediate may overflow, in the shape of `hard`: nowhere with a bound."""
-    if not bound.overflow:
-        return np.zeros_like(hard, dtype=bool)
-    output, lse = bound.overflow
-    return (hard == np.inf) & (output if name == "output" else lse[:, None])
+            measure.lean.update(tile, spec, compared)
 
 
 def _beyond(got, expected, form):
@@ -267,34 +298,44 @@ def _beyond(got, expected, form):
     return (np.abs(expected) >= form.overflow_threshold) & (got == np.copysign(np.inf, expected))
 
 
-def _mean_of_the_rest(left_out, tile, bound, spec):
-    """Expected output, its bounds and sigma, and the bound of the tile, for a kernel that skips infinite values of zero weight where `left_out`."""
-    expected = np.where(left_out, tile.kept @ tile.value.exact, tile.output)
-    rest = bound_tile(dataclasses.replace(tile, output=expected), spec, None)
-    hard, tight = (np.where(left_out, rest.output_hard, limit) for limit in (bound.output_hard, bound.output_tight))
-    return expected, hard, tight, np.where(left_out, 0.0, bound.output_sigma), dataclasses.replace(bound, overflow=rest.overflow or bound.overflow)
+def _mean_of_the_rest(result, left_out, tile, bound, spec):
+    """Exact means and their bound for a kernel that skips infinite values of zero weight where
+    `left_out`."""
+    expected = np.where(left_out, tile.kept @ tile.value.exact, tile.exact(result))
+    rest = bound_tile(dataclasses.replace(tile, **{result.name: expected}), spec, None)[result]
+    hard, tight = (np.where(left_out, rest.hard, limit) for limit in (bound.hard, bound.tight))
+    overflow = bound.overflow if rest.overflow is None else rest.overflow
+    return expected, dataclasses.replace(
+        bound, hard=hard, tight=tight, sigma=np.where(left_out, 0.0, bound.sigma), overflow=overflow
+    )
 
 
-def _positions(got, expected, hard, excused, spec, name):
+def _positions(got, expected, hard, excused, result, spec):
     """Where got is finite or not as it must be, and where both are finite and to be compared.
 
-    Finite results beyond the largest number of the format become infinities, or that number where the format saturates, of the same sign.
-    Without a bound a finite result must be finite unless it is excused: an intermediate may overflow.
+    Finite results beyond the largest number of the format become infinities, or that number where the format
+    saturates, of the same sign. Without a bound a finite result must be finite unless it is excused: an
+    intermediate may overflow.
     """
-    form = getattr(spec, name)
+    form = result.form(spec)
     same = np.isnan(got) & np.isnan(expected) | (got == expected)
     finite = np.isfinite(got) & np.isfinite(expected)
     may_overflow = np.isfinite(expected) & (np.abs(expected) + hard >= form.overflow_threshold)
-    overflowed = may_overflow & (hard < np.inf) & (got == np.copysign(np.inf, expected)) | (hard == np.inf) & _beyond(got, expected, form)
+    overflowed = may_overflow & (hard < np.inf) & (got == np.copysign(np.inf, expected)) | (
+        hard == np.inf
+    ) & _beyond(got, expected, form)
     right = same | finite | overflowed | excused | (hard == np.inf) & ~np.isfinite(expected)
-    if name == "lse":
-        right |= ~(expected < np.inf) & ~(got < np.inf)  # +inf or NaN: a row poisoned by a score of +inf or NaN
-    saturated = (got == np.copysign(form.largest, expected)) & (np.abs(expected) + np.where(hard < np.inf, hard, 0.0) >= form.overflow_threshold)
+    if result.inf_is_nan:
+        right |= ~(expected < np.inf) & ~(got < np.inf)
+    saturated = (got == np.copysign(form.largest, expected)) & (
+        np.abs(expected) + np.where(hard < np.inf, hard, 0.0) >= form.overflow_threshold
+    )
     return right, finite & ~saturated
 
 
 def _outside(got, looked_at, tile, spec):
-    """Finite outputs without a bound, (R, E), that no weighted mean of the visible values can be, however it is rounded."""
+    """Finite outputs without a bound, (R, E), that no weighted mean of the visible values can be, however it
+    is rounded."""
     wrong = np.zeros_like(looked_at)
     rows = np.flatnonzero(looked_at.any(axis=1))
     if not len(rows):
@@ -305,23 +346,13 @@ def _outside(got, looked_at, tile, spec):
     return wrong
 
 
-def _first_occurrence(expected):
-    """Rows that are not a copy of an earlier one, (R,): equal rows have equal errors and count once."""
-    if expected.shape[1] == 0 or len(expected) == 0:
-        return np.ones(len(expected), dtype=bool)
-    rows = np.ascontiguousarray(expected).view(np.dtype((np.void, 8 * expected.shape[1]))).ravel()
-    first = np.zeros(len(expected), dtype=bool)
-    first[np.unique(rows, return_index=True)[1]] = True
-    return first
-
-
-def _note_dtypes(report, results, spec):
-    for name, (array, _) in results.items():
-        form = getattr(spec, name)
-        if array is None or form.unit_roundoff == 0.0:
+def _note_dtypes(report, given, spec):
+    for result, array in given.items():
+        form = result.form(spec)
+        if form.unit_roundoff == 0.0:
             continue
         itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
         if itemsize.get(array.dtype.name, 8) < itemsize.get(form.name, 0):
-            report.warn(f"{name} has dtype {array.dtype.name}, narrower than the {form.name} the spec writes.")
-
-
+            report.warn(
+                f"{result.name} has dtype {array.dtype.name}, narrower than the {form.name} the spec writes."
+            )

@@ -1,9 +1,11 @@
 """Bias: do the errors of a kernel lean to one side more than its spec's rounding makes them?
 
-The statistic is a sum of error / sigma, each with a sign: +1 everywhere (the errors lean up or down), or the sign of the exact result (they lean
-away from zero or toward it). Such a sum is one linear functional of a row's results, so its variance is not guessed from a count of independent
-errors: with W = sign / sigma and g_j = sum_c W_c v_jc, an error delta_j of the score of key j moves it by a_j delta_j, a_j = p_j (g_j - sum_k p_k g_k).
-What errors have in common within a row, through the same weights and the same row sum, is then in the numbers. `README.md`, section 4, has the rest.
+The statistic is a sum of error / sigma, each with a sign: +1 everywhere (the errors lean up or down), or the
+sign of the exact result (they lean away from zero or toward it). Such a sum is one linear functional of a
+row's results, so its variance is not guessed from a count of independent errors: with W = sign / sigma and
+g_j = sum_c W_c v_jc, an error delta_j of the score of key j moves it by a_j delta_j, a_j = p_j (g_j - sum_k
+p_k g_k). What errors have in common within a row, through the same weights and the same row sum, is then in
+the numbers. `README.md`, section 4, has the rest.
 """
 
 from __future__ import annotations
@@ -17,26 +19,31 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.bounds.repeated_keys import MOST_GROUPS, repeated_keys
 from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE
 
-SIDES = {"output": ("up", "away"), "lse": ("up",)}
 WORDS = {"up": ("upward", "downward"), "away": ("away from zero", "toward zero")}
 FEWEST = 45.0  # independent errors of which a mean of one sigma could be told from chance
-# The deviation before the output's rounding is known to a factor: between these the rounding is a known number or a random one.
+# The deviation before the output's rounding is known to a factor: between these the rounding is a known
+# number or a random one.
 NARROWER, WIDER = 1.0 / 3.0, 2.0
-KNOWN = 1.5  # a kernel's own weights, relative to an earlier maximum, may be rounded by as much more in the mean as the exact ones
+# a kernel's own weights, relative to an earlier maximum, may be rounded by as much more in the mean as the
+# exact ones
+KNOWN = 1.5
 RUNS = 32  # places of a row at which a common factor of the keys before is looked at
 SIGNATURE_BITS = 30
 
 
 @dataclass
-class Model:
-    """What the statistical bound knows of a tile's errors, for the variance of a signed sum. Shapes (R, E) unless said.
+class OutputModel:
+    """What the statistical bound knows of a tile's outputs, for the variance of a signed sum. Shapes (R, E)
+    unless said.
 
     Attributes
     ----------
     own : ndarray
-        Variance of the roundings that each result makes for itself, over sigma^2; not those of its own writing.
+        Variance of the roundings that each result makes for itself, over sigma^2; not those of its own
+        writing.
     shared : ndarray
-        |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what is lost below the last digit.
+        |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what
+        is lost below the last digit.
     before : ndarray
         Deviation of the error before the result is written.
     row_sum : ndarray (R, 1)
@@ -44,13 +51,10 @@ class Model:
     latent : ndarray (R, C) or None
         Variance of the latent output, absorbed form.
     conversion : object or None
-        `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights, (R, S).
+        `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights, (R,
+        S).
     joined : ndarray (R, 1) or float
         Deviation of one split's lse.
-    lse_own, lse_shared : ndarray (R,)
-        The same of the lse: variance, and |error| of one sign.
-    lse_common : list of ndarray (R,)
-        Errors of the lse whose sign all rows share.
     """
 
     error: object
@@ -61,20 +65,68 @@ class Model:
     latent: np.ndarray | None
     conversion: object
     joined: object
-    lse_own: np.ndarray
-    lse_shared: np.ndarray
-    lse_common: list
+
+    def sums(self, tile, spec, compared, copies):
+        """(side, the sums of the rows' signed errors), one for each side of the result."""
+        error, scaled, usual = compared.usual_error, compared.over_sigma, compared.usual
+        middle, spread = written_mean(compared.expected, self.before, compared.result.form(spec))
+        rows, copies = _Rows(tile, spec, self), copies.of(compared.expected)
+        for side in compared.result.leans:
+            signs = scaled * (np.sign(compared.expected) if side == "away" else 1.0)
+            sums = rows.of(signs, usual)
+            sums["total"] = (signs * (error - middle)).sum(axis=1)
+            sums["own"] = rows.own(signs, scaled, usual, copies)
+            sums["signed"] = _aligned([*sums["signed"], (signs * spread).sum(axis=1)])
+            yield side, sums
+
+
+@dataclass
+class LseModel:
+    """The same of a tile's lse, (R,): variance, |error| of one sign, and errors whose sign all rows
+    share."""
+
+    own: np.ndarray
+    shared: np.ndarray
+    common: list[np.ndarray]
+
+    def sums(self, tile, spec, compared, copies):
+        """As `OutputModel.sums`, one element a row."""
+        form, expected = compared.result.form(spec), compared.expected[:, 0]
+        error, scaled = compared.usual_error[:, 0], compared.over_sigma[:, 0]
+        middle, spread = written_mean(expected, np.sqrt(self.own), form)
+        writing = form.step(expected) ** 2 / 12.0
+        signed = [*(scaled * part for part in self.common), scaled * spread]
+        if tile.key.largest_error is not None:
+            shift = tile.scale * (tile.weights * (tile.query.exact @ _rounding(tile.key.exact, spec).T)).sum(
+                axis=1
+            )
+            signed.append(scaled * shift)
+        yield (
+            "up",
+            {
+                "total": scaled * (error - middle),
+                "row": scaled**2 * (self.own + writing),
+                "own": np.zeros_like(scaled),
+                "signed": _aligned(signed),
+                "shared": scaled * self.shared,
+            },
+        )
 
 
 def written_mean(exact, before, form):
-    """Mean error of rounding exact + x to a format, x of deviation `before` or a few times more or less: its middle, and half its range.
+    """Mean error of rounding exact + x to a format, x of deviation `before` or a few times more or less: its
+    middle, and half its range.
 
-    The rounding of the exact number where x is small beside a step, 0 where it is not; between them the first harmonic, as for sigma.
+    The rounding of the exact number where x is small beside a step, 0 where it is not; between them the
+    first harmonic, as for sigma.
     """
     step = form.step(exact)
     known = round_to(exact, form) - exact
     known = np.where((step > 0) & (np.abs(known) <= step), known, 0.0)
-    most, least = (np.exp(-2.0 * np.pi**2 * (factor * before / np.where(step > 0, step, 1.0)) ** 2) for factor in (NARROWER, WIDER))
+    most, least = (
+        np.exp(-2.0 * np.pi**2 * (factor * before / np.where(step > 0, step, 1.0)) ** 2)
+        for factor in (NARROWER, WIDER)
+    )
     return 0.5 * (most + least) * known, 0.5 * (most - least) * known
 
 
@@ -96,8 +148,9 @@ class Copies:
 
 
 def signature(tile):
-    """A number of each row, (R,), that rows share whose scores are the same, or the same but for a power of two, because positions, a few levels or
-    repeated queries decide them: the fraction of the smallest step below the maximum."""
+    """A number of each row, (R,), that rows share whose scores are the same, or the same but for a power of
+    two, because positions, a few levels or repeated queries decide them: the fraction of the smallest step
+    below the maximum."""
     drop = np.where(tile.drop > 1e-9, tile.drop, np.inf).min(axis=1, initial=np.inf)
     return _rounded(np.frexp(drop)[0])
 
@@ -108,69 +161,71 @@ def _rounded(x):
 
 
 class Lean:
-    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one head and the other in the next, a head's.
+    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one head
+    and the other in the next, a head's.
 
     Attributes
     ----------
     found : dict or None
-        After `judge`: the side with the largest mean beside what is allowed: mean, limit, independent, direction, head (None: the call).
+        After `judge`: the side with the largest mean beside what is allowed: mean, limit, independent,
+        direction, head (None: the call).
     """
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")
 
-    def __init__(self, name, exact, row_shape):
-        self.name, self.sides = name, SIDES[name]
-        self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in self.sides}
+    def __init__(self, result, exact, row_shape):
+        self.result = result
+        self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in result.leans}
         self.signature, self.level = np.full(row_shape, np.nan), np.full(row_shape, np.nan)
         self.copies = Copies(exact)
         self.found = None
 
-    def update(self, tile, model, spec, got, expected, sigma, usual):
-        """Take in one tile: arrays (R, E), or (R, 1) for the lse."""
-        if tile.shared_rounding or not got.size:  # one rounding of a projection weight reaches every result: nothing averages out
+    def update(self, tile, spec, compared):
+        """Take in one tile, compared."""
+        if (
+            tile.shared_rounding or not compared.got.size
+        ):  # one rounding of a projection weight reaches every result: nothing averages out
             return
         with np.errstate(all="ignore"):
-            form = getattr(spec, self.name)
-            scaled = np.where(usual, 1.0 / np.where(usual, sigma, 1.0), 0.0)
-            error = np.where(usual, got - expected, 0.0)
-            tile.place.write_lse(self.signature, signature(tile))
-            tile.place.write_lse(self.level, _rounded(tile.maximum))
-            if self.name == "lse":
-                self._add("up", tile, _lse_rows(tile, spec, model, error, expected, scaled, form), usual)
-                return
-            middle, spread = written_mean(expected, model.before, form)
-            rows, copies = _Rows(tile, spec, model), self.copies.of(expected)
-            for side in self.sides:
-                signs = scaled * (np.sign(expected) if side == "away" else 1.0)
-                sums = rows.of(signs, usual)
-                sums["total"] = (signs * (error - middle)).sum(axis=1)
-                sums["own"] = rows.own(signs, scaled, usual, copies)
-                sums["signed"] = _aligned([*sums["signed"], (signs * spread).sum(axis=1)])
-                self._add(side, tile, sums, usual)
+            tile.place.write_rows(self.signature, signature(tile))
+            tile.place.write_rows(self.level, _rounded(tile.maximum))
+            for side, sums in compared.bound.model.sums(tile, spec, compared, self.copies):
+                self._add(side, tile, sums, compared.usual)
 
     def _add(self, side, tile, sums, usual):
         fine = np.isfinite(sum(np.abs(part) for part in sums.values()))
         for name, part in sums.items():
-            tile.place.write_lse(self.sums[side][name], np.where(fine, part, 0.0))
-        tile.place.write_lse(self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
+            tile.place.write_rows(self.sums[side][name], np.where(fine, part, 0.0))
+        tile.place.write_rows(self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
 
     def judge(self, failure_probability):
-        """Whether the call, or a head of it, leans; keeps the largest mean beside what is allowed in `found`."""
+        """Whether the call, or a head of it, leans; keeps the largest mean beside what is allowed in
+        `found`."""
         with np.errstate(all="ignore"):
-            times = _times(self.signature) if self.name == "output" else np.maximum(_times(self.signature), _times(self.level))
+            times = _times(self.signature)
+            if self.result.follows_maximum:
+                times = np.maximum(times, _times(self.level))
             heads = max(math.prod(self.signature.shape[:-1]), 1)
             found = []
-            for side in self.sides:
-                sums = self.sums[side]
+            for side, sums in self.sums.items():
                 for axes, tests in ((None, 1), (-1, heads)):
-                    multiplier = math.sqrt(2.0 * math.log(4.0 * len(self.sides) * tests / failure_probability))
+                    multiplier = math.sqrt(
+                        2.0 * math.log(4.0 * len(self.sums) * tests / failure_probability)
+                    )
                     add = lambda part, axes=axes: np.asarray(part.sum(axis=axes), dtype=np.float64).ravel()  # noqa: E731
                     variance = add(times * sums["row"]) + add(sums["own"])
                     count = np.maximum(add(sums["count"]), 1.0)
-                    independent = np.minimum(np.where(variance > 0, count**2 / np.where(variance > 0, variance, 1.0), count), count)
-                    limit = (multiplier * np.sqrt(variance) + np.abs(add(sums["signed"])) + add(sums["shared"])) / count
+                    independent = np.minimum(
+                        np.where(variance > 0, count**2 / np.where(variance > 0, variance, 1.0), count),
+                        count,
+                    )
+                    limit = (
+                        multiplier * np.sqrt(variance) + np.abs(add(sums["signed"])) + add(sums["shared"])
+                    ) / count
                     found += [self._finding(side, add(sums["total"]) / count, limit, independent, axes)]
-            self.found = max(filter(None, found), key=lambda one: abs(one["mean"]) / one["limit"], default=None)
+            self.found = max(
+                filter(None, found), key=lambda one: abs(one["mean"]) / one["limit"], default=None
+            )
         return self.found is not None and abs(self.found["mean"]) > self.found["limit"]
 
     def _finding(self, side, mean, limit, independent, axes):
@@ -178,9 +233,17 @@ class Lean:
         if not told.any():
             return None
         at = int(np.where(told, np.abs(mean) / np.where(told, limit, 1.0), -1.0).argmax())
-        head = None if axes is None else tuple(int(i) for i in np.unravel_index(at, self.signature.shape[:-1]))
+        head = (
+            None if axes is None else tuple(int(i) for i in np.unravel_index(at, self.signature.shape[:-1]))
+        )
         direction = WORDS[side][int(mean[at] < 0)]
-        return {"mean": float(mean[at]), "limit": float(limit[at]), "independent": float(independent[at]), "direction": direction, "head": head}
+        return {
+            "mean": float(mean[at]),
+            "limit": float(limit[at]),
+            "independent": float(independent[at]),
+            "direction": direction,
+            "head": head,
+        }
 
 
 def _times(signatures):
@@ -190,7 +253,8 @@ def _times(signatures):
 
 
 def _aligned(signed):
-    """The sum of errors of unknown sign that all rows share, each turned to add up to a positive number over the rows, (R,)."""
+    """The sum of errors of unknown sign that all rows share, each turned to add up to a positive number over
+    the rows, (R,)."""
     return sum((part * np.where(part.sum() < 0, -1.0, 1.0) for part in signed), 0.0)
 
 
@@ -213,35 +277,52 @@ class _Rows:
         signed = [(both * np.where(model.error.level, 0.0, part)).sum(axis=1) for part in model.error.common]
         variance = variance + sum(part**2 for part in signed)
         # an exponential that errs to one side is exact at the row maximum, or errs there in all rows alike
-        signed.append(self.spec.exp_error * np.where(model.error.level, 0.0, both * (tile.drop > 0)).sum(axis=1))
+        signed.append(
+            self.spec.exp_error * np.where(model.error.level, 0.0, both * (tile.drop > 0)).sum(axis=1)
+        )
         if model.conversion is not None:
             variance = variance + self._converted(moved, both, centre, signed)
         variance = variance + self._factors(both) + self._operands(both, signs, signed)
         return {"row": variance, "signed": signed, "shared": np.where(usual, model.shared, 0.0).sum(axis=1)}
 
     def _converted(self, moved, both, centre, signed):
-        """Variance of converting the weights; what the roundings of the exact weights make is added to `signed`."""
+        """Variance of converting the weights; what the roundings of the exact weights make is added to
+        `signed`."""
         conversion = self.model.conversion
         rounded = self.spec.denominator == "rounded"
-        factors = [both] if rounded and not self.tile.dropout else [moved, self.tile.weights * centre] if rounded else [moved]
+        factors = (
+            [both]
+            if rounded and not self.tile.dropout
+            else [moved, self.tile.weights * centre]
+            if rounded
+            else [moved]
+        )
         variance = 0.0
         for factor in factors:
-            variance = variance + np.maximum(self._square(factor * conversion.step) / 12.0, self._square(factor * conversion.exact))
+            variance = variance + np.maximum(
+                self._square(factor * conversion.step) / 12.0, self._square(factor * conversion.exact)
+            )
             signed.append(KNOWN * (factor * conversion.exact).sum(axis=1))
         return variance
 
     def _factors(self, both):
         """One inexact factor for all keys before a place: a rescaling, the lse of a split."""
         error, spec = self.model.error, self.spec
-        edges = np.unique(np.linspace(0, both.shape[1], min(RUNS, max(both.shape[1], 1)) + 1).astype(int))[:-1]
+        edges = np.unique(np.linspace(0, both.shape[1], min(RUNS, max(both.shape[1], 1)) + 1).astype(int))[
+            :-1
+        ]
         if not len(edges) or not both.shape[1]:
             return 0.0
         largest = np.abs(np.cumsum(np.add.reduceat(both, edges, axis=1), axis=1)).max(axis=1) ** 2
         one = spec.exp_error**2 / 3.0 + ROUNDING_VARIANCE * 4.0 * spec.softmax.unit_roundoff**2
-        return largest * (error.rises[:, 0] * one + np.broadcast_to(np.asarray(self.model.joined) ** 2, (len(both), 1))[:, 0])
+        return largest * (
+            error.rises[:, 0] * one
+            + np.broadcast_to(np.asarray(self.model.joined) ** 2, (len(both), 1))[:, 0]
+        )
 
     def _operands(self, both, signs, signed):
-        """Roundings of query, key and value on load: the query's shift one row, those of a key and a value all rows that see it."""
+        """Roundings of query, key and value on load: the query's shift one row, those of a key and a value
+        all rows that see it."""
         tile, variance = self.tile, 0.0
         query, key, value = tile.query, tile.key, tile.value
         if query.largest_error is not None:
@@ -252,7 +333,9 @@ class _Rows:
         for operand, weights, columns in ((key, both, tile.scale * query.exact), (value, tile.kept, signs)):
             if operand.largest_error is not None:
                 shared = weights.T @ columns
-                variance = variance + ROUNDING_VARIANCE * ((operand.typical_error * shared) ** 2).sum() / rows
+                variance = (
+                    variance + ROUNDING_VARIANCE * ((operand.typical_error * shared) ** 2).sum() / rows
+                )
                 signed.append((columns * (weights @ _rounding(operand.exact, self.spec))).sum(axis=1))
         return variance
 
@@ -268,25 +351,12 @@ class _Rows:
         """Sum of squares over the keys, (R,); those of equal keys also summed up first."""
         total = (terms**2).sum(axis=1)
         if len(self.repeats) > MOST_GROUPS:
-            return total + sum(len(members) * (terms[:, members] ** 2).sum(axis=1) for members in self.repeats)
+            return total + sum(
+                len(members) * (terms[:, members] ** 2).sum(axis=1) for members in self.repeats
+            )
         return total + sum(terms[:, members].sum(axis=1) ** 2 for members in self.repeats)
 
 
 def _rounding(exact, spec):
     """What loading an operand, or storing it where the kernel forms it (latent attention), does to it."""
     return round_to(exact, max(spec.input, spec.intermediate, key=lambda form: form.unit_roundoff)) - exact
-
-
-def _lse_rows(tile, spec, model, error, expected, scaled, form):
-    """The sums of the lse, one element a row."""
-    scaled, expected = scaled[:, 0], expected[:, 0]
-    middle, spread = written_mean(expected, np.sqrt(model.lse_own), form)
-    writing = form.step(expected) ** 2 / 12.0
-    signed = [*(scaled * part for part in model.lse_common), scaled * spread]
-    if tile.key.largest_error is not None:
-        shift = tile.scale * (tile.weights * (tile.query.exact @ _rounding(tile.key.exact, spec).T)).sum(axis=1)
-        signed.append(scaled * shift)
-    return {
-        "total": scaled * (error[:, 0] - middle), "row": scaled**2 * (model.lse_own + writing), "own": np.zeros_like(scaled),
-        "signed": _aligned(signed), "shared": scaled * model.lse_shared,
-    }  # fmt: skip

@@ -1,0 +1,100 @@
+"""What a call returns: one record for each array, in the order in which the functions return them.
+
+What is particular about a result is data on its record. Whatever bounds, compares or reports results loops
+over `RESULTS` and asks the record, never its name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.arithmetic.spec import KernelSpec
+
+
+@dataclass(frozen=True)
+class Result:
+    """One array that a call returns. Its rows are those of the query.
+
+    Attributes
+    ----------
+    name : str
+    written_in : str
+        The field of the spec with the format it is written in.
+    axes : tuple of str
+        What its last axes count; batch axes come before them.
+    empty_row : float
+        What it is in a row that sees no key.
+    principal : bool
+        A summary speaks of it unless only another result failed.
+    averages_values : bool
+        Each element is a weighted mean of the visible values: it lies in their range, and infinite values
+        decide it.
+    inf_is_nan : bool
+        +inf and NaN say the same: a score of the row is +inf or NaN.
+    aggregate : bool
+        The root mean square of error / sigma is judged. Not where rows share the few errors they have, so
+        that it says no more than the tight bound.
+    follows_maximum : bool
+        It holds the row maximum, so that rows of the same maximum share an error.
+    leans : tuple of str
+        The signs under which errors are added up to find a bias: "up", "away" from zero.
+    """
+
+    name: str
+    written_in: str
+    axes: tuple[str, ...]
+    empty_row: float
+    principal: bool
+    averages_values: bool
+    inf_is_nan: bool
+    aggregate: bool
+    follows_maximum: bool
+    leans: tuple[str, ...]
+
+    @property
+    def has_dims(self) -> bool:
+        """Whether a row holds several numbers; with one number a row the whole array lacks that axis."""
+        return self.axes[-1] == "dim"
+
+    def shape(self, output_shape) -> tuple[int, ...]:
+        """Shape of the whole array in a call with an output of that shape."""
+        return output_shape if self.has_dims else output_shape[:-1]
+
+    def form(self, spec: KernelSpec):
+        """The number format it is written in."""
+        return getattr(spec, self.written_in)
+
+
+OUTPUT = Result(
+    name="output",
+    written_in="output",
+    axes=("head", "row", "dim"),
+    empty_row=0.0,
+    principal=True,
+    averages_values=True,
+    inf_is_nan=False,
+    aggregate=True,
+    follows_maximum=False,
+    leans=("up", "away"),
+)
+LSE = Result(
+    name="lse",
+    written_in="lse",
+    axes=("head", "row"),
+    empty_row=-math.inf,
+    principal=False,
+    averages_values=False,
+    inf_is_nan=True,
+    aggregate=False,
+    follows_maximum=True,
+    leans=("up",),
+)
+RESULTS = (OUTPUT, LSE)
+
+
+def columns(array: np.ndarray) -> np.ndarray:
+    """Numbers of R rows as (R, C): one column where there is one number a row."""
+    return array[:, None] if array.ndim == 1 else array

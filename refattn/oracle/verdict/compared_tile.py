@@ -1,0 +1,95 @@
+"""One block of rows of a result beside the exact one: what every tier of the verdict reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from refattn.oracle.bounds.bound import ResultBound
+from refattn.oracle.bounds.results import Result
+from refattn.oracle.bounds.row_blocks import Place
+
+
+@dataclass
+class ComparedTile:
+    """Arrays (R, C); C is 1 where the result has one number a row.
+
+    Attributes
+    ----------
+    result : Result
+    place : Place
+        Where the rows lie in the call.
+    got, expected : ndarray
+    bound : ResultBound
+    finite : ndarray of bool
+        Both are finite and to be compared.
+    wrong, lost, outside : ndarray of bool
+        NaN or infinities misplaced; such in place of a finite result, which an overflow may explain; beyond
+        every visible value.
+    """
+
+    result: Result
+    place: Place
+    got: np.ndarray
+    expected: np.ndarray
+    bound: ResultBound
+    finite: np.ndarray
+    wrong: np.ndarray
+    lost: np.ndarray
+    outside: np.ndarray
+
+    @cached_property
+    def unclaimed(self):
+        return self.bound.hard == np.inf
+
+    @cached_property
+    def claimed(self):
+        """Compared with a bound."""
+        return self.finite & (self.bound.hard < np.inf)
+
+    @cached_property
+    def error(self):
+        return np.where(self.finite, np.abs(self.got - self.expected), 0.0)
+
+    def use_of(self, limit):
+        """Error over a bound."""
+        return np.where(self.error <= 0, 0.0, np.where(self.claimed, self.error / limit, 0.0))
+
+    @cached_property
+    def usual(self):
+        """Errors with a known deviation."""
+        return self.finite & (self.bound.sigma > 0) & (self.bound.sigma < np.inf)
+
+    @cached_property
+    def usual_error(self):
+        """Signed, 0 where no deviation is known."""
+        return np.where(self.usual, self.got - self.expected, 0.0)
+
+    @cached_property
+    def over_sigma(self):
+        """1 / sigma, 0 where it is not known."""
+        return np.where(self.usual, 1.0 / np.where(self.usual, self.bound.sigma, 1.0), 0.0)
+
+    @property
+    def deviation(self):
+        """Signed error over sigma."""
+        return np.where(
+            self.usual, (self.got - self.expected) / np.where(self.usual, self.bound.sigma, 1.0), 0.0
+        )
+
+    @property
+    def effective(self):
+        """How many independent errors each row adds, (R,): equal rows have equal errors and count once."""
+        return np.where(_first_occurrence(self.expected) & self.usual.any(axis=1), self.bound.effective, 0.0)
+
+
+def _first_occurrence(expected):
+    """Rows that are not a copy of an earlier one, (R,)."""
+    if expected.shape[1] == 0 or len(expected) == 0:
+        return np.ones(len(expected), dtype=bool)
+    rows = np.ascontiguousarray(expected).view(np.dtype((np.void, 8 * expected.shape[1]))).ravel()
+    first = np.zeros(len(expected), dtype=bool)
+    first[np.unique(rows, return_index=True)[1]] = True
+    return first
