@@ -406,3 +406,33 @@ def test_rows_cut_from_a_result_are_written_back_where_they_were(function, rows)
     for result, array, copy in zip(RESULTS, exact, copies, strict=True):
         assert array.shape == result.shape(call.output_shape)
         assert (np.isnan(copy) | (copy == array)).all() and np.isnan(copy).any() == (rows is not None)
+
+
+def one_channel(*numbers, dtype=np.float64):
+    return np.array(numbers, dtype=dtype).reshape(1, -1, 1)
+
+
+BEYOND = {  # calls whose exact result is finite although float64, step by step, meets NaN or infinity on the way
+    "a NaN key that a bias hides": (
+        one_channel(1.0),
+        one_channel(np.nan, 1.0),
+        one_channel(7.0, 0.6),
+        {"bias": np.array([[-np.inf, 0.0]])},
+    ),
+    "an infinite key that a bias hides": (
+        one_channel(1.0),
+        one_channel(np.inf, 1.0),
+        one_channel(7.0, 0.6),
+        {"bias": np.array([[-np.inf, 0.0]])},
+    ),
+    "a product beyond float64": (one_channel(1e200), one_channel(1e200), one_channel(3.0), {"scale": 1e-300}),
+    "a score below float64": (one_channel(1e200), one_channel(-1e200), one_channel(3.0), {}),
+}
+
+
+@pytest.mark.parametrize("query, key, value, options", BEYOND.values(), ids=BEYOND)
+def test_no_right_result_is_wrong_where_float64_leaves_its_range_on_the_way(query, key, value, options):
+    """Nothing is claimed there, but a mean of the visible values is not called wrong, and what is none still is."""
+    output, lse = refattn.attention_with_lse(query, key, value, **options)
+    assert not check(output, query, key, value, lse=lse, **options).wrong
+    assert check(output + 10.0, query, key, value, lse=lse, **options).wrong

@@ -68,7 +68,10 @@ class Tile:
     hidden_by_bias: (
         np.ndarray | None
     )  # (R, S) bool, by -inf alone: their products are formed; None if none is
-    broken: np.ndarray  # (R,) bool, rows with a score of NaN or +inf; nothing is visible in them
+    # (R, S) bool: keys that neither range, mask nor a bias of -inf hides, whatever their score
+    in_sight: np.ndarray
+    # (R,) bool: rows with a score that is NaN or overflows in float64; nothing is visible in them
+    broken: np.ndarray
     infinite: InfiniteValues | None  # None where all values are finite
     weights: np.ndarray  # (R, S) softmax weights
     kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
@@ -212,6 +215,8 @@ def _tile(place, group, cut, visible, output, lse):
 
     broken = (visible & ~(scores.biased < np.inf)).any(axis=1)
     hidden_by_bias = None if scores.bias is None else visible & (scores.bias == -np.inf)
+    in_sight = visible if hidden_by_bias is None else visible & ~hidden_by_bias
+    broken |= (in_sight & (scores.biased == -np.inf) & _finite_pairs(query, key)).any(axis=1)
     visible = visible & (scores.biased > -np.inf) & ~broken[:, None]
     only = lambda x: np.where(visible, x, 0.0)  # noqa: E731
     maximum = np.where(visible, scores.biased, -np.inf).max(axis=1, initial=-np.inf)
@@ -235,6 +240,7 @@ def _tile(place, group, cut, visible, output, lse):
         drop=drop,
         visible=visible,
         hidden_by_bias=None if hidden_by_bias is None or not hidden_by_bias.any() else hidden_by_bias,
+        in_sight=in_sight,
         broken=broken,
         infinite=_infinite_values(value, visible if keep is None else visible & keep, drop, total),
         weights=weights,
@@ -253,6 +259,12 @@ def _tile(place, group, cut, visible, output, lse):
         keep_scale=1.0 if keep is None else options.keep_scale,
         shared_rounding=group.shared_rounding,
     )
+
+
+def _finite_pairs(query, key):
+    """Pairs of a row and a key, (R, S), that hold finite numbers only: their exact score is finite."""
+    rows, keys = (np.isfinite(side.exact).all(axis=1) for side in (query, key))
+    return rows[:, None] & keys
 
 
 def _infinite_values(value, taken, drop, total):

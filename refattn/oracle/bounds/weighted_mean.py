@@ -15,7 +15,7 @@ def value_range(tile, rows):
 
     0 is among them for sinks, empty rows, and scores that overflow to -inf.
     """
-    value, visible = tile.value.exact, tile.visible[rows]
+    value, visible = tile.value.exact, tile.in_sight[rows]
     low, high = np.zeros((2, len(rows), value.shape[1]))
     if not value.size:
         return low, high
