@@ -1,14 +1,8 @@
-"""Puts this directory on the import path, so that tests in subdirectories find `cases`, `families` and `naive`."""
+"""What every test runs under."""
 
 import signal
-import sys
-from pathlib import Path
 
 import pytest
-
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Emulated correct kernels against the bounds: no hard violation, no tight violation, and a tight bound that is used.
 
-    python tests/oracle/campaign.py --count 10000 --jobs 2
+    python tests/oracle/bounds/campaign.py --count 10000 --jobs 2
 
 Every case is drawn from its number alone: spec, family, form, shape up to 16k keys, options, and the freedoms a kernel takes. Prints the use of
 each bound, max err / bound, and of what is allowed of a bias, by spec and family, and exits with 1 on a violation.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path += [str(Path(__file__).parents[2] / "support"), str(Path(__file__).parents[3])]
 
 from families import FAMILIES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[3]
 TARGETS = {
     "avx2": ("x86-64-v3", "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe"),
     "sse2": ("x86-64", "+sse,+sse2"),
@@ -31,6 +31,6 @@ for case in CASES:
 @pytest.mark.parametrize("target, width", [("avx2", 32), ("sse2", 16)])
 def test_lesser_processor(target, width):
     name, features = TARGETS[target]
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", SCRIPT.format(width=width)], check=True, env=environment)

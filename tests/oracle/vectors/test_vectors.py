@@ -24,7 +24,7 @@ from refattn.oracle.vectors.containers import read_arrays, write_arrays
 from refattn.oracle.vectors.golden import load_case, make_case, save_case
 
 CONTAINERS = ("npz", "safetensors", "raw")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
 
 
 def place(directory, name, container):

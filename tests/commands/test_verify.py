@@ -19,14 +19,14 @@ from refattn.goldens.compare import exactness_allowance, kernel_allowance
 from refattn.goldens.store import BFLOAT16
 from refattn.verify import verify
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 U64, U32 = 2.0**-53, 2.0**-24
 
 
 @pytest.fixture(scope="module")
 def store():
     """tests/goldens/store.py: the writer of golden files."""
-    spec = importlib.util.spec_from_file_location("golden_store", Path(__file__).parent / "goldens" / "store.py")
+    spec = importlib.util.spec_from_file_location("golden_store", ROOT / "tests" / "goldens" / "store.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,6 +1,7 @@
 """Random calls whose numbers come from the ends of the range, all options together, against 60-digit arithmetic in the documented order.
 
-`python tests/test_range_campaign.py 5000 [first seed]` runs as many as wanted. A failure names the seed: `run_reference(seed)` repeats it.
+`python tests/exact/test_range_campaign.py 5000 [first seed]` runs as many as wanted, with this checkout and its tests/support
+on PYTHONPATH. A failure names the seed: `run_reference(seed)` repeats it.
 
 Whatever is finite gives no NaN in `refattn`, and outputs that are means of the visible values; where scores stay below 1e6 the promise of README
 holds too. `cpu_kernels` gives no NaN wherever every intermediate of the documented order is finite in its dtype, and `check` finds nothing wrong.

@@ -19,7 +19,7 @@ from refattn import goldens
 from refattn.goldens import GoldenError
 from refattn.goldens.store import LARGEST_FILE
 
-MAKER = Path(__file__).parent / "goldens" / "make_goldens.py"
+MAKER = Path(__file__).with_name("make_goldens.py")
 SHIPPED = Path(goldens.__file__).parent
 U64, U32 = 2.0**-53, 2.0**-24
 CASES = list(goldens.cases())
@@ -31,7 +31,7 @@ def synthetic(*, sdpa):
 
 
 def in_plain_loops():
-    """What tests/naive.py can compute: it cuts no mask, bias or offset to the sequences of a packed call."""
+    """What tests/support/naive.py can compute: it cuts no mask, bias or offset to the sequences of a packed call."""
     return [case for case in synthetic(sdpa=False) if "cu_q" not in case.options or not {"mask", "bias", "q_offset"} & set(case.options)]
 
 
@@ -98,7 +98,7 @@ def test_case_is_consistent(case):
 
 @pytest.mark.parametrize("case", [*in_plain_loops(), BY_NAME["GQA_minilm_layer0_12to4"]], ids=lambda case: case.name)
 def test_loops_over_python_floats_agree(case):
-    """tests/naive.py computes the same numbers by other means, within the bound of float64."""
+    """tests/support/naive.py computes the same numbers by other means, within the bound of float64."""
     output, lse = getattr(naive, case.function)(**case.arguments, **case.options)
     output_bound, lse_bound = case.error_bound(U64)
     assert (np.abs((output - case.output) - case.golden["output_low"]) <= output_bound).all()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from refattn import cli, goldens
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_everything_shipped_holds():

@@ -10,7 +10,7 @@ import pytest
 from cases import CASES
 from kernel_checks import FUNCTIONS
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[3]
 IDS = [
     "plain", "causal-True", "window-3__2", "softcap-5.0", "bias-bhts_inf", "mask-1ht1_rows", "alibi_slopes-heads", "sinks-some", "kv_lengths-array",
     "packed-11x17-1", "paged-11x20-1", "latent-1-11x17-1-absorb", "latent-1-11x17-1-expand", "block-5-1", "tile-65",
@@ -33,7 +33,7 @@ np.savez(sys.argv[1], **results)
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
     path = tmp_path_factory.mktemp("interpreted") / "results.npz"
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
     known = [case.id for case in CASES if case.id in IDS]
     subprocess.run([sys.executable, "-c", SCRIPT, str(path), *known], check=True, env=environment)
     with np.load(path) as archive:

@@ -265,7 +265,7 @@ TIMER = """
 import faulthandler, signal, sys, threading, time
 import numpy as np
 import cpu_kernels
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 from bad_calls import GOOD_CALLS
 
 rng = np.random.default_rng(0)

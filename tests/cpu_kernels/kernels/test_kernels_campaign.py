@@ -1,4 +1,5 @@
-"""Random calls of every function, each from its own seed; `python tests/test_kernels_campaign.py 5000 [first seed]` runs as many as wanted.
+"""Random calls of every function, each from its own seed; `python tests/cpu_kernels/kernels/test_kernels_campaign.py 5000 [first seed]` runs
+as many as wanted, with this checkout and its tests/support on PYTHONPATH.
 
 A failure names the seed: `run(seed)` repeats it.
 """

@@ -1,6 +1,6 @@
 """exp and tanh of the kernels against float64 and mpmath: the errors that the kernels' spec claims.
 
-`python tests/test_kernels_exponential.py` proves exp over every float32 whose exponential is normal, about 1.1e9 numbers, in a minute or two.
+`python tests/cpu_kernels/kernels/test_kernels_exponential.py` proves exp over every float32 whose exponential is normal, about 1.1e9 numbers, in a minute or two.
 """
 
 import sys

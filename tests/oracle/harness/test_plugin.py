@@ -11,7 +11,7 @@ import numpy as np  # noqa: F401  (pytester forgets modules that a run in this p
 import pytest
 
 pytest_plugins = ["pytester"]
-PROJECT = Path(__file__).parents[2] / "examples" / "pytest_project"
+PROJECT = Path(__file__).parents[3] / "examples" / "pytest_project"
 
 KERNELS = """
 import numpy as np, pytest, refattn
