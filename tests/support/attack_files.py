@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 import tracemalloc
 import zipfile
 
@@ -15,14 +14,12 @@ MEBIBYTE = 2**20
 
 
 def refused(path, words, read=read_arrays):
-    """The file raises VectorError that says `words`, allocates at most 32 MiB and takes at most two seconds."""
+    """The file raises VectorError that says `words`, and allocates at most 32 MiB."""
     tracemalloc.start()
-    start = time.perf_counter()
     try:
         with pytest.raises(VectorError, match=words):
             read(path)
         assert tracemalloc.get_traced_memory()[1] < 32 * MEBIBYTE
-        assert time.perf_counter() - start < 2
     finally:
         tracemalloc.stop()
 

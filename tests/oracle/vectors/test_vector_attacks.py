@@ -1,4 +1,4 @@
-"""Files made to harm: each is refused with a message, quickly, without running anything and without allocating what it promises."""
+"""Files made to harm: each is refused with a message, without running anything and without allocating what it promises."""
 
 import io
 import pickle
