@@ -48,15 +48,17 @@ def left_out(cases, n):
 
 
 def shown(case):
-    """Words for what a parametrised test shows: of a call its function, options, family and layout; of other parameters their values."""
+    """Words for what a parametrised test shows: of a call its function, options, family and layout; of several parameters their values."""
+    several = len(case.callspec.params) > 1
     for name, value in case.callspec.params.items():
         if hasattr(value, "function") and hasattr(value, "options"):
-            yield from (f"function {value.function}", f"family {value.family}", f"layout {getattr(value, 'layout', '')}", *words(value.options))
+            yield from (f"{what} {getattr(value, what, '')}" for what in ("function", "family", "layout"))
+            yield from words(value.options)
         elif isinstance(value, dict):
             yield from words(value)
-        elif isinstance(value, str | int | float | None):
+        elif several and isinstance(value, str | int | float | None):
             yield f"{name}={value!r}"
-        elif callable(value):
+        elif several and callable(value):
             yield f"{name}={getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')} {case.callspec.indices[name] if is_lambda(value) else ''}"
 
 

@@ -127,11 +127,13 @@ def integer_arguments():
                 yield pytest.param(function, call, name, id=f"{id}-{name}")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("function, call, name", list(integer_arguments()))
 def test_integers_that_change(function, call, name):
     assert_integers_are_taken_once(function, call, name, call[name])
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("name, dtype", NAMES_AND_DTYPES)
 def test_integers_of_any_kind_that_change(name, dtype, holder):
@@ -162,6 +164,7 @@ def arguments_that_are_arrays():
                 yield pytest.param(function, call, name, id=f"{id}-{name}")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("function, call, name", list(arguments_that_are_arrays()))
 def test_shapes_that_change(function, call, name):
     """`array.shape = ...` by another holder of the same object."""

@@ -44,6 +44,7 @@ def close_lse(actual, expected, slack):
     assert (np.abs(actual[seen] - expected[seen]) <= np.broadcast_to(slack, seen.shape)[seen]).all()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", FULL[::2], ids=str)
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunked_prefill(case, chunk):
@@ -58,6 +59,7 @@ def test_chunked_prefill(case, chunk):
         within_bounds(actual, (output[..., rows, :], lse[..., rows]), gauge[..., rows, :], case.sizes.kv_len)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "case",
     [case for case in CAUSAL if not {"q_offset", "kv_lengths"} & set(case.options) and case.sizes.q_len <= case.sizes.kv_len],
@@ -79,6 +81,7 @@ def test_decode_step_equals_row_of_prefill(case):
             within_bounds(actual, (output[..., rows, :], lse[..., rows]), gauge[..., rows, :], case.sizes.kv_len)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", [case for case in CAUSAL if not {"bias", "mask", "dropout", "q_offset"} & set(case.options)], ids=str)
 def test_causal_rows_ignore_later_keys(case):
     """Keys appended behind the last row's position change nothing."""
@@ -111,6 +114,7 @@ def merge_bound(states, gauges, lse, kv_len):
     return output, 2 * share_error + LSE_ULPS * UNIT * (np.where(np.isfinite(lse), np.abs(lse), 0.0) + 1)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", [case for case in FULL if "dropout" not in case.options], ids=str)
 def test_keys_in_parts_merge_to_the_whole(case):
     """Any cut of the keys, with empty parts and the sink in the first part only."""

@@ -55,6 +55,7 @@ def poison_at(arrays, options, where):
         yield poison, refattn.attention_with_lse(*poisoned.values(), **options)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", HIDING, ids=str)
 def test_keys_and_values_no_row_sees(case):
     arrays, options = case.build()
@@ -69,6 +70,7 @@ def test_keys_and_values_no_row_sees(case):
             assert (np.isclose(actual[1], expected[1], rtol=0, atol=lse_bound(expected[1], case.sizes.kv_len))).all()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", NOT_EMPTY[::2], ids=str)
 def test_each_row_ignores_the_keys_it_does_not_see(case):
     """Poison what one row does not see, although other rows do: that row stays as it is."""
@@ -97,6 +99,7 @@ def test_other_steps_do_not_meet_hidden_keys(poison):
     assert_same_bits(actual[2:], expected[2:])
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("content", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("case", HIDING, ids=str)
 def test_rows_that_see_nothing(case, content):
@@ -117,6 +120,7 @@ def test_table_has_empty_rows():
     assert sum(empty) >= 5
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("poison, entry", [*zip(GARBAGE, [2147480000, -7, 2**31 - 1] * 2, strict=True)])
 @pytest.mark.parametrize("case", BY_FUNCTION["paged_attention"], ids=str)
 def test_pages(case, entry, poison):
@@ -174,6 +178,7 @@ def test_other_blocks_and_other_sequences(poison):
     assert_same_bits([x[:, kept] for x in actual], [x[:, kept] for x in expected])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", NOT_EMPTY[::2], ids=str)
 def test_nan_in_a_visible_key_poisons_exactly_the_rows_that_see_it(case):
     arrays, options = case.build()

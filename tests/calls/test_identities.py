@@ -55,6 +55,7 @@ def same_bits(actual, expected):
 # ---- heads ------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", PLAIN[::2], ids=str)
 def test_shared_heads_equal_repeated_heads(case):
     """GQA is MHA over repeated key/value heads; with one head MQA, with as many as queries MHA itself."""
@@ -73,6 +74,7 @@ def test_permuting_groups_permutes_heads(case):
         same_bits(both(moved, options), [expected[0][heads], expected[1][heads], expected[2][heads]])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", without(PLAIN, "bias", "mask", "alibi_slopes", "sinks", "dropout")[::3], ids=str)
 def test_equal_queries_of_a_group_have_equal_heads(case):
     """Where no option tells the heads apart."""
@@ -85,6 +87,7 @@ def test_equal_queries_of_a_group_have_equal_heads(case):
         np.testing.assert_array_equal(result, np.broadcast_to(result[..., :1, :, :], result.shape))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", [c for c in PLAIN if len(c.sizes.batch) and not {"kv_lengths", "q_offset"} & set(c.options)][::3], ids=str)
 def test_batch_entries_are_independent(case):
     arrays, options = case.build()
@@ -102,6 +105,7 @@ def test_batch_entries_are_independent(case):
 # ---- softmax ----------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", SOFT[::3], ids=str)
 @pytest.mark.parametrize("shift", [1.0, -37.5, 2.0**14])
 def test_a_constant_on_all_scores_moves_only_the_lse(case, shift):
@@ -121,6 +125,7 @@ def test_a_constant_on_all_scores_moves_only_the_lse(case, shift):
     assert (np.abs(lse[seen] - shift - expected[1][seen]) <= slack[seen]).all()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", without(PLAIN, "causal", "window", "alibi_slopes", "kv_lengths")[::2], ids=str)
 def test_order_of_keys_does_not_matter(case):
     """Where nothing depends on positions."""
@@ -134,6 +139,7 @@ def test_order_of_keys_does_not_matter(case):
     assert_equal_within(both(moved, own), both(arrays, options), case.sizes.kv_len)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", without(PLAIN, "dropout")[::2], ids=str)
 def test_values_of_one_give_the_share_of_the_keys(case):
     """Output 1 without a sink or dropout; with a sink 1 - exp(sink - lse)."""
@@ -149,6 +155,7 @@ def test_values_of_one_give_the_share_of_the_keys(case):
     assert (np.abs(output - expected[..., None]) <= np.broadcast_to(np.asarray(slack)[..., None], output.shape)).all()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", [case for case in PLAIN if case.family not in ("tiny", "subnormal")][::3], ids=str)
 def test_twice_the_values_give_twice_the_output(case):
     """And their negatives the negative, bit for bit: no rounding changes, away from the subnormal numbers."""
@@ -158,6 +165,7 @@ def test_twice_the_values_give_twice_the_output(case):
     np.testing.assert_array_equal(refattn.attention(arrays["query"], arrays["key"], -arrays["value"], **options), -output)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", PLAIN[::3], ids=str)
 def test_scale_moves_to_the_query(case):
     arrays, options = case.build()
@@ -170,6 +178,7 @@ def test_scale_moves_to_the_query(case):
 # ---- options that do nothing, and options that are others in disguise -------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", PLAIN, ids=str)
 def test_options_that_change_nothing(case):
     arrays, options = case.build()
@@ -197,6 +206,7 @@ def test_options_that_change_nothing(case):
         same_bits(refattn.attention_with_lse(*arrays.values(), **{**options, "window": wide}), expected)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", PLAIN[::2], ids=str)
 def test_causal_is_a_window_and_a_window_is_a_mask(case):
     arrays, options = case.build()
@@ -233,6 +243,7 @@ def test_alibi_is_a_bias(case):
     assert_equal_within(both(arrays, spelled), both(arrays, options), z.kv_len)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", without(SOFT, "softcap")[::2], ids=str)
 def test_a_softcap_far_away_is_none(case):
     """|cap * tanh(s / cap) - s| <= |s|^3 / (3 cap^2), below 2^-60 for this cap."""

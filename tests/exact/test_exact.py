@@ -16,6 +16,7 @@ from exact_checks import OUTPUT_UNITS, UNIT, check, check_many, draw, exactly, u
 from families import FAMILIES, large_negative, large_positive
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("n, dim", [(1, 3), (2, 1), (37, 64), (600, 16)])
@@ -23,11 +24,13 @@ def test_families(family, n, dim, dtype):
     check(*draw(family, n, dim, dtype=dtype))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_families_many_keys(family):
     check(*draw(family, 4096, 64, v_dim=3, rows=2), rows=[(0, 1)])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("distinct", [2, 3, 16])
 @pytest.mark.parametrize("level", [0.0, 0.3, 3.0, 10.0])
 @pytest.mark.parametrize("n, dim", [(256, 16), (1024, 64), (1024, 256)])
@@ -56,6 +59,7 @@ def test_keys_that_differ_in_a_few_coordinates(same):
     check_many(query, key[None], np.where(which, 1.0, -1.0)[None, :, None])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 12, 20, 64])
 @pytest.mark.parametrize("family", ["ordinary", "positive", "uniform", "ties"])
 def test_many_rows_and_columns(family, n):
@@ -65,12 +69,14 @@ def test_many_rows_and_columns(family, n):
         check_many(query, key, value)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", ["ordinary", "positive", "cancellation", "offset", "sink_key", "descending", "ties"])
 @pytest.mark.parametrize("n, dim, rows", [(37, 64, 400), (200, 64, 200), (1024, 128, 40), (4096, 64, 10)])
 def test_many_rows(family, n, dim, rows):
     check_many(*draw(FAMILIES[family], n, dim, rows=rows, heads=1))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("family", [large_positive, large_negative], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("scale", [1.0, 0.37, 1 / 3, -0.5, 100.0])

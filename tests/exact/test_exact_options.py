@@ -10,6 +10,7 @@ from exact_checks import LSE_ULPS, OUTPUT_UNITS, check, draw, exactly, units_use
 from families import FAMILIES, large_negative, large_positive
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("softcap", [5.0, 30.0, 50.0, 1e-3, 1e6])
 @pytest.mark.parametrize("family", ["ordinary", "ascending", "large_mixed", "large_positive"])
 def test_softcap(family, softcap):
@@ -40,6 +41,7 @@ def test_bias_cancels_large_scores(family):
     check(query, key, value, {"bias": np.random.default_rng(1).normal(size=scores.shape) - np.round(scores)})
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", ["ordinary", "large_positive", "large_negative", "ascending"])
 @pytest.mark.parametrize(
     "sinks", [(0.0, 3.0), (1e4, -1e4), (10001.25, 9999.5), (-10001.25, 700.0), (100.0, 30.0), (700.0, 300.0), (-np.inf, 1e300)]
@@ -94,6 +96,7 @@ def random_call(seed):
     return query, key, value, options
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("seeds", [range(at, at + 50) for at in range(0, 300, 50)], ids=lambda seeds: f"from-{seeds[0]}")
 def test_random_calls(seeds):
     """Options and families in combinations nobody thought of. Rows whose weights are all subnormal numbers are left out."""

@@ -192,12 +192,14 @@ def run_float64(seed):
 RUNS = {run.__name__: run for run in (run_reference, run_float32, run_float64)}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("first", range(0, CALLS, CHUNK))
 @pytest.mark.parametrize("run", RUNS)
 def test_campaign(run, first):
     campaign(RUNS[run], first, min(CHUNK, CALLS - first))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("run, seed", [
     *(("run_reference", seed) for seed in (134, 230, 430, 442, 497, 1040, 1153)), *(("run_float64", seed) for seed in (1125, 1298, 1334, 1436)),
 ])  # fmt: skip

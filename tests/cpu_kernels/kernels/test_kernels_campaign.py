@@ -79,6 +79,7 @@ def run(seed):
     assert_right(case.function, arrays.values(), options, dtype)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("first", range(0, CALLS, CHUNK))
 def test_campaign(first):
     for seed in range(first, min(first + CHUNK, CALLS)):

@@ -26,6 +26,7 @@ def visible(case, arrays, options):
     return refattn.attention_steps(*flat, **options).weights > 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("junk", NOT_FINITE, ids=str)
 @pytest.mark.parametrize("case", HIDING, ids=str)
@@ -46,6 +47,7 @@ def test_hidden_keys_may_hold_anything(case, junk, dtype):
     assert np.array_equal(clean[0], dirty[0]) and np.array_equal(clean[1], dirty[1])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("junk", NOT_FINITE, ids=str)
 @pytest.mark.parametrize("case", HIDING, ids=str)
@@ -58,6 +60,7 @@ def test_values_poison_the_rows_that_see_them(case, junk, dtype):
     assert_right(case.function, arrays.values(), options, dtype)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["key", "query"])
 @pytest.mark.parametrize("case", HIDING, ids=str)
 def test_nan_scores_poison_the_rows_that_see_them(case, name):
@@ -145,6 +148,7 @@ def with_infinite_values(function, dtype, level, rows, keys, hidden):
     return arrays, options
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("hidden", [None, "mask", "bias", "dropout", "key"])
 @pytest.mark.parametrize("level", [0.0, 50.0, 1.5e4])
 @pytest.mark.parametrize("rows, keys", [(1, 8), (40, 40), (3, 2048)])  # 2048 keys are split

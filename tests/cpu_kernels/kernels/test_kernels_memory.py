@@ -12,6 +12,7 @@ from cpu_kernels import num_threads, plan
 from cpu_kernels.machine import thread_pool
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("rows, groups", [(64, 3), (1, 1), (5, 1000), (100000, 2)])
 @pytest.mark.parametrize("case", [*CASES[::15], *LARGE], ids=str)
 def test_portions_change_nothing_but_rounding(case, rows, groups, monkeypatch):

@@ -26,7 +26,7 @@ for case in CASES:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign  # kernel_builds.sh runs more of the same
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 features")
 @pytest.mark.parametrize("target, width", [("avx2", 32), ("sse2", 16)])
 def test_lesser_processor(target, width):

@@ -54,6 +54,7 @@ ADDED = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("id", [*FACTORS, *SLOPES, *ADDED])
 def test_options_at_the_edge(id, dtype):
@@ -137,6 +138,7 @@ EDGE_OPTIONS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("options", EDGE_OPTIONS.values(), ids=EDGE_OPTIONS)
 @pytest.mark.parametrize("head_dim", [1, 2, 16])
 @pytest.mark.parametrize("rows", [1, 33])
@@ -162,6 +164,7 @@ def test_what_the_order_of_operations_computes_in_float32_is_computed(rows, head
     assert judged >= 2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if name != "attention"])
 @pytest.mark.parametrize("options", [dict(softcap=1e39), dict(softcap=1e-39), dict(scale=1e-40), dict(sinks=np.array([-1e300, 0.0]))], ids=str)
 def test_every_function_at_the_edge(function, options):

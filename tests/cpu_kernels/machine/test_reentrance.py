@@ -170,7 +170,11 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# the others go the same ways
+OFTEN = {"signal handler that waits for a thread", "signal handler that raises", "signal handler that forks", "__del__", "weakref callback in a helper"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.campaign) for kind in KINDS])
 def test_call_inside_a_call(copy, kind):
     code, (settings, least) = KINDS[kind]
     code = EVERY_MOMENT.replace("KIND", f"failing = None\n{code}").replace("SETTINGS", repr(settings)).replace("LEAST", str(least))

@@ -86,6 +86,7 @@ SOME = ("aligned_to_capacity", "window_symmetric", "window_right_minus_one", "wi
         "one_element_off")  # fmt: skip
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SOME)
 def test_mutants_are_named(name, dtype):

@@ -67,6 +67,7 @@ class TestTimeIsKept:
 
     PROBLEMS = {"small": small_problem, "paged": lambda: paged_problem(5, 700), "many": lambda: paged_problem(40, 300)}
 
+    @pytest.mark.sample(3)
     @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
     @pytest.mark.parametrize("seconds", [3, 40, 400])
     def test_by_a_counting_clock(self, monkeypatch, make, seconds):
@@ -123,6 +124,7 @@ RATIOS = [(3, 3), (6, 3), (12, 3), (5, 5), (10, 5), (2, 1), (8, 2), (7, 7), (28,
 class TestHeadRatios:
     """Numbers fitted for each key head, on probes of other numbers of heads."""
 
+    @pytest.mark.sample(5)
     @pytest.mark.parametrize(("heads", "kv_heads"), RATIOS)
     @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
     @pytest.mark.parametrize("what", ["scale", "keys", "values"])
@@ -191,6 +193,7 @@ HOSTILE_OPTIONS = ((), ("causal", "bias"), ("mask", "sinks"), ("lengths", "alibi
 WRONG = ("bias_sign", "scale_omitted", "output_doubled", "causal_top_left", "lse_base_two", "noise")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_warning_leaves_check_and_diagnose(family):
     """Families, options, hostile arrays, dtypes and mistakes in turn; the seed of each family picks others."""

@@ -29,6 +29,7 @@ def inputs_for(pair):
     return attention_inputs("normal", names, sizes=SIZES, seed=77)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("pair", INDISTINGUISHABLE, ids=" ".join)
 @pytest.mark.parametrize("which", [0, 1])
 def test_numbers_alone_name_both_and_the_kernel_decides(pair, which):

@@ -86,12 +86,14 @@ def test_an_unusual_option_value_read_wrongly(kernel):
     assert not report.passed and 1 <= len(report.failures) <= 3, report.text()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_it_does_not_reach(name):
     for kernel in SIZES[name]:
         assert not check_kernel(kernel, spec="float32", level="full", only=f"reference: normal, {name}", diagnose=False).passed
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("mutant", CORNER_MUTANTS, ids=lambda mutant: mutant.id)
 def test_mutants_of_the_catalogue_that_only_corner_cases_show(mutant):
     names = [f"reference: {inputs.name}" for inputs in corner_cases(level="full")]

@@ -50,6 +50,7 @@ ZEROS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ZEROS)
 def test_zeros_beyond_a_size_fail_the_full_level(name):
     report = check_kernel(zeros_where(ZEROS[name]), only=PUBLISHED, max_failures=1, level="full", diagnose=False)
@@ -67,6 +68,7 @@ def without(option, where):
 KEYWORDS = ("window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")  # offsets and causal: below
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("option, where", [*itertools.permutations(KEYWORDS, 2)])
 def test_an_option_dropped_beside_another_fails_the_quick_level(option, where):
     report = check_kernel(without(option, where), only="together", diagnose=False, max_failures=1)

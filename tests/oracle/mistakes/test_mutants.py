@@ -64,6 +64,7 @@ def test_there_are_enough_and_they_have_names():
     assert all(len(mutant.description) > 10 and not mutant.description.endswith(".") for mutant in ALL)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mutant", CORNER_MUTANTS, ids=lambda mutant: mutant.id)
 def test_corner_cases_catch_their_mutants(mutant, dtype):

@@ -38,6 +38,7 @@ def bounds():
     return of
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("size", [1.3, 0.5])
 @pytest.mark.parametrize("direction", SIGNS)
 @pytest.mark.parametrize("spec", SPECS)
@@ -58,6 +59,7 @@ def test_three_tenths_of_a_sigma_of_25600(bounds, spec):
     assert report.failed == ("output lean",), report.text()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spec", ["float32", "bfloat16", "eager float16"])
 def test_one_sigma_from_100_independent_errors_and_less_from_more(spec, seed):
@@ -75,6 +77,7 @@ def test_one_sigma_from_100_independent_errors_and_less_from_more(spec, seed):
     assert smallest[2] < 0.5 * smallest[0]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("spec", ["float32", "bfloat16", "eager float16", "cpu_kernels float32"])
 def test_only_the_lse_leans(bounds, spec, sign):
@@ -93,6 +96,7 @@ def test_heads_that_lean_apart(signs):
     assert "output lean" in report.failed and "errors in head " in report.output.bias_words, report.text()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("function, shapes, options", [
     ("packed_attention", [(2, 128, 64)] * 3, {"cu_q": [0, 40, 128], "cu_kv": [0, 60, 128]}),
     ("paged_attention", [(1, 2, 128, 64), (8, 1, 16, 64), (8, 1, 16, 64)], {"block_table": np.arange(8)[None], "kv_lengths": [121]}),
@@ -136,6 +140,7 @@ def truncated(monkeypatch):
     return make
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("spec", ["bfloat16", "float16", "eager bfloat16", "float8_e4m3fn"])
 def test_weights_cut_where_the_spec_rounds(truncated, spec, causal):
