@@ -29,11 +29,11 @@ CASES="$KERNELS/test_kernels.py $KERNELS/test_kernels_narrow.py -k test_case"
 UNFUSED="--deselect $KERNELS/test_kernels.py::test_case[family-cancellation-float32]"
 
 kernel_tests() {
-    "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+    "$PYTHON" -m pytest -q -p no:cacheprovider -m "" "$@"
 }
 
 covered() {
-    "$PYTHON" -m coverage run --branch --parallel-mode --source=cpu_kernels -m pytest -q -p no:cacheprovider "$@"
+    "$PYTHON" -m coverage run --branch --parallel-mode --source=cpu_kernels -m pytest -q -p no:cacheprovider -m "" "$@"
 }
 
 x86() {

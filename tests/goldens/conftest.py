@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
+FILES = [path.name for path in Path(__file__).parent.glob("*.py")]
+collect_ignore = [name for name in FILES if not name.startswith("test_")]

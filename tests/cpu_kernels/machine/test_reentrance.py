@@ -170,11 +170,12 @@ KINDS = {
 }
 
 
-# the others go the same ways
-OFTEN = {"signal handler that waits for a thread", "signal handler that raises", "signal handler that forks", "__del__", "weakref callback in a helper"}
+# the others go the same ways through the pool
+SELDOM = {"signal handler", "signal handler among other callers", "__del__ in a helper", "weakref callback"}
+SHARED_OUT = [pytest.param(kind, marks=pytest.mark.campaign if kind in SELDOM else ()) for kind in KINDS]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in OFTEN else pytest.mark.campaign) for kind in KINDS])
+@pytest.mark.parametrize("kind", SHARED_OUT)
 def test_call_inside_a_call(copy, kind):
     code, (settings, least) = KINDS[kind]
     code = EVERY_MOMENT.replace("KIND", f"failing = None\n{code}").replace("SETTINGS", repr(settings)).replace("LEAST", str(least))
