@@ -23,16 +23,17 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-CASES="tests/test_kernels.py tests/test_kernels_narrow.py -k test_case"
+KERNELS=tests/cpu_kernels/kernels
+CASES="$KERNELS/test_kernels.py $KERNELS/test_kernels_narrow.py -k test_case"
 # Plain Python multiplies and adds in two roundings; this case's statistical bound knows only the fused operation of the compiled kernels.
-UNFUSED="--deselect tests/test_kernels.py::test_case[family-cancellation-float32]"
+UNFUSED="--deselect $KERNELS/test_kernels.py::test_case[family-cancellation-float32]"
 
 kernel_tests() {
-    "$PYTHON" -m pytest -q -p no:cacheprovider "$@"
+    "$PYTHON" -m pytest -q -p no:cacheprovider -m "" "$@"
 }
 
 covered() {
-    "$PYTHON" -m coverage run --branch --parallel-mode --source=cpu_kernels -m pytest -q -p no:cacheprovider "$@"
+    "$PYTHON" -m coverage run --branch --parallel-mode --source=cpu_kernels -m pytest -q -p no:cacheprovider -m "" "$@"
 }
 
 x86() {
@@ -69,14 +70,14 @@ for build in ${*:-interpreted bounds avx2 plain coverage}; do
     coverage)
         export COVERAGE_FILE="$scratch/measured"
         export CPU_KERNELS_CACHE_DIR="$scratch/$build"
-        NUMBA_DISABLE_JIT=1 covered tests/test_kernels.py $UNFUSED
+        NUMBA_DISABLE_JIT=1 covered $KERNELS/test_kernels.py $UNFUSED
         # The rest of the file compares bits, which NumPy's matrix product does not promise when shapes differ.
-        NUMBA_DISABLE_JIT=1 covered tests/test_kernels_hidden.py -k "not hold_anything"
+        NUMBA_DISABLE_JIT=1 covered $KERNELS/test_kernels_hidden.py -k "not hold_anything"
         # Compiling runs the code that writes machine code and keeps it; the run after it loads.
-        covered tests/test_kernels.py -k "test_case and (pair or latent or paged)"
-        covered tests/test_kernels.py -k "not test_case"
-        covered tests/test_thread_pool.py tests/test_cpu_limits.py -k "not interrupt and not affinity_is"
-        covered tests/test_cache.py -k "private_folder or old_states or usual_places or digest_covers"
+        covered $KERNELS/test_kernels.py -k "test_case and (pair or latent or paged)"
+        covered $KERNELS/test_kernels.py -k "not test_case"
+        covered tests/cpu_kernels/machine/test_thread_pool.py tests/cpu_kernels/machine/test_cpu_limits.py -k "not interrupt and not affinity_is"
+        covered tests/cpu_kernels/compiler/test_cache.py -k "private_folder or old_states or usual_places or digest_covers"
         "$PYTHON" -m coverage combine -q
         "$PYTHON" -m coverage report --skip-covered --show-missing --fail-under="$COVERAGE_MINIMUM"
         ;;

@@ -45,53 +45,53 @@ LIKELY = {
     "refattn/sizes.py": "test_sizes",
     "refattn/verify.py": "test_verify test_main_job",
     "refattn/cli.py": "test_cli test_verify",
-    "refattn/pytest_plugin.py": "oracle/test_plugin",
+    "refattn/pytest_plugin.py": "test_plugin",
     "refattn/merge.py": "test_merge_dtypes test_identities test_reference",
     "refattn/calls": (
         "test_errors test_reference test_hidden test_array_likes test_interop test_interop_errors"
     ),
     "refattn/commands": (
-        "test_cli test_doctor test_sizes test_verify oracle/test_vectors oracle/test_messages"
+        "test_cli test_doctor test_sizes test_verify test_vectors test_messages"
     ),
     "refattn/exact": (
         "test_reference test_exact test_exact_options test_exact_range test_exact_channels "
         "test_hidden test_scale"
     ),
     "refattn/goldens": "test_goldens test_verify",
-    "refattn/oracle": "oracle/test_spec oracle/test_messages oracle/test_harness",
+    "refattn/oracle": "test_spec test_messages test_harness",
     "refattn/oracle/arithmetic": (
-        "oracle/test_formats oracle/test_spec oracle/test_other_specs oracle/test_bounds"
+        "test_formats test_spec test_other_specs test_bounds"
     ),
     "refattn/oracle/bounds": (
-        "oracle/test_bounds oracle/test_bound_constants oracle/test_level_rows oracle/test_uncertain_rows "
-        "oracle/test_verdict_range oracle/test_unjudged oracle/test_campaign"
+        "test_bounds test_bound_constants test_level_rows test_uncertain_rows "
+        "test_verdict_range test_unjudged test_campaign"
     ),
     "refattn/oracle/diagnosis": (
-        "oracle/test_diagnose oracle/test_tell_apart oracle/test_convention_rows oracle/test_mutants"
+        "test_diagnose test_tell_apart test_convention_rows test_mutants"
     ),
     "refattn/oracle/dialects": (
-        "oracle/test_dialects oracle/test_dialect_notes oracle/test_harness_dialects"
+        "test_dialects test_dialect_notes test_harness_dialects"
     ),
     "refattn/oracle/harness": (
-        "oracle/test_guards oracle/test_harness oracle/test_harness_failures "
-        "oracle/test_merge_kernels oracle/test_plugin"
+        "test_guards test_harness test_harness_failures "
+        "test_merge_kernels test_plugin"
     ),
     "refattn/oracle/inputs": (
-        "oracle/test_inputs oracle/test_coverage oracle/test_harness oracle/test_vectors"
+        "test_inputs test_coverage test_harness test_vectors"
     ),
     "refattn/oracle/mistakes": (
-        "oracle/test_mutants oracle/test_mutation oracle/test_diagnose oracle/test_convention_rows"
+        "test_mutants test_mutation test_diagnose test_convention_rows"
     ),
     "refattn/oracle/simulated": (
-        "oracle/test_emulation oracle/test_formats oracle/test_mutants oracle/test_bounds "
-        "oracle/test_campaign"
+        "test_emulation test_formats test_mutants test_bounds "
+        "test_campaign"
     ),
     "refattn/oracle/vectors": (
-        "oracle/test_vectors oracle/test_vector_formats oracle/test_vector_attacks oracle/test_pack_attacks"
+        "test_vectors test_vector_formats test_vector_attacks test_pack_attacks"
     ),
     "refattn/oracle/verdict": (
-        "oracle/test_verdict oracle/test_verdict_range oracle/test_unjudged "
-        "oracle/test_false_alarms oracle/test_messages"
+        "test_verdict test_verdict_range test_unjudged "
+        "test_false_alarms test_messages"
     ),
     "cpu_kernels": (
         "test_cutting test_kernels test_errors test_kernels_hidden test_kernels_memory "
@@ -483,10 +483,10 @@ def _first_failure(log, returncode):
 def likely_tests(path):
     """Test files for a source file, those that exist in this tree; doctests of the file itself first."""
     matches = [place for place in LIKELY if path == place or path.startswith(place + "/")]
-    files = [f"tests/{name}.py" for name in LIKELY[max(matches, key=len)].split()]
+    names = [f"{name}.py" for name in LIKELY[max(matches, key=len)].split()]
+    places = {Path(file).name: file for file in source_files()}
     own = [path] if path.startswith("refattn/") else []
-    tracked = set(source_files())
-    return own + [name for name in files if name in tracked]
+    return own + [places[name] for name in names if name in places]
 
 
 def commands(stage, path):

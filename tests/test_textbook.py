@@ -54,12 +54,14 @@ def with_dtypes(cases):
     ]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case, dtype", with_dtypes(BY_FUNCTION["attention"]))
 def test_multi_head_multi_query_and_grouped_query(case, dtype):
     arrays, options = case.build(dtype)
     assert_equal_to_the_reference("attention_with_lse", arrays, options)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("form", ["absorb", "expand"])
 @pytest.mark.parametrize("case, dtype", with_dtypes(BY_FUNCTION["latent_attention"]))
 def test_latent(case, dtype, form):
@@ -93,6 +95,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("form", ["absorb", "expand"])
 @pytest.mark.parametrize("second", OPTIONS)
 @pytest.mark.parametrize("first", OPTIONS)

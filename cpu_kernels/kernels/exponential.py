@@ -1,7 +1,8 @@
 """exp and tanh in vector registers.
 
 Polynomials of least relative error (Remez exchange in 40 digits, `benchmarks/fit_polynomials.py`); constant
-terms are exact so that exp(0) = 1. tests/test_kernels_exponential.py bounds the error over the whole range.
+terms are exact so that exp(0) = 1. tests/cpu_kernels/kernels/test_kernels_exponential.py
+bounds the error over the whole range.
 """
 
 import numpy as np

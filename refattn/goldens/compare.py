@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 U64, U32 = 2.0**-53, 2.0**-24
-# What the reference promises, held by tests/test_exact.py on input of every kind. Only this rounds: exp and its correction, half an ulp each, which
+# What the reference promises, held by tests/exact/test_exact.py on input of every kind. Only this rounds: exp and its correction, half an ulp each, which
 # is 1.5 units at a middling mantissa, in the numerator and in the total; and the quotient, 1 unit: 2 * 1.5 + 1 = 4. In the lse exponentials, log1p
 # and two sums cost an ulp each of the larger term, as much again with a sink: 8.
 OUTPUT_UNITS = 4  # of 2**-53 * sum_j p_j |v_j|
