@@ -82,7 +82,7 @@ def test_every_folder_has_likely_tests():
     for place in LIKELY:
         assert (ROOT / place).exists(), place
         named = LIKELY[place].split()
-        assert [name for name in named if not (ROOT / "tests" / f"{name}.py").is_file()] == []
+        assert [name for name in named if not [*(ROOT / "tests").rglob(f"{name}.py")]] == []
         assert likely_tests(place)
 
 

@@ -2,7 +2,7 @@
 page that may not be touched.
 
 Each case is a process of its own, because an access beyond the edge kills it: `python
-tests/test_kernels_edges.py scratch`.
+tests/cpu_kernels/kernels/test_kernels_edges.py scratch`.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from cpu_kernels.kernels.product import PADDING_ROWS, product
 from cpu_kernels.machine import thread_pool
 from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[3]
 POISON = 0x7F7F7F7F7F7F7F7F  # as an offset far outside of all memory
 
 
@@ -112,7 +112,7 @@ def scratch():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages with mprotect")
 @pytest.mark.parametrize("case", [few_rows, many_rows, scratch], ids=lambda case: case.__name__)
 def test_nothing_beyond_the_padding_is_touched(case):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
     done = subprocess.run(
         [sys.executable, __file__, case.__name__], env=environment, capture_output=True, text=True
     )

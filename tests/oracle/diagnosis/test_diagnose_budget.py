@@ -13,6 +13,7 @@ from refattn.oracle.diagnosis import budget as budget_module
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.search import Search, diagnose
 from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.inputs.families import FAMILIES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import staged_kernel
