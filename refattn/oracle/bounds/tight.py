@@ -425,88 +425,91 @@ def _progressions(tile):
     )
 
 
-def _converted(tile, spec, rounding, repeats, ties, output, level):
-    """Square sum, linear part and variance of converting the weights.
+def _converted(tile, spec, rounding, repeats, ties, output, level) -> Conversion:
+    """Weights: u_P^2 sum_j p_j^2 v_j^2, and linearly those that are equal, known exactly, or flushed."""
+    p = tile.weights
+    stored = p * (1.0 if spec.normalises_first else tile.total) * spec.weight_scale
+    flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
+    step = np.where(p > 0, spec.weight.step(stored) / np.where(p > 0, stored, 1.0), 0.0)
+    step = np.where(flushed, 0.0, step)
+    exact = _rounding_of(stored * tile.keep_scale, spec.weight)
+    errors = _independent_conversions(tile, spec, rounding, step, repeats, ties, output)
+    tied = errors.linear
+    errors = _with_exact_roundings(tile, spec, exact, errors, output)
+    if level.any():  # one number converted for all keys, in proportion to the result
+        times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
+        same = times * level_conversion(tile, rounding) * np.abs(output)
+        parts = ((0.0, errors.square), (same, errors.linear), (same**2 / 3.0, errors.variance))
+        errors = Errors(*(np.where(level, of_level, other) for of_level, other in parts))
+        tied = np.where(level, same, tied)
+    if flushed.any():
+        for part in _flushed_weights(tile, spec, flushed, repeats, output):
+            errors = errors + part
+    return Conversion(
+        errors.square, errors.linear, errors.variance, tied, step, np.where(flushed, -1.0, exact)
+    )
 
-    Weights that are equal, or lie within a few steps of each other, round alike. When the row sum is taken
-    before the conversion that moves the row by up to u times itself; equal weights of different keys, by up
-    to u times their share of sum p |v|.
+
+def _independent_conversions(tile, spec, rounding, step, repeats, ties, output) -> Errors:
+    """Conversions of weights that differ, and of equal ones, which round alike: u_P times their share of the row.
+
+    When the row sum is taken before the conversion, weights within a few steps of each other move the row by
+    up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
     """
     p, kept, value, magnitude = tile.weights, tile.kept, tile.value.exact, np.abs(output)
-    u = spec.weight.unit_roundoff
-    size = 1.0 if spec.normalises_first else tile.total
-    stored = p * size * spec.weight_scale
-    relative = rounding / np.where(p > 0, p, 1.0)
-    step = np.where(p > 0, spec.weight.step(stored) / np.where(p > 0, stored, 1.0), 0.0)
-    flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
-    step = np.where(flushed, 0.0, step)
+    u, relative = spec.weight.unit_roundoff, rounding / np.where(p > 0, p, 1.0)
+    both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
+    square = sum_of_squares(kept, relative**2, value, repeats, *both)
+    variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, *both)
+    if both:
+        return Errors(square, np.zeros_like(magnitude), variance)
     if spec.denominator == "rounded":
-        square = sum_of_squares(kept, relative**2, value, repeats, output, p)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, output, p)
-        linear = np.zeros_like(magnitude)
-        if (
-            tile.dropout
-        ):  # scaled up before they are converted, the weights of numerator and row sum round apart
-            square = (
-                sum_of_squares(kept, relative**2, value, repeats)
-                + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
-            )
-            variance = (
-                sum_of_squares(kept, step**2 / 12.0, value, repeats)
-                + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
-            )
-            linear = 2.0 * u * ties.share * magnitude
-    else:
-        square = sum_of_squares(kept, relative**2, value, repeats)
-        variance = sum_of_squares(kept, step**2 / 12.0, value, repeats)
-        whole = np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        mean = (p * tile.drop).sum(axis=1, keepdims=True) / whole
-        spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) / whole - mean**2, 0.0))
-        linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
-        if ties.share.any():
-            linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
-        variance = variance + linear**2 / 3.0
-    tied = linear
-    # the roundings of the exact weights: what weights share that lie close together, or are a few steps of
-    # the subnormal range large
-    exact = _rounding_of(stored * tile.keep_scale, spec.weight)
+        # scaled up before they are converted, the weights of numerator and row sum round apart
+        square = square + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
+        variance = variance + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
+        return Errors(square, 2.0 * u * ties.share * magnitude, variance)
+    whole = np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    mean = (p * tile.drop).sum(axis=1, keepdims=True) / whole
+    spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) / whole - mean**2, 0.0))
+    linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
+    if ties.share.any():
+        linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
+    return Errors(square, linear, variance + linear**2 / 3.0)
+
+
+def _with_exact_roundings(tile, spec, exact, errors, output) -> Errors:
+    """The roundings of the exact weights, where their joint effect exceeds that of independent ones.
+
+    They are what weights share that lie close together, or are a few steps of the subnormal range large.
+    """
+    p, kept, value = tile.weights, tile.kept, tile.value.exact
     both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
     joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
-    variance = np.maximum(variance, sum_of_squares(kept, exact**2, value, [], *both))
+    variance = np.maximum(errors.variance, sum_of_squares(kept, exact**2, value, [], *both))
     shared = joint**2 > ALIKE**2 * variance
     # columns share them, and rows where biases or positions give the same few weights: the mean square over
     # a row's columns says so
-    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0)).sum(
-        axis=1, keepdims=True
-    ) / max(value.shape[1], 1)
-    linear, variance = (
-        np.maximum(linear, np.where(shared, np.abs(joint), 0.0)),
-        np.where(shared, joint**2, variance * np.maximum(ratio, 1.0)),
-    )
-    if level.any():  # one number converted for all keys, in proportion to the result
-        times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
-        same = times * level_conversion(tile, rounding) * magnitude
-        square, linear, tied = (
-            np.where(level, 0.0, square),
-            np.where(level, same, linear),
-            np.where(level, same, tied),
-        )
-        variance = np.where(level, same**2 / 3.0, variance)
-    if flushed.any():
-        lost = np.where(flushed, kept, 0.0) @ value
-        if spec.denominator == "rounded":
-            lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
-        linear, variance = linear + np.abs(lost), variance + lost**2
-        if spec.block_size is not None:
-            # weights relative to an early, lower maximum survive: some are lost, and others do not cancel
-            # them
-            gone = (flushed.astype(np.float64), value, repeats)
-            variance = variance + (
-                sum_of_squares(kept, *gone, output, p)
-                if spec.denominator == "rounded"
-                else sum_of_squares(kept, *gone)
-            )
-    return Conversion(square, linear, variance, tied, step, np.where(flushed, -1.0, exact))
+    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0))
+    ratio = ratio.sum(axis=1, keepdims=True) / max(value.shape[1], 1)
+    linear = np.maximum(errors.linear, np.where(shared, np.abs(joint), 0.0))
+    return Errors(errors.square, linear, np.where(shared, joint**2, variance * np.maximum(ratio, 1.0)))
+
+
+def _flushed_weights(tile, spec, flushed, repeats, output):
+    """Weights below the smallest number are lost, one part of the errors after the other.
+
+    With a running maximum those relative to an early, lower one survive: some are lost, and others do not
+    cancel them.
+    """
+    p, kept, value = tile.weights, tile.kept, tile.value.exact
+    rounded = spec.denominator == "rounded"
+    lost = np.where(flushed, kept, 0.0) @ value
+    if rounded:
+        lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
+    yield Errors(0.0, np.abs(lost), lost**2)
+    if spec.block_size is not None:
+        both = (output, p) if rounded else ()
+        yield Errors(0.0, 0.0, sum_of_squares(kept, flushed.astype(np.float64), value, repeats, *both))
 
 
 def _rounding_of(stored, form):
