@@ -451,7 +451,7 @@ def _converted(tile, spec, rounding, repeats, ties, output, level) -> Conversion
 
 
 def _independent_conversions(tile, spec, rounding, step, repeats, ties, output) -> Errors:
-    """Conversions of weights that differ, and of equal ones, which round alike: u_P times their share of the row.
+    """Conversions of weights that differ, and of equal ones, which round alike: u_P times their share.
 
     When the row sum is taken before the conversion, weights within a few steps of each other move the row by
     up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
