@@ -1,6 +1,7 @@
-"""Derive the coefficients of `cpu_kernels/kernels/exponential.py`: Remez exchange in 40 digits, of least relative error.
+"""Derive the coefficients of `cpu_kernels/kernels/exponential.py`: Remez exchange in 40 digits, of least
+relative error.
 
-    python benchmarks/fit_polynomials.py
+python benchmarks/fit_polynomials.py
 """
 
 import mpmath as mp
@@ -9,11 +10,16 @@ GRID = 1500
 
 
 def remez(target, degree, low, high, weight, constant=None, rounds=12):
-    """Coefficients, lowest first, of the polynomial that minimises the largest |p - target| * weight; `constant` fixes the first one."""
+    """Coefficients, lowest first, of the polynomial that minimises the largest |p - target| * weight;
+    `constant` fixes the first one.
+    """
     lowest = 0 if constant is None else 1
     fixed = constant or mp.mpf(0)
     free = degree + 1 - lowest
-    points = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * free + 2)) for i in range(free + 1)]
+    points = [
+        (low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * free + 2))
+        for i in range(free + 1)
+    ]
     grid = [low + (high - low) * i / GRID for i in range(GRID + 1)]
     for _ in range(rounds):
         system, right = mp.matrix(free + 1, free + 1), mp.matrix(free + 1, 1)

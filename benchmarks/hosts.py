@@ -14,10 +14,10 @@ LIBRARIES = ("numpy", "numba", "torch", "onnxruntime", "openvino", "jax")
 # generation).
 GENERATIONS = [
     ("AuthenticAMD", 23, range(0x30, 0x100), "Zen 2"),
-    ("AuthenticAMD", 23, range(0x00, 0x30), "Zen"),
+    ("AuthenticAMD", 23, range(0x30), "Zen"),
     ("AuthenticAMD", 25, [*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0)], "Zen 4"),
-    ("AuthenticAMD", 25, range(0x00, 0x60), "Zen 3"),
-    ("AuthenticAMD", 26, range(0x00, 0x100), "Zen 5"),
+    ("AuthenticAMD", 25, range(0x60), "Zen 3"),
+    ("AuthenticAMD", 26, range(0x100), "Zen 5"),
     ("GenuineIntel", 6, [0x3F], "Haswell"),
     ("GenuineIntel", 6, [0x4F, 0x56], "Broadwell"),
     ("GenuineIntel", 6, [0x55], "Skylake or Cascade Lake"),
@@ -91,9 +91,10 @@ def versions():
 
 def commit():
     """Short hash of HEAD, with a plus where the packages differ from it."""
-    git = lambda *arguments: subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     return git("rev-parse", "--short", "HEAD") + (
         "+" if git("status", "--porcelain", "refattn", "cpu_kernels") else ""
     )

@@ -129,8 +129,8 @@ def read_by_blas(threads):
 def fastest(ways):
     """CPUs differ in what they read quickest: the function that takes least, of several that do the same.
 
-    They take turns, many times: neighbours disturb for longer than one sweep lasts, and a wrong choice would stand for the
-    whole run.
+    They take turns, many times: neighbours disturb for longer than one sweep lasts, and a wrong choice
+    would stand for the whole run.
     """
 
     def seconds(way):

@@ -1,7 +1,8 @@
-"""How often `diagnose` names the right mistake: single mistakes, from a result alone and with the kernel at hand; pairs; hand-written kernels.
+"""How often `diagnose` names the right mistake: single mistakes, from a result alone and with the kernel at
+hand; pairs; hand-written kernels.
 
-Part of oracle_table.py. A mistake counts as first when its name is the first; as equal when the first line names it among those that predict
-the same numbers on these inputs.
+Part of oracle_table.py. A mistake counts as first when its name is the first; as equal when the first
+line names it among those that predict the same numbers on these inputs.
 """
 
 import time
@@ -10,20 +11,19 @@ from collections import Counter
 import numpy as np
 from wrong_kernels import CASES
 
+from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
-from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.mistakes.run import possible
-from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
-from refattn.oracle.mistakes.catalogue import CATALOGUE
-from refattn.oracle.mistakes.record import stages_of
-from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
 from refattn.oracle.inputs.latent import latent_inputs
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.mistakes.catalogue import CATALOGUE
+from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
+from refattn.oracle.mistakes.record import stages_of
+from refattn.oracle.mistakes.run import checked_call, possible
 
 OUTCOMES = ("first", "equal", "other", "within rounding")
 PAIR_OPTIONS = [name for name in OPTION_NAMES if name not in ("empty rows", "dropout")]
@@ -32,13 +32,19 @@ PAIR_OPTIONS = [name for name in OPTION_NAMES if name not in ("empty rows", "dro
 def diagnosis_table(dtypes, seed=0, pairs=40):
     """Print all tables and return their rows; `dtypes` maps names to dtypes."""
     rows = []
-    print("\nDiagnosis of single mistakes: named first / as equal on these inputs / not named / result within rounding on all inputs")
+    print(
+        "\nDiagnosis of single mistakes: named first / as equal on these inputs / not named / result "
+        "within rounding on all inputs"
+    )
     for name, dtype in dtypes.items():
         rows.append({"dtype": name, "seed": seed, **singles(name, dtype, seed)})
     if pairs:
         rows.append({"pairs": pair_table(pairs, seed)})
     outcome = Counter("right" if hand_written(*case) else f"wrong: {case[0].__name__}" for case in CASES)
-    print(f"hand-written wrong kernels: {outcome['right']} of {len(CASES)}", *(key for key in outcome if key != "right"))
+    print(
+        f"hand-written wrong kernels: {outcome['right']} of {len(CASES)}",
+        *(key for key in outcome if key != "right"),
+    )
     return [*rows, {"hand-written": dict(outcome)}]
 
 
@@ -46,7 +52,11 @@ def diagnosis_table(dtypes, seed=0, pairs=40):
 
 
 def singles(name, dtype, seed):
-    suite = [*default_suite(dtype, seed), *block_local_suite(dtype, seed), *corner_cases(dtype, seed, level="full")]
+    suite = [
+        *default_suite(dtype, seed),
+        *block_local_suite(dtype, seed),
+        *corner_cases(dtype, seed, level="full"),
+    ]
     outcome, with_kernel, wrong, seconds = Counter(), Counter(), [], []
     for mutant in mutants(corners=True):
         if mutant.random:
@@ -60,18 +70,36 @@ def singles(name, dtype, seed):
         if decided.split(":")[0] not in ("first", "within rounding"):
             wrong.append(f"{mutant.id} with the kernel -> {decided}")
     total = sum(outcome[kind] for kind in OUTCOMES[:3])
-    share = lambda count: f"{100 * count / max(total, 1):.1f} %"  # noqa: E731
-    print(f"{name:10s} {' / '.join(str(outcome[kind]) for kind in OUTCOMES)}: first {share(outcome['first'])}, first or equal "
-          f"{share(outcome['first'] + outcome['equal'])}; with the kernel at hand first {share(with_kernel['first'])}; "
-          f"median {np.median(seconds):.2f} s, slowest {max(seconds):.1f} s", *wrong, sep="\n    " if wrong else "", flush=True)  # fmt: skip
+    share = lambda count: f"{100 * count / max(total, 1):.1f} %"
+    print(
+        f"{name:10s} {' / '.join(str(outcome[kind]) for kind in OUTCOMES)}: first "
+        f"{share(outcome['first'])}, first or equal "
+        f"{share(outcome['first'] + outcome['equal'])}; with the kernel at hand first "
+        f"{share(with_kernel['first'])}; "
+        f"median {np.median(seconds):.2f} s, slowest {max(seconds):.1f} s",
+        *wrong,
+        sep="\n    " if wrong else "",
+        flush=True,
+    )
     counts = {kind: outcome[kind] for kind in OUTCOMES}
-    return {**counts, "first with kernel": with_kernel["first"], "wrong": wrong, "median seconds": float(np.median(seconds))}
+    return {
+        **counts,
+        "first with kernel": with_kernel["first"],
+        "wrong": wrong,
+        "median seconds": float(np.median(seconds)),
+    }
 
 
 def name_mutant(mutant, suite):
-    """(outcome from the result alone, outcome with the kernel, seconds) on the first input that shows the mutant."""
+    """(outcome from the result alone, outcome with the kernel, seconds) on the first input that shows
+    the mutant.
+    """
     for inputs in suite:
-        if inputs.function != mutant.function or inputs.family == "exact" or (mutant.families and inputs.family not in mutant.families):
+        if (
+            inputs.function != mutant.function
+            or inputs.family == "exact"
+            or (mutant.families and inputs.family not in mutant.families)
+        ):
             continue
         output, lse = inputs.call(mutant)
         if same_bits((output, lse), inputs.call(correct_kernel(inputs.function))):
@@ -96,7 +124,10 @@ def outcome_of(found, mutant, inputs):
 
 
 def same_bits(first, second):
-    return all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in zip(first, second, strict=True))
+    return all(
+        np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 # two mistakes at once
@@ -115,17 +146,33 @@ def pair_table(count, seed, seconds=20.0):
         kind = pair_outcome(found, pair)
         outcome[kind] += 1
         if kind != "found":
-            lines.append(f"{' + '.join(pair)} on {inputs.name}: {kind}, {found.best.id if found.best else '-'} ({found.seconds:.1f} s)")
-    print(f"pairs of mistakes, drawn at random, both showing: {dict(outcome)} of {count}, "
-          f"median {np.median(times):.1f} s, slowest {max(times):.1f} s", *lines, sep="\n    " if lines else "", flush=True)  # fmt: skip
+            lines.append(
+                f"{' + '.join(pair)} on {inputs.name}: {kind}, {found.best.id if found.best else '-'} "
+                f"({found.seconds:.1f} s)"
+            )
+    print(
+        f"pairs of mistakes, drawn at random, both showing: {dict(outcome)} of {count}, "
+        f"median {np.median(times):.1f} s, slowest {max(times):.1f} s",
+        *lines,
+        sep="\n    " if lines else "",
+        flush=True,
+    )
     return {**outcome, "median seconds": float(np.median(times)), "not found": lines}
 
 
 def draw_pair(rng):
-    """Two mistakes and a call on which both show: the result differs from the right one and from those of each mistake alone."""
+    """Two mistakes and a call on which both show: the result differs from the right one and from
+    those of each mistake alone.
+    """
     inputs = random_call(rng)
     checked = checked_call(*inputs.arrays, **inputs.options)
-    able = [m for m in CATALOGUE if not (m.random or m.rounding) and possible(m, checked) and (m.relayout is None or m.reread is not None)]
+    able = [
+        m
+        for m in CATALOGUE
+        if not (m.random or m.rounding)
+        and possible(m, checked)
+        and (m.relayout is None or m.reread is not None)
+    ]
     one, two = (able[i] for i in rng.choice(len(able), 2, replace=False))
     forms = [m for m in (one, two) if m.of_form]
     if stages_of(one, two) is None or len(forms) > 1:
@@ -138,7 +185,10 @@ def draw_pair(rng):
 
 
 def agree(first, second, tolerance=1e-3):
-    return all(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True) for a, b in zip(first, second, strict=True))
+    return all(
+        np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def random_call(rng):
@@ -159,7 +209,11 @@ def pair_outcome(found, pair):
     names = [sorted(name.split(" + ")) for name in (found.best.id, *found.best.same_as)]
     if sorted(pair) in names:
         return "found"
-    return "found one of the two" if any({*pair} & {*name} for name in names) else "another with the same numbers"
+    return (
+        "found one of the two"
+        if any({*pair} & {*name} for name in names)
+        else "another with the same numbers"
+    )
 
 
 # kernels that share no code with the catalogue
@@ -170,6 +224,13 @@ def hand_written(kernel, given, expected):
     names = [*names, *(["causal"] if kernel.__name__ == "window_counts_keys" else [])]
     inputs = attention_inputs("wide", names, sizes=Sizes(2, 4, 2, 9, 45, 16, 16), dtype=np.float64)
     options = {**inputs.options, **extra}
-    output, lse = kernel(*inputs.arrays, **{key: value for key, value in options.items() if key in kernel.__code__.co_varnames and key != "causal"})
+    output, lse = kernel(
+        *inputs.arrays,
+        **{
+            key: value
+            for key, value in options.items()
+            if key in kernel.__code__.co_varnames and key != "causal"
+        },
+    )
     best = diagnose(output, *inputs.arrays, lse=lse, **options).best
     return best.explains and expected in (best.id, *best.same_as)

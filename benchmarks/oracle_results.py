@@ -1,4 +1,6 @@
-"""The numbers of oracle_table.py as a file to commit and a page to read. `write` replaces the tables it is given and keeps the others."""
+"""The numbers of oracle_table.py as a file to commit and a page to read. `write` replaces the tables
+it is given and keeps the others.
+"""
 
 import json
 
@@ -18,7 +20,12 @@ def write(numbers, folder):
 
 def page(numbers):
     """All tables as Markdown."""
-    lines = ["# What the oracle catches, names and wrongly accuses", "", "Written by `python benchmarks/oracle_table.py --count 10000 --write`.", ""]
+    lines = [
+        "# What the oracle catches, names and wrongly accuses",
+        "",
+        "Written by `python benchmarks/oracle_table.py --count 10000 --write`.",
+        "",
+    ]
     if "rules" in numbers:
         lines += ["## Broken kernels that a rule lets through", "", *rule_table(numbers["rules"]), ""]
     if "alarms" in numbers:
@@ -33,23 +40,35 @@ def rule_table(rows):
     found = {(row["dtype"], row["rule"], row["suite"]): row for row in rows}
     dtypes = [name for name in DTYPES if (name, SHOWN[0], "bite") in found]
     lines = [
-        "Missed of the broken kernels (a mutant counts as caught where the unbroken kernel passes and it does not), on inputs made to bite / on",
-        "N(0, 1) data of the same calls. In brackets: inputs on which the rule rejects the unbroken kernel.", "",
-        "| rule | " + " | ".join(f"{name}, of {found[name, SHOWN[0], 'bite']['mutants']}" for name in dtypes) + " |", "|---|" + "---:|" * len(dtypes),
-    ]  # fmt: skip
+        "Missed of the broken kernels (a mutant counts as caught where the unbroken kernel passes and it "
+        "does not), on inputs made to bite / on",
+        "N(0, 1) data of the same calls. In brackets: inputs on which the rule rejects the unbroken kernel.",
+        "",
+        "| rule | "
+        + " | ".join(f"{name}, of {found[name, SHOWN[0], 'bite']['mutants']}" for name in dtypes)
+        + " |",
+        "|---|" + "---:|" * len(dtypes),
+    ]
     for rule in SHOWN:
         cells = []
         for name in dtypes:
             bite, plain = found[name, rule, "bite"], found[name, rule, "ordinary"]
-            missed = [row["mutants"] - row["told_apart"] - never(found, name, row["suite"]) for row in (bite, plain)]
+            missed = [
+                row["mutants"] - row["told_apart"] - never(found, name, row["suite"])
+                for row in (bite, plain)
+            ]
             alarms = [f"{len(row['false_alarms'])} of {row['inputs']}" for row in (bite, plain)]
             cells.append(f"{missed[0]} / {missed[1]} ({alarms[0]} / {alarms[1]})")
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     same = {name: found[name, SHOWN[0], "bite"]["hidden"] for name in dtypes}
-    lines += ["", "Not counted: what changes no bit of the results on the default inputs (" +
-              ("; ".join(f"{name}: {', '.join(ids)}" for name, ids in same.items() if ids) or "none") + ").",
-              "Missed by the own rule on N(0, 1) data means not shown by such data: results equal bit for bit, except "
-              + own_misses(found, dtypes) + "."]  # fmt: skip
+    lines += [
+        "",
+        "Not counted: what changes no bit of the results on the default inputs ("
+        + ("; ".join(f"{name}: {', '.join(ids)}" for name, ids in same.items() if ids) or "none")
+        + ").",
+        "Missed by the own rule on N(0, 1) data means not shown by such data: results equal bit for bit, "
+        "except " + own_misses(found, dtypes) + ".",
+    ]
     return lines
 
 
@@ -59,15 +78,22 @@ def never(found, dtype, suite):
 
 
 def own_misses(found, dtypes):
-    return "; ".join(f"{name}: {', '.join(found[name, SHOWN[0], 'ordinary']['missed']) or 'none'}" for name in dtypes)
+    return "; ".join(
+        f"{name}: {', '.join(found[name, SHOWN[0], 'ordinary']['missed']) or 'none'}" for name in dtypes
+    )
 
 
 def alarm_table(rows):
     """False alarms of each rule by kernel."""
     total = sum(row["runs"] for row in rows)
     judged = sum(row["judged by others"] for row in rows)
-    lines = [f"{total} runs of correct kernels over random options, shapes and input families; the other rules judged {judged} of them.", "",
-             "| kernel | runs | refattn | " + " | ".join(SHOWN[1:]) + " |", "|---|---:|---:|" + "---:|" * len(SHOWN[1:])]  # fmt: skip
+    lines = [
+        f"{total} runs of correct kernels over random options, shapes and input families; the other rules "
+        f"judged {judged} of them.",
+        "",
+        "| kernel | runs | refattn | " + " | ".join(SHOWN[1:]) + " |",
+        "|---|---:|---:|" + "---:|" * len(SHOWN[1:]),
+    ]
     for row in [*sorted(rows, key=lambda row: row["kernel"]), _sum(rows)]:
         shares = [f"{row[rule]} of {row['judged by others']}" for rule in SHOWN[1:]]
         lines.append(f"| {row['kernel']} | {row['runs']} | {row['refattn']} | " + " | ".join(shares) + " |")
@@ -75,20 +101,29 @@ def alarm_table(rows):
 
 
 def _sum(rows):
-    return {"kernel": "all"} | {key: sum(row[key] for row in rows) for key in ("runs", "judged by others", *SHOWN)}
+    return {"kernel": "all"} | {
+        key: sum(row[key] for row in rows) for key in ("runs", "judged by others", *SHOWN)
+    }
 
 
 def diagnosis_table(rows):
-    """How often the right mistake comes first, by dtype; then pairs of mistakes and the hand-written kernels."""
+    """How often the right mistake comes first, by dtype; then pairs of mistakes and the hand-written
+    kernels.
+    """
     columns = ("first", "equal", "other", "within rounding", "first with kernel", "seed")
     lines = [
-        "First: the mistake comes first; equal: named among those that predict the same numbers on these inputs; within rounding: shown by no input.",
-        "First with kernel: where `diagnose` may run the kernel to tell equal ones apart.", "",
-        f"| kernels | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns),
-    ]  # fmt: skip
+        "First: the mistake comes first; equal: named among those that predict the same numbers on these "
+        "inputs; within rounding: shown by no input.",
+        "First with kernel: where `diagnose` may run the kernel to tell equal ones apart.",
+        "",
+        f"| kernels | {' | '.join(columns)} |",
+        "|---|" + "---:|" * len(columns),
+    ]
     singles = [row for row in rows if "dtype" in row]
     for row in singles:
-        lines.append(f"| mutants, {row['dtype']} | " + " | ".join(str(row.get(key, "")) for key in columns) + " |")
+        lines.append(
+            f"| mutants, {row['dtype']} | " + " | ".join(str(row.get(key, "")) for key in columns) + " |"
+        )
     missed = [f"{row['dtype']}: {name}" for row in singles for name in row["wrong"]]
     lines += ["", "Not first: " + ("; ".join(missed) or "none") + "."]
     for row in rows:
@@ -96,7 +131,10 @@ def diagnosis_table(rows):
             lines += ["", pair_line(row["pairs"])]
         if "hand-written" in row:
             hand = row["hand-written"]
-            lines += ["", f"Hand-written wrong kernels named rightly: {hand['right']} of {sum(hand.values())}."]
+            lines += [
+                "",
+                f"Hand-written wrong kernels named rightly: {hand['right']} of {sum(hand.values())}.",
+            ]
     return lines
 
 

@@ -4,11 +4,12 @@
     python benchmarks/oracle_table.py --count 10000       the full run
     python benchmarks/oracle_table.py --only alarms       one of: mutants, diagnosis, alarms
     python benchmarks/oracle_table.py --count 10000 --write
-                                                          also into oracle_results.json and .md beside this file, each table for itself
+                                                          also into oracle_results.json and .md beside
+                                                          this file, each table for itself
 
-Mutants: every broken kernel against every rule, on inputs made to bite and on ordinary ones. Diagnosis: how often the right mistake comes
-first. Alarms: correct kernels that a rule rejects, emulated in every format and real ones of the libraries that are installed, over random
-options, shapes and input families.
+Mutants: every broken kernel against every rule, on inputs made to bite and on ordinary ones. Diagnosis:
+how often the right mistake comes first. Alarms: correct kernels that a rule rejects, emulated in every
+format and real ones of the libraries that are installed, over random options, shapes and input families.
 """
 
 import argparse
@@ -27,29 +28,35 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
-import oracle_results  # noqa: E402
-import refattn  # noqa: E402
-from oracle_diagnosis import diagnosis_table  # noqa: E402
-from real_libraries import CALLS, MODULES  # noqa: E402
-from refattn.oracle.dialects.translate import from_ours, result_to_ours  # noqa: E402
-from refattn.oracle.inputs.block_local import block_local_suite  # noqa: E402
-from refattn.oracle.simulated.emulated import EmulatedKernel  # noqa: E402
-from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs  # noqa: E402
-from refattn.oracle.mistakes.mutants import MUTANTS  # noqa: E402
-from refattn.oracle.mistakes.mutation import Trials  # noqa: E402
-from refattn.oracle.verdict.rules import RULES, Observation  # noqa: E402
-from refattn.oracle.arithmetic.spec import KernelSpec  # noqa: E402
-from refattn.oracle.inputs.latent import latent_inputs  # noqa: E402
-from refattn.oracle.inputs.merge import merge_inputs  # noqa: E402
-from refattn.oracle.inputs.packed import packed_inputs  # noqa: E402
-from refattn.oracle.inputs.paged import paged_inputs  # noqa: E402
-from refattn.oracle.inputs.rotary import rotary_inputs  # noqa: E402
-from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, default_suite  # noqa: E402
-from refattn.oracle.verdict.check import check  # noqa: E402
-from refattn.calls.dense import attention_problem  # noqa: E402
-from refattn.exact.visibility import range_mask, row_bounds  # noqa: E402
+import oracle_results
+from oracle_diagnosis import diagnosis_table
+from real_libraries import CALLS, MODULES
 
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float64": np.float64}
+import refattn
+from refattn.calls.dense import attention_problem
+from refattn.exact.visibility import range_mask, row_bounds
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.inputs.block_local import block_local_suite
+from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.paged import paged_inputs
+from refattn.oracle.inputs.rotary import rotary_inputs
+from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, default_suite
+from refattn.oracle.mistakes.mutants import MUTANTS
+from refattn.oracle.mistakes.mutation import Trials
+from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.verdict.check import check
+from refattn.oracle.verdict.rules import RULES, Observation
+
+DTYPES = {
+    "float32": np.float32,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16,
+    "float64": np.float64,
+}
 
 
 # mutants
@@ -57,16 +64,32 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 def ordinary_suite(dtype, seed=0):
     """The same calls with N(0, 1) data: what most test suites use."""
-    cases = [attention_inputs("normal", names, dtype=dtype, seed=seed) for names in dict.fromkeys(names for _, names in DENSE_SUITE)]
-    cases += [attention_inputs("normal", names, dtype=dtype, seed=seed, sizes=sizes) for _, names, sizes in SHAPED_SUITE]
-    cases += [make(dtype, seed, causal=True) for make in (packed_inputs, paged_inputs, latent_inputs, rotary_inputs)]
-    return [*cases, merge_inputs(dtype, seed), *(case for case in block_local_suite(dtype, seed) if case.family == "normal")]
+    cases = [
+        attention_inputs("normal", names, dtype=dtype, seed=seed)
+        for names in dict.fromkeys(names for _, names in DENSE_SUITE)
+    ]
+    cases += [
+        attention_inputs("normal", names, dtype=dtype, seed=seed, sizes=sizes)
+        for _, names, sizes in SHAPED_SUITE
+    ]
+    cases += [
+        make(dtype, seed, causal=True)
+        for make in (packed_inputs, paged_inputs, latent_inputs, rotary_inputs)
+    ]
+    return [
+        *cases,
+        merge_inputs(dtype, seed),
+        *(case for case in block_local_suite(dtype, seed) if case.family == "normal"),
+    ]
 
 
 def mutant_table(dtype_names):
     rows = []
     for name in dtype_names:
-        print(f"\nMutants, {name}: told from the unbroken kernel (caught at all) / accepted although different / not shown by the data; false alarms")
+        print(
+            f"\nMutants, {name}: told from the unbroken kernel (caught at all) / accepted although "
+            "different / not shown by the data; false alarms"
+        )
         print(f"{'rule':22s} {'inputs that bite':>34s} {'ordinary N(0, 1) inputs':>34s}")
         bite = [*default_suite(DTYPES[name]), *block_local_suite(DTYPES[name])]
         suites = {"bite": Trials(bite), "ordinary": Trials(ordinary_suite(DTYPES[name]))}
@@ -74,9 +97,24 @@ def mutant_table(dtype_names):
             cells = []
             for suite, trials in suites.items():
                 score = trials.score(rule)
-                cells.append(f"{len(score.told_apart)} ({len(score.caught)}) / {len(score.missed)} / {len(score.hidden)}; {len(score.false_alarms)} of {score.inputs}")
-                rows.append({"dtype": name, "rule": rule, "suite": suite, "mutants": len(trials.mutants), "inputs": score.inputs, "told_apart": len(score.told_apart), "caught": len(score.caught), "missed": list(score.missed),
-                             "hidden": list(score.hidden), "false_alarms": list(score.false_alarms)})  # fmt: skip
+                cells.append(
+                    f"{len(score.told_apart)} ({len(score.caught)}) / {len(score.missed)} / "
+                    f"{len(score.hidden)}; {len(score.false_alarms)} of {score.inputs}"
+                )
+                rows.append(
+                    {
+                        "dtype": name,
+                        "rule": rule,
+                        "suite": suite,
+                        "mutants": len(trials.mutants),
+                        "inputs": score.inputs,
+                        "told_apart": len(score.told_apart),
+                        "caught": len(score.caught),
+                        "missed": list(score.missed),
+                        "hidden": list(score.hidden),
+                        "false_alarms": list(score.false_alarms),
+                    }
+                )
             print(f"{rule:22s} {cells[0]:>34s} {cells[1]:>34s}", flush=True)
     return rows
 
@@ -85,7 +123,12 @@ def mutant_table(dtype_names):
 
 
 # libraries that compile anew for every shape get these only
-FEW_SIZES = (Sizes(2, 4, 2, 7, 45, 16, 16), Sizes(1, 6, 2, 19, 83, 24, 24), Sizes(1, 3, 1, 1, 129, 40, 40), Sizes(2, 2, 2, 16, 64, 64, 64))
+FEW_SIZES = (
+    Sizes(2, 4, 2, 7, 45, 16, 16),
+    Sizes(1, 6, 2, 19, 83, 24, 24),
+    Sizes(1, 3, 1, 1, 129, 40, 40),
+    Sizes(2, 2, 2, 16, 64, 64, 64),
+)
 
 
 def random_problem(rng, dtype, families=tuple(FAMILIES), options=OPTION_NAMES, square=False, few=False):
@@ -93,16 +136,37 @@ def random_problem(rng, dtype, families=tuple(FAMILIES), options=OPTION_NAMES, s
     kv_heads, q_len = int(rng.integers(1, 3)), int(rng.integers(1, 24))
     kv_len = q_len + 4 if square else int(rng.integers(4, 150))
     dim = int(rng.choice([8, 16, 24, 40, 64]))
-    sizes = Sizes(int(rng.integers(1, 3)), kv_heads * int(rng.integers(1, 4)), kv_heads, q_len + 4 * square, kv_len, dim, dim)
+    sizes = Sizes(
+        int(rng.integers(1, 3)),
+        kv_heads * int(rng.integers(1, 4)),
+        kv_heads,
+        q_len + 4 * square,
+        kv_len,
+        dim,
+        dim,
+    )
     if few:
         sizes = FEW_SIZES[int(rng.integers(len(FEW_SIZES)))]
     names = [name for name in options if rng.random() < 0.2]
     if "left window" in names and "two-sided window" in names:
         names.remove("left window")
-    return attention_inputs(str(rng.choice(families)), names, sizes=sizes, dtype=dtype, seed=int(rng.integers(2**31)))
+    return attention_inputs(
+        str(rng.choice(families)), names, sizes=sizes, dtype=dtype, seed=int(rng.integers(2**31))
+    )
 
 
-FORMATS = ("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "eager float32", "eager float16", "eager bfloat16")
+FORMATS = (
+    "float64",
+    "float32",
+    "tfloat32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "eager float32",
+    "eager float16",
+    "eager bfloat16",
+)
 ARRAYS = {"float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -114,7 +178,9 @@ def emulated_run(rng, form):
         spec = spec.replace(block_size=int(rng.choice([16, 32, 64, 128])))
     inputs = random_problem(rng, ARRAYS.get(name, np.float32))
     first = int(rng.integers(1, 16)) if rng.random() < 0.3 and kind != "eager" else None
-    kernel = EmulatedKernel(spec, reverse=bool(rng.random() < 0.3), first_block=first, seed=int(rng.integers(2**31)))
+    kernel = EmulatedKernel(
+        spec, reverse=bool(rng.random() < 0.3), first_block=first, seed=int(rng.integers(2**31))
+    )
     return inputs, spec, kernel(*inputs.arrays, **inputs.options)
 
 
@@ -138,11 +204,21 @@ def torch_call(backend, **call):
         if not isinstance(x, np.ndarray):
             return x
         x = np.ascontiguousarray(x)
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == ml_dtypes.bfloat16 else torch.from_numpy(x)
+        return (
+            torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+            if x.dtype == ml_dtypes.bfloat16
+            else torch.from_numpy(x)
+        )
 
     with sdpa_kernel([getattr(SDPBackend, backend)]):
-        output = torch.nn.functional.scaled_dot_product_attention(**{key: tensor(value) for key, value in call.items()}, enable_gqa=True)
-    return (output.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if output.dtype == torch.bfloat16 else output.numpy()), None
+        output = torch.nn.functional.scaled_dot_product_attention(
+            **{key: tensor(value) for key, value in call.items()}, enable_gqa=True
+        )
+    return (
+        output.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        if output.dtype == torch.bfloat16
+        else output.numpy()
+    ), None
 
 
 def mlx_call(**call):
@@ -151,29 +227,91 @@ def mlx_call(**call):
     def array(x):
         if not isinstance(x, np.ndarray):
             return x
-        return mx.array(x.view(np.uint16)).view(mx.bfloat16) if x.dtype == ml_dtypes.bfloat16 else mx.array(x)
+        return (
+            mx.array(x.view(np.uint16)).view(mx.bfloat16) if x.dtype == ml_dtypes.bfloat16 else mx.array(x)
+        )
 
     call = {key: array(value.astype(np.float32) if key == "sinks" else value) for key, value in call.items()}
     if "sinks" in call:
         call["sinks"] = call["sinks"].astype(call["q"].dtype)
     output = mx.fast.scaled_dot_product_attention(**call)
-    return (np.array(output.view(mx.uint16)).view(ml_dtypes.bfloat16) if output.dtype == mx.bfloat16 else np.array(output)), None
+    return (
+        np.array(output.view(mx.uint16)).view(ml_dtypes.bfloat16)
+        if output.dtype == mx.bfloat16
+        else np.array(output)
+    ), None
 
 
-SAYABLE = {"torch": ("causal", "left window", "two-sided window", "mask", "bias", "lengths", "own offset", "own scale", "empty rows"),
-           "jax": ("causal", "left window", "two-sided window", "mask", "bias", "lengths", "own offset", "own scale", "empty rows"),
-           "mlx": ("causal", "left window", "two-sided window", "mask", "bias", "lengths", "own offset", "own scale", "empty rows"),
-           "onnx": ("causal", "left window", "two-sided window", "mask", "bias", "softcap", "lengths", "own scale", "empty rows"),
-           "onnxruntime": ("causal", "mask", "bias", "softcap", "lengths", "own scale", "empty rows"),
-           "onnxruntime_gqa": ("bias", "softcap", "sinks", "own scale", "left window"),
-           "transformers": ("causal", "left window", "two-sided window", "mask", "bias", "softcap", "lengths", "own offset", "own scale", "empty rows")}  # fmt: skip
-# poisoned hidden values leak in several libraries (a known bug of theirs, found by the poison family); NaN is compared elsewhere
+SAYABLE = {
+    "torch": (
+        "causal",
+        "left window",
+        "two-sided window",
+        "mask",
+        "bias",
+        "lengths",
+        "own offset",
+        "own scale",
+        "empty rows",
+    ),
+    "jax": (
+        "causal",
+        "left window",
+        "two-sided window",
+        "mask",
+        "bias",
+        "lengths",
+        "own offset",
+        "own scale",
+        "empty rows",
+    ),
+    "mlx": (
+        "causal",
+        "left window",
+        "two-sided window",
+        "mask",
+        "bias",
+        "lengths",
+        "own offset",
+        "own scale",
+        "empty rows",
+    ),
+    "onnx": (
+        "causal",
+        "left window",
+        "two-sided window",
+        "mask",
+        "bias",
+        "softcap",
+        "lengths",
+        "own scale",
+        "empty rows",
+    ),
+    "onnxruntime": ("causal", "mask", "bias", "softcap", "lengths", "own scale", "empty rows"),
+    "onnxruntime_gqa": ("bias", "softcap", "sinks", "own scale", "left window"),
+    "transformers": (
+        "causal",
+        "left window",
+        "two-sided window",
+        "mask",
+        "bias",
+        "softcap",
+        "lengths",
+        "own offset",
+        "own scale",
+        "empty rows",
+    ),
+}
+# poisoned hidden values leak in several libraries (a known bug of theirs, found by the poison family); NaN
+# is compared elsewhere
 REAL_FAMILIES = tuple(family for family in FAMILIES if family not in ("poison", "nan visible"))
 
 
 def real_run(rng, name, dtype, backend):
     """(inputs, spec, result), or None where the library has no kernel for it."""
-    inputs = random_problem(rng, DTYPES[dtype], REAL_FAMILIES, SAYABLE[name], name == "onnxruntime_gqa", name == "jax")
+    inputs = random_problem(
+        rng, DTYPES[dtype], REAL_FAMILIES, SAYABLE[name], name == "onnxruntime_gqa", name == "jax"
+    )
     options = dict(inputs.options)
     if name == "onnxruntime_gqa":
         options["causal"] = True
@@ -201,19 +339,29 @@ def rows_without_keys(arrays, options):
     """(B, H, T), True where a row sees nothing."""
     p = attention_problem(*arrays, **options)
     seen = range_mask(*row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right), 0, p.kv_len)[:, None]
-    return ~np.broadcast_to(seen if p.mask is None else seen & p.mask, p.query.shape[:-1] + (p.kv_len,)).any(-1)
+    return ~np.broadcast_to(seen if p.mask is None else seen & p.mask, (*p.query.shape[:-1], p.kv_len)).any(
+        -1
+    )
 
 
 def real_spec(name, dtype):
-    """What the library's CPU kernel claims: float32 inside, weights in the input format where it is narrower."""
+    """What the library's CPU kernel claims: float32 inside, weights in the input format where it is
+    narrower.
+    """
     spec = KernelSpec.flash(dtype)
     if name in ("jax", "onnx", "onnxruntime", "transformers"):
-        spec = KernelSpec.eager(dtype).replace(score="exact") if dtype != "float32" else KernelSpec.eager(dtype)
+        spec = (
+            KernelSpec.eager(dtype).replace(score="exact") if dtype != "float32" else KernelSpec.eager(dtype)
+        )
     if name in ("onnx", "onnxruntime"):
-        spec = spec.replace(scaled_query="float32")  # query and key are each multiplied by the root of the scale
+        spec = spec.replace(
+            scaled_query="float32"
+        )  # query and key are each multiplied by the root of the scale
     if name == "jax":
         spec = spec.replace(lse=dtype)
-    if name == "mlx" and dtype != "float32":  # the CPU path stores the scaled query, the scores and the weights in the input's dtype
+    if (
+        name == "mlx" and dtype != "float32"
+    ):  # the CPU path stores the scaled query, the scores and the weights in the input's dtype
         spec = KernelSpec.eager(dtype).replace(scaled_query=dtype, score=dtype)
     return spec
 
@@ -230,7 +378,10 @@ EVERY = 4  # the other rules judge one run in four
 
 def alarm_table(count, seed, minutes=np.inf):
     emulated = [("emulated " + form, lambda rng, form=form: emulated_run(rng, form)) for form in FORMATS]
-    real = [(f"{label} {dtype}", lambda rng, n=name, d=dtype, b=backend: real_run(rng, n, d, b)) for label, name, dtype, backend in real_kernels()]
+    real = [
+        (f"{label} {dtype}", lambda rng, n=name, d=dtype, b=backend: real_run(rng, n, d, b))
+        for label, name, dtype, backend in real_kernels()
+    ]
     runs, judged, alarms, examples = Counter(), Counter(), Counter(), []
     rng = np.random.default_rng(seed)
     start = time.monotonic()
@@ -245,11 +396,21 @@ def alarm_table(count, seed, minutes=np.inf):
             continue
         inputs, spec, result = outcome
         right = refattn.attention_with_lse(*inputs.arrays, **inputs.options)
-        report = check(result[0], *inputs.arrays, lse=result[1], spec=spec, reference=lambda *arrays, right=right, **options: right, **inputs.options)
+        report = check(
+            result[0],
+            *inputs.arrays,
+            lse=result[1],
+            spec=spec,
+            reference=lambda *arrays, right=right, **options: right,
+            **inputs.options,
+        )
         runs[label] += 1
         if report.wrong:
             alarms[label, "refattn"] += 1
-            examples.append(f"{label}, {inputs.name}, shapes {[a.shape for a in inputs.arrays]}, seed {own}: {report.summary}")
+            examples.append(
+                f"{label}, {inputs.name}, shapes {[a.shape for a in inputs.arrays]}, seed {own}: "
+                f"{report.summary}"
+            )
         if runs[label] % EVERY == 1:
             judged[label] += 1
             for rule in OTHER_RULES:
@@ -258,29 +419,53 @@ def alarm_table(count, seed, minutes=np.inf):
 
 
 def print_alarms(runs, judged, alarms, examples, seconds):
-    print(f"\nCorrect kernels rejected, of {sum(runs.values())} runs over random options, shapes and families ({seconds:.0f} s)")
-    print(f"{'kernel':34s} {'runs':>6s} {'refattn':>8s} {'judged':>8s}", *(f"{rule:>19s}" for rule in OTHER_RULES))
+    print(
+        f"\nCorrect kernels rejected, of {sum(runs.values())} runs over random options, shapes and "
+        f"families ({seconds:.0f} s)"
+    )
+    print(
+        f"{'kernel':34s} {'runs':>6s} {'refattn':>8s} {'judged':>8s}",
+        *(f"{rule:>19s}" for rule in OTHER_RULES),
+    )
     for label in (*sorted(runs), "all"):
         labels = sorted(runs) if label == "all" else [label]
-        total = lambda rule, labels=labels: sum(alarms[name, rule] for name in labels)  # noqa: E731
-        print(f"{label:34s} {sum(runs[name] for name in labels):6d} {total('refattn'):8d} {sum(judged[name] for name in labels):8d}",
-              *(f"{total(rule):19d}" for rule in OTHER_RULES))  # fmt: skip
+        total = lambda rule, labels=labels: sum(alarms[name, rule] for name in labels)
+        print(
+            f"{label:34s} {sum(runs[name] for name in labels):6d} {total('refattn'):8d} "
+            f"{sum(judged[name] for name in labels):8d}",
+            *(f"{total(rule):19d}" for rule in OTHER_RULES),
+        )
     for example in examples[:20]:
         print("   ", example)
-    return [{"kernel": label, "runs": runs[label], "judged by others": judged[label],
-             **{rule: alarms[label, rule] for rule in ("refattn", *OTHER_RULES)}} for label in runs]  # fmt: skip
+    return [
+        {
+            "kernel": label,
+            "runs": runs[label],
+            "judged by others": judged[label],
+            **{rule: alarms[label, rule] for rule in ("refattn", *OTHER_RULES)},
+        }
+        for label in runs
+    ]
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=500, help="runs of correct kernels")
-    parser.add_argument("--minutes", type=float, default=np.inf, help="stop the runs of correct kernels after this long")
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="stop the runs of correct kernels after this long"
+    )
     parser.add_argument("--only", choices=("mutants", "diagnosis", "alarms"))
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--pairs", type=int, default=40, help="pairs of mistakes to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    parser.add_argument("--write", action="store_true", help="also write oracle_results.json and oracle_results.md beside this file")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="also write oracle_results.json and oracle_results.md beside this file",
+    )
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # the libraries' own
     numbers = {"mutants": len(MUTANTS)}
@@ -288,7 +473,9 @@ def main(arguments=None):
     if options.only in (None, "mutants"):
         numbers["rules"] = mutant_table(options.dtypes)
     if options.only in (None, "diagnosis"):
-        numbers["diagnosis"] = diagnosis_table({name: DTYPES[name] for name in options.dtypes}, options.seed, options.pairs)
+        numbers["diagnosis"] = diagnosis_table(
+            {name: DTYPES[name] for name in options.dtypes}, options.seed, options.pairs
+        )
     if options.only in (None, "alarms"):
         numbers["alarms"] = alarm_table(options.count, options.seed, options.minutes)
     if options.json:

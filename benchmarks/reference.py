@@ -1,8 +1,8 @@
 """Time refattn.attention against attention written plainly in NumPy with the whole score matrix in memory.
 
-The plain version is the one everybody writes: float64, scores of all heads at once, softmax in place. It rounds every score, so it is
-less exact, and does two matrix products where refattn does six; results are compared before anything is timed. The two take turns
-(A B A B ...), so that a busy machine slows both.
+The plain version is the one everybody writes: float64, scores of all heads at once, softmax in place. It
+rounds every score, so it is less exact, and does two matrix products where refattn does six; results are
+compared before anything is timed. The two take turns (A B A B ...), so that a busy machine slows both.
 
     python benchmarks/reference.py                      8 heads, 1024 rows and keys, 64 wide, full and causal
     python benchmarks/reference.py --heads 32 --length 2048 --dim 128 --rounds 3
@@ -50,17 +50,28 @@ def main():
 
     shape = arguments.heads, arguments.length, arguments.dim
     query, key, value = np.random.default_rng(0).normal(size=(3, *shape))
-    print(f"{shape[0]} heads, {shape[1]} rows and keys, {shape[2]} wide, float64; seconds are medians of {arguments.rounds} rounds")
+    print(
+        f"{shape[0]} heads, {shape[1]} rows and keys, {shape[2]} wide, float64; seconds are medians of "
+        f"{arguments.rounds} rounds"
+    )
     for causal in (False, True):
-        exact = lambda: refattn.attention(query, key, value, causal=causal)
-        plain = lambda: plain_attention(query, key, value, causal)
+
+        def exact(causal=causal):
+            return refattn.attention(query, key, value, causal=causal)
+
+        def plain(causal=causal):
+            return plain_attention(query, key, value, causal)
+
         apart = np.abs(exact() - plain()).max()
         # plain float64: scores off by about dim * 2^-53 * |score|, outputs by that times |value|
         if not apart < 1e-12:
             raise SystemExit(f"results differ by {apart}")
         ours, theirs = (np.array(taken) for taken in take_turns((exact, plain), arguments.rounds))
         ratio = np.median(theirs / ours)
-        times = f"refattn {np.median(ours):8.3f} s   plain NumPy {np.median(theirs):8.3f} s   {ratio:5.2f} times as fast"
+        times = (
+            f"refattn {np.median(ours):8.3f} s   plain NumPy {np.median(theirs):8.3f} s   {ratio:5.2f} "
+            "times as fast"
+        )
         print(f"{'causal' if causal else 'full':>7}: {times}   apart {apart:.1e}")
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import hosts  # noqa: E402
-import tables  # noqa: E402
-from compare import compare  # noqa: E402
-from grid import GRID, MAIN  # noqa: E402
-from inputs import folder_for, write_inputs  # noqa: E402
-from peers import CONTENDERS, OURS  # noqa: E402
-from turns import Worker, take_turns  # noqa: E402
+import hosts
+import tables
+from compare import compare
+from grid import GRID, MAIN
+from inputs import folder_for, write_inputs
+from peers import CONTENDERS, OURS
+from turns import Worker, take_turns
 
 LIMITS = ("fma", "read_by_loads", "read_by_blas")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,7 +45,7 @@ def main():
     if arguments.list:
         print(*(f"{shape.kind} {shape}" for shape in shapes), sep="\n")
     elif arguments.compare:
-        compare(*(arguments.compare + [None])[:2], shapes, arguments.threads or [1], arguments.rounds or 25)
+        compare(*([*arguments.compare, None])[:2], shapes, arguments.threads or [1], arguments.rounds or 25)
     else:
         if not arguments.render:
             measure_all(shapes, arguments)
@@ -137,12 +137,18 @@ def measure(shape, threads, workers, rounds, patience=20.0):
         for name in times
     }
     return {
-        "shape": str(shape), "kind": shape.kind, "threads": threads, "flops": shape.flops,
-        "bytes": shape.bytes, "others": others,
+        "shape": str(shape),
+        "kind": shape.kind,
+        "threads": threads,
+        "flops": shape.flops,
+        "bytes": shape.bytes,
+        "others": others,
         "limits": {name: rates(about[name]["work"], times.pop(name)) for name in LIMITS},
-        "seconds": times, "cpus_used": {name: round(x, 2) for name, x in cpus.items()},
-        "bound_used": {name: rounded(about[name]["bound_used"]) for name in times}, "skipped": skipped,
-    }  # fmt: skip
+        "seconds": times,
+        "cpus_used": {name: round(x, 2) for name, x in cpus.items()},
+        "bound_used": {name: rounded(about[name]["bound_used"]) for name in times},
+        "skipped": skipped,
+    }
 
 
 def rates(work, times):

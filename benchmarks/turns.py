@@ -81,14 +81,17 @@ class Worker:
 
 def held_to(threads):
     """Environment in which libraries use so many threads, and threads without work sleep."""
-    counts = "OMP OPENBLAS MKL BLIS VECLIB_MAXIMUM NUMBA".split()
+    counts = ["OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMBA"]
     # Eigen in XLA has no count of its own: it starts a thread for each CPU of the affinity.
     xla = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if threads == 1 else ""
     return {
         **{f"{name}{'' if name.endswith('MAXIMUM') else '_NUM'}_THREADS": str(threads) for name in counts},
-        "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0",
-        "XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        "KMP_BLOCKTIME": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "XLA_FLAGS": xla,
+        "JAX_PLATFORMS": "cpu",
+    }
 
 
 def cpus_for(threads):
@@ -113,7 +116,10 @@ def take_turns(workers, rounds, patience=float("inf"), slow=SLOW):
     failure as its last answer.
     """
     answers = {name: [] for name in workers}
-    spent_by_us = lambda: sum(worker.spent for worker in workers.values()) + time.process_time()
+
+    def spent_by_us():
+        return sum(worker.spent for worker in workers.values()) + time.process_time()
+
     spent, busy, start = spent_by_us(), busy_seconds(), time.perf_counter()
     limit = dict.fromkeys(workers, rounds)
     for number in range(rounds):

@@ -1,9 +1,11 @@
 """Numbers at the edge of what a dtype holds, read as the reference reads them.
 
-What the order of the contract - product, scale, softcap, ALiBi and bias, softmax, weights times values - computes finitely in a dtype, kernels of that
-dtype do too, though they scale the query before the product and divide by the sum of weights at the end (README, "The order of operations"). `finfo.min`
-as a mask that is added is such a number: a row that sees nothing else attends evenly to it. Options that float32 cannot hold are computed in
-float64 and rounded at the end: scales and caps far from 1, steep slopes, float64 biases and sinks beyond float32.
+What the order of the contract - product, scale, softcap, ALiBi and bias, softmax, weights times values -
+computes finitely in a dtype, kernels of that dtype do too, though they scale the query before the product
+and divide by the sum of weights at the end (README, "The order of operations"). `finfo.min` as a mask
+that is added is such a number: a row that sees nothing else attends evenly to it. Options that float32
+cannot hold are computed in float64 and rounded at the end: scales and caps far from 1, steep slopes,
+float64 biases and sinks beyond float32.
 """
 
 import numpy as np
@@ -11,7 +13,8 @@ import numpy as np
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FLOAT32_MAX = float(np.finfo(FLOAT32).max)
 
-# Factors that float32 multiplies scores by: far from where products with ordinary numbers overflow or become subnormal.
+# Factors that float32 multiplies scores by: far from where products with ordinary numbers overflow or become
+# subnormal.
 LARGEST_FACTOR = 2.0**60
 # Distances are below 2**54, so that slope * distance stays below 2**94 in float32 and 2**955 in float64.
 LARGEST_SLOPE, LARGEST_WIDE_SLOPE = 2.0**40, 2.0**900
@@ -35,11 +38,16 @@ def working_dtype(options, dtype):
     if slopes is not None and has_beyond(slopes, LARGEST_SLOPE):
         if has_beyond(slopes, LARGEST_WIDE_SLOPE):
             largest = slopes.flat[np.argmax(np.abs(slopes))]
-            raise ValueError(f"alibi_slopes must be at most 2**900 in magnitude for cpu_kernels; got alibi_slopes with {largest}.")
+            raise ValueError(
+                "alibi_slopes must be at most 2**900 in magnitude for cpu_kernels; got alibi_slopes with "
+                f"{largest}."
+            )
         return FLOAT64
     if dtype == FLOAT64 or not (scale == 0 or 1 / LARGEST_FACTOR <= scale <= LARGEST_FACTOR):
         return FLOAT64
-    if cap is not None and not 1 / LARGEST_FACTOR <= cap <= LARGEST_FACTOR or sinks is not None and has_beyond(sinks, FLOAT32_MAX):
+    if (cap is not None and not 1 / LARGEST_FACTOR <= cap <= LARGEST_FACTOR) or (
+        sinks is not None and has_beyond(sinks, FLOAT32_MAX)
+    ):
         return FLOAT64
     if bias is not None and bias.dtype == FLOAT64 and has_beyond(without_repeats(bias), FLOAT32_MAX):
         return FLOAT64
@@ -47,7 +55,9 @@ def working_dtype(options, dtype):
 
 
 def scales(scale):
-    """(what the query is multiplied by, what the products are): a query that a scale beyond 1 makes larger could overflow where the products do not."""
+    """(what the query is multiplied by, what the products are): a query that a scale beyond 1 makes
+    larger could overflow where the products do not.
+    """
     return (scale, 1.0) if abs(scale) <= 1 else (1.0, scale)
 
 
@@ -69,8 +79,12 @@ def without_repeats(x):
 
 
 def delivered(output, lse, output_dtype, lse_dtype):
-    """Results in the dtypes that were promised; what is too large for them becomes infinite, as rounding does."""
+    """Results in the dtypes that were promised; what is too large for them becomes infinite, as
+    rounding does.
+    """
     if output.dtype == output_dtype and (lse is None or lse.dtype == lse_dtype):
         return output, lse
     with np.errstate(over="ignore", under="ignore"):
-        return output.astype(output_dtype, copy=False), lse if lse is None else lse.astype(lse_dtype, copy=False)
+        return output.astype(output_dtype, copy=False), lse if lse is None else lse.astype(
+            lse_dtype, copy=False
+        )

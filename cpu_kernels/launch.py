@@ -106,12 +106,33 @@ def run_drivers(call):
         scratch = int(params["scratch_end"])
         states = np.empty(plan.num_slots * int(params["state_slot"]), described.dtype)
         run(
-            attend, len(plan.items), plan.params, plan.items, plan.groups, heads, table, *memory, states,
-            cost=plan.cost, scratch=scratch, dtype=described.dtype,
-        )  # fmt: skip
+            attend,
+            len(plan.items),
+            plan.params,
+            plan.items,
+            plan.groups,
+            heads,
+            table,
+            *memory,
+            states,
+            cost=plan.cost,
+            scratch=scratch,
+            dtype=described.dtype,
+        )
         if plan.num_slots:
             run(
-                join, len(plan.joins), plan.params, plan.joins, plan.groups, heads, query, query_rope,
-                output, lse, states, cost=states.size / FLOPS_PER_MICROSECOND, scratch=scratch,
+                join,
+                len(plan.joins),
+                plan.params,
+                plan.joins,
+                plan.groups,
+                heads,
+                query,
+                query_rope,
+                output,
+                lse,
+                states,
+                cost=states.size / FLOPS_PER_MICROSECOND,
+                scratch=scratch,
                 dtype=described.dtype,
-            )  # fmt: skip
+            )

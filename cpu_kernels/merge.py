@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from cpu_kernels.kernels.merge import ROWS_PER_ITEM, merge
-from cpu_kernels.plan import FLOPS_PER_MICROSECOND
-from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.dtypes import compute_dtype
+from cpu_kernels.kernels.merge import ROWS_PER_ITEM, merge
+from cpu_kernels.machine.thread_pool import run
+from cpu_kernels.plan import FLOPS_PER_MICROSECOND
 from refattn.calls.merge import checked_states
 
 
@@ -43,9 +43,14 @@ def merge_states(outputs, lses):
     rows = math.prod(outer)
     output, lse = np.empty((rows, dims), dtype), np.empty(rows, dtype)
     run(
-        merge, -(-rows // ROWS_PER_ITEM), states.reshape(len(states), rows, dims), state_lses.reshape(len(lses), rows), output, lse,
+        merge,
+        -(-rows // ROWS_PER_ITEM),
+        states.reshape(len(states), rows, dims),
+        state_lses.reshape(len(lses), rows),
+        output,
+        lse,
         cost=4.0 * states.size / FLOPS_PER_MICROSECOND,
-    )  # fmt: skip
+    )
     return output.reshape(*outer, dims).astype(given, copy=False), lse.reshape(outer)
 
 

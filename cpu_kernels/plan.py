@@ -186,7 +186,10 @@ def group_table(outline, sequences):
     """One row for each (sequence, kv head)."""
     num_kv_heads, group_size = outline.dims.num_kv_heads, outline.dims.group_size
     groups = np.zeros((sequences.count, num_kv_heads), GROUP)
-    per_sequence = lambda values: np.broadcast_to(values, sequences.count)[:, None]
+
+    def per_sequence(values):
+        return np.broadcast_to(values, sequences.count)[:, None]
+
     heads = np.arange(num_kv_heads)
     index_of_entry = (
         np.unravel_index(per_sequence(sequences.entry), sequences.batch_shape)
@@ -201,8 +204,12 @@ def group_table(outline, sequences):
             steps = steps + sequences.first_key * last
         groups[name] = entries + per_sequence(steps) + heads * (head * (1 if along_keys else group_size))
     groups["head"] = (per_sequence(sequences.option_entry) * num_kv_heads + heads) * group_size
-    for name, values in ( ("q_len", sequences.q_lens), ("kv_len", sequences.kv_lens), ("q_offset",
-        sequences.q_offsets), ("page_table", sequences.page_tables), ):  # fmt: skip
+    for name, values in (
+        ("q_len", sequences.q_lens),
+        ("kv_len", sequences.kv_lens),
+        ("q_offset", sequences.q_offsets),
+        ("page_table", sequences.page_tables),
+    ):
         groups[name] = per_sequence(values)
     return groups.reshape(-1)
 

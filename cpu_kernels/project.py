@@ -38,6 +38,16 @@ def project(x, w, y, summed):
     ints, scratch = projection_scratch(dims_in, dims_out, dtype.itemsize)
     items = num_heads * -(-len(x_rows) // (MAX_VECTORS * lanes(dtype)))
     run(
-        project_rows, items, sizes, ints, memory, x_rows, w_memory[w_start:], y.reshape(-1), y_rows,
-        cost=2.0 * y.size * dims_in / FLOPS_PER_MICROSECOND, scratch=scratch, dtype=dtype,
-    )  # fmt: skip
+        project_rows,
+        items,
+        sizes,
+        ints,
+        memory,
+        x_rows,
+        w_memory[w_start:],
+        y.reshape(-1),
+        y_rows,
+        cost=2.0 * y.size * dims_in / FLOPS_PER_MICROSECOND,
+        scratch=scratch,
+        dtype=dtype,
+    )

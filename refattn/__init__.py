@@ -1,7 +1,8 @@
 """The attention reference that kernel authors trust: MHA, MQA, GQA and MLA, exact, in NumPy.
 
-Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach `refattn.pytest_plugin`. It would rewrite the
-assertions of whatever is installed beside a plugin, and warn where the package was imported before it; the next word tells it not to.
+Names are loaded on first use, and NumPy with them: pytest imports this package at every start, to reach
+`refattn.pytest_plugin`. It would rewrite the assertions of whatever is installed beside a plugin, and
+warn where the package was imported before it; the next word tells it not to.
 
 PYTEST_DONT_REWRITE
 """
@@ -30,7 +31,8 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.paged import paged_attention as paged_attention
     from refattn.paged import paged_attention_with_lse as paged_attention_with_lse
 
-# name -> module that defines it; none is called like a function, or importing it would put the module in the function's place
+# name -> module that defines it; none is called like a function, or importing it would put the module in the
+# function's place
 _HOME = {
     "AttentionSteps": "dense",
     "attention": "dense",
@@ -64,7 +66,10 @@ def __getattr__(name):
         module = importlib.import_module(f"refattn.{_HOME[name]}")
     except ImportError as error:
         if "subinterpreter" in str(error) or "once per process" in str(error):
-            raise ImportError(f"NumPy cannot be imported in this subinterpreter: call refattn from the main interpreter. ({error})") from error
+            raise ImportError(
+                "NumPy cannot be imported in this subinterpreter: call refattn from the main interpreter. "
+                f"({error})"
+            ) from error
         raise
     value = globals()[name] = getattr(module, name)
     return value

@@ -11,11 +11,17 @@ SUBCOMMANDS = {  # each a module of refattn.commands; an example, and what it do
     "verify": ("refattn verify", "check this installation against every golden it ships"),
     "check": ("refattn check case.npz out.safetensors", "judge a result in a file"),
     "diagnose": ("refattn diagnose case.npz out.npz", "find the mistake behind a wrong result"),
-    "vectors": ("refattn vectors make DIRECTORY", "golden vectors with error bounds, for tests in any language"),
+    "vectors": (
+        "refattn vectors make DIRECTORY",
+        "golden vectors with error bounds, for tests in any language",
+    ),
     "kv": ("refattn kv --model llama3-8b", "size of the key/value cache of a model"),
     "doctor": ("refattn doctor", "what this machine offers the compiled kernels"),
 }
-EXIT_CODES = "exit codes: 0 all is well, 1 a check found something wrong, 2 bad usage or an unusable file, 130 interrupted, 141 broken pipe"
+EXIT_CODES = (
+    "exit codes: 0 all is well, 1 a check found something wrong, 2 bad usage or an unusable file, "
+    "130 interrupted, 141 broken pipe"
+)
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 
 
@@ -30,8 +36,8 @@ def main(argv=None):
     Returns
     -------
     int
-        0 when all is well, 1 when a check found something wrong, 2 for bad usage or a file that cannot be used, 130 when interrupted,
-        141 when the reader of standard output went away.
+        0 when all is well, 1 when a check found something wrong, 2 for bad usage or a file that cannot be
+        used, 130 when interrupted, 141 when the reader of standard output went away.
 
     Examples
     --------
@@ -49,7 +55,9 @@ def main(argv=None):
         print("\nrefattn: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain again
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the flush at exit would complain again
         if isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
         print(f"refattn: {error}", file=sys.stderr)  # standard output cannot be written, say
@@ -69,12 +77,22 @@ def dispatch(argv):
 
 
 def make_parser(argv):
-    """The parser with the subcommand that argv names, or with all of them when it names none: `refattn kv` need not load the others."""
+    """The parser with the subcommand that argv names, or with all of them when it names none:
+    `refattn kv` need not load the others.
+    """
     width = max(len(example) for example, _ in SUBCOMMANDS.values())
     parser = argparse.ArgumentParser(
         prog="refattn",
-        description="The attention reference that kernel authors trust: exact MHA, MQA, GQA and MLA, and an oracle around it.",
-        epilog="\n".join(["examples:", *(f"  {example.ljust(width)}  {what}" for example, what in SUBCOMMANDS.values()), "", EXIT_CODES]),
+        description="The attention reference that kernel authors trust: exact MHA, MQA, GQA and MLA, and "
+        "an oracle around it.",
+        epilog="\n".join(
+            [
+                "examples:",
+                *(f"  {example.ljust(width)}  {what}" for example, what in SUBCOMMANDS.values()),
+                "",
+                EXIT_CODES,
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"refattn {__version__}")

@@ -1,14 +1,15 @@
 """Convert keys and values to smaller forms: truncated singular value decompositions of a cache.
 
-The heads of a cache, side by side, are one matrix with a row per token. Its best approximation of rank r (Eckart and Young 1936)
-is a narrow matrix of latents, one row of r numbers per token, times up-projections that every token shares:
+The heads of a cache, side by side, are one matrix with a row per token. Its best approximation of rank r
+(Eckart and Young 1936) is a narrow matrix of latents, one row of r numbers per token, times
+up-projections that every token shares:
 
-    joint   [K_1 .. K_K | V_1 .. V_K]  ~  latent (S, r) @ up (r, K * (D + E))        as in MLA: one latent for keys and values
-    split   [K_1 .. K_K] ~ latent_k (S, r_k) @ up_k    and    [V_1 .. V_K] ~ latent_v (S, r_v) @ up_v      r_k + r_v = r
+    joint   [K_1 .. K_K | V_1 .. V_K]  ~  latent (S, r) @ up (r, K * (D + E))     as in MLA, for both
+    split   [K_1 .. K_K] ~ latent_k (S, r_k) @ up_k,  [V_1 .. V_K] ~ latent_v (S, r_v) @ up_v,  r_k + r_v = r
 
-It pays once r * (S + K * (D + E)) < S * K * (D + E). Two differences to MLA: there the down-projection of a token's hidden state is learned, so a new
-token is appended by itself, while a singular value decomposition belongs to the S tokens it was made from; and there a rotary part of
-each key is kept apart.
+It pays once r * (S + K * (D + E)) < S * K * (D + E). Two differences to MLA: there the down-projection of
+a token's hidden state is learned, so a new token is appended by itself, while a singular value
+decomposition belongs to the S tokens it was made from; and there a rotary part of each key is kept apart.
 """
 
 import math
@@ -16,18 +17,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.dense import attention_with_lse
 from refattn.calls.arrays import as_float_array
 from refattn.calls.checks import checked_integer
-from refattn.calls.options import takes_options
 from refattn.calls.dense import at_least_axes, require_head_dim, require_head_ratio
+from refattn.calls.options import takes_options
+from refattn.dense import attention_with_lse
 
 
 @dataclass(frozen=True, eq=False)
 class FactoredKeysValues:
     """Keys and values as latents times up-projections; made by `factor_keys_values`.
 
-    Axes: S tokens, K key/value heads, D head_dim, E v_head_dim, R_k and R_v latent widths, ... any number of batch axes.
+    Axes: S tokens, K key/value heads, D head_dim, E v_head_dim, R_k and R_v latent widths, ... any number
+    of batch axes.
 
     Attributes
     ----------
@@ -36,7 +38,8 @@ class FactoredKeysValues:
     value_latent : ndarray, shape (..., S, R_v), float64
         The very same array as `key_latent` in joint mode.
     w_uk : ndarray, shape (..., K, D, R_k), float64
-        Up-projections named and shaped as in `refattn.latent_attention`: head h has key = key_latent @ w_uk[h].T.
+        Up-projections named and shaped as in `refattn.latent_attention`: head h has key = key_latent @
+        w_uk[h].T.
     w_uv : ndarray, shape (..., K, E, R_v), float64
     key_singular_values, value_singular_values : ndarray, shape (..., n), float64
         Of the whole matrices, largest first; the very same array in joint mode.
@@ -74,12 +77,15 @@ class FactoredKeysValues:
 
     @property
     def pays_off(self):
-        """Whether the factors hold fewer numbers than the keys and values: r (S + D) < S D for one matrix S x D."""
+        """Whether the factors hold fewer numbers than the keys and values: r (S + D) < S D for one
+        matrix S x D.
+        """
         return self.stored_size < self.dense_size
 
     @property
     def truncation_error(self):
-        """Frobenius norm of what was cut off, keys and values together: the root of the sum of the squared dropped singular values.
+        """Frobenius norm of what was cut off, keys and values together: the root of the sum of the squared
+        dropped singular values.
 
         Returns
         -------
@@ -107,15 +113,17 @@ class FactoredKeysValues:
     def attention(self, query, **options):
         """`refattn.attention` over the factored keys and values, which are never rebuilt.
 
-        The up-projection of the keys goes into the queries and that of the values onto the outputs (MLA's absorbed form,
-        DeepSeek-V2 report, section 2.1.2), so the latents are one key/value head of width R for all query heads.
+        The up-projection of the keys goes into the queries and that of the values onto the outputs (MLA's
+        absorbed form, DeepSeek-V2 report, section 2.1.2), so the latents are one key/value head of width
+        R for all query heads.
 
         Parameters
         ----------
         query : array_like, shape (..., H, T, D), floating point
             H a multiple of K; query head h reads key/value head h // (H // K).
         **options
-            Those of `refattn.attention`. The default scale is 1 / sqrt(D), of the keys the latents stand for, not 1 / sqrt(R).
+            Those of `refattn.attention`. The default scale is 1 / sqrt(D), of the keys the latents stand
+            for, not 1 / sqrt(R).
 
         Returns
         -------
@@ -124,7 +132,8 @@ class FactoredKeysValues:
 
         Notes
         -----
-        Cost: H T S (R_k + R_v) multiply-adds instead of H T S (D + E), and H T (D R_k + E R_v) for the up-projections.
+        Cost: H T S (R_k + R_v) multiply-adds instead of H T S (D + E), and H T (D R_k + E R_v) for the
+        up-projections.
         """
         return self.attention_with_lse(query, **options)[0]
 
@@ -137,14 +146,17 @@ class FactoredKeysValues:
         *query_batch, num_heads, q_len, width = query.shape
         if query_batch != batch:
             raise ValueError(
-                f"query must have the batch axes of the factored keys and values; got query.shape={query.shape}, batch axes {tuple(batch)}."
+                "query must have the batch axes of the factored keys and values; got "
+                f"query.shape={query.shape}, batch axes {tuple(batch)}."
             )
         require_head_ratio(num_heads, num_kv_heads)
         require_head_dim(width, head_dim)
         if options.get("scale") is None:
             options["scale"] = 1 / math.sqrt(head_dim)
         groups = (*batch, num_kv_heads, num_heads // num_kv_heads * q_len)
-        with np.errstate(all="ignore"):  # NaN and infinity in a query make that row NaN, as in refattn.attention
+        with np.errstate(
+            all="ignore"
+        ):  # NaN and infinity in a query make that row NaN, as in refattn.attention
             absorbed = query.astype(np.float64).reshape(*groups, head_dim) @ self.w_uk
         latent_output, lse = attention_with_lse(
             absorbed.reshape(*batch, num_heads, q_len, self.key_latent.shape[-1]),
@@ -164,14 +176,16 @@ def factor_keys_values(key, value, rank, mode="joint"):
     ----------
     key : array_like, shape (..., K, S, D) or (S, D), floating point and finite
     value : array_like, shape (..., K, S, E) or (S, E)
-        The heads are factored together, sharing one latent as in MLA; batch axes apart. To factor each head by itself, make the heads a
-        batch axis: `key[..., None, :, :]`.
+        The heads are factored together, sharing one latent as in MLA; batch axes apart. To factor each
+        head by itself, make the heads a batch axis: `key[..., None, :, :]`.
     rank : int
-        Numbers stored per token. From 1 to min(S, K (D + E)) in joint mode; from 2 to min(S, K D) + min(S, K E) in split mode. At the
-        upper end nothing is lost, and usually nothing gained: see `FactoredKeysValues.pays_off`.
+        Numbers stored per token. From 1 to min(S, K (D + E)) in joint mode; from 2 to min(S, K D) +
+        min(S, K E) in split mode. At the upper end nothing is lost, and usually nothing gained: see
+        `FactoredKeysValues.pays_off`.
     mode : {"joint", "split"}
-        "joint": one latent for keys and values. "split": one each, half the rank for values and the rest for keys, or as much as
-        their own rank allows. At equal rank joint never has the larger error, for a split approximation is a joint one with zeros.
+        "joint": one latent for keys and values. "split": one each, half the rank for values and the rest
+        for keys, or as much as their own rank allows. At equal rank joint never has the larger error, for
+        a split approximation is a joint one with zeros.
 
     Returns
     -------
@@ -190,8 +204,8 @@ def factor_keys_values(key, value, rank, mode="joint"):
 
     References
     ----------
-    Eckart and Young 1936; DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2; Ji et al. 2025 (arXiv 2502.14837), section 3.2, factor weights
-    so, joint and split, instead of a cache.
+    Eckart and Young 1936; DeepSeek-V2 report (arXiv 2405.04434), section 2.1.2; Ji et al. 2025 (arXiv
+    2502.14837), section 3.2, factor weights so, joint and split, instead of a cache.
 
     Examples
     --------
@@ -209,22 +223,31 @@ def factor_keys_values(key, value, rank, mode="joint"):
     rank = checked_integer(rank, "rank")
     at_least_axes(2, "(length, dim)", key=key, value=value)
     if key.shape[:-1] != value.shape[:-1]:
-        hint = " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
+        hint = (
+            " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
+        )
         raise ValueError(
-            f"key and value must have the same shape up to their last axis; got key.shape={key.shape}, value.shape={value.shape}.{hint}"
+            f"key and value must have the same shape up to their last axis; got key.shape={key.shape}, "
+            f"value.shape={value.shape}.{hint}"
         )
     head_axis = key.ndim > 2
     key_heads, value_heads = (array if head_axis else array[None] for array in (key, value))
     for name, array in (("key", key), ("value", value)):
         if 0 in array.shape[-3:]:
-            raise ValueError(f"{name} must have at least one head, token and column to factor; got {name}.shape={array.shape}.")
+            raise ValueError(
+                f"{name} must have at least one head, token and column to factor; got "
+                f"{name}.shape={array.shape}."
+            )
     if mode not in ("joint", "split"):
         raise ValueError(f"mode must be 'joint' or 'split'; got mode={mode!r}.")
     keys, values = _side_by_side(key_heads), _side_by_side(value_heads)  # (..., S, K * D), (..., S, K * E)
     rank_key, rank_value = _ranks(rank, mode, keys.shape[-2:], values.shape[-2:])
     for name, array in (("key", keys), ("value", values)):
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite to be factored; got NaN or infinity. Cut a cache at its length first.")
+            raise ValueError(
+                f"{name} must be finite to be factored; got NaN or infinity. Cut a cache at its length "
+                "first."
+            )
 
     if mode == "joint":
         latent, singular_values, up = _truncated_svd(np.concatenate([keys, values], axis=-1), rank)
@@ -254,7 +277,9 @@ def _ranks(rank, mode, key_shape, value_shape):
         most_key, most_value = min(key_shape), min(value_shape)
         least, most = 2, most_key + most_value
     if not least <= rank <= most:
-        raise ValueError(f"rank must be from {least} to {most} for mode={mode!r} and these shapes; got rank={rank}.")
+        raise ValueError(
+            f"rank must be from {least} to {most} for mode={mode!r} and these shapes; got rank={rank}."
+        )
     if mode == "joint":
         return rank, rank
     rank_value = max(min(rank // 2, most_value), rank - most_key)
@@ -274,7 +299,9 @@ def _per_head(up, heads_shape):
 
 
 def _truncated_svd(matrices, rank):
-    """Latents (..., S, rank), all singular values (..., n), up-projections (..., rank, W) of matrices (..., S, W)."""
+    """Latents (..., S, rank), all singular values (..., n), up-projections (..., rank, W) of matrices
+    (..., S, W).
+    """
     from scipy.linalg import svd  # here, so that importing refattn imports NumPy only
 
     *batch, length, width = matrices.shape

@@ -1,22 +1,28 @@
-"""What attention computes, reads and stores as weights: FLOPs, arithmetic intensity, and where MLA's forms cross over.
+"""What attention computes, reads and stores as weights: FLOPs, arithmetic intensity, and where MLA's forms
+cross over.
 
-    decode intensity    FLOPs / bytes of one step  ->  (2 / bytes per element) * q_len * heads / kv_heads
-    MLA, per token      absorb  heads * q_len * (2 latent + rope)          + once per query row: the up-projections
-                        expand  heads * q_len * (nope + rope + v)          + once per cached token: the up-projections
+decode intensity    FLOPs / bytes of one step  ->  (2 / bytes per element) * q_len * heads / kv_heads
+MLA, per token      absorb  heads * q_len * (2 latent + rope)    + once per query row: the up-projections
+                    expand  heads * q_len * (nope + rope + v)    + once per cached token: the up-projections
 """
 
 from fractions import Fraction
 
-from refattn.models import AttentionShape
 from refattn.calls.checks import checked_integer
+from refattn.models import AttentionShape
 
 
-def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: int = 1, bytes_per_element: float = 2,
-                     cache_bytes_per_token: int | None = None) -> float:
+def decode_intensity(
+    shape: AttentionShape,
+    kv_len: int | None = None,
+    q_len: int = 1,
+    bytes_per_element: float = 2,
+    cache_bytes_per_token: int | None = None,
+) -> float:
     """Arithmetic intensity of attention while decoding: FLOPs per byte moved, in one layer of one sequence.
 
-    The cache is read once, the queries are read and the outputs written; weights are not counted. MLA is computed in
-    its absorbed form, where a token's cached latent serves as key and value of all heads.
+    The cache is read once, the queries are read and the outputs written; weights are not counted. MLA is
+    computed in its absorbed form, where a token's cached latent serves as key and value of all heads.
 
     Parameters
     ----------
@@ -27,7 +33,8 @@ def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: in
         Query rows per sequence: 1, or more with speculative decoding.
     bytes_per_element : float
     cache_bytes_per_token : int or None
-        Bytes one layer caches per token, where that is not elements times `bytes_per_element` (see `refattn.sizes.fp8_bytes`).
+        Bytes one layer caches per token, where that is not elements times `bytes_per_element` (see
+        `refattn.sizes.fp8_bytes`).
 
     Returns
     -------
@@ -51,7 +58,9 @@ def decode_intensity(shape: AttentionShape, kv_len: int | None = None, q_len: in
         width = shape.head_dim + shape.v_head_dim
     if cache_bytes_per_token is None:
         cache_bytes_per_token = bytes_per_element * shape.cached_per_token
-    query_and_output = 0 if kv_len is None else bytes_per_element * rows * width / checked_integer(kv_len, "kv_len", 1)
+    query_and_output = (
+        0 if kv_len is None else bytes_per_element * rows * width / checked_integer(kv_len, "kv_len", 1)
+    )
     return 2 * rows * width / (cache_bytes_per_token + query_and_output)
 
 
@@ -60,8 +69,9 @@ def ridge_point(flops_per_second: float, bytes_per_second: float) -> float:
     return flops_per_second / bytes_per_second
 
 
-def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form: str = "absorb",
-                           expanded: bool = False) -> int:
+def latent_attention_flops(
+    shape: AttentionShape, q_len: int, kv_len: int, form: str = "absorb", expanded: bool = False
+) -> int:
     """FLOPs of one layer of MLA over `kv_len` cached tokens, projections of the hidden state left out.
 
     Parameters
@@ -70,11 +80,12 @@ def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form:
         Of an MLA model.
     q_len, kv_len : int
     form : {"absorb", "expand"}
-        "absorb" folds the up-projections into query and output and attends over latents (MQA form, for decoding);
-        "expand" rebuilds every head's keys and values from the latents (MHA form, for prefill).
+        "absorb" folds the up-projections into query and output and attends over latents (MQA form, for
+        decoding); "expand" rebuilds every head's keys and values from the latents (MHA form, for
+        prefill).
     expanded : bool
-        The up-projections' work is not counted: keys and values are already expanded, or the query already absorbed
-        and the output left in the latent space.
+        The up-projections' work is not counted: keys and values are already expanded, or the query
+        already absorbed and the output left in the latent space.
 
     Returns
     -------
@@ -89,7 +100,7 @@ def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form:
     --------
     >>> from refattn.models import MODELS
     >>> v3 = MODELS["deepseek-v3"]
-    >>> latent_attention_flops(v3, 1, 1, "absorb", expanded=True), latent_attention_flops(v3, 1, 1, "expand", expanded=True)
+    >>> [latent_attention_flops(v3, 1, 1, form, expanded=True) for form in ("absorb", "expand")]
     (278528, 81920)
     """
     nope, rope, v, latent = _latent_dims(shape)
@@ -104,7 +115,8 @@ def latent_attention_flops(shape: AttentionShape, q_len: int, kv_len: int, form:
 def absorb_crossover(shape: AttentionShape, kv_len: int | None = None) -> float:
     """Query rows above which MLA's expanded form takes fewer FLOPs than its absorbed form.
 
-    Both forms counted whole, as in `latent_attention_flops`; the limit of a long context when `kv_len` is None.
+    Both forms counted whole, as in `latent_attention_flops`; the limit of a long context when `kv_len` is
+    None.
 
     Examples
     --------
@@ -112,7 +124,7 @@ def absorb_crossover(shape: AttentionShape, kv_len: int | None = None) -> float:
     >>> [round(absorb_crossover(MODELS["deepseek-v3"], n), 1) for n in (64, 512, 4096, None)]
     [46.5, 128.0, 163.8, 170.7]
     """
-    nope, rope, v, latent = _latent_dims(shape)
+    nope, _rope, v, latent = _latent_dims(shape)
     projection, saved = latent * (nope + v), 2 * latent - nope - v
     if kv_len is None:
         return projection / saved if saved > 0 else float("inf")
@@ -149,12 +161,20 @@ def latent_attention_parameters(shape: AttentionShape, d_model: int, q_lora_rank
     return queries + keys_values + shape.num_heads * v * d_model
 
 
-def matched_d_ff(d_model: int, d_ff: int, num_heads: int, num_kv_heads: int, head_dim: int, attention_layers: int,
-                 ffn_layers: int) -> Fraction:
-    """Feed-forward width that gives a model with fewer heads the parameters of one with d_model / head_dim full ones.
+def matched_d_ff(
+    d_model: int,
+    d_ff: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    attention_layers: int,
+    ffn_layers: int,
+) -> Fraction:
+    """Feed-forward width that gives a model with fewer heads the parameters of one with d_model / head_dim
+    full ones.
 
-    The parameter matching of Shazeer 2019 (arXiv 1911.02150), sec. 4: what attention saves, the feed-forward layers
-    (two matrices d_model by d_ff each) get.
+    The parameter matching of Shazeer 2019 (arXiv 1911.02150), sec. 4: what attention saves, the
+    feed-forward layers (two matrices d_model by d_ff each) get.
 
     Examples
     --------
@@ -165,8 +185,11 @@ def matched_d_ff(d_model: int, d_ff: int, num_heads: int, num_kv_heads: int, hea
     return d_ff + Fraction(saved * attention_layers, 2 * d_model * ffn_layers)
 
 
-def incremental_memory_ratio(batch: int, length: int, d_model: int, num_heads: int, num_kv_heads: int) -> float:
-    """Elements read per multiply-add of generating `length` tokens with one attention layer (Shazeer 2019, sec. 2.4, 3.1).
+def incremental_memory_ratio(
+    batch: int, length: int, d_model: int, num_heads: int, num_kv_heads: int
+) -> float:
+    """Elements read per multiply-add of generating `length` tokens with one attention layer (Shazeer 2019,
+    sec. 2.4, 3.1).
 
     The cache is on average half full, head_dim is d_model / num_heads.
 

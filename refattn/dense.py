@@ -1,17 +1,18 @@
 """Multi-Head, Multi-Query and Grouped-Query Attention, exact: one function, the variant is the head ratio.
 
-Axes: B any number of batch axes, H query heads, K key/value heads, G = H // K, T query rows, S keys, D head_dim, E v_head_dim.
+Axes: B any number of batch axes, H query heads, K key/value heads, G = H // K, T query rows, S keys, D
+head_dim, E v_head_dim.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from refattn.exact.core import divided
+from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
+from refattn.exact.core import divided
 from refattn.exact.precise import DoubleDouble
-from refattn.calls.dense import attention_problem, multi_head_problem, multi_query_problem
 from refattn.exact.solve import solve
 
 
@@ -30,8 +31,9 @@ class AttentionSteps(NamedTuple):
 def attention(query, key, value, **options):
     """Attention of every query row over the keys it may see, computed in float64.
 
-    output_i = sum_j softmax_j(softcap(scale q_i . k_j) + bias_ij) v_j over the visible keys j. Query head h reads key/value head
-    h // G: G = 1 is Multi-Head, K = 1 Multi-Query, anything between Grouped-Query Attention.
+    output_i = sum_j softmax_j(softcap(scale q_i . k_j) + bias_ij) v_j over the visible keys j. Query head
+    h reads key/value head h // G: G = 1 is Multi-Head, K = 1 Multi-Query, anything between Grouped-Query
+    Attention.
 
     Parameters
     ----------
@@ -40,7 +42,8 @@ def attention(query, key, value, **options):
         H must be a multiple of K.
     value : array_like, shape (..., K, S, E)
     bias : array_like, floating point, optional
-        Added to the scores after softcap; -inf hides. Two axes (T, S) or all of (..., H, T, S), each full or 1.
+        Added to the scores after softcap; -inf hides. Two axes (T, S) or all of (..., H, T, S), each full
+        or 1.
     mask : array_like of bool, optional
         True = may attend. Shapes as bias.
     scale : float, optional
@@ -58,7 +61,8 @@ def attention(query, key, value, **options):
     kv_lengths : int or array_like of int, shape (...), optional
         Keys at or past the length do not exist; default S.
     q_offset : int or array_like of int, shape (...), optional
-        Key position of row 0; default kv_lengths - T, which puts the last row on the last key (bottom-right). 0 is top-left.
+        Key position of row 0; default kv_lengths - T, which puts the last row on the last key
+        (bottom-right). 0 is top-left.
     dropout_mask : array_like of bool, optional
         True keeps a weight. Shapes as bias; goes with dropout_rate.
     dropout_rate : float, optional
@@ -78,12 +82,14 @@ def attention(query, key, value, **options):
 
     Notes
     -----
-    Hidden keys contribute nothing, even when they hold NaN or infinity. NaN in a visible key poisons exactly the rows that see it.
-    The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element while scores stay below 1e6; beyond, outputs are still means of the
-    visible values. The default scale is the float64 next to 1 / sqrt(D).
+    Hidden keys contribute nothing, even when they hold NaN or infinity. NaN in a visible key poisons
+    exactly the rows that see it. The error is at most 4 * 2**-53 * sum_j weight_ij |v_j| an element while
+    scores stay below 1e6; beyond, outputs are still means of the visible values. The default scale is the
+    float64 next to 1 / sqrt(D).
 
-    Cost: each of the two matrix products is three in float64, 6 T S (D + E) floating-point operations a head where every row sees every
-    key, and some dozens for each score. Memory: at most five float64 copies of the keys and values of one group, and a few MiB.
+    Cost: each of the two matrix products is three in float64, 6 T S (D + E) floating-point operations a
+    head where every row sees every key, and some dozens for each score. Memory: at most five float64
+    copies of the keys and values of one group, and a few MiB.
 
     See Also
     --------
@@ -91,8 +97,8 @@ def attention(query, key, value, **options):
 
     References
     ----------
-    Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (MHA); Shazeer 2019, "Fast Transformer Decoding", section 3 (MQA);
-    Ainslie et al. 2023, "GQA", section 2.2.
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2 (MHA); Shazeer 2019, "Fast Transformer
+    Decoding", section 3 (MQA); Ainslie et al. 2023, "GQA", section 2.2.
 
     Examples
     --------
@@ -124,7 +130,8 @@ def attention_with_lse(query, key, value, **options):
     -------
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
-        Natural logarithm of the sum of exp(score) over the visible keys, and the sink if there is one; -inf in rows that see nothing.
+        Natural logarithm of the sum of exp(score) over the visible keys, and the sink if there is one;
+        -inf in rows that see nothing.
 
     Raises
     ------
@@ -138,7 +145,8 @@ def attention_with_lse(query, key, value, **options):
     Examples
     --------
     >>> import numpy as np, refattn
-    >>> output, lse = refattn.attention_with_lse(np.zeros((1, 1, 8)), np.zeros((1, 4, 8)), np.ones((1, 4, 8)))
+    >>> query, key, value = np.zeros((1, 1, 8)), np.zeros((1, 4, 8)), np.ones((1, 4, 8))
+    >>> output, lse = refattn.attention_with_lse(query, key, value)
     >>> np.exp(lse).round(12)
     array([[4.]])
     """
@@ -161,8 +169,8 @@ def attention_steps(query, key, value, **options):
     -------
     AttentionSteps
         scores, capped, biased, weights : ndarray, shape (..., H, T, S), float64
-            Before softmax; after softcap; after ALiBi and bias with hidden entries -inf; after softmax and before dropout.
-            Keys past kv_lengths have scores 0: they are never read.
+            Before softmax; after softcap; after ALiBi and bias with hidden entries -inf; after softmax
+            and before dropout. Keys past kv_lengths have scores 0: they are never read.
         lse : ndarray, shape (..., H, T)
         output : ndarray, shape (..., H, T, E)
 
@@ -180,7 +188,8 @@ def attention_steps(query, key, value, **options):
     Examples
     --------
     >>> import numpy as np, refattn
-    >>> steps = refattn.attention_steps(np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.ones((1, 2, 4)), causal=True)
+    >>> query, key, value = np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.ones((1, 2, 4))
+    >>> steps = refattn.attention_steps(query, key, value, causal=True)
     >>> steps.biased
     array([[[  0., -inf],
             [  0.,   0.]]])
@@ -198,7 +207,9 @@ def attention_steps(query, key, value, **options):
         tile = (*at, slice(0, steps.scores.high.shape[-1]))
         for whole, part in ((scores, steps.scores), (capped, steps.capped), (biased, steps.biased)):
             whole[tile] = (part.high + part.low).reshape(whole[tile].shape)
-        weights[tile] = divided(DoubleDouble(steps.exponentials, 0.0), steps.total, steps.power).high.reshape(weights[tile].shape)
+        weights[tile] = divided(
+            DoubleDouble(steps.exponentials, 0.0), steps.total, steps.power
+        ).high.reshape(weights[tile].shape)
 
     output, lse = solve(problem, record)
     return AttentionSteps(scores, capped, biased, weights, lse, output)
@@ -233,7 +244,8 @@ def multi_head_attention(query, key, value, **options):
     >>> refattn.multi_head_attention(np.zeros((6, 1, 4)), np.zeros((2, 1, 4)), np.zeros((2, 1, 4)))
     Traceback (most recent call last):
         ...
-    ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, key heads 2.
+    ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, key
+    heads 2.
     """
     return solve(multi_head_problem(query, key, value, **options))[0]
 
@@ -272,7 +284,8 @@ def multi_query_attention(query, key, value, **options):
 
 @takes_options
 def grouped_query_attention(query, key, value, **options):
-    """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section 2.2).
+    """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section
+    2.2).
 
     Any head ratio: one group is Multi-Query, groups of one are Multi-Head Attention.
 

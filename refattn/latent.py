@@ -1,6 +1,8 @@
-"""Multi-head Latent Attention: all heads read one latent a token, up-projected to keys and values or absorbed into query and output.
+"""Multi-head Latent Attention: all heads read one latent a token, up-projected to keys and values or
+absorbed into query and output.
 
-Axes: N qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank, E v_head_dim; B, H, T, S as in `refattn.attention`.
+Axes: N qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank, E v_head_dim; B, H, T, S as in
+`refattn.attention`.
 """
 
 import dataclasses
@@ -8,11 +10,20 @@ import math
 
 import numpy as np
 
-from refattn.calls.memory import ensure_allocatable
-from refattn.calls.options import takes_options
-from refattn.exact.precise import DoubleDouble, channel_scale, long_double, matmul, normalised, scaled, split, within_float64
 from refattn.calls.dense import Problem
 from refattn.calls.latent import latent_problem
+from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import takes_options
+from refattn.exact.precise import (
+    DoubleDouble,
+    channel_scale,
+    long_double,
+    matmul,
+    normalised,
+    scaled,
+    split,
+    within_float64,
+)
 from refattn.exact.solve import solve_into
 
 
@@ -20,11 +31,13 @@ from refattn.exact.solve import solve_into
 def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """Multi-head Latent Attention (MLA) from its cache: the latents and the shared rotary keys.
 
-    Head h scores key j as scale * (q_nope_h . W_uk_h c_j + q_rope_h . k_rope_j) and sums the values W_uv_h c_j. The two forms are the same
-    numbers in another order:
+    Head h scores key j as scale * (q_nope_h . W_uk_h c_j + q_rope_h . k_rope_j) and sums the values
+    W_uv_h c_j. The two forms are the same numbers in another order:
 
-    - "expand" makes keys and values of every head, then is Multi-Head Attention with head_dim N + R: cheap for long prefill.
-    - "absorb" moves W_uk onto the query and W_uv onto the output, then is Multi-Query Attention over the latents themselves: cheap for decode.
+    - "expand" makes keys and values of every head, then is Multi-Head Attention with head_dim N + R:
+      cheap for long prefill.
+    - "absorb" moves W_uk onto the query and W_uv onto the output, then is Multi-Query Attention over the
+      latents themselves: cheap for decode.
 
     Parameters
     ----------
@@ -39,8 +52,8 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     w_uv : array_like, shape (H, E, C)
     form : {"absorb", "expand"}
     **options
-        As `refattn.attention`. The default scale is 1 / sqrt(N + R) in both forms, never of the latent width; models that stretch
-        their context multiply it by mscale squared.
+        As `refattn.attention`. The default scale is 1 / sqrt(N + R) in both forms, never of the latent
+        width; models that stretch their context multiply it by mscale squared.
 
     Returns
     -------
@@ -55,9 +68,10 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 
     Notes
     -----
-    Cost in floating-point operations a head, six for each product as in `attention`: "expand" 6 S C (N + E) for keys and values and
-    6 T S (N + R + E) for attention; "absorb" 6 T C (N + E) and 6 T S (2 C + R). Memory: "expand" holds keys and values of one head,
-    "absorb" queries and outputs of all heads in the latent space.
+    Cost in floating-point operations a head, six for each product as in `attention`: "expand" 6 S C (N +
+    E) for keys and values and 6 T S (N + R + E) for attention; "absorb" 6 T C (N + E) and 6 T S (2 C +
+    R). Memory: "expand" holds keys and values of one head, "absorb" queries and outputs of all heads in
+    the latent space.
 
     References
     ----------
@@ -110,12 +124,16 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
 
 
 def without_unused_slots(p):
-    """Zeros where the latents of keys past kv_lengths would be: what lies there must not even decide the precision."""
+    """Zeros where the latents of keys past kv_lengths would be: what lies there must not even decide
+    the precision.
+    """
     kv_len = p.kv_latent.shape[-2]
     if (p.kv_lengths == kv_len).all():
         return p
     used = np.arange(kv_len) < p.kv_lengths[..., None]  # [..., S]
-    kv_latent, k_rope = (np.where(used[..., None], array, array.dtype.type(0)) for array in (p.kv_latent, p.k_rope))
+    kv_latent, k_rope = (
+        np.where(used[..., None], array, array.dtype.type(0)) for array in (p.kv_latent, p.k_rope)
+    )
     return dataclasses.replace(p, kv_latent=kv_latent, k_rope=k_rope)
 
 
@@ -171,11 +189,18 @@ def expand(p):
 
 
 def absorb(p):
-    """Queries and outputs in the latent space: Multi-Query Attention, the values are the latent part of the keys."""
+    """Queries and outputs in the latent space: Multi-Query Attention, the values are the latent part
+    of the keys.
+    """
     rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
     rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
-    ensure_allocatable(8 * (rows * (6 * rank + rope) + keys * (rank + rope)), "queries, keys and outputs in the latent space")
-    q_latent = projected(exact(p.q_nope), p.w_uk.swapaxes(-1, -2))  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    ensure_allocatable(
+        8 * (rows * (6 * rank + rope) + keys * (rank + rope)),
+        "queries, keys and outputs in the latent space",
+    )
+    q_latent = projected(
+        exact(p.q_nope), p.w_uk.swapaxes(-1, -2)
+    )  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
     in_latent = Problem(
         query=beside(q_latent.high, p.q_rope),
         query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),
@@ -191,7 +216,9 @@ def absorb(p):
 
 
 def exact(array):
-    """A caller's array as a double-double: in float64, or long double where its products would leave that range."""
+    """A caller's array as a double-double: in float64, or long double where its products would leave
+    that range.
+    """
     array = np.asarray(array, dtype=np.float64)
     plain = DoubleDouble(array, np.zeros_like(array))
     return plain if within_float64(array) else long_double(plain)
@@ -202,9 +229,13 @@ def projected(x, w):
     w = exact(w)
     channel = channel_scale(w.high, x.high)
     w = scaled(w, 1 / channel)
-    return normalised(*matmul(scaled(x, channel), split(DoubleDouble(*(part.swapaxes(-1, -2) for part in w)))))
+    return normalised(
+        *matmul(scaled(x, channel), split(DoubleDouble(*(part.swapaxes(-1, -2) for part in w))))
+    )
 
 
 def beside(nope, rope):
     """The parts with and without position side by side on the last axis."""
-    return np.concatenate([nope, np.asarray(rope, dtype=np.float64)], axis=-1, dtype=np.result_type(nope, np.float64))
+    return np.concatenate(
+        [nope, np.asarray(rope, dtype=np.float64)], axis=-1, dtype=np.result_type(nope, np.float64)
+    )

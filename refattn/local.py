@@ -1,16 +1,18 @@
-"""Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes when it is done right."""
+"""Attention inside blocks of the sequence: what "grouping the queries along the sequence" computes
+when it is done right.
+"""
 
-
-from refattn.exact.solve import solve
-from refattn.calls.options import takes_options
 from refattn.calls.local import block_local_problem
+from refattn.calls.options import takes_options
+from refattn.exact.solve import solve
 
 
 @takes_options(without=("q_offset",))
 def block_local_attention(query, key, value, *, block_size, **options):
     """Self-attention in which row i sees only the keys of its own block, i // block_size.
 
-    Equal to `refattn.attention` with a block-diagonal mask. Not Grouped-Query Attention, which groups heads and shares their keys.
+    Equal to `refattn.attention` with a block-diagonal mask. Not Grouped-Query Attention, which groups
+    heads and shares their keys.
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ def block_local_attention(query, key, value, *, block_size, **options):
 
     References
     ----------
-    Vaswani et al. 2017, section 4, calls attention restricted to a neighbourhood "restricted self-attention".
+    Vaswani et al. 2017, section 4, calls attention restricted to a neighbourhood "restricted
+    self-attention".
 
     Examples
     --------

@@ -1,4 +1,6 @@
-"""Join attention over disjoint sets of keys: the algebra behind split keys, chunked prefill and ring attention."""
+"""Join attention over disjoint sets of keys: the algebra behind split keys, chunked prefill and ring
+attention.
+"""
 
 import numpy as np
 
@@ -9,7 +11,9 @@ from refattn.exact.precise import require_subnormals
 def merge_states(outputs, lses):
     """Attention over all keys from attention over parts of them.
 
-    lse = log sum_n exp(lse_n),  output = sum_n exp(lse_n - lse) output_n. Associative, in any order; (0, -inf) is the identity.
+    lse = log sum_n exp(lse_n),  output = sum_n exp(lse_n - lse) output_n.
+
+    Associative, in any order; (0, -inf) is the identity.
 
     Parameters
     ----------
@@ -38,7 +42,8 @@ def merge_states(outputs, lses):
 
     References
     ----------
-    Ye et al. 2024, "Cascade Inference", equations for the merge of attention states; Dao et al. 2023, "Flash-Decoding".
+    Ye et al. 2024, "Cascade Inference", equations for the merge of attention states; Dao et al. 2023,
+    "Flash-Decoding".
 
     Examples
     --------
@@ -51,7 +56,9 @@ def merge_states(outputs, lses):
     """
     states = checked_states(outputs, lses)
     require_subnormals()
-    outputs, lses = (np.stack([part.astype(np.float64) for part in parts]) for parts in (states.outputs, states.lses))
+    outputs, lses = (
+        np.stack([part.astype(np.float64) for part in parts]) for parts in (states.outputs, states.lses)
+    )
     with np.errstate(all="ignore"):
         largest = np.max(lses, axis=0)
         weights = np.exp(lses - np.where(largest == -np.inf, 0.0, largest))  # [N, ..., T]

@@ -21,8 +21,9 @@ LLAMA = "LLaMA paper (arXiv 2302.13971), table 2"
 class AttentionShape:
     """The dimensions of one model's attention that decide what it caches and computes.
 
-    Either `num_kv_heads` and `head_dim` are given (MHA, GQA, MQA), or `kv_lora_rank` and the per-head dimensions of
-    multi-head latent attention (MLA), whose cache holds one latent and one rotary key per token and nothing per head.
+    Either `num_kv_heads` and `head_dim` are given (MHA, GQA, MQA), or `kv_lora_rank` and the per-head
+    dimensions of multi-head latent attention (MLA), whose cache holds one latent and one rotary key per
+    token and nothing per head.
 
     Parameters
     ----------
@@ -35,8 +36,8 @@ class AttentionShape:
     kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim : int or None
         MLA: width of the latent, and of the two parts of a query or key.
     window, window_layers : int or None
-        `window_layers` of the layers attend to at most `window` keys, the current one included, and cache no more;
-        all layers do unless `window_layers` is given.
+        `window_layers` of the layers attend to at most `window` keys, the current one included, and cache
+        no more; all layers do unless `window_layers` is given.
     source : str
         Where the numbers were read.
 
@@ -45,13 +46,15 @@ class AttentionShape:
     TypeError
         A dimension is missing or not an integer.
     ValueError
-        A dimension is too small or belongs to the other kind of cache, or `num_heads` is no multiple of `num_kv_heads`.
+        A dimension is too small or belongs to the other kind of cache, or `num_heads` is no multiple of
+        `num_kv_heads`.
 
     Examples
     --------
     >>> AttentionShape(num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128).variant
     'GQA'
-    >>> AttentionShape(num_layers=61, num_heads=128, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64).variant
+    >>> widths = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    >>> AttentionShape(num_layers=61, num_heads=128, **widths).variant
     'MLA'
     """
 
@@ -69,21 +72,33 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         latent = self.kv_lora_rank is not None
-        least = dict.fromkeys(["num_layers", "num_heads"] + (["kv_lora_rank", "qk_nope_head_dim"] if latent else ["num_kv_heads", "head_dim"]), 1)
+        least = dict.fromkeys(
+            ["num_layers", "num_heads"]
+            + (["kv_lora_rank", "qk_nope_head_dim"] if latent else ["num_kv_heads", "head_dim"]),
+            1,
+        )
         if latent:
             if self.num_kv_heads is not None or self.head_dim is not None:
-                raise ValueError("num_kv_heads and head_dim must be left out for a latent cache; "
-                                 f"got num_kv_heads={self.num_kv_heads!r} and head_dim={self.head_dim!r}.")
+                raise ValueError(
+                    "num_kv_heads and head_dim must be left out for a latent cache; "
+                    f"got num_kv_heads={self.num_kv_heads!r} and head_dim={self.head_dim!r}."
+                )
             if self.qk_rope_head_dim is None:
                 object.__setattr__(self, "qk_rope_head_dim", 0)
             least["qk_rope_head_dim"] = 0
         elif self.qk_nope_head_dim is not None or self.qk_rope_head_dim is not None:
-            raise ValueError("qk_nope_head_dim and qk_rope_head_dim must be left out without kv_lora_rank; "
-                             f"got qk_nope_head_dim={self.qk_nope_head_dim!r} and qk_rope_head_dim={self.qk_rope_head_dim!r}.")
+            raise ValueError(
+                "qk_nope_head_dim and qk_rope_head_dim must be left out without kv_lora_rank; "
+                f"got qk_nope_head_dim={self.qk_nope_head_dim!r} and "
+                f"qk_rope_head_dim={self.qk_rope_head_dim!r}."
+            )
         if self.v_head_dim is None:
             object.__setattr__(self, "v_head_dim", self.qk_nope_head_dim if latent else self.head_dim)
         if self.window is None and self.window_layers is not None:
-            raise ValueError(f"window must be given with window_layers; got window=None and window_layers={self.window_layers!r}.")
+            raise ValueError(
+                "window must be given with window_layers; got window=None and "
+                f"window_layers={self.window_layers!r}."
+            )
         if self.window is not None and self.window_layers is None:
             object.__setattr__(self, "window_layers", self.num_layers)
         for name in ("v_head_dim", "window", "window_layers"):
@@ -92,11 +107,15 @@ class AttentionShape:
         for name, smallest in least.items():
             object.__setattr__(self, name, checked_integer(getattr(self, name), name, smallest))
         if not latent and self.num_heads % self.num_kv_heads:
-            raise ValueError("num_heads must be a multiple of num_kv_heads; "
-                             f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}.")
+            raise ValueError(
+                "num_heads must be a multiple of num_kv_heads; "
+                f"got num_heads={self.num_heads} and num_kv_heads={self.num_kv_heads}."
+            )
         if self.window_layers is not None and self.window_layers > self.num_layers:
-            raise ValueError("window_layers must be at most num_layers; "
-                             f"got window_layers={self.window_layers} and num_layers={self.num_layers}.")
+            raise ValueError(
+                "window_layers must be at most num_layers; "
+                f"got window_layers={self.window_layers} and num_layers={self.num_layers}."
+            )
 
     @property
     def variant(self) -> str:
@@ -115,15 +134,38 @@ class AttentionShape:
         return self.num_kv_heads * (self.head_dim + self.v_head_dim)
 
 
-def _heads(layers: int, heads: int, kv_heads: int, head_dim: int, source: str = LITGPT, window: int | None = None,
-           window_layers: int | None = None) -> AttentionShape:
-    return AttentionShape(num_layers=layers, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, source=source,
-                          window=window, window_layers=window_layers)
+def _heads(
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    source: str = LITGPT,
+    window: int | None = None,
+    window_layers: int | None = None,
+) -> AttentionShape:
+    return AttentionShape(
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        source=source,
+        window=window,
+        window_layers=window_layers,
+    )
 
 
-def _latent(layers: int, heads: int, latent: int, nope: int, rope: int, v: int, source: str) -> AttentionShape:
-    return AttentionShape(num_layers=layers, num_heads=heads, kv_lora_rank=latent, qk_nope_head_dim=nope,
-                          qk_rope_head_dim=rope, v_head_dim=v, source=source)
+def _latent(
+    layers: int, heads: int, latent: int, nope: int, rope: int, v: int, source: str
+) -> AttentionShape:
+    return AttentionShape(
+        num_layers=layers,
+        num_heads=heads,
+        kv_lora_rank=latent,
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope,
+        v_head_dim=v,
+        source=source,
+    )
 
 
 # columns: layers, query heads, key/value heads, head_dim [, source, window in keys, windowed layers]
@@ -187,16 +229,27 @@ MODELS: dict[str, AttentionShape] = {
 }
 
 ALIASES = {
-    "gpt2-small": "gpt2", "llama3.1-8b": "llama3-8b", "llama3.1-70b": "llama3-70b", "llama3.3-70b": "llama3-70b",
-    "mistral-7b-v0.2": "mistral-7b-v0.3", "qwen2-7b": "qwen2.5-7b", "qwen2-72b": "qwen2.5-72b",
-    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "deepseek-llm-67b": "deepseek-67b",
-    "mixtral-8x7b-v0.1": "mixtral-8x7b", "mixtral-8x22b-v0.1": "mixtral-8x22b", "kimi-k2-instruct-0905": "kimi-k2",
+    "gpt2-small": "gpt2",
+    "llama3.1-8b": "llama3-8b",
+    "llama3.1-70b": "llama3-70b",
+    "llama3.3-70b": "llama3-70b",
+    "mistral-7b-v0.2": "mistral-7b-v0.3",
+    "qwen2-7b": "qwen2.5-7b",
+    "qwen2-72b": "qwen2.5-72b",
+    "deepseek-r1": "deepseek-v3",
+    "deepseek-v3.1": "deepseek-v3",
+    "deepseek-llm-67b": "deepseek-67b",
+    "mixtral-8x7b-v0.1": "mixtral-8x7b",
+    "mixtral-8x22b-v0.1": "mixtral-8x22b",
+    "kimi-k2-instruct-0905": "kimi-k2",
 }
 _TUNING = {"meta", "instruct", "chat", "base", "hf", "it"}
 
 
 def _key(name: str) -> str:
-    """`meta-llama/Meta-Llama-3-8B-Instruct` -> `llama38b`: no owner, case, punctuation or word that keeps the dimensions."""
+    """`meta-llama/Meta-Llama-3-8B-Instruct` -> `llama38b`: no owner, case, punctuation or word that
+    keeps the dimensions.
+    """
     words = re.split(r"[^a-z0-9.]+", name.strip().lower().rsplit("/", 1)[-1])
     return re.sub(r"[^a-z0-9]", "", "".join(word for word in words if word not in _TUNING))
 

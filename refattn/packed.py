@@ -1,9 +1,8 @@
 """Sequences of different lengths end to end in one array, without padding ("varlen")."""
 
-
-from refattn.exact.solve import solve
 from refattn.calls.options import takes_options
 from refattn.calls.packed import packed_problem
+from refattn.exact.solve import solve
 
 
 @takes_options
@@ -16,10 +15,11 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     key : array_like, shape (K, total_kv, D)
     value : array_like, shape (K, total_kv, E)
     cu_q, cu_kv : array_like of int, shape (N + 1,)
-        Sequence n owns rows cu_q[n] to cu_q[n + 1] and keys cu_kv[n] to cu_kv[n + 1]; both run from 0 to the total.
+        Sequence n owns rows cu_q[n] to cu_q[n + 1] and keys cu_kv[n] to cu_kv[n + 1]; both run from 0 to
+        the total.
     **options
-        As `refattn.attention`. kv_lengths and q_offset have shape (N,) and count inside each sequence; bias and masks broadcast to
-        (H, total_q, total_kv), of which each sequence reads its own tile.
+        As `refattn.attention`. kv_lengths and q_offset have shape (N,) and count inside each sequence;
+        bias and masks broadcast to (H, total_q, total_kv), of which each sequence reads its own tile.
 
     Returns
     -------
@@ -28,7 +28,8 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     Raises
     ------
     ValueError
-        When boundaries decrease, do not begin at 0 or do not end at the total, or cu_q and cu_kv count different numbers of sequences.
+        When boundaries decrease, do not begin at 0 or do not end at the total, or cu_q and cu_kv count
+        different numbers of sequences.
     TypeError, ValueError, MemoryError
         As `attention`.
 
@@ -46,7 +47,8 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 
     >>> import numpy as np, refattn
     >>> value = np.array([[[1.0], [10.0], [20.0]]])
-    >>> refattn.packed_attention(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)), value, cu_q=[0, 1, 3], cu_kv=[0, 1, 3])[0, :, 0]
+    >>> zeros, ends = np.zeros((1, 3, 2)), [0, 1, 3]
+    >>> refattn.packed_attention(zeros, zeros, value, cu_q=ends, cu_kv=ends)[0, :, 0]
     array([ 1., 15., 15.])
     """
     return packed_attention_with_lse(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options)[0]

@@ -1,9 +1,8 @@
 """Keys and values in pages that a block table strings together, as serving engines keep them."""
 
-
-from refattn.exact.solve import solve
 from refattn.calls.options import takes_options
 from refattn.calls.paged import paged_problem
+from refattn.exact.solve import solve
 
 
 @takes_options
@@ -41,7 +40,8 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 
     References
     ----------
-    Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention", section 4.1.
+    Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention",
+    section 4.1.
 
     Examples
     --------
@@ -50,11 +50,14 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     >>> import numpy as np, refattn
     >>> value_pages = np.array([[[[9.0], [np.nan]]], [[[1.0], [2.0]]]])
     >>> refattn.paged_attention(
-    ...     np.zeros((1, 1, 1, 2)), np.zeros((2, 1, 2, 2)), value_pages, block_table=[[1, 0, 2147480000]], kv_lengths=[3]
+    ...     np.zeros((1, 1, 1, 2)), np.zeros((2, 1, 2, 2)), value_pages,
+    ...     block_table=[[1, 0, 2147480000]], kv_lengths=[3]
     ... ).item()
     4.0
     """
-    return paged_attention_with_lse(query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options)[0]
+    return paged_attention_with_lse(
+        query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options
+    )[0]
 
 
 @takes_options

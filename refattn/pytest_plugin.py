@@ -2,16 +2,18 @@
 
 Fixtures:
 
-    refattn_case            one call after another: the test runs once for each. `refattn_case.check(kernel)` calls the kernel and judges it.
+    refattn_case            one call after another, a test for each; `refattn_case.check(kernel)` judges it.
     refattn_kernel_spec     the arithmetic the kernel claims, from the marker, `--refattn-spec` or the dtype.
-    refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed of the command line; it fails the test with the table.
+    refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed given; fails with its table.
 
-Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=..., head_dims=..., hides_nan=...)` chooses the
-cases: those whose options the kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options
-`--refattn-level`, `--refattn-seed` and `--refattn-spec`.
+Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=...,
+head_dims=..., hides_nan=...)` chooses the cases: those whose options the kernel supports, of the given
+families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`, `--refattn-seed`
+and `--refattn-spec`.
 
-A project that uses none of this is left as it is: every name begins with `refattn`, a test that parametrises one of these names itself, or a
-fixture of its own by that name, comes first, and nothing is imported here but pytest, nor by the package it lies in.
+A project that uses none of this is left as it is: every name begins with `refattn`, a test that
+parametrises one of these names itself, or a fixture of its own by that name, comes first, and nothing is
+imported here but pytest, nor by the package it lies in.
 
 PYTEST_DONT_REWRITE (see `refattn`)
 """
@@ -29,9 +31,21 @@ MARKER = (
 
 def pytest_addoption(parser):
     group = parser.getgroup("refattn", "attention kernels")
-    group.addoption("--refattn-level", choices=LEVELS, default="quick", help="how many cases refattn_case gives (default: quick)")
-    group.addoption("--refattn-seed", type=seed, default=0, help="seed of their inputs, 0 or more (default: 0)")
-    group.addoption("--refattn-spec", default=None, metavar="SPEC", help="arithmetic the kernels claim, such as bfloat16 or 'eager float16'")
+    group.addoption(
+        "--refattn-level",
+        choices=LEVELS,
+        default="quick",
+        help="how many cases refattn_case gives (default: quick)",
+    )
+    group.addoption(
+        "--refattn-seed", type=seed, default=0, help="seed of their inputs, 0 or more (default: 0)"
+    )
+    group.addoption(
+        "--refattn-spec",
+        default=None,
+        metavar="SPEC",
+        help="arithmetic the kernels claim, such as bfloat16 or 'eager float16'",
+    )
 
 
 def seed(text):
@@ -55,12 +69,16 @@ def pytest_generate_tests(metafunc):
 
 
 def _gives_case(metafunc):
-    """Whether the test takes its `refattn_case` from this file: not from its own parametrize, nor from a fixture of the project by that name."""
+    """Whether the test takes its `refattn_case` from this file: not from its own parametrize, nor
+    from a fixture of the project by that name.
+    """
     # Only this private table tells; a name that the test itself parametrises is not in it.
     for fixture in reversed(metafunc._arg2fixturedefs.get("refattn_case", ())):
         if fixture.func.__module__ == __name__:
             return True
-        if "refattn_case" not in fixture.argnames:  # a fixture that asks for its own name extends the one before it
+        if (
+            "refattn_case" not in fixture.argnames
+        ):  # a fixture that asks for its own name extends the one before it
             return False
     return False
 
@@ -81,7 +99,9 @@ def refattn_kernel_spec(request):
 
 @pytest.fixture
 def refattn_check_kernel(request):
-    """`check_kernel(kernel, **options)` at the level and seed of the command line; fails the test with the table."""
+    """`check_kernel(kernel, **options)` at the level and seed of the command line; fails the test
+    with the table.
+    """
     from refattn.oracle.harness.pytest_cases import harness
 
     return harness(request)

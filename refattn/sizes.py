@@ -1,14 +1,15 @@
-"""How much a key/value cache holds, by formula; `refattn kv` prints it for any model (`refattn.commands.kv`).
+"""How much a key/value cache holds, by formula; `refattn kv` prints it for any model
+(`refattn.commands.kv`).
 
-    elements per token      MHA, GQA, MQA   layers * kv_heads * (head_dim + v_head_dim)
-                            MLA             layers * (kv_lora_rank + qk_rope_head_dim)
+elements per token      MHA, GQA, MQA   layers * kv_heads * (head_dim + v_head_dim)
+                        MLA             layers * (kv_lora_rank + qk_rope_head_dim)
 """
 
 from dataclasses import replace
 from fractions import Fraction
 
-from refattn.models import AttentionShape
 from refattn.calls.checks import checked_integer
+from refattn.models import AttentionShape
 
 
 def elements_per_token(shape: AttentionShape) -> int:
@@ -26,7 +27,8 @@ def elements_per_token(shape: AttentionShape) -> int:
 
 
 def cache_elements(shape: AttentionShape, context: int, batch: int = 1) -> int:
-    """Elements in the cache of `batch` sequences of `context` tokens; windowed layers keep the newest `window` only.
+    """Elements in the cache of `batch` sequences of `context` tokens; windowed layers keep the newest
+    `window` only.
 
     Examples
     --------
@@ -52,7 +54,8 @@ def cache_bytes(shape: AttentionShape, context: int, batch: int = 1, bits: int =
 
 
 def fp8_bytes(narrow: int, wide: int = 0, tile: int = 128) -> int:
-    """Bytes of one token stored as `narrow` 8-bit elements, one float32 scale per `tile` of them, and `wide` bfloat16.
+    """Bytes of one token stored as `narrow` 8-bit elements, one float32 scale per `tile` of them, and
+    `wide` bfloat16.
 
     FlashMLA's layout for DeepSeek-V3.2 keeps the latent narrow and the rotary key wide (flash_mla README).
 
@@ -65,7 +68,8 @@ def fp8_bytes(narrow: int, wide: int = 0, tile: int = 128) -> int:
 
 
 def equivalent_kv_heads(shape: AttentionShape) -> Fraction:
-    """Key/value heads a GQA cache of the same size would have: 2.25 for DeepSeek's latents (report, table 1).
+    """Key/value heads a GQA cache of the same size would have: 2.25 for DeepSeek's latents (report, table
+    1).
 
     Examples
     --------
@@ -78,11 +82,13 @@ def equivalent_kv_heads(shape: AttentionShape) -> Fraction:
 
 
 def alternatives(shape: AttentionShape) -> dict[str, AttentionShape]:
-    """The same model with each kind of attention, its own kind included, from the largest cache to the smallest.
+    """The same model with each kind of attention, its own kind included, from the largest cache to the
+    smallest.
 
-    GQA keeps the model's key/value heads if it has some, else 8 (the choice of Ainslie et al., arXiv 2305.13245) or
-    the nearest smaller divisor of the query heads; it is left out when there is none between 1 and all of them.
-    MLA takes DeepSeek-V2's proportions, latent 4 * head_dim and rotary key head_dim / 2.
+    GQA keeps the model's key/value heads if it has some, else 8 (the choice of Ainslie et al., arXiv
+    2305.13245) or the nearest smaller divisor of the query heads; it is left out when there is none
+    between 1 and all of them. MLA takes DeepSeek-V2's proportions, latent 4 * head_dim and rotary key
+    head_dim / 2.
 
     Examples
     --------
@@ -92,8 +98,14 @@ def alternatives(shape: AttentionShape) -> dict[str, AttentionShape]:
     """
     latent = shape.kv_lora_rank is not None
     head_dim = shape.qk_nope_head_dim if latent else shape.head_dim
-    plain = replace(shape, num_kv_heads=shape.num_heads, head_dim=head_dim, kv_lora_rank=None, qk_nope_head_dim=None,
-                    qk_rope_head_dim=None)
+    plain = replace(
+        shape,
+        num_kv_heads=shape.num_heads,
+        head_dim=head_dim,
+        kv_lora_rank=None,
+        qk_nope_head_dim=None,
+        qk_rope_head_dim=None,
+    )
     shapes = {"MHA": plain, "MQA": replace(plain, num_kv_heads=1)}
     if shape.variant == "GQA":
         shapes["GQA"] = shape
@@ -101,7 +113,16 @@ def alternatives(shape: AttentionShape) -> dict[str, AttentionShape]:
         groups = [g for g in range(2, 9) if shape.num_heads % g == 0 and g < shape.num_heads]
         if groups:
             shapes["GQA"] = replace(plain, num_kv_heads=groups[-1])
-    shapes["MLA"] = shape if latent else replace(
-        shape, num_kv_heads=None, head_dim=None, kv_lora_rank=4 * head_dim, qk_nope_head_dim=head_dim,
-        qk_rope_head_dim=head_dim // 2)
+    shapes["MLA"] = (
+        shape
+        if latent
+        else replace(
+            shape,
+            num_kv_heads=None,
+            head_dim=None,
+            kv_lora_rank=4 * head_dim,
+            qk_nope_head_dim=head_dim,
+            qk_rope_head_dim=head_dim // 2,
+        )
+    )
     return dict(sorted(shapes.items(), key=lambda kind: -elements_per_token(kind[1])))

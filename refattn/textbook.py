@@ -18,9 +18,23 @@ import numpy as np
 
 
 def attention_with_lse(
-    query, key, value, *, bias=None, mask=None, scale=None, causal=False, window=None, softcap=None,
-    alibi_slopes=None, sinks=None, kv_lengths=None, q_offset=None, dropout_mask=None, dropout_rate=None,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    *,
+    bias=None,
+    mask=None,
+    scale=None,
+    causal=False,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+    sinks=None,
+    kv_lengths=None,
+    q_offset=None,
+    dropout_mask=None,
+    dropout_rate=None,
+):
     """Three variants, one formula: query head h reads key/value head h // (H / K).
 
     Multi-Head       K = H        Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2
@@ -87,8 +101,9 @@ def attention_with_lse(
     return kept @ value, lse  # (..., H, T, S) @ (..., H, S, E) -> (..., H, T, E)
 
 
-def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", scale=None,
-                              **options):  # fmt: skip
+def latent_attention_with_lse(
+    q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", scale=None, **options
+):
     """Multi-head Latent Attention: all heads share one latent c_j and one rotated key r_j a token.
 
     expand:  score_ij = scale * (q_i . (W_uk c_j) + s_i . r_j)      output_i = sum_j weight_ij (W_uv c_j)

@@ -1,4 +1,6 @@
-"""Every golden computed anew and compared, by the rules of `refattn.goldens.compare`; `refattn verify` prints the outcome."""
+"""Every golden computed anew and compared, by the rules of `refattn.goldens.compare`; `refattn
+verify` prints the outcome.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -50,7 +52,8 @@ def verify(cases, *, kernels=None, fail_fast=False, progress=None):
     ----------
     cases : iterable of refattn.goldens.GoldenCase
     kernels : module, optional
-        A package with functions of the same names as refattn's; those it has are verified beside the reference.
+        A package with functions of the same names as refattn's; those it has are verified beside the
+        reference.
     fail_fast : bool
         Stop at the first case that does not hold.
     progress : callable, optional
@@ -88,12 +91,21 @@ def verify(cases, *, kernels=None, fail_fast=False, progress=None):
         failures = [(package, failure) for package, failure in failures if failure is not None]
         row.failed += bool(failures)
         report.failures += [
-            {"case": case.name, "variant": case.variant, "source": case.source, "function": f"{package}.{case.function}", "failure": failure}
+            {
+                "case": case.name,
+                "variant": case.variant,
+                "source": case.source,
+                "function": f"{package}.{case.function}",
+                "failure": failure,
+            }
             for package, failure in failures
         ]
         if failures and fail_fast:
             break
-    report.rows = sorted(rows.values(), key=lambda row: (VARIANTS.index(row.variant), not row.source.startswith("torch"), row.source))
+    report.rows = sorted(
+        rows.values(),
+        key=lambda row: (VARIANTS.index(row.variant), not row.source.startswith("torch"), row.source),
+    )
     report.seconds = time.perf_counter() - started
     return report
 

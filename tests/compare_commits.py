@@ -3,18 +3,18 @@
     python tests/compare_commits.py COMMIT [COMMIT2] [--quick] [--only KIND]
 
 COMMIT2 is the working tree by default. Both packages of each tree are copied to a temporary folder; one
-process a tree, with one thread, makes the calls of `all_calls` and writes down what came of them: outputs and
-lse of both packages over all forms and options, bounds, verdicts, findings of `diagnose` in their order,
-tests of `check_kernel`, and messages of bad calls.
+process a tree, with one thread, makes the calls of `all_calls` and writes down what came of them: outputs
+and lse of both packages over all forms and options, bounds, verdicts, findings of `diagnose` in their
+order, tests of `check_kernel`, and messages of bad calls.
 
 Numbers are equal bit for bit or within `ULPS`, as sums in another order are. A text may differ by the words
 in `WORDS`. What else may differ stands in `ACCEPTED`, with its reason. The exit status is 1 if anything else
 differs.
 
-The calls use only names in `__all__` of refattn and refattn.oracle, the functions of cpu_kernels, and public
-arguments, so that both trees know them however their insides are moved about. No call has a limit in seconds
-that it could reach. Two trees take about five minutes of one core, six where the kernels differ, which are
-compiled for four dtypes; --quick takes about one.
+The calls use only names in `__all__` of refattn and refattn.oracle, the functions of cpu_kernels, and
+public arguments, so that both trees know them however their insides are moved about. No call has a limit
+in seconds that it could reach. Two trees take about five minutes of one core, six where the kernels
+differ, which are compiled for four dtypes; --quick takes about one.
 """
 
 import argparse
@@ -114,9 +114,13 @@ def paged(draw, heads, kv_heads):
 def latent(form, draw, heads, kv_heads):
     del kv_heads  # all heads share one latent
     shapes = {
-        "q_nope": (2, heads, 4, 5), "q_rope": (2, heads, 4, 3), "kv_latent": (2, 9, 10), "k_rope": (2, 9, 3),
-        "w_uk": (heads, 5, 10), "w_uv": (heads, 6, 10),
-    }  # fmt: skip
+        "q_nope": (2, heads, 4, 5),
+        "q_rope": (2, heads, 4, 3),
+        "kv_latent": (2, 9, 10),
+        "k_rope": (2, 9, 3),
+        "w_uk": (heads, 5, 10),
+        "w_uv": (heads, 6, 10),
+    }
     arrays = {name: draw(*shape) for name, shape in shapes.items()}
     return Form("latent_attention", arrays, {"form": form}, (2, heads, 4, 9), np.array([9, 9]))
 
@@ -186,7 +190,7 @@ def build(form_name, option_names, dtype, heads):
     options, taken = {}, set()
     for name in option_names:
         more = hide_nan(form, options) if name == "hidden NaN" else OPTIONS[name](rng, form, kind)
-        if taken & {*more} and name != "hidden NaN" or {*more} & {*form.without}:
+        if (taken & {*more} and name != "hidden NaN") or {*more} & {*form.without}:
             return None
         taken |= {*more}
         options |= more
@@ -221,7 +225,10 @@ class Call(NamedTuple):
 
 def described(arrays, options):
     """Arguments in words: arrays by shape and dtype."""
-    show = lambda x: f"{x.shape} {x.dtype}" if isinstance(x, np.ndarray) else repr(x)
+
+    def show(x):
+        return f"{x.shape} {x.dtype}" if isinstance(x, np.ndarray) else repr(x)
+
     return ", ".join(f"{name}={show(value)}" for name, value in {**arrays, **options}.items())
 
 
@@ -254,9 +261,7 @@ def attention_calls():
             )
     for words, form, options, _ in cases(["dense"]):
         steps = functools.partial(refattn.attention_steps, *form.arrays.values(), **options)
-        yield Call(
-            f"steps: {words}", lambda steps=steps: steps()._asdict(), described(form.arrays, options)
-        )
+        yield Call(f"steps: {words}", lambda steps=steps: steps()._asdict(), described(form.arrays, options))
 
 
 WRONG_OPTIONS = {"q_offset": 0, "scale": 0.2, "softcap": 0.5, "window": (1, 1), "causal": True}
@@ -406,7 +411,10 @@ def word_calls():
             )
     for make in ("flash", "eager", "cpu_kernels"):
         for dtype in DTYPES:
-            run = lambda make=make, dtype=dtype: getattr(oracle.KernelSpec, make)(dtype).to_dict()
+
+            def run(make=make, dtype=dtype):
+                return getattr(oracle.KernelSpec, make)(dtype).to_dict()
+
             yield Call(f"spec: {make} {dtype}", run)
     for words, suite in (
         ("adversarial", oracle.adversarial_inputs),
@@ -425,12 +433,28 @@ def fingerprint(inputs):
 
 
 BAD_OPTIONS = (
-    {"bias": np.zeros((2, 3, 4))}, {"bias": np.zeros(2, dtype=np.int64)}, {"mask": np.ones((77, 77), bool)},
-    {"mask": 1.0}, {"scale": "1"}, {"scale": np.inf}, {"causal": 1}, {"window": 3}, {"window": (-1, 0)},
-    {"softcap": 0.0}, {"softcap": np.nan}, {"alibi_slopes": np.ones(77)}, {"sinks": np.full(77, 1.0)},
-    {"kv_lengths": 99}, {"kv_lengths": -1}, {"q_offset": 1.5}, {"q_offset": 2**60}, {"dropout_rate": 0.5},
-    {"dropout_mask": True}, {"dropout_mask": True, "dropout_rate": 1.0}, {"unknown": 1},
-)  # fmt: skip
+    {"bias": np.zeros((2, 3, 4))},
+    {"bias": np.zeros(2, dtype=np.int64)},
+    {"mask": np.ones((77, 77), bool)},
+    {"mask": 1.0},
+    {"scale": "1"},
+    {"scale": np.inf},
+    {"causal": 1},
+    {"window": 3},
+    {"window": (-1, 0)},
+    {"softcap": 0.0},
+    {"softcap": np.nan},
+    {"alibi_slopes": np.ones(77)},
+    {"sinks": np.full(77, 1.0)},
+    {"kv_lengths": 99},
+    {"kv_lengths": -1},
+    {"q_offset": 1.5},
+    {"q_offset": 2**60},
+    {"dropout_rate": 0.5},
+    {"dropout_mask": True},
+    {"dropout_mask": True, "dropout_rate": 1.0},
+    {"unknown": 1},
+)
 
 
 def bad_calls():
@@ -515,7 +539,7 @@ def result_of(call):
         warnings.simplefilter("always")
         try:
             result = {"result": plain(call.run())}
-        except Exception as error:  # noqa: BLE001 - any error is a result
+        except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}"}
     return result | ({"warnings": sorted({str(warning.message) for warning in caught})} if caught else {})
 
@@ -707,10 +731,16 @@ def results_of(commit, folder, name, flags=()):
     tree, path = folder / "tree", folder / f"{name}.json"
     shutil.rmtree(tree, ignore_errors=True)
     (folder / name).rename(tree)
-    environment = os.environ | ONE_THREAD | {
-        "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
-        "CPU_KERNELS_CACHE_DIR": str(folder / digest_of_kernels(tree)),
-    }  # fmt: skip
+    environment = (
+        os.environ
+        | ONE_THREAD
+        | {
+            "PYTHONPATH": str(tree),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+            "CPU_KERNELS_CACHE_DIR": str(folder / digest_of_kernels(tree)),
+        }
+    )
     print(f"{name} tree: {commit or 'working tree'}", file=sys.stderr, flush=True)
     command = [sys.executable, folder / "calls.py", "--tree", tree, "--write", path, *flags]
     done = subprocess.run([str(word) for word in command], check=False, env=environment, cwd=folder)

@@ -1,8 +1,9 @@
 """What every test runs under, and which tests the default run leaves to the campaigns.
 
-A test marked `campaign` is long and repeats what others show; setup.cfg deselects it, `-m ""` runs everything. `sample(n)` marks
-most cases of a parametrised test so: about one in n stays, and so does whatever alone shows a function, option, family, layout, or,
-where there are several parameters, a value of one.
+A test marked `campaign` is long and repeats what others show; setup.cfg deselects it, `-m ""` runs
+everything. `sample(n)` marks most cases of a parametrised test so: about one in n stays, and so does
+whatever alone shows a function, option, family, layout, or, where there are several parameters, a value
+of one.
 """
 
 import itertools
@@ -14,7 +15,13 @@ from default_run import left_out, number_of
 
 def pytest_addoption(parser):
     group = parser.getgroup("campaign")
-    group.addoption("--campaign-share", type=int, default=1, metavar="N", help="run one in N of the tests marked campaign")
+    group.addoption(
+        "--campaign-share",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run one in N of the tests marked campaign",
+    )
     group.addoption("--campaign-seed", default="", metavar="TEXT", help="what decides which")
 
 
@@ -35,7 +42,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def interrupts_arrive():
-    """Shells and CI runners have background jobs ignore SIGINT, and their children inherit that: tests of interruption set it themselves."""
+    """Shells and CI runners have background jobs ignore SIGINT, and their children inherit that:
+    tests of interruption set it themselves.
+    """
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -50,48 +50,29 @@ LIKELY = {
     "refattn/calls": (
         "test_errors test_reference test_hidden test_array_likes test_interop test_interop_errors"
     ),
-    "refattn/commands": (
-        "test_cli test_doctor test_sizes test_verify test_vectors test_messages"
-    ),
+    "refattn/commands": ("test_cli test_doctor test_sizes test_verify test_vectors test_messages"),
     "refattn/exact": (
         "test_reference test_exact test_exact_options test_exact_range test_exact_channels "
         "test_hidden test_scale"
     ),
     "refattn/goldens": "test_goldens test_verify",
     "refattn/oracle": "test_spec test_messages test_harness",
-    "refattn/oracle/arithmetic": (
-        "test_formats test_spec test_other_specs test_bounds"
-    ),
+    "refattn/oracle/arithmetic": ("test_formats test_spec test_other_specs test_bounds"),
     "refattn/oracle/bounds": (
         "test_bounds test_bound_constants test_level_rows test_uncertain_rows "
         "test_verdict_range test_unjudged test_campaign"
     ),
-    "refattn/oracle/diagnosis": (
-        "test_diagnose test_tell_apart test_convention_rows test_mutants"
-    ),
-    "refattn/oracle/dialects": (
-        "test_dialects test_dialect_notes test_harness_dialects"
-    ),
+    "refattn/oracle/diagnosis": ("test_diagnose test_tell_apart test_convention_rows test_mutants"),
+    "refattn/oracle/dialects": ("test_dialects test_dialect_notes test_harness_dialects"),
     "refattn/oracle/harness": (
-        "test_guards test_harness test_harness_failures "
-        "test_merge_kernels test_plugin"
+        "test_guards test_harness test_harness_failures test_merge_kernels test_plugin"
     ),
-    "refattn/oracle/inputs": (
-        "test_inputs test_coverage test_harness test_vectors"
-    ),
-    "refattn/oracle/mistakes": (
-        "test_mutants test_mutation test_diagnose test_convention_rows"
-    ),
-    "refattn/oracle/simulated": (
-        "test_emulation test_formats test_mutants test_bounds "
-        "test_campaign"
-    ),
-    "refattn/oracle/vectors": (
-        "test_vectors test_vector_formats test_vector_attacks test_pack_attacks"
-    ),
+    "refattn/oracle/inputs": ("test_inputs test_coverage test_harness test_vectors"),
+    "refattn/oracle/mistakes": ("test_mutants test_mutation test_diagnose test_convention_rows"),
+    "refattn/oracle/simulated": ("test_emulation test_formats test_mutants test_bounds test_campaign"),
+    "refattn/oracle/vectors": ("test_vectors test_vector_formats test_vector_attacks test_pack_attacks"),
     "refattn/oracle/verdict": (
-        "test_verdict test_verdict_range test_unjudged "
-        "test_false_alarms test_messages"
+        "test_verdict test_verdict_range test_unjudged test_false_alarms test_messages"
     ),
     "cpu_kernels": (
         "test_cutting test_kernels test_errors test_kernels_hidden test_kernels_memory "

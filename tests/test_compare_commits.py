@@ -5,20 +5,23 @@ import inspect
 import shutil
 from itertools import combinations
 
+import compare_commits
 import numpy as np
 import pytest
+from compare_commits import DTYPES, FORMS, OPTIONS, as_array, differences, distances, dtype_of, plain, table
 
-import compare_commits
 import cpu_kernels
 import refattn
-from compare_commits import DTYPES, FORMS, OPTIONS, as_array, differences, distances, dtype_of, plain, table
 
 TINY = 1e-7  # subnormal in float16
 
 
 def neighbours(kind):
     """Pairs of numbers next to each other: normal, negative, at a power of two, subnormal, at zero."""
-    step = lambda x: (np.array([x], kind).view(f"u{kind.itemsize}") + 1).view(kind)[0]
+
+    def step(x):
+        return (np.array([x], kind).view(f"u{kind.itemsize}") + 1).view(kind)[0]
+
     smallest = step(0.0)
     return [(x, step(x)) for x in np.array([1.0, -1.0, 0.1, 2.0, TINY, 0.0], kind)] + [
         (-smallest, np.array(-0.0, kind))
@@ -178,7 +181,9 @@ def test_two_trees_from_end_to_end(tmp_path):
     )
     assert len(first) > 300 and all("error" in first[name] for name in first if "oracle" not in name)
     found = list(differences(first, second))
-    assert all(difference.second == difference.first.replace("greater than", "above") for difference in found)
+    assert all(
+        difference.second == difference.first.replace("greater than", "above") for difference in found
+    )
     calls = {difference.call.split(": ")[1].split()[0] for difference in found}
     assert calls == {*FORMS} and len(found) == 2 * len(FORMS)
 

@@ -20,8 +20,16 @@ PARAMETERS = {
     "calls": {"case": CASES},
     "calls and dtypes": {"case": CASES, "dtype": ["float32", "float64"]},
     "options": {"options": [{name: 1} for name in "abcdefgh"] * 9, "rows": [1, 33]},
-    "numbers and words": {"size": [0.0, 1.0, float("inf"), float("nan")], "name": [*"abcdefghijkl"], "flag": [False, True, None]},
-    "functions": {"function": [len, sum, *(lambda n=n: n for n in range(6))], "dtype": [float, complex, int], "n": [*range(9)]},
+    "numbers and words": {
+        "size": [0.0, 1.0, float("inf"), float("nan")],
+        "name": [*"abcdefghijkl"],
+        "flag": [False, True, None],
+    },
+    "functions": {
+        "function": [len, sum, *(lambda n=n: n for n in range(6))],
+        "dtype": [float, complex, int],
+        "n": [*range(9)],
+    },
 }
 
 
@@ -48,4 +56,12 @@ def test_something_always_stays():
 
 def test_options_and_forms_of_a_call_are_told_apart():
     words = {what for case in items(case=CASES) for what in shown(case)}
-    assert {"function paged_attention", "form=absorb", "form=expand", "causal=True", "bias=ts", "window", "layout transposed"} <= words
+    assert {
+        "function paged_attention",
+        "form=absorb",
+        "form=expand",
+        "causal=True",
+        "bias=ts",
+        "window",
+        "layout transposed",
+    } <= words

@@ -1,4 +1,6 @@
-"""Documented parameters are those of the signature, and every section a caller needs is there, for the public functions of both packages."""
+"""Documented parameters are those of the signature, and every section a caller needs is there, for
+the public functions of both packages.
+"""
 
 import inspect
 import re
@@ -32,7 +34,10 @@ def entries(section):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_documented_parameters_are_those_of_the_signature(function):
-    documented, signature = entries(sections(function)["Parameters"]), list(inspect.signature(function).parameters)
+    documented, signature = (
+        entries(sections(function)["Parameters"]),
+        list(inspect.signature(function).parameters),
+    )
     if documented[-1] == "**options":
         documented = documented[:-1]
         shown = signature[len(documented) :]
@@ -48,7 +53,11 @@ def test_documented_results_are_those_returned(function):
     if function.__name__ == "attention_steps":
         assert names == ["AttentionSteps"]
     else:
-        assert names == (["output", "lse"] if function.__name__.endswith("_with_lse") or function.__name__ == "merge_states" else ["output"])
+        assert names == (
+            ["output", "lse"]
+            if function.__name__.endswith("_with_lse") or function.__name__ == "merge_states"
+            else ["output"]
+        )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -57,7 +66,14 @@ def test_errors_are_documented(function):
     assert all(error in named for error in ("TypeError", "ValueError", "MemoryError"))
 
 
-@pytest.mark.parametrize("name", [name for name, value in vars(cpu_kernels).items() if inspect.isfunction(value) and name not in WITHOUT_ARRAYS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, value in vars(cpu_kernels).items()
+        if inspect.isfunction(value) and name not in WITHOUT_ARRAYS
+    ],
+)
 def test_kernels_have_the_signature_of_their_twin(name):
     ours, theirs = inspect.signature(getattr(cpu_kernels, name)), inspect.signature(getattr(refattn, name))
     assert ours == theirs

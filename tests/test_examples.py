@@ -21,8 +21,13 @@ def printed():
     def run(name):
         if name not in outputs:
             paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-            done = subprocess.run([sys.executable, "-W", "error", ROOT / "examples" / f"{name}.py"], capture_output=True, text=True,
-                                  env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"}, timeout=120)
+            done = subprocess.run(
+                [sys.executable, "-W", "error", ROOT / "examples" / f"{name}.py"],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+                timeout=120,
+            )
             assert done.returncode == 0, done.stderr
             assert done.stderr == ""
             outputs[name] = done.stdout
@@ -48,9 +53,15 @@ def test_example_runs_is_short_and_is_listed(path, printed):
 
 def test_grouping_along_the_sequence(printed):
     text = printed("grouping_along_the_sequence")
-    for beginning in ("snippet in NumPy - snippet in torch", "snippet - sum of the values of the chunk", "snippet - snippet with other queries and keys",
-                      "values all 1: output - chunk size", "repaired - refattn.block_local_attention", "repaired - attention with a block-diagonal mask",
-                      "GQA - multi-head attention with each key/value head repeated"):
+    for beginning in (
+        "snippet in NumPy - snippet in torch",
+        "snippet - sum of the values of the chunk",
+        "snippet - snippet with other queries and keys",
+        "values all 1: output - chunk size",
+        "repaired - refattn.block_local_attention",
+        "repaired - attention with a block-diagonal mask",
+        "GQA - multi-head attention with each key/value head repeated",
+    ):
         assert fact(text, beginning) < ROUNDING
     assert fact(text, "repaired - published") > 0.1
     assert fact(text, "GQA: change at token 0 when the last key changes") > 0.01
@@ -62,17 +73,31 @@ def test_one_key_many_queries(printed):
     text = printed("one_key_many_queries")
     assert "query (2, 2, 4)  key (1, 2, 4)  value (1, 2, 4)" in text
     assert "output (2, 2, 4)  as (tokens, heads, dim)" in text
-    weights = {tuple(line.split()[:2]): [float(number) for number in line.split()[2:]] for line in text.splitlines() if re.search(r" Q[12] ", line)}
+    weights = {
+        tuple(line.split()[:2]): [float(number) for number in line.split()[2:]]
+        for line in text.splitlines()
+        if re.search(r" Q[12] ", line)
+    }
     assert set(weights) == {("Katten", "Q1"), ("Katten", "Q2"), ("spinnar", "Q1"), ("spinnar", "Q2")}
     assert all(abs(sum(row) - 1) <= 0.0015 for row in weights.values())
     assert weights["Katten", "Q1"] != weights["Katten", "Q2"]
     assert fact(text, "MQA - MHA whose heads hold the same key and value") < ROUNDING
     assert fact(text, "head 1 - head 2 when both queries are equal") < ROUNDING
     assert fact(text, "MQA - MHA with a key and value of its own per head") > 0.1
-    table = {name: [int(number) for number in re.search(rf"^{name} +(\d+) +(\d+) +(\d+)$", text, re.MULTILINE).groups()]
-             for name in ("one head", "MQA, two queries", "MHA, two heads")}
-    # d_model 8, two heads of 4: 2 * 4 cached of MQA, twice that of MHA; weights 2 * 8 * 4 * (query + key/value heads)
-    assert table == {"one head": [8, 128, 32], "MQA, two queries": [8, 192, 64], "MHA, two heads": [16, 256, 64]}
+    table = {
+        name: [
+            int(number)
+            for number in re.search(rf"^{name} +(\d+) +(\d+) +(\d+)$", text, re.MULTILINE).groups()
+        ]
+        for name in ("one head", "MQA, two queries", "MHA, two heads")
+    }
+    # d_model 8, two heads of 4: 2 * 4 cached of MQA, twice that of MHA; weights 2 * 8 * 4 * (query +
+    # key/value heads)
+    assert table == {
+        "one head": [8, 128, 32],
+        "MQA, two queries": [8, 192, 64],
+        "MHA, two heads": [16, 256, 64],
+    }
 
 
 def test_four_formulas(printed):
@@ -85,16 +110,33 @@ def test_four_formulas(printed):
     assert fact(text, "GQA with 1 key/value head - MQA") < ROUNDING
     assert fact(text, "GQA with 8 key/value heads - MHA") < ROUNDING
     assert fact(text, "absorbed (attend over latents) - expanded") < ROUNDING
-    table = {line[:22].strip(): [int(number) for number in line.split()[-3:]] for line in text.splitlines() if re.match(r"(MHA|GQA,|MQA|MLA,) .*\d$", line)}
-    assert table["MHA"][0] > table["GQA, 4 key/value heads"][0] > table["GQA, 2 key/value heads"][0] > table["MQA"][0] == 16
+    table = {
+        line[:22].strip(): [int(number) for number in line.split()[-3:]]
+        for line in text.splitlines()
+        if re.match(r"(MHA|GQA,|MQA|MLA,) .*\d$", line)
+    }
+    assert (
+        table["MHA"][0]
+        > table["GQA, 4 key/value heads"][0]
+        > table["GQA, 2 key/value heads"][0]
+        > table["MQA"][0]
+        == 16
+    )
     assert len({work for name, (_, work, _) in table.items() if not name.startswith("MLA")}) == 1
     assert table["MLA, latent 16 + 4"][:2] == [20, 8 * (2 * 16 + 4)]
 
 
 def table_of(text):
-    """(cached, mode) -> (stored, error of K and V, error of the output), for one table of a factoring example."""
-    rows = re.findall(r"^ +(\d+)   (joint|split) +(\d+)(?: +(?:yes|no))? +([\d.]+)% +([\d.]+)%$", text, re.MULTILINE)
-    return {(int(rank), mode): (int(stored), float(error), float(lost)) for rank, mode, stored, error, lost in rows}
+    """(cached, mode) -> (stored, error of K and V, error of the output), for one table of a factoring
+    example.
+    """
+    rows = re.findall(
+        r"^ +(\d+)   (joint|split) +(\d+)(?: +(?:yes|no))? +([\d.]+)% +([\d.]+)%$", text, re.MULTILINE
+    )
+    return {
+        (int(rank), mode): (int(stored), float(error), float(lost))
+        for rank, mode, stored, error, lost in rows
+    }
 
 
 def test_low_rank_keys_values(printed):
@@ -109,7 +151,10 @@ def test_low_rank_keys_values(printed):
     assert table[24, "joint"] == (24 * 536, 0.0, 0.0) and table[24, "joint"][0] > 512 * 24
     assert fact(text, "On the factors - on the rebuilt K and V") < ROUNDING
     assert fact(text, "The same scaled by 1/sqrt(rank)") > 1e-3
-    fitted, later = (float(number) for number in re.search(r"they miss (\d+)% of their norm, later ones (\d+)%", text).groups())
+    fitted, later = (
+        float(number)
+        for number in re.search(r"they miss (\d+)% of their norm, later ones (\d+)%", text).groups()
+    )
     assert later > fitted
 
 

@@ -1,4 +1,6 @@
-"""`import refattn` costs nothing until a name is used, and every name is there: at run time, for completion and for type checkers."""
+"""`import refattn` costs nothing until a name is used, and every name is there: at run time, for
+completion and for type checkers.
+"""
 
 import ast
 import subprocess
@@ -26,7 +28,9 @@ def test_neither_the_package_nor_its_entry_points_import_numpy(module):
 
 def test_a_function_loads_numpy_and_nothing_else():
     heavy = {"numpy", "scipy", "numba", "ml_dtypes", "torch", "refattn.oracle"}
-    assert python(f"import sys, refattn; refattn.attention; print({heavy} & {{*sys.modules}})") == "{'numpy'}"
+    assert (
+        python(f"import sys, refattn; refattn.attention; print({heavy} & {{*sys.modules}})") == "{'numpy'}"
+    )
 
 
 @pytest.mark.parametrize("package", [refattn, refattn.oracle], ids=lambda package: package.__name__)
@@ -34,13 +38,17 @@ def test_type_checkers_read_the_names_that_are_loaded(package):
     tree = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    homes = {alias.asname: node.module.removeprefix("refattn.") for node in block.body for alias in node.names}
+    homes = {
+        alias.asname: node.module.removeprefix("refattn.") for node in block.body for alias in node.names
+    }
     assert homes == package._HOME
     assert all(alias.name == alias.asname for node in block.body for alias in node.names)
 
 
 def test_every_name_is_listed_and_found():
-    assert {*refattn.__all__} == {*refattn._HOME} <= {*dir(refattn)} and {*refattn._MODULES} <= {*dir(refattn)}
+    assert {*refattn.__all__} == {*refattn._HOME} <= {*dir(refattn)} and {*refattn._MODULES} <= {
+        *dir(refattn)
+    }
     for name, home in refattn._HOME.items():
         assert getattr(refattn, name).__module__ == f"refattn.{home}"
     namespace = {}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import BY_FUNCTION
 
 import refattn
-from cases import BY_FUNCTION
 from refattn import textbook
 
 LONGEST = 120  # lines: two slides
@@ -73,10 +73,13 @@ def latent_arrays(batch=(2,), num_heads=3, q_len=5, kv_len=7):
     """Small inputs of Multi-head Latent Attention."""
     rng = np.random.default_rng(3)
     shapes = {
-        "q_nope": (*batch, num_heads, q_len, 4), "q_rope": (*batch, num_heads, q_len, 2),
-        "kv_latent": (*batch, kv_len, 6), "k_rope": (*batch, kv_len, 2),
-        "w_uk": (num_heads, 4, 6), "w_uv": (num_heads, 3, 6),
-    }  # fmt: skip
+        "q_nope": (*batch, num_heads, q_len, 4),
+        "q_rope": (*batch, num_heads, q_len, 2),
+        "kv_latent": (*batch, kv_len, 6),
+        "k_rope": (*batch, kv_len, 2),
+        "w_uk": (num_heads, 4, 6),
+        "w_uv": (num_heads, 3, 6),
+    }
     return {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
 
@@ -115,14 +118,10 @@ def test_the_table_has_every_option():
 @pytest.mark.parametrize("name", ["attention_with_lse", "latent_attention_with_lse"])
 def test_arguments_are_those_of_the_reference(name):
     theirs, ours = (inspect.signature(getattr(module, name)).parameters for module in (refattn, textbook))
-    if (
-        name == "latent_attention_with_lse"
-    ):  # passes its options on, but for scale, whose default is its own
+    if name == "latent_attention_with_lse":  # passes its options on, but for scale, whose default is its own
         assert [*ours][:7] == [*theirs][:7] and [*ours][7:] == ["scale", "options"]
     else:
-        assert [(p.name, p.default) for p in ours.values()] == [
-            (p.name, p.default) for p in theirs.values()
-        ]
+        assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
 
 def test_lists_and_rows_that_see_nothing():
@@ -133,7 +132,9 @@ def test_lists_and_rows_that_see_nothing():
 
 
 def test_what_the_core_adds():
-    """As refattn/exact/core.py says: hidden NaN has no say, and weights keep their digits behind large scores."""
+    """As refattn/exact/core.py says: hidden NaN has no say, and weights keep their digits behind
+    large scores.
+    """
     query, key, value = np.ones((1, 1, 1)), np.array([[[0.0], [np.nan]]]), np.array([[[1.0], [np.nan]]])
     assert np.isnan(textbook.attention_with_lse(query, key, value, kv_lengths=1)[0]).all()
     assert refattn.attention(query, key, value, kv_lengths=1).tolist() == [[[1.0]]]
@@ -142,9 +143,7 @@ def test_what_the_core_adds():
     bias = np.array([0.0, 2.0**-5])  # adding it to a score of 1e15 rounds it away
     right = 1 + 2 / (1 + np.exp(-(2.0**-5)))
     assert abs(refattn.attention(query, key, value, scale=1.0, bias=bias) - right).item() < 1e-14
-    assert (
-        abs(textbook.attention_with_lse(query, key, value, scale=1.0, bias=bias)[0] - right).item() > 1e-3
-    )
+    assert abs(textbook.attention_with_lse(query, key, value, scale=1.0, bias=bias)[0] - right).item() > 1e-3
 
 
 def test_the_lesson_stays_short():

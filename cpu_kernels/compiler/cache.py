@@ -1,15 +1,19 @@
 """Compiled code kept on disk, so that only the first process on a machine compiles.
 
-Numba's own cache looks only at the file of the function itself, so an edit in a file it calls goes unnoticed; its key knows no compile options; a
-truncated index raises in every later process. Here a folder holds the code of exactly one state of the world: all sources of this package, the
-versions of Python, NumPy, Numba and llvmlite, the CPU compiled for, the options. Whatever changes, another folder is used and old ones go.
+Numba's own cache looks only at the file of the function itself, so an edit in a file it calls goes
+unnoticed; its key knows no compile options; a truncated index raises in every later process. Here a
+folder holds the code of exactly one state of the world: all sources of this package, the versions of
+Python, NumPy, Numba and llvmlite, the CPU compiled for, the options. Whatever changes, another folder is
+used and old ones go.
 
-Loading is unpickling, and unpickling runs code: whoever can write to the folder can run code as you. So folder and files must belong to this user
-and be writable by nobody else, and they are opened through their directory's descriptor without following links, so that nothing can be swapped
-between check and use. The checksum in each file finds damage, not malice.
+Loading is unpickling, and unpickling runs code: whoever can write to the folder can run code as you. So
+folder and files must belong to this user and be writable by nobody else, and they are opened through
+their directory's descriptor without following links, so that nothing can be swapped between check and
+use. The checksum in each file finds damage, not malice.
 
-Environment: CPU_KERNELS_CACHE_DIR is a folder to keep it in instead of the usual one (XDG_CACHE_HOME, then the home's cache folder, then a per-user folder
-in the temporary directory), or ``off``. POSIX systems only: elsewhere nothing is kept, because the permission checks have no meaning there.
+Environment: CPU_KERNELS_CACHE_DIR is a folder to keep it in instead of the usual one (XDG_CACHE_HOME,
+then the home's cache folder, then a per-user folder in the temporary directory), or ``off``. POSIX
+systems only: elsewhere nothing is kept, because the permission checks have no meaning there.
 """
 
 import contextlib
@@ -30,9 +34,9 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from cpu_kernels.compiler.notice import notice
-from cpu_kernels.machine.cpu_limits import SPACE_TO_COMPILE, SPACE_TO_LOAD, require_address_space
 from cpu_kernels.compiler.numba_internals import prepare_to_load
 from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
+from cpu_kernels.machine.cpu_limits import SPACE_TO_COMPILE, SPACE_TO_LOAD, require_address_space
 
 PACKAGE = Path(__file__).parent.parent
 FORMAT = b"cpu_kernels compiled code, format 1\n"
@@ -45,7 +49,9 @@ CODE_SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "ENABLE_AVX", "LOOP_VECTORI
 def source_digest(package=PACKAGE):
     """SHA-256 over the names and contents of all Python files of the package."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*.py") if path.is_file()):  # editors leave links that lead nowhere
+    for path in sorted(
+        path for path in package.rglob("*.py") if path.is_file()
+    ):  # editors leave links that lead nowhere
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
         digest.update(content)
@@ -59,7 +65,8 @@ def _readable_source_digest():
         return None
 
 
-# This module is imported before any kernel: the digest of the files the kernels are about to be imported from.
+# This module is imported before any kernel: the digest of the files the kernels are about to be imported
+# from.
 _imported_sources = _readable_source_digest()
 
 
@@ -104,15 +111,25 @@ class CodeCache(NullCache):
                 notice.not_kept(place().description)
 
     def _folder(self, codegen):
-        """The folder of this state of the world, or None. Files edited since they were imported belong to no state."""
+        """The folder of this state of the world, or None. Files edited since they were imported
+        belong to no state.
+        """
         if not self.covered or _imported_sources is None or _readable_source_digest() != _imported_sources:
             return None
         return place().state_folder(codegen.magic_tuple())
 
     def _entry_name(self, sig):
         arguments, _ = sigutils.normalize_signature(sig)
-        code = marshal.dumps(self.function.__code__, 2)  # version 2 writes no reference flags, which differ between processes
-        key = (self.function.__module__, self.function.__qualname__, self.variant, [repr(a) for a in arguments], hashlib.sha256(code).hexdigest())
+        code = marshal.dumps(
+            self.function.__code__, 2
+        )  # version 2 writes no reference flags, which differ between processes
+        key = (
+            self.function.__module__,
+            self.function.__qualname__,
+            self.variant,
+            [repr(a) for a in arguments],
+            hashlib.sha256(code).hexdigest(),
+        )
         return f"{self.function.__name__.strip('<>')}-{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}"
 
     def _destination(self, folder):
@@ -132,9 +149,9 @@ def _read_entry(folder, name, sig, target_context):
         return None
     require_address_space(SPACE_TO_LOAD, "Loading a kernel")
     head = len(FORMAT)
-    payload = content[head + 32:]
+    payload = content[head + 32 :]
     try:
-        if content[:head] == FORMAT and hashlib.sha256(payload).digest() == content[head:head + 32]:
+        if content[:head] == FORMAT and hashlib.sha256(payload).digest() == content[head : head + 32]:
             prepare_to_load(target_context)
             compiled = CompileResult._rebuild(target_context, *pickle.loads(payload))
             if tuple(compiled.signature.args) == tuple(sigutils.normalize_signature(sig)[0]):
@@ -191,8 +208,16 @@ class _Place:
         if self.root is None:
             return None
         if target not in self.states:
-            state = (_imported_sources, sys.version, platform.machine(), np.__version__, numba.__version__, llvmlite.__version__, target,
-                     [(name, getattr(config, name, None)) for name in CODE_SETTINGS])
+            state = (
+                _imported_sources,
+                sys.version,
+                platform.machine(),
+                np.__version__,
+                numba.__version__,
+                llvmlite.__version__,
+                target,
+                [(name, getattr(config, name, None)) for name in CODE_SETTINGS],
+            )
             name = hashlib.sha256(repr(state).encode()).hexdigest()[:24]
             try:
                 self.states[target] = self.root.subfolder(name)
@@ -214,14 +239,20 @@ def _about_what_was_given(given, path, refusal):
     if not given:
         return refusal
     folder = f"{path.parent} "
-    return f"CPU_KERNELS_CACHE_DIR={given} {refusal[len(folder):]}" if refusal.startswith(folder) else f"CPU_KERNELS_CACHE_DIR={given}: {refusal}"
+    return (
+        f"CPU_KERNELS_CACHE_DIR={given} {refusal[len(folder) :]}"
+        if refusal.startswith(folder)
+        else f"CPU_KERNELS_CACHE_DIR={given}: {refusal}"
+    )
 
 
 _place = None
 
 
 def place():
-    """The process's cache place, found when first needed: importing the package touches no file but its own."""
+    """The process's cache place, found when first needed: importing the package touches no file but
+    its own.
+    """
     global _place
     if _place is None:
         _place = _Place()

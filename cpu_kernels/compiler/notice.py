@@ -27,7 +27,9 @@ class CompileNotice:
         if not self.said:
             self.timer = threading.Timer(max(0.0, PATIENCE - self.spent), self._say, (destination,))
             self.timer.daemon = True
-            with contextlib.suppress(RuntimeError):  # no more threads: a limit, the end of the process, a subinterpreter
+            with contextlib.suppress(
+                RuntimeError
+            ):  # no more threads: a limit, the end of the process, a subinterpreter
                 self.timer.start()
 
     def compiled(self):

@@ -1,8 +1,11 @@
-"""The only file that relies on how Numba works inside, and only for releases it was tested with; others take Numba's own slower way.
+"""The only file that relies on how Numba works inside, and only for releases it was tested with; others
+take Numba's own slower way.
 
-A call from within a compilation is refused in our words instead of failing in Numba's. And three shortcuts, measured on the attention kernels (Numba 0.68): leaves are not made executable, which nearly halves the time of the first
-compilation; loading kept code starts the run-time system alone instead of everything a compiler needs, 0.05 s instead of 0.37 s; and references to
-arrays are not counted, which took 2 % of a prefill.
+A call from within a compilation is refused in our words instead of failing in Numba's. And three
+shortcuts, measured on the attention kernels (Numba 0.68): leaves are not made executable, which nearly
+halves the time of the first compilation; loading kept code starts the run-time system alone instead of
+everything a compiler needs, 0.05 s instead of 0.37 s; and references to arrays are not counted, which
+took 2 % of a prefill.
 """
 
 import numba
@@ -27,7 +30,9 @@ def prepare_to_load(target_context):
 
 
 def refuse_reentrance(dispatcher):
-    """Let no signal handler or finalizer that interrupts a compilation start another: it fails, or does not, by where it interrupts."""
+    """Let no signal handler or finalizer that interrupts a compilation start another: it fails, or
+    does not, by where it interrupts.
+    """
     if not TESTED:
         return
     compile_for_args = dispatcher._compile_for_args
@@ -35,7 +40,8 @@ def refuse_reentrance(dispatcher):
     def compile_unless_compiling(*args, **kwargs):
         if global_compiler_lock.is_locked():  # by this thread
             raise RuntimeError(
-                f"cpu_kernels must have compiled {dispatcher.__name__} before a signal handler or finalizer calls it in the middle of a compilation; "
+                f"cpu_kernels must have compiled {dispatcher.__name__} before a signal handler or "
+                "finalizer calls it in the middle of a compilation; "
                 "got a first call. Make one such call beforehand."
             )
         return compile_for_args(*args, **kwargs)
@@ -52,7 +58,10 @@ def compile_leaf(function, options):
         return function
 
     def refuse(*args, **kwargs):
-        raise TypeError(f"{function.__qualname__} is a leaf, which only compiled functions can call; call a driver, or {function.__name__}.py_func.")
+        raise TypeError(
+            f"{function.__qualname__} is a leaf, which only compiled functions can call; call a driver, or "
+            f"{function.__name__}.py_func."
+        )
 
     def add_overload(compiled):
         dispatcher.overloads[tuple(compiled.signature.args)] = compiled
@@ -72,7 +81,9 @@ class LeafCompiler(Compiler):
 
 
 class LeafLibrary(JITCodeLibrary):
-    """Code to link into drivers. The driver's optimisation does all the work, once; machine code of its own would never run."""
+    """Code to link into drivers. The driver's optimisation does all the work, once; machine code of
+    its own would never run.
+    """
 
     def _optimize_final_module(self):
         pass
@@ -91,7 +102,9 @@ class LeafLibrary(JITCodeLibrary):
 
 
 class _WithoutEnvironments:
-    """A code generator that keeps the environment of a function (what print and object mode need) out of machine code that does not exist."""
+    """A code generator that keeps the environment of a function (what print and object mode need) out
+    of machine code that does not exist.
+    """
 
     def __init__(self, codegen):
         self._codegen = codegen

@@ -1,7 +1,8 @@
 """A folder of files that this user alone can write, safe to unpickle from.
 
-Anything may lie where the folder or a file of it should be: pipes, sockets, devices, links, what belongs to others. Nothing here waits for it, follows
-it or trusts it: files are opened without blocking, and what was opened is looked at before it is read.
+Anything may lie where the folder or a file of it should be: pipes, sockets, devices, links, what belongs
+to others. Nothing here waits for it, follows it or trusts it: files are opened without blocking, and what
+was opened is looked at before it is read.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ class Refused(OSError):
 
 
 def usual_places(name):
-    """Where such a folder may be, best first: the user's cache directory, then the temporary directory under a name with the user's number."""
+    """Where such a folder may be, best first: the user's cache directory, then the temporary
+    directory under a name with the user's number.
+    """
     configured = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(configured):
         yield Path(configured) / name
@@ -35,18 +38,20 @@ def usual_places(name):
 
 
 class PrivateFolder:
-    """Files by name; a file that cannot be read is absent, and a write that fails leaves the folder as it was: a cache may lose anything.
+    """Files by name; a file that cannot be read is absent, and a write that fails leaves the folder as it
+    was: a cache may lose anything.
 
     Parameters
     ----------
     path : Path
-        Created with mode 0700 if missing. A folder of ours that others may read is made private; one that others may write is refused, because
-        what lies in it may be theirs.
+        Created with mode 0700 if missing. A folder of ours that others may read is made private; one that
+        others may write is refused, because what lies in it may be theirs.
 
     Raises
     ------
     Refused
-        Not creatable, not writable, not a folder, a link, another user's, writable by others, or not a POSIX system.
+        Not creatable, not writable, not a folder, a link, another user's, writable by others, or not a
+        POSIX system.
     """
 
     def __init__(self, path):
@@ -73,7 +78,11 @@ class PrivateFolder:
     def keep_newest(self, count):
         """Remove all but the most recently used subfolders."""
         with contextlib.suppress(OSError), os.scandir(self.path) as entries:
-            folders = [(entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            folders = [
+                (entry.stat(follow_symlinks=False).st_mtime, entry.path)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
             for _, path in sorted(folders, reverse=True)[count:]:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -82,7 +91,9 @@ class PrivateFolder:
         try:
             with self._opened() as folder:
                 # Opening a pipe waits for a writer, and some devices wait too, unless told not to.
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                file = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder
+                )
                 try:
                     return _content_of_ours(file)
                 finally:
@@ -164,12 +175,20 @@ def _content_of_ours(file):
 
 
 def _write_new(folder, name, content):
-    with open(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder), "wb") as file:
+    with open(
+        os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder), "wb"
+    ) as file:
         file.write(content)
 
 
 def _no_folder(path):
-    """In words what lies there instead of a folder; empty for a folder, for nothing at all and where this user may not look."""
+    """In words what lies there instead of a folder; empty for a folder, for nothing at all and where
+    this user may not look.
+    """
     if os.path.isdir(path) or not os.path.lexists(path):
         return ""
-    return "is a link that leads nowhere" if os.path.islink(path) and not os.path.exists(path) else "is not a directory"
+    return (
+        "is a link that leads nowhere"
+        if os.path.islink(path) and not os.path.exists(path)
+        else "is not a directory"
+    )

@@ -60,9 +60,25 @@ from cpu_kernels.simd.registers import MAX_VECTORS
 
 @driver
 def attend(
-    counter, scratch, all_params, items, groups, heads, pages, query, query_rope, key, key_rope, value, bias,
-    mask, keep, output, lse, states,
-):  # fmt: skip
+    counter,
+    scratch,
+    all_params,
+    items,
+    groups,
+    heads,
+    pages,
+    query,
+    query_rope,
+    key,
+    key_rope,
+    value,
+    bias,
+    mask,
+    keep,
+    output,
+    lse,
+    states,
+):
     """Work items of plan.py: rows of one group over a range of its keys, finished or left in a slot of
     `states`.
     """
@@ -93,9 +109,25 @@ def attend(
                 ranges = panel.ints + RANGES * panel.stride
                 from_key, to_key = max(first, ints[ranges + SOME_START]), min(last, ints[ranges + SOME_STOP])
                 if panel.stride and from_key < to_key:
-                    attend_tile(params, panel, from_key, to_key, from_key - first, scratch, ints, key,
-                                key_rope, value, bias, mask, keep, careful, asking,
-                                params.key_rows + last - first, until - last)  # fmt: skip
+                    attend_tile(
+                        params,
+                        panel,
+                        from_key,
+                        to_key,
+                        from_key - first,
+                        scratch,
+                        ints,
+                        key,
+                        key_rope,
+                        value,
+                        bias,
+                        mask,
+                        keep,
+                        careful,
+                        asking,
+                        params.key_rows + last - first,
+                        until - last,
+                    )
                     asking = False
         for index in range(PANELS):
             panel = panel_of(params, scratch, index, item)
@@ -122,8 +154,19 @@ def open_block(params, item, group, heads, query, query_rope, scratch, ints, car
     for index in range(PANELS):
         panel = panel_of(params, scratch, index, item)
         if panel.stride:
-            open_panel(params, group, heads, query, query_rope, panel, item.last_row, scratch, ints,
-                       with_sinks, careful)  # fmt: skip
+            open_panel(
+                params,
+                group,
+                heads,
+                query,
+                query_rope,
+                panel,
+                item.last_row,
+                scratch,
+                ints,
+                with_sinks,
+                careful,
+            )
             ranges = panel.ints + RANGES * panel.stride
             start, stop = min(start, ints[ranges + SOME_START]), max(stop, ints[ranges + SOME_STOP])
     return max(start, item.first_key), min(stop, item.last_key)
@@ -173,9 +216,24 @@ def spread(table, at, count, start, step):
 
 @leaf
 def attend_tile(
-    params, panel, first, last, skip, scratch, ints, key, key_rope, value, bias, mask, keep, careful, asking,
-    next_keys, num_next_keys,
-):  # fmt: skip
+    params,
+    panel,
+    first,
+    last,
+    skip,
+    scratch,
+    ints,
+    key,
+    key_rope,
+    value,
+    bias,
+    mask,
+    keep,
+    careful,
+    asking,
+    next_keys,
+    num_next_keys,
+):
     """One panel over the keys [first, last), which begin at entry `skip` of the tables. `asking`, it
     prefetches its values and the next tile's keys.
     """
@@ -192,61 +250,147 @@ def attend_tile(
     parts = 2 if whole < count else 1
     if panel.few_rows:
         row_scores(
-            panel.few_rows, count, params.head_dim, scores, (scratch, panel.query), (key, 0),
-            (ints, key_rows), 1,
-        )  # fmt: skip
+            panel.few_rows,
+            count,
+            params.head_dim,
+            scores,
+            (scratch, panel.query),
+            (key, 0),
+            (ints, key_rows),
+            1,
+        )
         if params.rope_dim:
             row_scores(
-                panel.few_rows, count, params.rope_dim, scores, (scratch, query_rope), (key_rope, 0),
-                (ints, rope_rows), 0,
-            )  # fmt: skip
+                panel.few_rows,
+                count,
+                params.rope_dim,
+                scores,
+                (scratch, query_rope),
+                (key_rope, 0),
+                (ints, rope_rows),
+                0,
+            )
     else:
         for part in range(parts):
             used, lane, start, stop = part_of_tile(panel, part, whole, count)
             here = (scratch, params.scores + start * stride + lane)
             product(
-                vectors, used, stop - start, params.head_dim, here, (key, 0), (ints, key_rows + start),
-                (ints, params.key_dims), (scratch, panel.query + lane), one, 1, (value, 0),
-                (ints, value_rows + start), asking * (stop - start), params.v_head_dim,
-            )  # fmt: skip
+                vectors,
+                used,
+                stop - start,
+                params.head_dim,
+                here,
+                (key, 0),
+                (ints, key_rows + start),
+                (ints, params.key_dims),
+                (scratch, panel.query + lane),
+                one,
+                1,
+                (value, 0),
+                (ints, value_rows + start),
+                asking * (stop - start),
+                params.v_head_dim,
+            )
             if params.rope_dim:
-                product(vectors, used, stop - start, params.rope_dim, here, (key_rope, 0),
-                        (ints, rope_rows + start), (ints, params.key_rope_dims),
-                        (scratch, query_rope + lane), one, 0, (key_rope, 0), (ints, rope_rows), 0,
-                        0)  # fmt: skip
+                product(
+                    vectors,
+                    used,
+                    stop - start,
+                    params.rope_dim,
+                    here,
+                    (key_rope, 0),
+                    (ints, rope_rows + start),
+                    (ints, params.key_rope_dims),
+                    (scratch, query_rope + lane),
+                    one,
+                    0,
+                    (key_rope, 0),
+                    (ints, rope_rows),
+                    0,
+                    0,
+                )
     change_scores(params, panel, first, last, scratch, ints, bias, mask)
     if careful:
         collect_infinities(params, panel, first, last, scratch, ints, value_rows, value, keep)
     if careful == SETTLED:
         settle(params, panel, count, scratch)
     else:
-        softmax_step(vectors, (count + panel.phases - 1) // panel.phases, scores, stride, panel.phases,
-                     (scratch, panel.lanes + PEAK * stride), (scratch, panel.lanes + TOTAL * stride),
-                     rescale)  # fmt: skip
+        softmax_step(
+            vectors,
+            (count + panel.phases - 1) // panel.phases,
+            scores,
+            stride,
+            panel.phases,
+            (scratch, panel.lanes + PEAK * stride),
+            (scratch, panel.lanes + TOTAL * stride),
+            rescale,
+        )
     if params.has_keep:
         keep_where(
-            scratch, params.scores, stride, panel.phases, first, last, keep, ints,
-            panel.ints + KEEP_AT * stride, params.keep_key, 0.0,
-        )  # fmt: skip
+            scratch,
+            params.scores,
+            stride,
+            panel.phases,
+            first,
+            last,
+            keep,
+            ints,
+            panel.ints + KEEP_AT * stride,
+            params.keep_key,
+            0.0,
+        )
     if careful == APART:  # a product over no keys rescales
-        product(vectors, vectors, params.v_head_dim, 0, (scratch, panel.output), (value, 0),
-                (ints, params.value_dims), (ints, value_rows), scores, rescale, 0, (value, 0),
-                (ints, value_rows), 0, 0)  # fmt: skip
+        product(
+            vectors,
+            vectors,
+            params.v_head_dim,
+            0,
+            (scratch, panel.output),
+            (value, 0),
+            (ints, params.value_dims),
+            (ints, value_rows),
+            scores,
+            rescale,
+            0,
+            (value, 0),
+            (ints, value_rows),
+            0,
+            0,
+        )
     if careful:
         add_finite(params, panel, count, value, ints, value_rows, scratch)
     elif panel.few_rows:
         row_output(
-            panel.few_rows, count, params.v_head_dim, (scratch, panel.aside), (value, 0), (ints, value_rows),
-            scores, rescale,
-        )  # fmt: skip
+            panel.few_rows,
+            count,
+            params.v_head_dim,
+            (scratch, panel.aside),
+            (value, 0),
+            (ints, value_rows),
+            scores,
+            rescale,
+        )
     else:
         for part in range(parts):
             used, lane, start, stop = part_of_tile(panel, part, whole, count)
             factor, num_ahead = (rescale, asking * num_next_keys) if part == 0 else (one, 0)
-            product(vectors, used, params.v_head_dim, stop - start, (scratch, panel.output + lane),
-                    (value, 0), (ints, params.value_dims), (ints, value_rows + start),
-                    (scratch, params.scores + start * stride + lane), factor, 0, (key, 0), (ints, next_keys),
-                    num_ahead, params.head_dim)  # fmt: skip
+            product(
+                vectors,
+                used,
+                params.v_head_dim,
+                stop - start,
+                (scratch, panel.output + lane),
+                (value, 0),
+                (ints, params.value_dims),
+                (ints, value_rows + start),
+                (scratch, params.scores + start * stride + lane),
+                factor,
+                0,
+                (key, 0),
+                (ints, next_keys),
+                num_ahead,
+                params.head_dim,
+            )
 
 
 @leaf
@@ -274,19 +418,41 @@ def change_scores(params, panel, first, last, scratch, ints, bias, mask):
         for lane in range(stride):
             scratch[origin + lane] = ints[panel.ints + NEAREST * stride + lane] - first - lane % phases
         alibi(
-            vectors, chunks, scores, stride, phases, (scratch, panel.lanes + SLOPE * stride),
+            vectors,
+            chunks,
+            scores,
+            stride,
+            phases,
+            (scratch, panel.lanes + SLOPE * stride),
             (scratch, origin),
-        )  # fmt: skip
+        )
     if params.has_bias:
         add_bias(
-            scratch, params.scores, stride, phases, first, last, bias, ints, panel.ints + BIAS_AT * stride,
+            scratch,
+            params.scores,
+            stride,
+            phases,
+            first,
+            last,
+            bias,
+            ints,
+            panel.ints + BIAS_AT * stride,
             params.bias_key,
-        )  # fmt: skip
+        )
     if params.has_mask:
         keep_where(
-            scratch, params.scores, stride, phases, first, last, mask, ints, panel.ints + MASK_AT * stride,
-            params.mask_key, -np.inf,
-        )  # fmt: skip
+            scratch,
+            params.scores,
+            stride,
+            phases,
+            first,
+            last,
+            mask,
+            ints,
+            panel.ints + MASK_AT * stride,
+            params.mask_key,
+            -np.inf,
+        )
     ranges = panel.ints + RANGES * stride
     if first < ints[ranges + ALL_START] or last > ints[ranges + ALL_STOP] or count % phases:
         seen_from, seen_to = panel.lanes + SEEN_FROM * stride, panel.lanes + SEEN_TO * stride

@@ -73,9 +73,17 @@ def panel_of(params, scratch, index, item):
             few_rows = count if min(item.last_row - row, size) <= count <= size else few_rows
     phases = size // few_rows if few_rows else 1
     return Panel(
-        row, vectors, vectors * size, query, output, aside, lanes,
-        params.panel_ints + index * (LANE_INTS * width + NUM_RANGES), few_rows, phases,
-    )  # fmt: skip
+        row,
+        vectors,
+        vectors * size,
+        query,
+        output,
+        aside,
+        lanes,
+        params.panel_ints + index * (LANE_INTS * width + NUM_RANGES),
+        few_rows,
+        phases,
+    )
 
 
 @leaf
@@ -138,19 +146,47 @@ def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch
     )
     ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
     if panel.few_rows:
-        pack_rows(panel.few_rows, params.head_dim, (scratch, panel.query), (query, 0),
-                  (ints, panel.ints + QUERY_AT * stride), panel.phases, params.query_scale)  # fmt: skip
+        pack_rows(
+            panel.few_rows,
+            params.head_dim,
+            (scratch, panel.query),
+            (query, 0),
+            (ints, panel.ints + QUERY_AT * stride),
+            panel.phases,
+            params.query_scale,
+        )
         if params.rope_dim:
-            pack_rows(panel.few_rows, params.rope_dim, (scratch, panel.query + params.head_dim * stride),
-                      (query_rope, 0), (ints, panel.ints + ROPE_AT * stride), panel.phases,
-                      params.query_scale)  # fmt: skip
+            pack_rows(
+                panel.few_rows,
+                params.rope_dim,
+                (scratch, panel.query + params.head_dim * stride),
+                (query_rope, 0),
+                (ints, panel.ints + ROPE_AT * stride),
+                panel.phases,
+                params.query_scale,
+            )
     else:
-        pack(panel.vectors, params.head_dim, (scratch, panel.query), stride, (query, 0),
-             (ints, panel.ints + QUERY_AT * stride), params.query_dim, params.query_scale)  # fmt: skip
+        pack(
+            panel.vectors,
+            params.head_dim,
+            (scratch, panel.query),
+            stride,
+            (query, 0),
+            (ints, panel.ints + QUERY_AT * stride),
+            params.query_dim,
+            params.query_scale,
+        )
         if params.rope_dim:
-            pack(panel.vectors, params.rope_dim, (scratch, panel.query + params.head_dim * stride), stride,
-                 (query_rope, 0), (ints, panel.ints + ROPE_AT * stride), params.query_rope_dim,
-                 params.query_scale)  # fmt: skip
+            pack(
+                panel.vectors,
+                params.rope_dim,
+                (scratch, panel.query + params.head_dim * stride),
+                stride,
+                (query_rope, 0),
+                (ints, panel.ints + ROPE_AT * stride),
+                params.query_rope_dim,
+                params.query_scale,
+            )
     clear(params.v_head_dim * stride, (scratch, panel.output))
     if careful or panel.few_rows:
         clear(params.v_head_dim * stride, (scratch, panel.aside))
@@ -188,9 +224,15 @@ def finish(params, panel, scratch, ints, output, lse, settled):
             lse[ints[panel.ints + LSE_AT * stride + lane]] = (
                 -np.inf if total == 0 else peak + math.log(total)
             )
-    unpack(panel.vectors, params.v_head_dim, (scratch, panel.output), stride,
-           (scratch, panel.lanes + FACTOR * stride), (output, 0),
-           (ints, panel.ints + OUTPUT_AT * stride))  # fmt: skip
+    unpack(
+        panel.vectors,
+        params.v_head_dim,
+        (scratch, panel.output),
+        stride,
+        (scratch, panel.lanes + FACTOR * stride),
+        (output, 0),
+        (ints, panel.ints + OUTPUT_AT * stride),
+    )
 
 
 def scratch_layout(head_dim, rope_dim, v_head_dim, key_tile, itemsize):

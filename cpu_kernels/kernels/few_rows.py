@@ -132,8 +132,12 @@ def row_scores(emit, rows, num_keys, depth, scores, query, key, key_rows, fresh)
 
 def _row_output(rows, num_keys, v_depth, sums, value, value_rows, weights, rescale):
     (sums, o0), (value, v0), (value_rows, r0), (weights, w0), (rescale, f0) = (
-        sums, value, value_rows, weights, rescale,
-    )  # fmt: skip
+        sums,
+        value,
+        value_rows,
+        weights,
+        rescale,
+    )
     phases = lanes(sums.dtype) // rows
     chunks = -(-num_keys // phases)
     where = v0 + value_rows[r0 : r0 + num_keys, None] + np.arange(v_depth)
@@ -169,9 +173,19 @@ def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, 
                 with emit.loop(stop, start=start, step=vectors * emit.lanes) as dim:
                     for row in range(0, count, held):
                         add_values(
-                            emit, count, range(row, row + held), vectors, first, last, dim, v_depth, sums,
-                            value, value_rows, weights,
-                        )  # fmt: skip
+                            emit,
+                            count,
+                            range(row, row + held),
+                            vectors,
+                            first,
+                            last,
+                            dim,
+                            v_depth,
+                            sums,
+                            value,
+                            value_rows,
+                            weights,
+                        )
 
 
 def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, value, value_rows, weights):

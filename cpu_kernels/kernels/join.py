@@ -29,10 +29,17 @@ def join(counter, scratch, all_params, items, groups, heads, query, query_rope, 
                 stride, size = panel.stride, params.v_head_dim * panel.stride
                 for slot in range(item.state, item.state + item.num_states):
                     state = slot * params.state_slot + index * params.state_panel
-                    add_state(panel.vectors, params.v_head_dim, (scratch, panel.output), stride,
-                              (scratch, panel.lanes + PEAK * stride),
-                              (scratch, panel.lanes + TOTAL * stride), (states, state),
-                              (states, state + size), (states, state + size + stride))  # fmt: skip
+                    add_state(
+                        panel.vectors,
+                        params.v_head_dim,
+                        (scratch, panel.output),
+                        stride,
+                        (scratch, panel.lanes + PEAK * stride),
+                        (scratch, panel.lanes + TOTAL * stride),
+                        (states, state),
+                        (states, state + size),
+                        (states, state + size + stride),
+                    )
                 finish(params, panel, scratch, ints, output, lse, True)
         n = next_item(counter)
 

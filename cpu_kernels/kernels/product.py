@@ -25,9 +25,22 @@ HALF_OF = (MAX_VECTORS, MAX_VECTORS // 2)
 
 
 def _product(
-    vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows, num_ahead,
+    vectors,
+    used,
+    num_rows,
+    depth,
+    c,
+    a,
+    rows,
+    columns,
+    b,
+    rescale,
+    fresh,
+    ahead,
+    ahead_rows,
+    num_ahead,
     ahead_depth,
-):  # fmt: skip
+):
     (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
     stride, width = vectors * lanes(b.dtype), used * lanes(b.dtype)
     b_lanes = b[b0 + np.arange(depth)[:, None] * stride + np.arange(width)]
@@ -39,9 +52,23 @@ def _product(
 
 @building_block(python=_product)
 def product(
-    emit, vectors, used, num_rows, depth, c, a, rows, columns, b, rescale, fresh, ahead, ahead_rows,
-    num_ahead, ahead_depth,
-):  # fmt: skip
+    emit,
+    vectors,
+    used,
+    num_rows,
+    depth,
+    c,
+    a,
+    rows,
+    columns,
+    b,
+    rescale,
+    fresh,
+    ahead,
+    ahead_rows,
+    num_ahead,
+    ahead_depth,
+):
     """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for
     PADDING_ROWS more.
 
@@ -50,7 +77,10 @@ def product(
     Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even
     portions: memory and arithmetic overlap.
     """
-    number = lambda stride, width: stride * (MAX_VECTORS + 1) + width
+
+    def number(stride, width):
+        return stride * (MAX_VECTORS + 1) + width
+
     layouts = {number(*layout): layout for layout in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
     for chosen in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), layouts):
         stride, width = layouts[chosen]
@@ -72,9 +102,10 @@ def rows_of_whole_tiles(emit, num_rows, tile):
     builder = emit.builder
     rest = builder.srem(num_rows, emit.integer(tile))
     whole = builder.sub(num_rows, rest)
-    divides = lambda count: builder.icmp_signed(
-        "==", builder.srem(count, emit.integer(TAIL_ROWS)), emit.integer(0)
-    )
+
+    def divides(count):
+        return builder.icmp_signed("==", builder.srem(count, emit.integer(TAIL_ROWS)), emit.integer(0))
+
     fewer = builder.and_(builder.not_(divides(rest)), divides(emit.add(rest, tile)))
     return emit.at_least(builder.sub(whole, builder.select(fewer, emit.integer(tile), emit.integer(0))), 0)
 

@@ -70,8 +70,22 @@ def project_rows(counter, scratch, sizes, num_ints, x, x_rows, w, y, y_rows):
             ints[x_at + lane] = head * sizes.x_head + x_rows[row]
             ints[y_at + lane] = head * sizes.y_head + y_rows[row]
         pack(vectors, sizes.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), sizes.x_dim, sizes.one)
-        product(vectors, vectors, sizes.dims_out, sizes.dims_in, (scratch, result), (w, head * sizes.w_head),
-                (ints, rows), (ints, columns), (scratch, panel), (scratch, ones), 1, (w, 0), (ints, rows), 0,
-                0)  # fmt: skip
+        product(
+            vectors,
+            vectors,
+            sizes.dims_out,
+            sizes.dims_in,
+            (scratch, result),
+            (w, head * sizes.w_head),
+            (ints, rows),
+            (ints, columns),
+            (scratch, panel),
+            (scratch, ones),
+            1,
+            (w, 0),
+            (ints, rows),
+            0,
+            0,
+        )
         unpack(vectors, sizes.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

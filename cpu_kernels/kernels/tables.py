@@ -12,9 +12,22 @@ import numpy as np
 
 # Where a group's operands begin and how long they are; `head` counts query heads over the whole batch.
 GROUP_FIELDS = (
-    "query", "query_rope", "key", "key_rope", "value", "output", "lse", "bias", "mask", "keep", "head",
-    "q_len", "kv_len", "q_offset", "page_table",
-)  # fmt: skip
+    "query",
+    "query_rope",
+    "key",
+    "key_rope",
+    "value",
+    "output",
+    "lse",
+    "bias",
+    "mask",
+    "keep",
+    "head",
+    "q_len",
+    "kv_len",
+    "q_offset",
+    "page_table",
+)
 GROUP = np.dtype([(name, np.int64) for name in GROUP_FIELDS])
 
 # Rows and keys of one piece of work. `state` is the slot of the states that takes the unfinished sums, or -1
@@ -28,22 +41,69 @@ HEAD = np.dtype([("slope", np.float64), ("sink", np.float64)])
 # What all groups share. The second part of query and key, in memory of its own, is called rope; rope_dim is
 # 0 when there is none.
 PARAM_INTEGERS = (
-    "group_size", "head_dim", "rope_dim", "v_head_dim", "left", "right", "page_size", "key_tile",
-    "has_score_scale", "has_softcap", "has_alibi", "has_bias", "has_mask", "has_keep", "has_sinks",
-    "wants_lse", "query_head", "query_row", "query_dim", "query_rope_head", "query_rope_row",
-    "query_rope_dim", "key_page", "key_row", "key_dim", "key_rope_row", "key_rope_dim", "value_page",
-    "value_row", "value_dim", "bias_head", "bias_row", "bias_key", "mask_head", "mask_row", "mask_key",
-    "keep_head", "keep_row", "keep_key", "output_head", "output_row", "lse_head", "state_panel",
-    "state_slot", "most_few_rows",
-)  # fmt: skip
+    "group_size",
+    "head_dim",
+    "rope_dim",
+    "v_head_dim",
+    "left",
+    "right",
+    "page_size",
+    "key_tile",
+    "has_score_scale",
+    "has_softcap",
+    "has_alibi",
+    "has_bias",
+    "has_mask",
+    "has_keep",
+    "has_sinks",
+    "wants_lse",
+    "query_head",
+    "query_row",
+    "query_dim",
+    "query_rope_head",
+    "query_rope_row",
+    "query_rope_dim",
+    "key_page",
+    "key_row",
+    "key_dim",
+    "key_rope_row",
+    "key_rope_dim",
+    "value_page",
+    "value_row",
+    "value_dim",
+    "bias_head",
+    "bias_row",
+    "bias_key",
+    "mask_head",
+    "mask_row",
+    "mask_key",
+    "keep_head",
+    "keep_row",
+    "keep_key",
+    "output_head",
+    "output_row",
+    "lse_head",
+    "state_panel",
+    "state_slot",
+    "most_few_rows",
+)
 PARAM_REALS = ("query_scale", "score_scale", "cap", "inverse_cap", "keep_scale")
 
 # Where things begin in a thread's scratch. The integer tables come first and count in int64, everything from
 # `panels` on in elements.
 SCRATCH = (
-    "key_rows", "key_rope_rows", "value_rows", "key_dims", "key_rope_dims", "value_dims", "panel_ints",
-    "panels", "panel_size", "scores", "scratch_end",
-)  # fmt: skip
+    "key_rows",
+    "key_rope_rows",
+    "value_rows",
+    "key_dims",
+    "key_rope_dims",
+    "value_dims",
+    "panel_ints",
+    "panels",
+    "panel_size",
+    "scores",
+    "scratch_end",
+)
 
 
 @cache

@@ -1,4 +1,6 @@
-"""What this process may use: CPUs (affinity, the container's quota, NUMBA_NUM_THREADS) and address space (ulimit -v)."""
+"""What this process may use: CPUs (affinity, the container's quota, NUMBA_NUM_THREADS) and address
+space (ulimit -v).
+"""
 
 import math
 import os
@@ -11,7 +13,8 @@ try:
 except ImportError:  # not a POSIX system
     resource = None
 
-# Address space that compiling the largest kernel takes, and loading it, with a reserve: beyond a limit LLVM ends the process.
+# Address space that compiling the largest kernel takes, and loading it, with a reserve: beyond a limit LLVM
+# ends the process.
 SPACE_TO_COMPILE, SPACE_TO_LOAD = 224 << 20, 96 << 20
 
 
@@ -21,7 +24,9 @@ def allowed_cpus():
 
 
 def available_threads():
-    """Threads worth starting: the least of the affinity, the container's CPU quota rounded up, and NUMBA_NUM_THREADS."""
+    """Threads worth starting: the least of the affinity, the container's CPU quota rounded up, and
+    NUMBA_NUM_THREADS.
+    """
     cpus = allowed_cpus()
     count = len(cpus) if cpus else os.cpu_count() or 1
     for limit in (cpu_quota(), numba_num_threads()):
@@ -37,22 +42,32 @@ def numba_num_threads():
 
 
 def require_usable_numba_num_threads():
-    """Raise before Numba does, whose message names no variable. It reads the variable when it is first imported."""
+    """Raise before Numba does, whose message names no variable. It reads the variable when it is
+    first imported.
+    """
     text = os.environ.get("NUMBA_NUM_THREADS", "").strip()
     if text.lstrip("+-").isdecimal() and int(text) < 1:
-        raise ImportError(f"NUMBA_NUM_THREADS must be 1 or more; got NUMBA_NUM_THREADS={text}. Numba cannot be imported with it: unset it.")
+        raise ImportError(
+            f"NUMBA_NUM_THREADS must be 1 or more; got NUMBA_NUM_THREADS={text}. Numba cannot be imported "
+            "with it: unset it."
+        )
 
 
 def require_address_space(needed, purpose):
     """Raise MemoryError where the limit on address space leaves less than so many bytes."""
     left = address_space_left()
     if left is not None and left < needed:
-        raise MemoryError(f"{purpose} must have {needed >> 20} MiB of address space; got {max(0, left) >> 20} MiB below the limit. "
-                          "Raise the limit (ulimit -v).")  # fmt: skip
+        raise MemoryError(
+            f"{purpose} must have {needed >> 20} MiB of address space; got {max(0, left) >> 20} MiB below "
+            "the limit. "
+            "Raise the limit (ulimit -v)."
+        )
 
 
 def address_space_left():
-    """Bytes below the limit on this process's address space, or None without a limit or where the system does not say."""
+    """Bytes below the limit on this process's address space, or None without a limit or where the
+    system does not say.
+    """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource and hasattr(resource, "RLIMIT_AS") else -1
     if limit < 0 or limit == resource.RLIM_INFINITY:
         return None
@@ -67,8 +82,9 @@ def address_space_left():
 def cpu_quota(proc=Path("/proc/self")):
     """CPUs' worth of time the process's control groups allow, as a float, or None without a limit.
 
-    Both kinds are read: version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us`` / ``cpu.cfs_period_us``). A limit on a parent group binds its
-    children, so every group from the process's own to the root of the hierarchy counts.
+    Both kinds are read: version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us`` /
+    ``cpu.cfs_period_us``). A limit on a parent group binds its children, so every group from the
+    process's own to the root of the hierarchy counts.
     """
     try:
         groups = (proc / "cgroup").read_text().splitlines()
@@ -98,7 +114,9 @@ def _cgroup_mounts(mounts, version1):
     for line in mounts:
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
-        if not version1 and kind[0] == "cgroup2" or version1 and kind[0] == "cgroup" and "cpu" in kind[-1].split(","):
+        if (not version1 and kind[0] == "cgroup2") or (
+            version1 and kind[0] == "cgroup" and "cpu" in kind[-1].split(",")
+        ):
             yield _unescaped(fields[3]), Path(_unescaped(fields[4]))
 
 

@@ -1,18 +1,23 @@
 """Run a driver on several threads.
 
-A driver is a serial kernel that pulls work items from a shared counter until none is left. `run` calls it in the calling thread and, when there is
-enough to do, in threads of a pool at the same time; drivers release the GIL. Results do not depend on the number of threads because an item's result
-does not depend on who computes it.
+A driver is a serial kernel that pulls work items from a shared counter until none is left. `run` calls it
+in the calling thread and, when there is enough to do, in threads of a pool at the same time; drivers
+release the GIL. Results do not depend on the number of threads because an item's result does not depend
+on who computes it.
 
-Why not Numba's `parallel=True`: its workqueue layer aborts the process when two Python threads meet in it, its OpenMP layer kills a forked child,
-exceptions inside `prange` are lost, and thread count and layer are global settings that belong to the host program. Here the caller never waits for
-a helper that has not started: it can always finish alone, so no number of callers can deadlock, and `fork` loses nothing but idle helpers.
+Why not Numba's `parallel=True`: its workqueue layer aborts the process when two Python threads meet in
+it, its OpenMP layer kills a forked child, exceptions inside `prange` are lost, and thread count and layer
+are global settings that belong to the host program. Here the caller never waits for a helper that has not
+started: it can always finish alone, so no number of callers can deadlock, and `fork` loses nothing but
+idle helpers.
 
-Python may call back at any line: signal handlers, `__del__` and weakref callbacks run in the middle of this file, and may call `run` themselves or wait
-for a thread that does. So the pool has no lock: what it shares changes by single operations on built-in types, which happen at once or not at all. The
-lock of a job is only ever wanted by the helpers of that job and its caller, whom no other job waits for.
+Python may call back at any line: signal handlers, `__del__` and weakref callbacks run in the middle of
+this file, and may call `run` themselves or wait for a thread that does. So the pool has no lock: what it
+shares changes by single operations on built-in types, which happen at once or not at all. The lock of a
+job is only ever wanted by the helpers of that job and its caller, whom no other job waits for.
 
-Measured against `prange` (2 CPUs of a cloud machine, Numba 0.68, medians in microseconds of one call; items are chains of multiply-adds):
+Measured against `prange` (2 CPUs of a cloud machine, Numba 0.68, medians in microseconds of one call;
+items are chains of multiply-adds):
 
 =======================================  ======  ====  ===================  =================
 work                                     serial  pool  prange on workqueue  prange on OpenMP
@@ -25,8 +30,9 @@ work                                     serial  pool  prange on workqueue  pran
 64 items of 17, after 3 ms of pause        1174   752                 1230                579
 =======================================  ======  ====  ===================  =================
 
-OpenMP wakes faster because its threads spin between calls, on CPU time of the host program; with the same shared counter inside `prange` it is 5 %
-ahead of the pool on long calls. Below 200 microseconds neither pays on such a machine, so `run` stays in the calling thread.
+OpenMP wakes faster because its threads spin between calls, on CPU time of the host program; with the same
+shared counter inside `prange` it is 5 % ahead of the pool on long calls. Below 200 microseconds neither
+pays on such a machine, so `run` stays in the calling thread.
 """
 
 import contextlib
@@ -40,10 +46,11 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from cpu_kernels.machine.cpu_limits import allowed_cpus, available_threads
 from cpu_kernels.compiler.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED
+from cpu_kernels.machine.cpu_limits import allowed_cpus, available_threads
 
-# Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of one thread, for each thread it uses.
+# Waking a sleeping helper takes 50 to 120 microseconds: a call must have this much work, in microseconds of
+# one thread, for each thread it uses.
 WORK_PER_THREAD = 100.0
 
 LARGEST_NUM_THREADS = 1024  # each is a thread of this process for as long as it lives
@@ -56,7 +63,8 @@ _num_threads = ContextVar("cpu_kernels_num_threads", default=None)
 
 
 def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
-    """Compute work items 0 .. num_items - 1 by calling ``driver(counter, scratch, *args)`` on as many threads as the work deserves.
+    """Compute work items 0 .. num_items - 1 by calling ``driver(counter, scratch, *args)`` on as many
+    threads as the work deserves.
 
     The driver's outer loop is ::
 
@@ -65,7 +73,8 @@ def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
             ...                             # write this item's part of the outputs
             item = next_item(counter)
 
-    Items are handed out in ascending order, each once: put expensive ones first, so that the last to start is the cheapest.
+    Items are handed out in ascending order, each once: put expensive ones first, so that the last to
+    start is the cheapest.
 
     Parameters
     ----------
@@ -74,9 +83,11 @@ def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
     *args
         Passed on to the driver; the same objects in every thread.
     cost : float
-        Rough time of the whole call on one thread, in microseconds. Below 200 the call stays in the calling thread.
+        Rough time of the whole call on one thread, in microseconds. Below 200 the call stays in the
+        calling thread.
     scratch : int
-        Elements of scratch memory each thread needs: a contiguous array of `dtype`, aligned to 64 bytes, contents undefined.
+        Elements of scratch memory each thread needs: a contiguous array of `dtype`, aligned to 64 bytes,
+        contents undefined.
     dtype : numpy dtype of the scratch
 
     Raises
@@ -97,15 +108,18 @@ def run(driver, num_items, *args, cost, scratch=0, dtype=np.float32):
 
 
 def get_num_threads():
-    """Number of threads a large call uses: the innermost `num_threads` block, else `set_num_threads`, else what the machine allows.
+    """Number of threads a large call uses: the innermost `num_threads` block, else `set_num_threads`, else
+    what the machine allows.
 
-    What the machine allows is the least of the CPUs this thread may run on (affinity), the container's CPU quota and NUMBA_NUM_THREADS.
+    What the machine allows is the least of the CPUs this thread may run on (affinity), the container's
+    CPU quota and NUMBA_NUM_THREADS.
     """
     return _num_threads.get() or _default_num_threads or available_threads()
 
 
 def set_num_threads(count):
-    """Set the number of threads that large calls use in this process; None returns to what the machine allows.
+    """Set the number of threads that large calls use in this process; None returns to what the machine
+    allows.
 
     Raises
     ------
@@ -120,7 +134,8 @@ def set_num_threads(count):
 
 @contextlib.contextmanager
 def num_threads(count):
-    """Use `count` threads for the large calls made inside the ``with`` block, by this Python thread or asyncio task only.
+    """Use `count` threads for the large calls made inside the ``with`` block, by this Python thread or
+    asyncio task only.
 
     Examples
     --------
@@ -155,8 +170,10 @@ def thread_scratch(count, dtype):
     if memory is None or memory.size < size:
         raw = np.empty(size + 64, np.uint8)
         start = -raw.ctypes.data % 64
-        memory = raw[start:start + size]
-        if size <= KEPT_SCRATCH_BYTES and not INTERPRETED:  # what is plain Python can be interrupted by another call while it uses its scratch
+        memory = raw[start : start + size]
+        if (
+            size <= KEPT_SCRATCH_BYTES and not INTERPRETED
+        ):  # what is plain Python can be interrupted by another call while it uses its scratch
             _kept.memory = memory
     return memory[:size].view(dtype)
 
@@ -164,10 +181,28 @@ def thread_scratch(count, dtype):
 class _Job:
     """One call of `run`: helpers may join until the caller closes it; closing waits for those that did."""
 
-    __slots__ = ("driver", "counter", "scratch", "dtype", "args", "lock", "active", "closed", "idle", "error", "orphan")
+    __slots__ = (
+        "active",
+        "args",
+        "closed",
+        "counter",
+        "driver",
+        "dtype",
+        "error",
+        "idle",
+        "lock",
+        "orphan",
+        "scratch",
+    )
 
     def __init__(self, driver, counter, scratch, dtype, args):
-        self.driver, self.counter, self.scratch, self.dtype, self.args = driver, counter, scratch, dtype, args
+        self.driver, self.counter, self.scratch, self.dtype, self.args = (
+            driver,
+            counter,
+            scratch,
+            dtype,
+            args,
+        )
         self.lock = allocate_lock()
         self.active = 0
         self.closed = False
@@ -199,7 +234,9 @@ class _Job:
             self.idle.release()
 
     def close(self):
-        """Let no more helpers in and wait for the others, whatever signals arrive: they still write to the caller's arrays."""
+        """Let no more helpers in and wait for the others, whatever signals arrive: they still write
+        to the caller's arrays.
+        """
         interrupt = None
         while True:
             try:
@@ -241,18 +278,23 @@ class _Pool:
             finally:  # a signal handler may raise on the way in
                 job.close()
         if job.orphan:
-            raise RuntimeError("os.fork must not be called by a signal handler or finalizer inside a call of cpu_kernels that the child then goes on "
-                               "with; got a fork, which left the threads of that call behind.")  # fmt: skip
+            raise RuntimeError(
+                "os.fork must not be called by a signal handler or finalizer inside a call of cpu_kernels "
+                "that the child then goes on "
+                "with; got a fork, which left the threads of that call behind."
+            )
         if job.error is not None:
             raise job.error
 
     def _prepare(self, helpers):
         """Have enough helpers, allowed on the CPUs the caller may use but not on the one it is using.
 
-        A kernel that sees no shared cache between CPUs (cloud machines report none) wakes a thread on the waker's own CPU and leaves both there for
-        milliseconds; a helper that may not run there goes to an idle one at once.
+        A kernel that sees no shared cache between CPUs (cloud machines report none) wakes a thread on the
+        waker's own CPU and leaves both there for milliseconds; a helper that may not run there goes to an
+        idle one at once.
 
-        Callers that interrupt or overtake each other here each start the helpers that nobody has begun to start, and wait for none.
+        Callers that interrupt or overtake each other here each start the helpers that nobody has begun to
+        start, and wait for none.
         """
         cpus = allowed_cpus()
         if cpus and helpers < len(cpus):
@@ -270,8 +312,12 @@ class _Pool:
                         os.sched_setaffinity(thread.native_id, cpus)
 
     def _start(self, number):
-        """Start the helper of this number unless another caller does; False if the process can have no more threads, or is shutting down."""
-        thread = threading.Thread(target=_serve, args=(self.jobs,), name=f"cpu_kernels-{number}", daemon=True)
+        """Start the helper of this number unless another caller does; False if the process can have
+        no more threads, or is shutting down.
+        """
+        thread = threading.Thread(
+            target=_serve, args=(self.jobs,), name=f"cpu_kernels-{number}", daemon=True
+        )
         try:
             if self.threads.setdefault(number, thread) is thread:
                 thread.start()
@@ -302,10 +348,14 @@ _open_jobs = set()
 
 
 def _forget_pool():
-    """In a forked child: helper threads did not survive the fork, and a lock may have been held by a thread that is gone."""
+    """In a forked child: helper threads did not survive the fork, and a lock may have been held by a
+    thread that is gone.
+    """
     global _pool
     _pool = _Pool()
-    for job in _open_jobs:  # of which only this thread's can go on, if a signal handler forked in the middle of it
+    for (
+        job
+    ) in _open_jobs:  # of which only this thread's can go on, if a signal handler forked in the middle of it
         job.orphan, job.active, job.lock = True, 0, allocate_lock()
         with contextlib.suppress(RuntimeError):  # it is free already
             job.idle.release()

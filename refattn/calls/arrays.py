@@ -1,10 +1,12 @@
 """Turn whatever array a caller holds into a NumPy array, without importing its library.
 
-NumPy has no bfloat16, cannot see a torch tensor that requires a gradient, and quietly drops the mask of a masked array. This file settles such cases
-once: the data of any CPU array-like as an `ndarray`, without a copy where NumPy can address it, or a `TypeError` that names the argument.
+NumPy has no bfloat16, cannot see a torch tensor that requires a gradient, and quietly drops the mask of a
+masked array. This file settles such cases once: the data of any CPU array-like as an `ndarray`, without a
+copy where NumPy can address it, or a `TypeError` that names the argument.
 
-`torch` is only looked up among the modules already loaded: who passes a tensor has imported it. `ml_dtypes`, which gives NumPy its bfloat16, is
-imported when a bfloat16 tensor of torch or MLX arrives; without it those 16 bits become the upper half of a float32, which is exact.
+`torch` is only looked up among the modules already loaded: who passes a tensor has imported it.
+`ml_dtypes`, which gives NumPy its bfloat16, is imported when a bfloat16 tensor of torch or MLX arrives;
+without it those 16 bits become the upper half of a float32, which is exact.
 """
 
 import sys
@@ -15,32 +17,44 @@ from refattn.calls.memory import ensure_allocatable
 
 # DLPack device types the CPU can address: CPU, CUDA pinned, ROCm pinned, CUDA managed.
 _HOST_DEVICES = frozenset({1, 3, 11, 13})
-_DEVICE_NAMES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 14: "oneapi", 15: "webgpu", 16: "hexagon", 17: "maia"}
+_DEVICE_NAMES = {
+    2: "cuda",
+    4: "opencl",
+    7: "vulkan",
+    8: "metal",
+    9: "vpi",
+    10: "rocm",
+    14: "oneapi",
+    15: "webgpu",
+    16: "hexagon",
+    17: "maia",
+}
 _MAX_NESTING = 64  # NumPy's own limit on the number of axes
 
 
 def as_array(x, name):
-    """Data of `x` as a NumPy array in native byte order, sharing memory with `x` where NumPy can address it.
+    """Data of `x` as a NumPy array in native byte order, sharing memory with `x` where NumPy can address
+    it.
 
     Parameters
     ----------
     x : array_like
-        NumPy array (any strides, alignment or byte order), nested lists or tuples, a number, a torch CPU tensor, or any object with a buffer,
-        `__array_interface__`, `__array__` or DLPack.
+        NumPy array (any strides, alignment or byte order), nested lists or tuples, a number, a torch CPU
+        tensor, or any object with a buffer, `__array_interface__`, `__array__` or DLPack.
     name : str
         The argument's name, for messages.
 
     Returns
     -------
     numpy.ndarray
-        An object of our own, though not its memory. Boolean, integer or real floating; bfloat16 has the dtype of `ml_dtypes`, or becomes
-        float32 where `ml_dtypes` is missing.
-        May be read-only.
+        An object of our own, though not its memory. Boolean, integer or real floating; bfloat16 has the
+        dtype of `ml_dtypes`, or becomes float32 where `ml_dtypes` is missing. May be read-only.
 
     Raises
     ------
     TypeError
-        For data outside CPU memory, sparse or quantized tensors, masked arrays, `numpy.matrix`, ragged lists, and dtypes that are not real numbers.
+        For data outside CPU memory, sparse or quantized tensors, masked arrays, `numpy.matrix`, ragged
+        lists, and dtypes that are not real numbers.
 
     Examples
     --------
@@ -77,14 +91,16 @@ def as_float_array(x, name):
     Raises
     ------
     TypeError
-        As `as_array`, and for any other dtype: integers are not promoted, longdouble and 8-bit floats are not rounded behind the caller's back.
+        As `as_array`, and for any other dtype: integers are not promoted, longdouble and 8-bit floats are
+        not rounded behind the caller's back.
 
     Examples
     --------
     >>> as_float_array([1, 2], "query")
     Traceback (most recent call last):
         ...
-    TypeError: query must be float16, bfloat16, float32 or float64; got query.dtype=int64. Cast it with np.asarray(query, np.float32).
+    TypeError: query must be float16, bfloat16, float32 or float64; got query.dtype=int64. Cast it with
+    np.asarray(query, np.float32).
     """
     array = as_array(x, name)
     if is_float(array.dtype):
@@ -93,7 +109,9 @@ def as_float_array(x, name):
         hint = "Pass boolean masks as mask."
     else:
         hint = f"Cast it with np.asarray({name}, np.float32)."
-    raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {name}.dtype={array.dtype}. {hint}")
+    raise TypeError(
+        f"{name} must be float16, bfloat16, float32 or float64; got {name}.dtype={array.dtype}. {hint}"
+    )
 
 
 def as_bool_array(x, name):
@@ -122,9 +140,11 @@ def as_bool_array(x, name):
 
 
 def as_int_array(x, name):
-    """Lengths, offsets and indices as int64, in memory of our own: they decide addresses, so what is checked must be what is used.
+    """Lengths, offsets and indices as int64, in memory of our own: they decide addresses, so what is
+    checked must be what is used.
 
-    Of a view that repeats its elements each is copied once. Whoever writes `x` during a call no longer matters, which `as_array` does not promise.
+    Of a view that repeats its elements each is copied once. Whoever writes `x` during a call no longer
+    matters, which `as_array` does not promise.
 
     Raises
     ------
@@ -150,7 +170,10 @@ def as_int_array(x, name):
     if isinstance(x, (list, tuple)) and array.size == 0:
         return array.astype(np.int64)  # NumPy reads an empty list as float64
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, np.int64).")
+        raise TypeError(
+            f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, "
+            "np.int64)."
+        )
     ensure_allocatable(8 * _distinct(array).size, f"a copy of {name}")
     if array.dtype == np.uint64:
         array = _as_dtype(array, np.uint64)  # its largest element must not change before the conversion
@@ -179,11 +202,19 @@ def _from_ndarray(x, name):
 def _from_torch(x, name):
     torch = sys.modules["torch"]
     if x.is_nested:
-        raise TypeError(f"{name} must be a dense tensor; got {name}.is_nested=True. Concatenate it and call packed_attention.")
+        raise TypeError(
+            f"{name} must be a dense tensor; got {name}.is_nested=True. Concatenate it and call "
+            "packed_attention."
+        )
     if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor; got {name}.layout={x.layout}. Pass {name}.to_dense().")
+        raise TypeError(
+            f"{name} must be a dense tensor; got {name}.layout={x.layout}. Pass {name}.to_dense()."
+        )
     if x.is_quantized:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64; got {name}.dtype={x.dtype}. Pass {name}.dequantize().")
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {name}.dtype={x.dtype}. Pass "
+            f"{name}.dequantize()."
+        )
     if x.device.type == "meta":
         raise TypeError(f"{name} must hold data; got {name}.device=meta.")
     if x.device.type != "cpu":
@@ -197,7 +228,10 @@ def _from_torch(x, name):
     except MemoryError:
         raise
     except Exception as error:
-        raise TypeError(f"{name} must be a tensor NumPy can read; got {name}.dtype={x.dtype}. Cast it with {name}.float().") from error
+        raise TypeError(
+            f"{name} must be a tensor NumPy can read; got {name}.dtype={x.dtype}. Cast it with "
+            f"{name}.float()."
+        ) from error
 
 
 def _bfloat16_from_bits(bits):
@@ -216,7 +250,9 @@ def _from_sequence(x, name):
         if not isinstance(leaf, (list, tuple)) or not leaf:
             break
         leaf = leaf[0]
-    if leaf is not x and not isinstance(leaf, (list, tuple, bool, int, float, complex, str, bytes, np.generic, type(None))):
+    if leaf is not x and not isinstance(
+        leaf, (list, tuple, bool, int, float, complex, str, bytes, np.generic, type(None))
+    ):
         # Arrays inside: each gets the care a whole argument gets.
         parts = [as_array(item, f"{name}[{index}]") for index, item in enumerate(x)]
         shapes = {part.shape for part in parts}
@@ -234,13 +270,19 @@ def _from_sequence(x, name):
 def _from_protocol(x, name):
     _refuse_other_devices(x, name)
     if type(x).__module__.startswith("scipy.sparse"):
-        raise TypeError(f"{name} must be a dense array; got type({name})={type(x).__name__}. Pass {name}.toarray().")
+        raise TypeError(
+            f"{name} must be a dense array; got type({name})={type(x).__name__}. Pass {name}.toarray()."
+        )
     if _has_buffer(x) and (buffer := memoryview(x)).format == "bfloat16":  # MLX; NumPy knows no such format
-        return _bfloat16_from_bits(np.frombuffer(x if buffer.c_contiguous else buffer.tobytes(), np.uint16).reshape(buffer.shape))
+        return _bfloat16_from_bits(
+            np.frombuffer(x if buffer.c_contiguous else buffer.tobytes(), np.uint16).reshape(buffer.shape)
+        )
     readers = [np.asarray]
     if hasattr(x, "__dlpack__"):
         # Before NumPy falls back to wrapping the object itself.
-        numpy_reads_it = _has_buffer(x) or any(hasattr(x, attribute) for attribute in ("__array_struct__", "__array_interface__", "__array__"))
+        numpy_reads_it = _has_buffer(x) or any(
+            hasattr(x, attribute) for attribute in ("__array_struct__", "__array_interface__", "__array__")
+        )
         readers = [np.asarray, np.from_dlpack] if numpy_reads_it else [np.from_dlpack]
     for reader in readers:
         try:
@@ -254,7 +296,9 @@ def _from_protocol(x, name):
                 raise _not_an_array(x, name)
             return array
     reason = str(failure).partition("\n")[0]
-    raise TypeError(f"{name} must be an array NumPy can read; got type({name})={type(x).__name__}, which says: {reason}") from failure
+    raise TypeError(
+        f"{name} must be an array NumPy can read; got type({name})={type(x).__name__}, which says: {reason}"
+    ) from failure
 
 
 def _refuse_other_devices(x, name):
@@ -267,7 +311,9 @@ def _refuse_other_devices(x, name):
             raise _not_an_array(x, name) from error
         device_type = int(device_type)
         if device_type not in _HOST_DEVICES:
-            raise _not_on_cpu(name, f"{_DEVICE_NAMES.get(device_type, f'device type {device_type}')}:{device_id}")
+            raise _not_on_cpu(
+                name, f"{_DEVICE_NAMES.get(device_type, f'device type {device_type}')}:{device_id}"
+            )
         return
     if hasattr(x, "__cuda_array_interface__"):
         raise _not_on_cpu(name, "cuda")
@@ -285,9 +331,13 @@ def _has_buffer(x):
 
 
 def _native(array, name):
-    array = array.view()  # shape, strides and dtype of our own: whoever holds the caller's object can set its attributes during the call
+    # shape, strides and dtype of our own: whoever holds the caller's object can set its attributes during
+    # the call
+    array = array.view()
     dtype = array.dtype
-    if dtype.kind not in "biuf" and not (dtype.kind == "V" and dtype.type.__module__.startswith("ml_dtypes")):
+    if dtype.kind not in "biuf" and not (
+        dtype.kind == "V" and dtype.type.__module__.startswith("ml_dtypes")
+    ):
         raise TypeError(f"{name} must be an array of real numbers; got {name}.dtype={dtype}.")
     if not dtype.isnative:
         return _as_dtype(array, dtype.newbyteorder("="))
@@ -297,7 +347,9 @@ def _native(array, name):
 
 
 def _as_dtype(array, dtype):
-    """A copy of the distinct elements, converted, broadcast like `array`: a huge broadcast view stays cheap."""
+    """A copy of the distinct elements, converted, broadcast like `array`: a huge broadcast view stays
+    cheap.
+    """
     return np.broadcast_to(_distinct(array).astype(dtype), array.shape)
 
 
@@ -312,9 +364,12 @@ def _not_an_array(x, name):
 
 def _not_on_cpu(name, device):
     return TypeError(
-        f"{name} must be in CPU memory; got {name}.device={device}. Pass {name}.cpu() (cupy: {name}.get(), jax: jax.device_get({name}))."
+        f"{name} must be in CPU memory; got {name}.device={device}. Pass {name}.cpu() (cupy: {name}.get(), "
+        f"jax: jax.device_get({name}))."
     )
 
 
 def _ragged(name):
-    return TypeError(f"{name} must be rectangular; got nested sequences of different lengths. Pad the shorter ones.")
+    return TypeError(
+        f"{name} must be rectangular; got nested sequences of different lengths. Pad the shorter ones."
+    )

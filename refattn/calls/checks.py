@@ -1,4 +1,6 @@
-"""Checks of single values, each with the message a caller reads: the argument, the rule, and what was given."""
+"""Checks of single values, each with the message a caller reads: the argument, the rule, and what was
+given.
+"""
 
 import math
 import numbers
@@ -58,12 +60,14 @@ def fitted(array, name, scores_shape):
         if array.ndim == ndim - 1:
             hint = f" Write {name}[:, None] for one {name} a batch entry, {name}[None] for one a head."
         raise ValueError(
-            f"{name} must have at most 2 axes or all {ndim} of (..., heads, q_len, kv_len); got {name}.ndim={array.ndim}.{hint}"
+            f"{name} must have at most 2 axes or all {ndim} of (..., heads, q_len, kv_len); got "
+            f"{name}.ndim={array.ndim}.{hint}"
         )
     wanted = scores_shape[ndim - array.ndim :]
     if any(size not in (1, full) for size, full in zip(array.shape, wanted, strict=True)):
         raise ValueError(
-            f"{name} must broadcast to (..., heads, q_len, kv_len)={scores_shape}; got {name}.shape={array.shape}."
+            f"{name} must broadcast to (..., heads, q_len, kv_len)={scores_shape}; got "
+            f"{name}.shape={array.shape}."
         )
     return np.broadcast_to(array, scores_shape)
 

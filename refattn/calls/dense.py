@@ -19,7 +19,9 @@ class Problem(Options, Checked):
     key: np.ndarray
     value: np.ndarray
     block_size = None  # only uncut block-local problems have blocks
-    query_low: np.ndarray | None = None  # what float64 drops of arrays that are computed; never of a caller's
+    query_low: np.ndarray | None = (
+        None  # what float64 drops of arrays that are computed; never of a caller's
+    )
     key_low: np.ndarray | None = None
     value_low: np.ndarray | None = None
 
@@ -75,7 +77,9 @@ class Problem(Options, Checked):
         return self
 
     def drawn(self):
-        """The problem with every rule of visibility drawn into its mask; only `uncut` problems have such a rule."""
+        """The problem with every rule of visibility drawn into its mask; only `uncut` problems have
+        such a rule.
+        """
         return self
 
 
@@ -95,9 +99,12 @@ def attention_problem(query, key, value, **options):
     require_head_dim(head_dim, key.shape[-1])
     if value.shape[:-1] != key.shape[:-1]:
         expected = ", ".join(str(size) for size in key.shape[:-1])
-        hint = " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
-        raise ValueError(f"value must have shape ({expected}, any) to match key; got "
-                         f"value.shape={value.shape}.{hint}")
+        hint = (
+            " The layout is (..., heads, length, dim)." if value.shape[-3:-1] == key.shape[-2:-4:-1] else ""
+        )
+        raise ValueError(
+            f"value must have shape ({expected}, any) to match key; got value.shape={value.shape}.{hint}"
+        )
     require_memory(query.shape[:-3], num_heads, q_len, value.shape[-1])
     sizes = Sizes(query.shape[:-3], num_heads, q_len, kv_len, head_dim)
     return Problem(query=query, key=key, value=value, **checked_options(sizes, **options))
@@ -118,14 +125,17 @@ def multi_query_problem(query, key, value, **options):
     """Check the arguments of `refattn.multi_query_attention`."""
     problem = attention_problem(query, key, value, **options)
     if problem.num_kv_heads != 1:
-        raise ValueError("multi_query_attention must have num_kv_heads equal to 1; got key heads "
-                         f"{problem.num_kv_heads}.")
+        raise ValueError(
+            f"multi_query_attention must have num_kv_heads equal to 1; got key heads {problem.num_kv_heads}."
+        )
     return problem
 
 
 def require_memory(batch_shape, num_heads, q_len, v_head_dim):
     """Output and lse, and the length and offset of every batch entry, must fit."""
-    ensure_allocatable(8 * math.prod(batch_shape) * (num_heads * q_len * (v_head_dim + 1) + 2), "output and lse")
+    ensure_allocatable(
+        8 * math.prod(batch_shape) * (num_heads * q_len * (v_head_dim + 1) + 2), "output and lse"
+    )
 
 
 def floating(**arrays):
@@ -135,8 +145,10 @@ def floating(**arrays):
 def at_least_axes(count, layout, **arrays):
     for name, array in arrays.items():
         if array.ndim < count:
-            raise ValueError(f"{name} must have at least {count} axes, the last ones {layout}; got "
-                             f"{name}.shape={array.shape}.")
+            raise ValueError(
+                f"{name} must have at least {count} axes, the last ones {layout}; got "
+                f"{name}.shape={array.shape}."
+            )
 
 
 def exactly_axes(count, layout, **arrays):
@@ -155,14 +167,18 @@ def require_same_axes(query, key, value):
 
 def require_head_ratio(num_heads, num_kv_heads):
     if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError("num_heads must be a multiple of num_kv_heads, both at least 1; got query heads "
-                         f"{num_heads}, key heads {num_kv_heads}.")
+        raise ValueError(
+            "num_heads must be a multiple of num_kv_heads, both at least 1; got query heads "
+            f"{num_heads}, key heads {num_kv_heads}."
+        )
 
 
 def require_head_dim(head_dim, key_head_dim):
     if head_dim < 1 or key_head_dim != head_dim:
-        raise ValueError(f"query and key must have the same head_dim >= 1; got query head_dim {head_dim}, "
-                         f"key head_dim {key_head_dim}.")
+        raise ValueError(
+            f"query and key must have the same head_dim >= 1; got query head_dim {head_dim}, "
+            f"key head_dim {key_head_dim}."
+        )
 
 
 DENSE = Form(

@@ -2,15 +2,16 @@
 
 Each form stands in one file beside this one, which holds
 
-    its `Form`     how a call is written: names and axes of its arrays, and the function of both packages that takes them
+    its `Form`     how a call is written: names and axes of its arrays, and the function of both packages
     its problem    what checking a call gives: arrays and options, and how they are cut into dense problems
     its check      every rule about its arrays
 
-Arrays of numbers are not copied: they keep the caller's dtype and strides. Integers decide addresses and are copied
-before they are checked, so that no thread can change them in between.
+Arrays of numbers are not copied: they keep the caller's dtype and strides. Integers decide addresses and
+are copied before they are checked, so that no thread can change them in between.
 
-Everything else asks the form or the problem and knows no names: the reference runs the parts of any problem, the oracle
-bounds them, vector files store the arrays of any form. A new form is a new file here and a line in `registry.py`.
+Everything else asks the form or the problem and knows no names: the reference runs the parts of any
+problem, the oracle bounds them, vector files store the arrays of any form. A new form is a new file here
+and a line in `registry.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,13 +38,16 @@ class Form:
     check : callable (*arrays, **structure, **options) -> problem
         Raises the errors that a caller reads.
     structure : mapping of str to str
-        Keyword arguments that say how the arrays are laid out, with their axes; the first one marks a call of this form.
+        Keyword arguments that say how the arrays are laid out, with their axes; the first one marks a
+        call of this form.
     choices : mapping of str to tuple
-        Keyword arguments that choose between ways to compute the same, with what may be chosen, the default first.
+        Keyword arguments that choose between ways to compute the same, with what may be chosen, the
+        default first.
     without : tuple of str
         Options that the function does not take.
     projects : bool
-        Keys and values are made from latents by the kernel itself, so that they carry errors of its arithmetic.
+        Keys and values are made from latents by the kernel itself, so that they carry errors of its
+        arithmetic.
     joins : bool
         The arrays are results to be merged; there are no queries, keys or options.
     public : bool
@@ -69,7 +73,9 @@ class Form:
 
     @property
     def arguments(self):
-        """The keyword arguments of its function: what lays the arrays out, what may be chosen, and the options."""
+        """The keyword arguments of its function: what lays the arrays out, what may be chosen, and
+        the options.
+        """
         return *self.structure, *self.choices, *self.options
 
     @property
@@ -119,11 +125,15 @@ class Checked:
         raise NotImplementedError
 
     def place(self, n):
-        """Where the results of dense problem n lie: the index of the lse of the whole call that gives (*batch, H, T)."""
+        """Where the results of dense problem n lie: the index of the lse of the whole call that gives
+        (*batch, H, T).
+        """
         return Ellipsis, slice(None)
 
     def outline(self, n):
-        """Dense problem n without its numbers: the options, and arrays of the right shapes. Costs no work."""
+        """Dense problem n without its numbers: the options, and arrays of the right shapes. Costs no
+        work.
+        """
         return self.part(n)
 
     def parts(self):
@@ -132,7 +142,9 @@ class Checked:
             yield Part(self.part(n), self.place(n))
 
     def uncut(self):
-        """The same call with what the form hides written as a rule of visibility, for mistakes that change the rule."""
+        """The same call with what the form hides written as a rule of visibility, for mistakes that
+        change the rule.
+        """
         return self
 
 
@@ -140,8 +152,8 @@ class Checked:
 class Part:
     """A dense problem inside a call, and where its results lie.
 
-    `rows` indexes the lse of the whole call and gives (*batch, H, T) of the part; the same with all channels indexes the
-    output. Both are views.
+    `rows` indexes the lse of the whole call and gives (*batch, H, T) of the part; the same with all
+    channels indexes the output. Both are views.
     """
 
     problem: Any

@@ -1,4 +1,6 @@
-"""Multi-head Latent Attention: keys and values as latents that all heads share, and the up-projections of each head."""
+"""Multi-head Latent Attention: keys and values as latents that all heads share, and the
+up-projections of each head.
+"""
 
 from dataclasses import dataclass
 
@@ -27,7 +29,11 @@ class LatentProblem(Options, Checked):
 
     @property
     def largest_group(self):
-        rank, rope, kv_len = self.kv_latent.shape[-1], self.k_rope.shape[-1], int(self.kv_lengths.max(initial=0))
+        rank, rope, kv_len = (
+            self.kv_latent.shape[-1],
+            self.k_rope.shape[-1],
+            int(self.kv_lengths.max(initial=0)),
+        )
         if self.implementation == "absorb":
             return self.q_nope.shape[-3], kv_len, rank + rope, rank
         return 1, kv_len, self.q_nope.shape[-1] + rope, self.w_uv.shape[1]
@@ -45,7 +51,10 @@ class LatentProblem(Options, Checked):
         num_heads, q_len, nope = self.q_nope.shape[-3:]
         width = nope + self.k_rope.shape[-1]
         shapes = {"query": (q_len, width), "key": (kv_len, width), "value": (kv_len, self.w_uv.shape[1])}
-        arrays = {name: np.broadcast_to(np.float64(0), (*batch, num_heads, *shape)) for name, shape in shapes.items()}
+        arrays = {
+            name: np.broadcast_to(np.float64(0), (*batch, num_heads, *shape))
+            for name, shape in shapes.items()
+        }
         return Problem(**arrays, **self.options())
 
     def part(self, n=0):
@@ -86,7 +95,11 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absor
         ("w_uv", w_uv, (num_heads, w_uv.shape[1], rank)),
     ):
         if array.shape != expected:
-            hint = " Keys of MLA have no head axis: one latent and one k_rope serve all heads." if name in ("kv_latent", "k_rope") else ""
+            hint = (
+                " Keys of MLA have no head axis: one latent and one k_rope serve all heads."
+                if name in ("kv_latent", "k_rope")
+                else ""
+            )
             raise ValueError(f"{name} must have shape {expected}; got {name}.shape={array.shape}.{hint}")
     if num_heads < 1 or nope + rope < 1 or rank < 1:
         raise ValueError(
@@ -97,7 +110,14 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absor
     require_memory(batch_shape, num_heads, q_len, w_uv.shape[1])
     checked = checked_options(Sizes(batch_shape, num_heads, q_len, kv_len, nope + rope), **options)
     return LatentProblem(
-        q_nope=q_nope, q_rope=q_rope, kv_latent=kv_latent, k_rope=k_rope, w_uk=w_uk, w_uv=w_uv, implementation=form, **checked
+        q_nope=q_nope,
+        q_rope=q_rope,
+        kv_latent=kv_latent,
+        k_rope=k_rope,
+        w_uk=w_uk,
+        w_uv=w_uv,
+        implementation=form,
+        **checked,
     )
 
 

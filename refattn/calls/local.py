@@ -42,7 +42,9 @@ class BlockLocalProblem(Checked):
         return slice(n * self.block_size, min((n + 1) * self.block_size, self.whole.q_len))
 
     def part(self, n):
-        """Block n as a dense problem. Row and key move together, so offsets inside a block start at 0 again."""
+        """Block n as a dense problem. Row and key move together, so offsets inside a block start at 0
+        again.
+        """
         whole, here = self.whole, self.rows(n)
         options = whole.options_at(per_score=(..., here, here)).options()
         options["kv_lengths"] = np.clip(whole.kv_lengths - here.start, 0, here.stop - here.start)
@@ -70,7 +72,8 @@ def same_block(rows, keys, problem):
 
 @dataclass(frozen=True, eq=False)
 class UncutBlocks(Problem):
-    """A block-local call as one dense problem with q_offset 0: which keys the block of a row has is a rule beside the mask.
+    """A block-local call as one dense problem with q_offset 0: which keys the block of a row has is a rule
+    beside the mask.
 
     `sees(rows, keys, problem)` is broadcast to (T, S) or (*batch, H, T, S).
     """
@@ -98,7 +101,9 @@ def stored_once(array):
 def block_local_problem(query, key, value, *, block_size, **options):
     """Check the arguments of `refattn.block_local_attention`."""
     if "q_offset" in options:
-        raise TypeError("q_offset must be left out: in block-local attention row i stands at key position i.")
+        raise TypeError(
+            "q_offset must be left out: in block-local attention row i stands at key position i."
+        )
     block_size = checked_integer(block_size, "block_size")
     whole = attention_problem(query, key, value, q_offset=0, **options)
     if whole.q_len != whole.kv_len:

@@ -38,5 +38,6 @@ def ensure_group_allocatable(group_size, kv_len, head_dim, v_head_dim):
     Counted low, so that nothing feasible is refused: two float64 copies of the keys and the values, eight
     numbers for each score of one row.
     """
-    ensure_allocatable(8 * kv_len * (2 * (head_dim + v_head_dim) + 8 * group_size), "keys, values and "
-                                                                                    "scores of one group")
+    ensure_allocatable(
+        8 * kv_len * (2 * (head_dim + v_head_dim) + 8 * group_size), "keys, values and scores of one group"
+    )

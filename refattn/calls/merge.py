@@ -43,7 +43,10 @@ def checked_states(outputs, lses):
                 f"got outputs[0].shape={outputs[0].shape}, outputs[{n}].shape={output.shape}."
             )
         if lse.shape != output.shape[:-1]:
-            raise ValueError(f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got lses[{n}].shape={lse.shape}.")
+            raise ValueError(
+                f"lses[{n}] must have shape {output.shape[:-1]} to match outputs[{n}]; got "
+                f"lses[{n}].shape={lse.shape}."
+            )
     ensure_allocatable(8 * len(outputs) * (outputs[0].size + lses[0].size), "states")
     return States(outputs, lses)
 

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.arrays import as_int_array
-from refattn.calls.dense import Problem, exactly_axes, floating, require_head_dim, require_head_ratio, require_memory
+from refattn.calls.dense import (
+    Problem,
+    exactly_axes,
+    floating,
+    require_head_dim,
+    require_head_ratio,
+    require_memory,
+)
 from refattn.calls.form import Checked, Form
 from refattn.calls.options import Options, Sizes, checked_options
 
@@ -41,7 +48,9 @@ class PackedProblem(Options, Checked):
         """Sequence n as a dense problem without batch axes."""
         rows, keys = slice(self.cu_q[n], self.cu_q[n + 1]), slice(self.cu_kv[n], self.cu_kv[n + 1])
         options = self.options_at(per_score=(slice(None), rows, keys), per_head=n, per_entry=n)
-        return Problem(query=self.query[:, rows], key=self.key[:, keys], value=self.value[:, keys], **options.options())
+        return Problem(
+            query=self.query[:, rows], key=self.key[:, keys], value=self.value[:, keys], **options.options()
+        )
 
     @property
     def input_dtype(self):
@@ -61,8 +70,10 @@ def packed_problem(query, key, value, *, cu_q, cu_kv, **options):
     require_head_ratio(num_heads, num_kv_heads)
     require_head_dim(head_dim, key_head_dim)
     if value.shape[:2] != key.shape[:2]:
-        raise ValueError(f"value must have shape ({num_kv_heads}, {total_kv}, any) to match key; got "
-                         f"value.shape={value.shape}.")
+        raise ValueError(
+            f"value must have shape ({num_kv_heads}, {total_kv}, any) to match key; got "
+            f"value.shape={value.shape}."
+        )
     require_memory((), num_heads, total_q, value.shape[-1])
     require_boundaries(cu_q, "cu_q", total_q, "query")
     require_boundaries(cu_kv, "cu_kv", total_kv, "key")
@@ -80,7 +91,9 @@ def packed_problem(query, key, value, *, cu_q, cu_kv, **options):
 
 def require_boundaries(boundaries, name, total, of):
     if boundaries.ndim != 1 or len(boundaries) < 1:
-        raise ValueError(f"{name} must have shape (num_sequences + 1,); got {name}.shape={boundaries.shape}.")
+        raise ValueError(
+            f"{name} must have shape (num_sequences + 1,); got {name}.shape={boundaries.shape}."
+        )
     if boundaries[0] != 0 or boundaries[-1] != total:
         raise ValueError(
             f"{name} must run from 0 to the total length of {of}, {total}; got {name}[0]={boundaries[0]}, "
@@ -90,8 +103,10 @@ def require_boundaries(boundaries, name, total, of):
     falls = np.flatnonzero(boundaries[1:] < boundaries[:-1])  # differences could wrap around int64
     if len(falls):
         at = falls[0]
-        raise ValueError(f"{name} must not decrease; got {name}[{at}]={boundaries[at]}, "
-                         f"{name}[{at + 1}]={boundaries[at + 1]}.")
+        raise ValueError(
+            f"{name} must not decrease; got {name}[{at}]={boundaries[at]}, "
+            f"{name}[{at + 1}]={boundaries[at + 1]}."
+        )
 
 
 PACKED = Form(

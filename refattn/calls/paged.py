@@ -1,11 +1,20 @@
-"""Keys and values in pages: query (B, H, T, D), key_pages (P, K, page_size, D), value_pages (P, K, page_size, E)."""
+"""Keys and values in pages: query (B, H, T, D), key_pages (P, K, page_size, D), value_pages (P, K,
+page_size, E).
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from refattn.calls.arrays import as_int_array
-from refattn.calls.dense import Problem, exactly_axes, floating, require_head_dim, require_head_ratio, require_memory
+from refattn.calls.dense import (
+    Problem,
+    exactly_axes,
+    floating,
+    require_head_dim,
+    require_head_ratio,
+    require_memory,
+)
 from refattn.calls.form import Checked, Form
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import Options, Sizes, checked_options
@@ -31,7 +40,12 @@ class PagedProblem(Options, Checked):
     @property
     def largest_group(self):
         group_size = self.query.shape[1] // self.key_pages.shape[1]
-        return group_size, int(self.kv_lengths.max(initial=0)), self.query.shape[-1], self.value_pages.shape[-1]
+        return (
+            group_size,
+            int(self.kv_lengths.max(initial=0)),
+            self.query.shape[-1],
+            self.value_pages.shape[-1],
+        )
 
     @property
     def output_shape(self):
@@ -45,9 +59,7 @@ class PagedProblem(Options, Checked):
         """Sequence b as a dense problem without batch axes; only the pages within its length are read."""
         length = int(self.kv_lengths[b])
         pages = self.block_table[b, : -(-length // self.page_size)]
-        key, value = (
-            joined_pages(side[pages])[:, :length] for side in (self.key_pages, self.value_pages)
-        )
+        key, value = (joined_pages(side[pages])[:, :length] for side in (self.key_pages, self.value_pages))
         options = self.options_at(per_score=(b, ..., slice(length)), per_head=b, per_entry=b)
         return Problem(query=self.query[b], key=key, value=value, **options.options())
 
@@ -77,7 +89,9 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
     query, key_pages, value_pages = floating(query=query, key_pages=key_pages, value_pages=value_pages)
     block_table = as_int_array(block_table, "block_table")
     exactly_axes(4, "(batch, heads, length, dim)", query=query)
-    exactly_axes(4, "(num_pages, num_kv_heads, page_size, dim)", key_pages=key_pages, value_pages=value_pages)
+    exactly_axes(
+        4, "(num_pages, num_kv_heads, page_size, dim)", key_pages=key_pages, value_pages=value_pages
+    )
     batch, num_heads, q_len, head_dim = query.shape
     num_pages, num_kv_heads, page_size, key_head_dim = key_pages.shape
     require_head_ratio(num_heads, num_kv_heads)
@@ -89,14 +103,19 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
             f"got value_pages.shape={value_pages.shape}."
         )
     if page_size < 1:
-        raise ValueError("key_pages must have a page_size of at least 1; got "
-                         f"key_pages.shape={key_pages.shape}.")
+        raise ValueError(
+            f"key_pages must have a page_size of at least 1; got key_pages.shape={key_pages.shape}."
+        )
     if block_table.ndim != 2 or len(block_table) != batch:
-        raise ValueError(f"block_table must have shape ({batch}, max_pages), one row a sequence; got "
-                         f"block_table.shape={block_table.shape}.")
+        raise ValueError(
+            f"block_table must have shape ({batch}, max_pages), one row a sequence; got "
+            f"block_table.shape={block_table.shape}."
+        )
     if kv_lengths is None:
-        raise TypeError("kv_lengths must be given: without it the filled part of the last page is unknown; "
-                        "got kv_lengths=None.")
+        raise TypeError(
+            "kv_lengths must be given: without it the filled part of the last page is unknown; "
+            "got kv_lengths=None."
+        )
     require_memory((batch,), num_heads, q_len, value_pages.shape[-1])
     capacity = block_table.shape[1] * page_size
     sizes = Sizes((batch,), num_heads, q_len, capacity, head_dim)
@@ -112,7 +131,9 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
             f"block_table must hold pages between 0 and {num_pages - 1} within each length; "
             f"got block_table[{b}, {page}]={block_table[b, page]}."
         )
-    return PagedProblem(query=query, key_pages=key_pages, value_pages=value_pages, block_table=block_table, **checked)
+    return PagedProblem(
+        query=query, key_pages=key_pages, value_pages=value_pages, block_table=block_table, **checked
+    )
 
 
 PAGED = Form(

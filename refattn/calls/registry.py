@@ -1,4 +1,6 @@
-"""The forms of attention that calls can have, in the order in which a call is tried for the mark of a form."""
+"""The forms of attention that calls can have, in the order in which a call is tried for the mark of a
+form.
+"""
 
 from refattn.calls.dense import DENSE
 from refattn.calls.latent import LATENT

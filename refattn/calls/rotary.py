@@ -1,4 +1,6 @@
-"""Dense attention whose query and key are given before their rotary embedding; the oracle takes such calls."""
+"""Dense attention whose query and key are given before their rotary embedding; the oracle takes such
+calls.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,9 @@ from refattn.calls.form import Checked, Form
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of the first `rotary_dim` dims: pairs (i, i + dim/2) for "half", (2i, 2i + 1) for "interleaved"."""
+    """Rotary embedding of the first `rotary_dim` dims: pairs (i, i + dim/2) for "half", (2i, 2i + 1)
+    for "interleaved".
+    """
 
     theta: float = 10000.0
     layout: str = "half"
@@ -31,7 +35,11 @@ class Rope:
             positions = np.broadcast_to(positions[..., :1], positions.shape)
         half = dim // 2
         angle = self.direction * positions[..., None] * self.theta ** (-2.0 * np.arange(half) / dim)
-        first, second = (slice(0, half), slice(half, 2 * half)) if self.layout == "half" else (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        first, second = (
+            (slice(0, half), slice(half, 2 * half))
+            if self.layout == "half"
+            else (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        )
         cos, sin, turned = np.cos(angle), np.sin(angle), x.copy()
         turned[..., first] = x[..., first] * cos - x[..., second] * sin
         turned[..., second] = x[..., first] * sin + x[..., second] * cos

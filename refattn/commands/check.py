@@ -16,15 +16,28 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "check",
         help="judge results in files against golden vectors",
-        description="Compare what a kernel wrote with the exact result and with the error its arithmetic allows.",
-        epilog="exit code: 0 every result is right, 1 one is not, or with --require-complete was judged in part only, 2 a file cannot be used",
+        description="Compare what a kernel wrote with the exact result and with the error its arithmetic "
+        "allows.",
+        epilog="exit code: 0 every result is right, 1 one is not, or with --require-complete was judged in "
+        "part only, 2 a file cannot be used",
     )
     add_result_arguments(parser)
-    parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; "
-                        "default: the one of the case")  # fmt: skip
-    parser.add_argument("--stored", action="store_true", help="use the bounds in the file only, as a test in another language does; computes nothing")
-    parser.add_argument("--require-complete", action="store_true",
-                        help="fail results of which the spec lets only a part be judged, because an intermediate may overflow its formats")  # fmt: skip
+    parser.add_argument(
+        "--spec",
+        help="arithmetic the kernel claims, such as bfloat16, 'eager float16' or 'cpu_kernels float32'; "
+        "default: the one of the case",
+    )
+    parser.add_argument(
+        "--stored",
+        action="store_true",
+        help="use the bounds in the file only, as a test in another language does; computes nothing",
+    )
+    parser.add_argument(
+        "--require-complete",
+        action="store_true",
+        help="fail results of which the spec lets only a part be judged, because an intermediate may "
+        "overflow its formats",
+    )
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     parser.set_defaults(run=run)
 
@@ -59,7 +72,11 @@ def run(args):
 
 def _print_summary(rows, plain, args):
     if args.json:
-        print(json.dumps({"passed": {row[1] for row in rows} == {"pass"}, "cases": plain}, indent=2, allow_nan=False))
+        print(
+            json.dumps(
+                {"passed": {row[1] for row in rows} == {"pass"}, "cases": plain}, indent=2, allow_nan=False
+            )
+        )
     elif len(rows) > 1:
         print(f"{sum(row[1] == 'pass' for row in rows)} of {len(rows)} results are right.")
 
@@ -102,18 +119,32 @@ def _by_stored_bounds(case, output, lse, require_complete):
         return _unbounded(case, output, lse, good.size, require_complete)
     at = tuple(int(i) for i in np.argwhere(~good)[0])
     beyond = int(np.count_nonzero(~good))
-    return "fail", f"{beyond} of {good.size} elements beyond the stored bounds, the first at {at}", {"beyond": beyond}
+    return (
+        "fail",
+        f"{beyond} of {good.size} elements beyond the stored bounds, the first at {at}",
+        {"beyond": beyond},
+    )
 
 
 def _unbounded(case, output, lse, size, require_complete):
     """The verdict on elements all within their bounds, of which some may be infinite: those say nothing."""
     import numpy as np
 
-    unjudged = {"output": 0 if output is None else int(np.isinf(case.output_bound).sum()), "lse": 0 if lse is None else int(np.isinf(case.lse_bound).sum())}
+    unjudged = {
+        "output": 0 if output is None else int(np.isinf(case.output_bound).sum()),
+        "lse": 0 if lse is None else int(np.isinf(case.lse_bound).sum()),
+    }
     facts = {"complete": not any(unjudged.values()), "unjudged": unjudged}
-    text = f"all {size} elements within the stored bounds" if output is not None else f"all {size} lses within the stored bounds, no output given"
+    text = (
+        f"all {size} elements within the stored bounds"
+        if output is not None
+        else f"all {size} lses within the stored bounds, no output given"
+    )
     if not facts["complete"]:
-        text += f"; {unjudged['output']} outputs and {unjudged['lse']} lses have none, an intermediate may overflow the formats of the spec"
+        text += (
+            f"; {unjudged['output']} outputs and {unjudged['lse']} lses have none, an intermediate may "
+            "overflow the formats of the spec"
+        )
         if require_complete:
             return "fail", f"not complete: {text}", facts
     return "pass", text, facts

@@ -14,11 +14,17 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "diagnose",
         help="find the mistake or foreign convention behind a wrong result",
-        description="Test a catalogue of mistakes and of other libraries' conventions against what a kernel wrote.",
+        description="Test a catalogue of mistakes and of other libraries' conventions against what a "
+        "kernel wrote.",
         epilog="exit code: 0 the result agrees with the reference, 1 it does not, 2 a file cannot be used",
     )
     add_result_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for the search; what it leaves untried is said; default 20")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="time for the search; what it leaves untried is said; default 20",
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,8 +39,13 @@ def run(args):
         for pair in pairs(args.case, args.result, args.lse):
             case, output, lse = pair.read()
             if output is None:
-                raise VectorError(f"{pair.result.name} must hold the output, by which mistakes are told; got an lse alone, which refattn check judges.")
-            diagnosis = diagnose(output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options)
+                raise VectorError(
+                    f"{pair.result.name} must hold the output, by which mistakes are told; got an lse "
+                    "alone, which refattn check judges."
+                )
+            diagnosis = diagnose(
+                output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options
+            )
             found.append((pair.name, diagnosis))
             if not args.json:
                 print(f"{pair.name}: {diagnosis}")
@@ -44,7 +55,13 @@ def run(args):
         print(f"refattn diagnose: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps({"cases": [{"name": name, **_plain(diagnosis.to_json())} for name, diagnosis in found]}, indent=2, allow_nan=False))
+        print(
+            json.dumps(
+                {"cases": [{"name": name, **_plain(diagnosis.to_json())} for name, diagnosis in found]},
+                indent=2,
+                allow_nan=False,
+            )
+        )
     return 2 if not found else int(any(diagnosis.verdict != "agrees" for _, diagnosis in found))
 
 

@@ -20,12 +20,21 @@ def write_junit(path, suite: str, rows) -> None:
         status is "pass", "fail", "error" or "skip".
     """
     rows = list(rows)
-    count = lambda status: str(sum(row[1] == status for row in rows))  # noqa: E731
-    counts = {"tests": str(len(rows)), "failures": count("fail"), "errors": count("error"), "skipped": count("skip")}
+    count = lambda status: str(sum(row[1] == status for row in rows))
+    counts = {
+        "tests": str(len(rows)),
+        "failures": count("fail"),
+        "errors": count("error"),
+        "skipped": count("skip"),
+    }
     root = ElementTree.Element("testsuites", counts)
-    group = ElementTree.SubElement(root, "testsuite", {"name": suite, "time": f"{sum(row[3] for row in rows):.3f}", **counts})
+    group = ElementTree.SubElement(
+        root, "testsuite", {"name": suite, "time": f"{sum(row[3] for row in rows):.3f}", **counts}
+    )
     for name, status, text, seconds in rows:
-        case = ElementTree.SubElement(group, "testcase", {"classname": suite, "name": NOT_XML.sub("?", name), "time": f"{seconds:.3f}"})
+        case = ElementTree.SubElement(
+            group, "testcase", {"classname": suite, "name": NOT_XML.sub("?", name), "time": f"{seconds:.3f}"}
+        )
         if status != "pass":
             kind = {"fail": "failure", "error": "error", "skip": "skipped"}[status]
             text = NOT_XML.sub("?", text)

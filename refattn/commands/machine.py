@@ -1,6 +1,8 @@
-"""What this machine offers: facts for `refattn doctor`, which looks for known hazards among them (`refattn.commands.hazards`) and prints both.
+"""What this machine offers: facts for `refattn doctor`, which looks for known hazards among them
+(`refattn.commands.hazards`) and prints both.
 
-    CPU, vector width, threads and their limits, cache of compiled code, versions, BLAS, floating-point behaviour
+    CPU, vector width, threads and their limits, cache of compiled code, versions, BLAS, floating-point
+    behaviour
 
 It only looks: no setting is changed.
 """
@@ -22,9 +24,31 @@ from refattn._version import __version__
 from refattn.exact.precise import flushes_subnormals
 
 PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "ml_dtypes", "safetensors", "threadpoolctl")
-TELLING_FEATURES = ("sse2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bf16", "avx512fp16", "amx-tile", "amx-bf16", "neon", "bf16", "sve")
-SWITCHES = ("NUMBA_NUM_THREADS", "NUMBA_DISABLE_JIT", "NUMBA_BOUNDSCHECK", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "CPU_KERNELS_CACHE_DIR",
-            "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+TELLING_FEATURES = (
+    "sse2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bf16",
+    "avx512fp16",
+    "amx-tile",
+    "amx-bf16",
+    "neon",
+    "bf16",
+    "sve",
+)
+SWITCHES = (
+    "NUMBA_NUM_THREADS",
+    "NUMBA_DISABLE_JIT",
+    "NUMBA_BOUNDSCHECK",
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+    "CPU_KERNELS_CACHE_DIR",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)
 
 
 def collect_facts():
@@ -32,7 +56,10 @@ def collect_facts():
     kernels = kernel_facts()
     return {
         "refattn": __version__,
-        "python": {"version": platform.python_version(), "gil": getattr(sys, "_is_gil_enabled", lambda: True)()},
+        "python": {
+            "version": platform.python_version(),
+            "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        },
         "system": f"{platform.system()} {platform.release()}",
         "cpu": {"name": cpu_model(), "architecture": platform.machine()},
         "threads": thread_facts(),
@@ -63,7 +90,13 @@ def cpu_model():
 def thread_facts():
     """CPUs, the limits on them, and the number of threads a large kernel call uses (None without Numba)."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    facts = {"cpus": os.cpu_count() or 1, "affinity": affinity, "quota": None, "numba_num_threads": None, "used": None}
+    facts = {
+        "cpus": os.cpu_count() or 1,
+        "affinity": affinity,
+        "quota": None,
+        "numba_num_threads": None,
+        "used": None,
+    }
     try:
         limits = importlib.import_module("cpu_kernels.machine.cpu_limits")
         facts["used"] = importlib.import_module("cpu_kernels.machine.thread_pool").get_num_threads()
@@ -84,7 +117,8 @@ def kernel_facts():
         "compiled_for": jit.cpu_name(),
         "vector_bits": 8 * jit.vector_bytes(),
         "features": [name for name in TELLING_FEATURES if name in jit.cpu_features()],
-        "cache": {"folder": place.path, "reason": place.reason, "refusals": list(place.refusals)} | folder_facts(place.path),
+        "cache": {"folder": place.path, "reason": place.reason, "refusals": list(place.refusals)}
+        | folder_facts(place.path),
     }
 
 
@@ -101,16 +135,30 @@ def folder_facts(path):
 
 
 def blas_facts():
-    """The BLAS behind NumPy: as threadpoolctl finds it loaded, else as NumPy was built. Threads None: unknown."""
+    """The BLAS behind NumPy: as threadpoolctl finds it loaded, else as NumPy was built. Threads None:
+    unknown.
+    """
     try:
-        loaded = [library for library in importlib.import_module("threadpoolctl").threadpool_info() if library["user_api"] == "blas"]
+        loaded = [
+            library
+            for library in importlib.import_module("threadpoolctl").threadpool_info()
+            if library["user_api"] == "blas"
+        ]
         if loaded:
-            return {"name": loaded[0]["internal_api"], "version": loaded[0]["version"], "threads": loaded[0]["num_threads"]}
+            return {
+                "name": loaded[0]["internal_api"],
+                "version": loaded[0]["version"],
+                "threads": loaded[0]["num_threads"],
+            }
     except ImportError:
         pass
     built = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     asked = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
-    return {"name": built.get("name"), "version": built.get("version"), "threads": int(asked) if asked.isdecimal() else None}
+    return {
+        "name": built.get("name"),
+        "version": built.get("version"),
+        "threads": int(asked) if asked.isdecimal() else None,
+    }
 
 
 def number_facts():
@@ -120,4 +168,8 @@ def number_facts():
     thread.start()
     thread.join()
     longdouble = np.finfo(np.longdouble)
-    return {"flushes_subnormals": flushes, "longdouble_significand_bits": int(longdouble.nmant) + 1, "longdouble_max_exponent": int(longdouble.maxexp)}
+    return {
+        "flushes_subnormals": flushes,
+        "longdouble_significand_bits": int(longdouble.nmant) + 1,
+        "longdouble_max_exponent": int(longdouble.maxexp),
+    }

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from refattn.oracle.vectors.containers import ENDINGS, read_arrays
+from refattn.oracle.vectors.golden import VectorCase, load_case
 from refattn.oracle.vectors.npz_file import read_npy
 from refattn.oracle.vectors.pack_directory import MANIFEST, read_pack
 from refattn.oracle.vectors.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
-from refattn.oracle.vectors.containers import ENDINGS, read_arrays
-from refattn.oracle.vectors.golden import VectorCase, load_case
 
 RESULT_ENDINGS = (*(ending for ending in ENDINGS.values() if ending), ".npy", ".bin")
 
@@ -33,7 +33,9 @@ class Pair:
         output, lse = read_result(self.result, case)
         if self.lse is not None:
             if output is None:
-                raise VectorError(f"{self.result.name} must hold the output where --lse gives the lse; got an lse.")
+                raise VectorError(
+                    f"{self.result.name} must hold the output where --lse gives the lse; got an lse."
+                )
             lse = read_array(self.lse, case.lse.shape, case.spec.lse.name)
         return case, output, lse
 
@@ -53,19 +55,30 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
     if not (case_path / MANIFEST).is_file():
         if not case_path.exists():
             raise VectorError(f"{case_path} must exist.")
-        yield Pair(case_path.stem, lambda: load_case(case_path), result_path, None if lse_path is None else Path(lse_path))
+        yield Pair(
+            case_path.stem,
+            lambda: load_case(case_path),
+            result_path,
+            None if lse_path is None else Path(lse_path),
+        )
         return
     if not result_path.is_dir():
-        raise VectorError(f"{result_path} must be a directory with a result for every case of the pack, named like NAME.npz or NAME.safetensors.")
+        raise VectorError(
+            f"{result_path} must be a directory with a result for every case of the pack, named like "
+            "NAME.npz or NAME.safetensors."
+        )
     for entry in read_pack(case_path):
-        found = [path for ending in RESULT_ENDINGS if (path := result_path / f"{entry.name}{ending}").exists()]
+        found = [
+            path for ending in RESULT_ENDINGS if (path := result_path / f"{entry.name}{ending}").exists()
+        ]
         lse = result_path / f"{entry.name}-lse{found[0].suffix}" if found else None
         result = found[0] if found else result_path / f"{entry.name}.npz"
         yield Pair(entry.name, entry.load, result, lse if lse is not None and lse.exists() else None)
 
 
 def read_result(path, case) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Output and lse of a result file: arrays named output and lse, one of the two, or one array alone (.npy, or .bin without a header).
+    """Output and lse of a result file: arrays named output and lse, one of the two, or one array alone
+    (.npy, or .bin without a header).
 
     An array without a name is the lse if it has the size of the lse and not that of the output.
     """
@@ -77,7 +90,10 @@ def read_result(path, case) -> tuple[np.ndarray | None, np.ndarray | None]:
     arrays, _ = read_arrays(path)
     lse = None if "lse" not in arrays else _floating(arrays["lse"], case.spec.lse.name)
     if "output" not in arrays and len(arrays) != 1:
-        raise VectorError(f"{path.name} must hold an array named output, lse, or both; got {', '.join(sorted(arrays)) or 'none'}.")
+        raise VectorError(
+            f"{path.name} must hold an array named output, lse, or both; got "
+            f"{', '.join(sorted(arrays)) or 'none'}."
+        )
     output = arrays.get("output", None if lse is not None else next(iter(arrays.values())))
     return None if output is None else _floating(output, case.spec.output.name), lse
 
@@ -89,7 +105,9 @@ def _read_nameless(path, case):
             return None, read_array(path, case.lse.shape, case.spec.lse.name)
         return array, None
     size = path.stat().st_size
-    of_lse = size in _dtypes_of_bin(case.lse.size, case.spec.lse.name) and size not in _dtypes_of_bin(case.output.size, case.spec.output.name)
+    of_lse = size in _dtypes_of_bin(case.lse.size, case.spec.lse.name) and size not in _dtypes_of_bin(
+        case.output.size, case.spec.output.name
+    )
     like, format_name = (case.lse, case.spec.lse.name) if of_lse else (case.output, case.spec.output.name)
     array = read_array(path, like.shape, format_name)
     return (None, array) if of_lse else (array, None)
@@ -104,7 +122,9 @@ def _dtypes_of_bin(count, format_name):
 
 
 def read_array(path, shape, format_name) -> np.ndarray:
-    """One array of a known shape. A .bin holds it in C order, little-endian; the number of its bytes says how wide the numbers are."""
+    """One array of a known shape. A .bin holds it in C order, little-endian; the number of its bytes
+    says how wide the numbers are.
+    """
     path = Path(path)
     with open_regular(path) as file:
         size = path.stat().st_size

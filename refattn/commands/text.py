@@ -2,7 +2,9 @@
 
 
 def aligned(table, left=2):
-    """Lines of a table: the first `left` columns to the left, the others to the right. Cells beyond those of the first row follow as they are."""
+    """Lines of a table: the first `left` columns to the left, the others to the right. Cells beyond
+    those of the first row follow as they are.
+    """
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = []
     for row in table:

@@ -12,27 +12,52 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "vectors",
         help="golden vectors with error bounds, for tests in any language",
-        description="Packs of calls with inputs, exact output and lse, and the error a correct kernel may make at every element. "
+        description="Packs of calls with inputs, exact output and lse, and the error a correct kernel may "
+        "make at every element. "
         "A test passes where x == expected, abs(x - expected) <= bound, or both are NaN.",
         epilog="exit code: 0 all is well, 1 a check failed, 2 bad usage or an unusable file",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     words = "write a pack into a new directory"
-    make = actions.add_parser("make", help=words, description=words[0].upper() + words[1:] + ": one file a case, and manifest.json.",
-                              epilog="example: refattn vectors make vectors --pack gqa --dtype bfloat16 --format safetensors")  # fmt: skip
+    make = actions.add_parser(
+        "make",
+        help=words,
+        description=words[0].upper() + words[1:] + ": one file a case, and manifest.json.",
+        epilog="example: refattn vectors make vectors --pack gqa --dtype bfloat16 --format safetensors",
+    )
     make.add_argument("directory", help="created; must not hold a pack already")
-    make.add_argument("--pack", action="append", metavar="NAME", help="only this one of 'refattn vectors list'; may be repeated; default all")
-    make.add_argument("--dtype", default="float32",
-                      help="of the inputs: float64, float32, float16, bfloat16, float8_e4m3fn or float8_e5m2; default float32")
-    make.add_argument("--format", default="npz", choices=("npz", "safetensors", "raw"),
-                      help="default npz; raw: plain binary files and a text, read by C++ as it is")  # fmt: skip
-    make.add_argument("--spec", help="arithmetic the bounds are for, such as 'eager bfloat16'; default: a fused kernel in the dtype")
+    make.add_argument(
+        "--pack",
+        action="append",
+        metavar="NAME",
+        help="only this one of 'refattn vectors list'; may be repeated; default all",
+    )
+    make.add_argument(
+        "--dtype",
+        default="float32",
+        help="of the inputs: float64, float32, float16, bfloat16, float8_e4m3fn or float8_e5m2; default "
+        "float32",
+    )
+    make.add_argument(
+        "--format",
+        default="npz",
+        choices=("npz", "safetensors", "raw"),
+        help="default npz; raw: plain binary files and a text, read by C++ as it is",
+    )
+    make.add_argument(
+        "--spec",
+        help="arithmetic the bounds are for, such as 'eager bfloat16'; default: a fused kernel in the dtype",
+    )
     make.add_argument("--seed", type=int, default=0, help="of the inputs; default 0")
 
     words = "check the digests of a pack and compute its results again"
-    check = actions.add_parser("check", help=words, description=words[0].upper() + words[1:] + ".",
-                               epilog="exit code: 0 all cases are right, 1 one is not, 2 there is no pack")  # fmt: skip
+    check = actions.add_parser(
+        "check",
+        help=words,
+        description=words[0].upper() + words[1:] + ".",
+        epilog="exit code: 0 all cases are right, 1 one is not, 2 there is no pack",
+    )
     check.add_argument("directory", help="with manifest.json, as 'refattn vectors make' writes it")
     check.add_argument("--digests-only", action="store_true", help="compute nothing")
     check.add_argument("--json", action="store_true", help="machine-readable report on standard output")
@@ -59,13 +84,18 @@ def run(args):
 
 
 def _make(args):
+    from refattn.oracle.arithmetic.spec import kernel_spec
     from refattn.oracle.vectors.pack_directory import read_pack, write_pack
     from refattn.oracle.vectors.packs import make_cases
-    from refattn.oracle.arithmetic.spec import kernel_spec
 
     spec = None if args.spec is None else kernel_spec(args.spec)
-    cases = _told(make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed), lambda case: f"{case.pack} {case.name}")
-    write_pack(args.directory, cases, container=args.format, description={"dtype": args.dtype, "seed": args.seed})
+    cases = _told(
+        make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed),
+        lambda case: f"{case.pack} {case.name}",
+    )
+    write_pack(
+        args.directory, cases, container=args.format, description={"dtype": args.dtype, "seed": args.seed}
+    )
     print(f"{sum(1 for _ in read_pack(args.directory))} cases in {args.directory}")
     return 0
 
@@ -102,10 +132,17 @@ def _check(args):
             print(f"{entry.name}: {words}")
     failed, skipped = (sum(row[1] == status for row in rows) for status in ("fail", "skip"))
     if args.json:
-        cases = [{"name": name, "status": status, "text": text, "seconds": seconds} for name, status, text, seconds in rows]
+        cases = [
+            {"name": name, "status": status, "text": text, "seconds": seconds}
+            for name, status, text, seconds in rows
+        ]
         print(json.dumps({"passed": not failed and bool(rows), "cases": cases}, indent=2, allow_nan=False))
     else:
-        print(f"{len(rows) - failed - skipped} of {len(rows)} cases are right." if rows else "The pack has no cases.")
+        print(
+            f"{len(rows) - failed - skipped} of {len(rows)} cases are right."
+            if rows
+            else "The pack has no cases."
+        )
     if args.junit:
         write_junit(args.junit, "refattn vectors check", rows)
     return 1 if failed or not rows else 0

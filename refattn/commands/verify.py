@@ -1,4 +1,6 @@
-"""`refattn verify`: every golden that ships with the package computed anew and compared, as a table or JSON."""
+"""`refattn verify`: every golden that ships with the package computed anew and compared, as a table
+or JSON.
+"""
 
 import importlib
 import json
@@ -27,13 +29,16 @@ def add_parser(subparsers):
     parser = subparsers.add_parser(
         "verify",
         help="check this installation against the goldens it ships",
-        description="Compute every golden case that ships with refattn - four variants, all options, layers of a real model - with refattn "
+        description="Compute every golden case that ships with refattn - four variants, all options, "
+        "layers of a real model - with refattn "
         "and, where it has the function, with cpu_kernels, and compare.",
         epilog="exit code: 0 when everything holds, 1 when a case does not (it is named), 2 for bad usage",
     )
     parser.add_argument("--json", action="store_true", help="machine-readable report on standard output")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first case that does not hold")
-    parser.add_argument("--goldens", type=Path, metavar="DIR", help="golden files of your own instead of the shipped ones")
+    parser.add_argument(
+        "--goldens", type=Path, metavar="DIR", help="golden files of your own instead of the shipped ones"
+    )
     parser.set_defaults(run=run)
 
 
@@ -104,22 +109,41 @@ def as_text(report):
         heads += ["cpu_kernels", "of bound", "speed-up"]
     lines = [heads]
     for row in report.rows:
-        cells = [row.variant, row.source, str(row.cases), *outcome_cells(row.reference), duration(row.reference.seconds)]
+        cells = [
+            row.variant,
+            row.source,
+            str(row.cases),
+            *outcome_cells(row.reference),
+            duration(row.reference.seconds),
+        ]
         if row.kernels:
-            cells += [outcome_cells(row.kernels)[0], shown(row.kernels.of_bound, ".0%"), shown(row.speed_up, ".1f", "x")]
+            cells += [
+                outcome_cells(row.kernels)[0],
+                shown(row.kernels.of_bound, ".0%"),
+                shown(row.speed_up, ".1f", "x"),
+            ]
         elif kernels:
             cells += ["-", "-", "-"]
         lines.append([*cells, f"{row.failed} FAILED" if row.failed else ""])
-    text = aligned(lines) + [""]
-    text.append(f"units: of 2^-53 sum(p |v|), at most {OUTPUT_UNITS}; lse ulp: of the larger term of the log-sum-exp, at most {LSE_ULPS}.")
+    text = [*aligned(lines), ""]
+    text.append(
+        f"units: of 2^-53 sum(p |v|), at most {OUTPUT_UNITS}; lse ulp: of the larger term of the "
+        f"log-sum-exp, at most {LSE_ULPS}."
+    )
     if kernels:
-        text.append("of bound: error of cpu_kernels over the error bound of its arithmetic, at most 100%; speed-up on these small inputs.")
+        text.append(
+            "of bound: error of cpu_kernels over the error bound of its arithmetic, at most 100%; speed-up "
+            "on these small inputs."
+        )
     if report.kernels_note:
         text.append(report.kernels_note)
     if report.failures:
         names = len({failure["case"] for failure in report.failures})
         text.append(f"FAILED: {names} of {report.cases} cases do not hold. {duration(report.seconds)}")
-        text += [f"  {f['case']} ({f['source']}, {f['function']}): {f['failure']}" for f in report.failures[:FAILURES_SHOWN]]
+        text += [
+            f"  {f['case']} ({f['source']}, {f['function']}): {f['failure']}"
+            for f in report.failures[:FAILURES_SHOWN]
+        ]
         if len(report.failures) > FAILURES_SHOWN:
             text.append(f"  and {len(report.failures) - FAILURES_SHOWN} more; --json lists all")
     else:
@@ -148,7 +172,11 @@ def as_json(report):
         "passed": not report.failures and report.cases > 0,
         "cases": report.cases,
         "seconds": report.seconds,
-        "versions": {"refattn": refattn.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "refattn": refattn.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
         "limits": {"output_units": OUTPUT_UNITS, "lse_ulps": LSE_ULPS},
         "rows": [
             {
@@ -157,7 +185,9 @@ def as_json(report):
                 "cases": row.cases,
                 "failed": row.failed,
                 "refattn": numbers(row.reference),
-                "cpu_kernels": numbers(row.kernels) | {"cases": row.kernel_cases, "speed_up": row.speed_up} if row.kernels else None,
+                "cpu_kernels": numbers(row.kernels) | {"cases": row.kernel_cases, "speed_up": row.speed_up}
+                if row.kernels
+                else None,
             }
             for row in report.rows
         ],
@@ -168,4 +198,6 @@ def as_json(report):
 
 def numbers(outcome):
     values = {name: getattr(outcome, name) for name in ("error", "units", "lse_ulps", "of_bound", "seconds")}
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
+    }

@@ -1,1 +1,1 @@
-"""The exact mathematics: one block of rows at a time, in sums of two float64."""
+"""The exact mathematics: one block of rows at a time, in unevaluated sums of two float64."""

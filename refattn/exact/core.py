@@ -7,19 +7,23 @@
     weight_ij = exp(biased_ij - lse_i)
     output_i  = sum_j weight_ij v_j
 
-`refattn/textbook.py` is the same computation as a first lesson, plain NumPy on whole arrays. What this file adds,
-and why:
+`refattn/textbook.py` is the same computation as a first lesson, plain NumPy on whole arrays. What this
+file adds, and why:
 
-- Exactness. A weight is exp of a difference of scores, so rounding a score of 1e6 leaves the weight ten digits.
+- Exactness. A weight is exp of a difference of scores, so rounding a score of 1e6 leaves the weight ten
+  digits.
   Scores and sums are therefore `DoubleDouble`, unevaluated sums of two float64.
-- Memory. One call takes a block of rows, and `refattn/exact/solve.py` goes from block to block, so that the scores of
+- Memory. One call takes a block of rows, and `refattn/exact/solve.py` goes from block to block, so that
+  the scores of
   all rows are never held at once.
-- Hidden NaN. A weight of 0 times NaN is NaN. Values that are not finite are therefore kept apart and added to
+- Hidden NaN. A weight of 0 times NaN is NaN. Values that are not finite are therefore kept apart and
+  added to
   those rows alone that see them.
 
-Vaswani et al. 2017, section 3.2.1, for the formula; Gemma 2 (Gemma Team 2024, section 2) for softcap; Press et al. 2022, section 3, for
-ALiBi; Xiao et al. 2024, section 3.1, for sinks. One call is one block of query rows, of any of the heads that share a key/value head.
-Axes: R rows of the block, S keys, D head_dim, E v_head_dim.
+Vaswani et al. 2017, section 3.2.1, for the formula; Gemma 2 (Gemma Team 2024, section 2) for softcap;
+Press et al. 2022, section 3, for ALiBi; Xiao et al. 2024, section 3.1, for sinks. One call is one block
+of query rows, of any of the heads that share a key/value head. Axes: R rows of the block, S keys, D
+head_dim, E v_head_dim.
 """
 
 from typing import NamedTuple
@@ -40,17 +44,22 @@ from refattn.exact.precise import (
 from refattn.exact.softcap import softcap
 from refattn.exact.softmax import softmax
 
-
-COARSE = 8  # column scales are powers of 2**8, so that a hidden value of ordinary size changes no scale, nor so any bit of an output
+# column scales are powers of 2**8, so that a hidden value of ordinary size changes no scale, nor so any bit
+# of an output
+COARSE = 8
 
 
 class Values(NamedTuple):
-    """Values ready to be weighted: value_jc = unit_jc * power_j * column_c, powers of two that keep large values from coarsening small ones."""
+    """Values ready to be weighted: value_jc = unit_jc * power_j * column_c, powers of two that keep
+    large values from coarsening small ones.
+    """
 
     unit: Split  # [S, E], elements at most 1
     power: np.ndarray  # [S]
     column: np.ndarray  # [E]
-    infinite: list  # (key, elements) of the keys whose value is not finite, finite elements 0; elements that are not finite are 0 elsewhere
+    # (key, elements) of the keys whose value is not finite, finite elements 0; elements that are not finite
+    # are 0 elsewhere
+    infinite: list
 
     def rows(self, first, last):
         infinite = [(key - first, value) for key, value in self.infinite if first <= key < last]
@@ -78,7 +87,9 @@ def prepare_keys(k):
 def prepare_values(v):
     """DoubleDouble [S, E] -> Values."""
     finite = np.isfinite(v.high)
-    infinite = [(key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))]
+    infinite = [
+        (key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))
+    ]
     if infinite:
         v = DoubleDouble(*(np.where(finite, part, 0.0) for part in v))
     num_keys, v_head_dim = v.high.shape
@@ -91,7 +102,19 @@ def prepare_values(v):
 
 
 def attend(
-    q, keys, values, *, scale, cap=None, slopes=None, distance=None, bias=None, visible=None, sinks=None, keep=None, keep_scale=1.0
+    q,
+    keys,
+    values,
+    *,
+    scale,
+    cap=None,
+    slopes=None,
+    distance=None,
+    bias=None,
+    visible=None,
+    sinks=None,
+    keep=None,
+    keep_scale=1.0,
 ):
     """Attention of one block of rows.
 
@@ -127,7 +150,13 @@ def attend(
     summed = weigh(kept, values)  # [R, S] @ [S, E] -> [R, E]
     output = divided(summed, total, power)
     for key, elements in values.infinite:
-        add_infinite(output, elements, biased.high[:, key] != -np.inf if keep is None else keep[:, key] & (biased.high[:, key] != -np.inf))
+        add_infinite(
+            output,
+            elements,
+            biased.high[:, key] != -np.inf
+            if keep is None
+            else keep[:, key] & (biased.high[:, key] != -np.inf),
+        )
     if keep_scale != 1:
         output = product_of(output, DoubleDouble(np.float64(keep_scale), 0.0))
     return Steps(scores, capped, biased, exponentials, total, power, lse, output)
@@ -142,7 +171,9 @@ def whole_distance(distance):
 
 
 def hide(scores, visible):
-    """-inf where not visible; the low part is dropped wherever the high part says it all, or is so large that the low one overflowed on the way."""
+    """-inf where not visible; the low part is dropped wherever the high part says it all, or is so
+    large that the low one overflowed on the way.
+    """
     high, low = scores
     if visible is not None:
         high = np.where(visible, high, -np.inf)
@@ -164,5 +195,7 @@ def divided(summed, total, power=0):
 
 
 def add_infinite(output, elements, here):
-    """Add elements of a value that are not finite, 0 the others, to the rows that see it: exact weights are positive, however soon they underflow."""
+    """Add elements of a value that are not finite, 0 the others, to the rows that see it: exact
+    weights are positive, however soon they underflow.
+    """
     output.high[here] += elements

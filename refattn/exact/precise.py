@@ -1,13 +1,14 @@
 """Keep the digits float64 drops: numbers as unevaluated sums of two, and matrix products without rounding.
 
-A score of 1e4 in float64 is good to 1e-12, so the weights it decides are good to 1e-12 and not to 1e-16: the fractions are lost before
-the softmax sees them. Here a score is a `DoubleDouble`, high + low, and the matrix product that makes it is computed without rounding
-in its leading part: both factors are cut into their leading bits and the rest, so few bits that the leading parts multiply and add
-up exactly in float64, whatever order the BLAS takes (Ozaki et al. 2012, "Error-free transformations of matrix multiplication",
-Numerical Algorithms 59, section 3). The three remaining products are tiny and may round.
+A score of 1e4 in float64 is good to 1e-12, so the weights it decides are good to 1e-12 and not to 1e-16:
+the fractions are lost before the softmax sees them. Here a score is a `DoubleDouble`, high + low, and the
+matrix product that makes it is computed without rounding in its leading part: both factors are cut into
+their leading bits and the rest, so few bits that the leading parts multiply and add up exactly in
+float64, whatever order the BLAS takes (Ozaki et al. 2012, "Error-free transformations of matrix
+multiplication", Numerical Algorithms 59, section 3). The three remaining products are tiny and may round.
 
-Inputs beyond 2**+-LARGEST_EXPONENT (about 1e+-120), whose products leave the range of float64, are computed in long double instead;
-its low part is zero.
+Inputs beyond 2**+-LARGEST_EXPONENT (about 1e+-120), whose products leave the range of float64, are
+computed in long double instead; its low part is zero.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,9 @@ class DoubleDouble(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A right-hand factor of `matmul`: top + rest, top short enough for exact products; whole is their float64 sum. Shapes [..., K, N]."""
+    """A right-hand factor of `matmul`: top + rest, top short enough for exact products; whole is
+    their float64 sum. Shapes [..., K, N].
+    """
 
     whole: np.ndarray
     top: np.ndarray
@@ -42,7 +45,9 @@ class Split(NamedTuple):
 
 
 def within_float64(*arrays, power=0):
-    """Whether products of these arrays' finite elements, the first times 2**power, stay far inside the range of float64."""
+    """Whether products of these arrays' finite elements, the first times 2**power, stay far inside
+    the range of float64.
+    """
     for number, array in enumerate(arrays):
         magnitude = np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
         exponent = np.frexp(magnitude)[1] + (0 if number else power)
@@ -52,7 +57,9 @@ def within_float64(*arrays, power=0):
 
 
 def sums_within_float64(array):
-    """Whether weighted sums of this array's finite elements keep their digits: none too large, none but 0 near the subnormals."""
+    """Whether weighted sums of this array's finite elements keep their digits: none too large, none
+    but 0 near the subnormals.
+    """
     magnitude = np.abs(array)
     finite = np.isfinite(array)
     largest = np.max(magnitude, where=finite, initial=0.0)
@@ -113,7 +120,8 @@ def matmul(a, b):
 
     Returns
     -------
-    DoubleDouble, shape [..., M, N]; the IEEE product with low = 0 where a row of a or a column of b is not finite
+    DoubleDouble, shape [..., M, N]; the IEEE product with low = 0 where a row of a or a column of b is
+    not finite
     """
     if np.longdouble in (a.high.dtype, b.whole.dtype):
         product = a.high @ b.whole
@@ -138,7 +146,9 @@ def multiply(x, y):
     if product.dtype == np.longdouble:
         return DoubleDouble(product, np.zeros_like(product))
     (x_top, x_rest), (y_top, y_rest) = halves(x), halves(y)
-    return DoubleDouble(product, ((x_top * y_top - product) + x_top * y_rest + x_rest * y_top) + x_rest * y_rest)
+    return DoubleDouble(
+        product, ((x_top * y_top - product) + x_top * y_rest + x_rest * y_top) + x_rest * y_rest
+    )
 
 
 def product_of(x, y):
@@ -168,30 +178,42 @@ def add(x, y):
 
 
 def normalised(high, low):
-    """The same sum with |low| at most half an ulp of high, 0 where high is not finite; either may be the larger."""
+    """The same sum with |low| at most half an ulp of high, 0 where high is not finite; either may be
+    the larger.
+    """
     total, rest = add(DoubleDouble(high, 0.0), low)
     return DoubleDouble(total, np.where(np.isfinite(total), rest, 0.0))
 
 
 def power_of_two_above(x, axis, coarse=1):
-    """The power of two above the largest magnitude along `axis`, its exponent rounded to a multiple of `coarse`."""
+    """The power of two above the largest magnitude along `axis`, its exponent rounded to a multiple
+    of `coarse`.
+    """
     exponent = np.frexp(np.max(np.abs(x), axis=axis, initial=0.0))[1]
     return np.ldexp(1.0, np.rint(exponent / coarse).astype(int) * coarse)
 
 
 def channel_scale(x, y):
-    """Powers of two [C] that even out channels, the last axes of x and y, that are large in x and small in y; 1 where that gains little.
+    """Powers of two [C] that even out channels, the last axes of x and y, that are large in x and small in
+    y; 1 where that gains little.
 
-    Dividing x by them and multiplying y keeps the products; without it those of small channels would all lie below the leading bits of
-    large ones. They are the sizes of the channels of x: no key, when y are keys, can change another's bits.
+    Dividing x by them and multiplying y keeps the products; without it those of small channels would all
+    lie below the leading bits of large ones. They are the sizes of the channels of x: no key, when y are
+    keys, can change another's bits.
     """
     ones = np.ones(x.shape[-1])
     if np.longdouble in (x.dtype, y.dtype):
         return ones
-    x_sizes, y_sizes = (np.max(np.abs(z), axis=tuple(range(z.ndim - 1)), where=np.isfinite(z), initial=0.0) for z in (x, y))
+    x_sizes, y_sizes = (
+        np.max(np.abs(z), axis=tuple(range(z.ndim - 1)), where=np.isfinite(z), initial=0.0) for z in (x, y)
+    )
     scale = power_of_two_above(x_sizes[None], 0)
-    largest = lambda sizes: np.max(sizes, initial=0.0)  # noqa: E731
-    return scale if largest(x_sizes / scale) * largest(y_sizes * scale) < largest(x_sizes) * largest(y_sizes) / 8 else ones
+    largest = lambda sizes: np.max(sizes, initial=0.0)
+    return (
+        scale
+        if largest(x_sizes / scale) * largest(y_sizes * scale) < largest(x_sizes) * largest(y_sizes) / 8
+        else ones
+    )
 
 
 def scaled(x, powers):
@@ -221,17 +243,24 @@ def divide(x, y):
 
 
 def flushes_subnormals():
-    """True if the calling thread treats subnormal operands as zero (DAZ) or rounds subnormal results to zero (FTZ)."""
+    """True if the calling thread treats subnormal operands as zero (DAZ) or rounds subnormal results
+    to zero (FTZ).
+    """
     smallest = np.array([1], np.uint32).view(np.float32)
     smallest_normal = np.array([0x00800000], np.uint32).view(np.float32)
     with np.errstate(all="ignore"):
-        return bool((smallest * np.float32(2**100))[0] == 0 or (smallest_normal * np.float32(0.5)).view(np.uint32)[0] == 0)
+        return bool(
+            (smallest * np.float32(2**100))[0] == 0
+            or (smallest_normal * np.float32(0.5)).view(np.uint32)[0] == 0
+        )
 
 
 def require_subnormals():
     """Raise where the calling thread would lose small numbers without a word."""
     if flushes_subnormals():
         raise FloatingPointError(
-            "This thread flushes subnormal numbers to zero (a library built with -ffast-math, or torch.set_flush_denormal(True)), so the reference "
-            "cannot be exact in it. Turn that off, or call from a process that does not load the library; `refattn doctor` looks for it."
+            "This thread flushes subnormal numbers to zero (a library built with -ffast-math, or "
+            "torch.set_flush_denormal(True)), so the reference "
+            "cannot be exact in it. Turn that off, or call from a process that does not load the library; "
+            "`refattn doctor` looks for it."
         )

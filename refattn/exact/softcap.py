@@ -1,8 +1,8 @@
 """Softcap, cap * tanh(score / cap), with the fractions of the score kept.
 
-np.tanh is good to a unit in the last place of 1, so cap * tanh would be good to a unit in the last place of cap: 50 times too coarse
-for a cap of 50. Here tanh comes from a table in double-double, at the nearest point a, and the addition theorem in double-double for
-the small way r from there:
+np.tanh is good to a unit in the last place of 1, so cap * tanh would be good to a unit in the last place
+of cap: 50 times too coarse for a cap of 50. Here tanh comes from a table in double-double, at the nearest
+point a, and the addition theorem in double-double for the small way r from there:
 
     tanh(a + r) = tanh(a) + (1 - tanh(a)^2) * t * (1 - w),   t = tanh(r),   w = tanh(a) t / (1 + tanh(a) t)
 """
@@ -21,7 +21,9 @@ UNCAPPED = 2.0**-54  # x - tanh(x) < 2**-108 x, and x / cap may be too small to 
 
 @functools.cache
 def tables():
-    """tanh(a) and 1 - tanh(a)^2 as double-doubles at a = 0, 1 / STEPS, ... SATURATED, from 45-digit arithmetic."""
+    """tanh(a) and 1 - tanh(a)^2 as double-doubles at a = 0, 1 / STEPS, ... SATURATED, from 45-digit
+    arithmetic.
+    """
     with localcontext() as context:
         context.prec = 45
         step = (Decimal(2) / STEPS).exp()
@@ -45,11 +47,17 @@ def softcap(scores, cap):
     sign = np.where(scores.high < 0, -1.0, 1.0)
     quotient = scores.high * sign / cap
     back = multiply(np.where(np.isfinite(quotient), quotient, 0.0), cap)
-    missing = (((scores.high * sign - back.high) - back.low) + scores.low * sign) / cap  # quotient + missing is score / cap
+    missing = (
+        ((scores.high * sign - back.high) - back.low) + scores.low * sign
+    ) / cap  # quotient + missing is score / cap
     index = np.rint(np.where(quotient < SATURATED, quotient, SATURATED) * STEPS).astype(np.intp)
-    remainder = normalised(np.minimum(quotient, SATURATED) - index / STEPS, np.where(quotient < SATURATED, missing, 0.0))
+    remainder = normalised(
+        np.minimum(quotient, SATURATED) - index / STEPS, np.where(quotient < SATURATED, missing, 0.0)
+    )
     square = remainder.high * remainder.high
-    small = DoubleDouble(remainder.high, remainder.low - remainder.high * square * (1 / 3 - square * (2 / 15)))  # tanh(remainder)
+    small = DoubleDouble(
+        remainder.high, remainder.low - remainder.high * square * (1 / 3 - square * (2 / 15))
+    )  # tanh(remainder)
     tanh, slope = (DoubleDouble(table.high[index], table.low[index]) for table in tables())
     moved = product_of(slope, small)
     part = tanh.high * (small.high + small.low)
@@ -57,4 +65,6 @@ def softcap(scores, cap):
     moved = normalised(moved.high, moved.low - (moved.high + moved.low) * w)
     capped = product_of(normalised(*add(moved, tanh.high)), DoubleDouble(np.float64(cap), 0.0))
     capped = normalised(capped.high * sign, (capped.low + cap * tanh.low) * sign)
-    return DoubleDouble(*(np.where(quotient < UNCAPPED, same, bent) for same, bent in zip(scores, capped, strict=True)))
+    return DoubleDouble(
+        *(np.where(quotient < UNCAPPED, same, bent) for same, bent in zip(scores, capped, strict=True))
+    )

@@ -6,7 +6,10 @@ from refattn.exact.precise import DoubleDouble, add, normalised, sum_last
 
 SINK_FAR_ABOVE = 600.0  # its exponential is near the end of the range of float64
 NOTHING_LEFT = 2000.0  # exp(-2000) times the largest float64 is far below the smallest
-LN2, LN2_LOW = float.fromhex("0x1.62e42fefa0000p-1"), float.fromhex("0x1.cf79abc9e3b3ap-40")  # their sum is log(2); multiples of the first are exact
+LN2, LN2_LOW = (
+    float.fromhex("0x1.62e42fefa0000p-1"),
+    float.fromhex("0x1.cf79abc9e3b3ap-40"),
+)  # their sum is log(2); multiples of the first are exact
 
 
 def softmax(scores, sinks=None):
@@ -33,14 +36,18 @@ def softmax(scores, sinks=None):
     high, low = scores
     if high.shape[-1] == 0:
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
-    if not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1:  # leading digits cancelled: high alone no longer orders the scores
+    if (
+        not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1
+    ):  # leading digits cancelled: high alone no longer orders the scores
         high, low = normalised(high, low)
         largest = largest_score(high, low)
     else:
         largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
-    itself = np.where(empty, 0.0, pivot.high - pivot.high)  # 0, and NaN where the largest score is not a number or +inf
+    itself = np.where(
+        empty, 0.0, pivot.high - pivot.high
+    )  # 0, and NaN where the largest score is not a number or +inf
     exponentials = exp_apart(DoubleDouble(high, low), pivot, empty)
     # the pivot's own exponential is 1: summing the others apart keeps what log of the total would round away
     np.put_along_axis(exponentials, largest, 0.0, -1)
@@ -56,7 +63,9 @@ def softmax(scores, sinks=None):
 
 
 def largest_score(high, low):
-    """Position of each row's largest score, [R, 1]: `low` decides between equal `high`, whose step may exceed any exponent that exp can take."""
+    """Position of each row's largest score, [R, 1]: `low` decides between equal `high`, whose step
+    may exceed any exponent that exp can take.
+    """
     first = np.argmax(high, axis=-1, keepdims=True)
     top = np.take_along_axis(high, first, -1)
     last = np.argmax(np.where(high == top, low, -np.inf), axis=-1, keepdims=True)
@@ -64,11 +73,15 @@ def largest_score(high, low):
 
 
 def exp_apart(scores, pivot, empty):
-    """exp(scores - pivot), with the digits that rounding the difference would drop: a far lower score may have all the value."""
+    """exp(scores - pivot), with the digits that rounding the difference would drop: a far lower score
+    may have all the value.
+    """
     apart, below = add(scores, -np.where(empty, 0.0, pivot.high))
     below -= pivot.low
     if not np.isfinite(below).all():
-        below = np.where(np.isfinite(below), below, 0.0)  # a difference near the end of the range, whose digits do not matter
+        below = np.where(
+            np.isfinite(below), below, 0.0
+        )  # a difference near the end of the range, whose digits do not matter
     difference = apart + below
     apart -= difference
     apart += below  # what rounding the difference dropped
@@ -79,7 +92,9 @@ def exp_apart(scores, pivot, empty):
 
 
 def with_sink(sink, pivot, others, total, lse):
-    """Total, its power of two and lse after the sink joins; relative to the largest score still, so that a high sink cannot coarsen the weights."""
+    """Total, its power of two and lse after the sink joins; relative to the largest score still, so
+    that a high sink cannot coarsen the weights.
+    """
     apart = add(DoubleDouble(-pivot.high, -pivot.low), sink)  # sink - largest score
     apart, fraction = normalised(apart.high, np.where(np.isfinite(apart.high), apart.low, 0.0))
     none, empty = sink == -np.inf, total.high == 0
@@ -89,7 +104,9 @@ def with_sink(sink, pivot, others, total, lse):
     power = power.astype(np.int64)
     scores_below_sink = total.high * np.exp(-apart) * (1 - fraction)
     scores_above_sink = others.high + (others.low + share)
-    joined = np.where(apart > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink)))
+    joined = np.where(
+        apart > 0, sink + np.log1p(scores_below_sink), pivot.high + (pivot.low + np.log1p(scores_above_sink))
+    )
     total = add(DoubleDouble(*(np.ldexp(part, -power) for part in total)), np.where(empty, 0.0, share))
     total = normalised(total.high, np.where(np.isfinite(total.high), total.low, 0.0))
     return total, power, np.where(empty, sink, np.where(none, lse, joined))

@@ -1,7 +1,8 @@
 """From a checked problem to its answer: one group of heads and one block of rows at a time.
 
-The query heads that share a key/value head are the unit of work: their keys and values are prepared once, then blocks of their rows go
-through `refattn.exact.core.attend`, each with only the keys its rows can see. Nothing of size T x S is ever held.
+The query heads that share a key/value head are the unit of work: their keys and values are prepared once,
+then blocks of their rows go through `refattn.exact.core.attend`, each with only the keys its rows can
+see. Nothing of size T x S is ever held.
 """
 
 import functools
@@ -9,9 +10,17 @@ import math
 
 import numpy as np
 
-from refattn.exact.core import attend, prepare_keys, prepare_values
 from refattn.calls.memory import ensure_group_allocatable
-from refattn.exact.precise import DoubleDouble, channel_scale, long_double, require_subnormals, scaled, sums_within_float64, within_float64
+from refattn.exact.core import attend, prepare_keys, prepare_values
+from refattn.exact.precise import (
+    DoubleDouble,
+    channel_scale,
+    long_double,
+    require_subnormals,
+    scaled,
+    sums_within_float64,
+    within_float64,
+)
 from refattn.exact.visibility import range_mask, row_bounds
 
 LARGEST_SCALE_EXPONENT = 64  # products of numbers within range times such a scale stay far inside float64
@@ -30,8 +39,8 @@ def solve(problem, record=None):
 def solve_into(problem, output, lse, record=None, output_low=None):
     """`solve` into arrays of the caller: output (*batch, H, T, E) of zeros, lse (*batch, H, T).
 
-    `record`, if given, is called with the place and the `refattn.exact.core.Steps` of every block of rows. `output_low`, shaped like output,
-    receives what float64 drops of the output.
+    `record`, if given, is called with the place and the `refattn.exact.core.Steps` of every block of
+    rows. `output_low`, shaped like output, receives what float64 drops of the output.
     """
     require_subnormals()
     keep_freed_memory()
@@ -45,8 +54,9 @@ def solve_into(problem, output, lse, record=None, output_low=None):
 def keep_freed_memory():
     """Have the arrays of one block reuse the memory of the block before, where malloc is that of glibc.
 
-    It hands freed arrays above 128 KiB back to the system, whose fresh pages cost more than the arithmetic on them, until a larger
-    block has been freed once: that size is then the new limit, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
+    It hands freed arrays above 128 KiB back to the system, whose fresh pages cost more than the
+    arithmetic on them, until a larger block has been freed once: that size is then the new limit, up to
+    32 MiB (mallopt(3), M_MMAP_THRESHOLD).
     """
     np.empty(2**25 - 2**13, dtype=np.uint8)
 
@@ -59,7 +69,9 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
     query = operand(problem.query, problem.query_low, index, heads)
     key = operand(problem.key, problem.key_low, index, kv_head, slice(length))
     value = operand(problem.value, problem.value_low, index, kv_head, slice(length))
-    slopes, sinks = (None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks))
+    slopes, sinks = (
+        None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks)
+    )
     scale, power = problem.scale, 0
     if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
         scale, power = math.frexp(scale)  # the power of two goes with the query
@@ -82,7 +94,8 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
         tile = (heads, rows, slice(first, last))
         shape = (group_size, len(position[rows]), last - first)
         bias, mask, keep = (
-            None if array is None else array[index][tile] for array in (problem.bias, problem.mask, problem.dropout_mask)
+            None if array is None else array[index][tile]
+            for array in (problem.bias, problem.mask, problem.dropout_mask)
         )
         distance = None if slopes is None else np.abs(position[rows, None] - np.arange(first, last))
         q = DoubleDouble(*(part[:, rows].reshape(-1, head_dim) for part in query))  # [G, T, D] -> [R, D]
@@ -95,9 +108,14 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
             "sinks": None if sinks is None else np.repeat(sinks, shape[1]),
         }
         steps = attend(
-            q, keys.columns(first, last), values.rows(first, last),
-            scale=scale, cap=problem.softcap, keep_scale=problem.keep_scale, **per_score,
-        )  # fmt: skip
+            q,
+            keys.columns(first, last),
+            values.rows(first, last),
+            scale=scale,
+            cap=problem.softcap,
+            keep_scale=problem.keep_scale,
+            **per_score,
+        )
         at = (*index, heads, rows)
         output[at] = steps.output.high.reshape(*shape[:2], problem.v_head_dim)
         if output_low is not None:
@@ -108,10 +126,14 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
 
 
 def operand(high, low, index, *heads_and_rows):
-    """One group's part of an array as a double-double; the arrays a caller hands over have nothing below float64."""
+    """One group's part of an array as a double-double; the arrays a caller hands over have nothing
+    below float64.
+    """
     high = high[index][heads_and_rows]
     high = high if high.dtype == np.longdouble else np.asarray(high, dtype=np.float64)
-    return DoubleDouble(high, np.broadcast_to(0.0, high.shape) if low is None else low[index][heads_and_rows])
+    return DoubleDouble(
+        high, np.broadcast_to(0.0, high.shape) if low is None else low[index][heads_and_rows]
+    )
 
 
 def in_rows(array, shape):
@@ -128,7 +150,9 @@ def keys_of_rows(start, stop):
 
 
 def visible_keys(start, stop, first, last, mask, bias):
-    """True where a row may see a key, broadcasting to [G, T, last - first]; None when every row sees every key."""
+    """True where a row may see a key, broadcasting to [G, T, last - first]; None when every row sees
+    every key.
+    """
     visible = None
     if start.max(initial=first) > first or stop.min(initial=last) < last:
         visible = range_mask(start, stop, first, last)

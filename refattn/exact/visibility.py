@@ -1,4 +1,5 @@
-"""Which keys a query row may see: causality, window and lengths, drawn as one half-open range of keys a row.
+"""Which keys a query row may see: causality, window and lengths, drawn as one half-open range of keys a
+row.
 
 Row i stands at key position `q_offset + i` and sees key j iff all of these hold:
 
@@ -6,7 +7,8 @@ Row i stands at key position `q_offset + i` and sees key j iff all of these hold
     j >= q_offset + i - left        (left None: no limit)
     j <= q_offset + i + right       (right None: no limit; causal: right = 0)
 
-so the keys of a row are one range [start, stop), whatever the options. Only `mask` and -inf in `bias` make holes in it.
+so the keys of a row are one range [start, stop), whatever the options. Only `mask` and -inf in `bias`
+make holes in it.
 """
 
 import numpy as np
@@ -42,6 +44,8 @@ def row_bounds(q_offset, kv_length, q_len, left, right):
 
 
 def range_mask(start, stop, first, last):
-    """The ranges drawn as booleans over the keys [first, last): True = visible, shape (*start.shape, last - first)."""
+    """The ranges drawn as booleans over the keys [first, last): True = visible, shape (*start.shape,
+    last - first).
+    """
     keys = np.arange(first, last)
     return (start[..., None] <= keys) & (keys < stop[..., None])

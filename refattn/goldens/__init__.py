@@ -1,4 +1,5 @@
-"""Golden outputs that ship with the package: what `refattn verify` and the tests hold every function against.
+"""Golden outputs that ship with the package: what `refattn verify` and the tests hold every function
+against.
 
 Made by `tests/goldens/make_goldens.py` with torch in float64; each file carries its provenance.
 """

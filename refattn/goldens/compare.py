@@ -1,7 +1,8 @@
 """Is one golden case right? What a function computed, against the exact answer and what is allowed.
 
-Two rules. The reference is held to its promise: output within 4 units of 2**-53 * sum_j p_j |v_j| and lse within 8 units in the last place
-of its terms, however long the sequence and however large the scores. A kernel is held to the error bound of the arithmetic it works in.
+Two rules. The reference is held to its promise: output within 4 units of 2**-53 * sum_j p_j |v_j| and lse
+within 8 units in the last place of its terms, however long the sequence and however large the scores. A
+kernel is held to the error bound of the arithmetic it works in.
 """
 
 import math
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 U64, U32 = 2.0**-53, 2.0**-24
-# What the reference promises, held by tests/exact/test_exact.py on input of every kind. Only this rounds: exp and its correction, half an ulp each, which
-# is 1.5 units at a middling mantissa, in the numerator and in the total; and the quotient, 1 unit: 2 * 1.5 + 1 = 4. In the lse exponentials, log1p
-# and two sums cost an ulp each of the larger term, as much again with a sink: 8.
+# What the reference promises, held by tests/exact/test_exact.py on input of every kind. Only this rounds:
+# exp and its correction, half an ulp each, which is 1.5 units at a middling mantissa, in the numerator and
+# in the total; and the quotient, 1 unit: 2 * 1.5 + 1 = 4. In the lse exponentials, log1p and two sums cost
+# an ulp each of the larger term, as much again with a sink: 8.
 OUTPUT_UNITS = 4  # of 2**-53 * sum_j p_j |v_j|
 LSE_ULPS = 8
 RUNS, WORTH_REPEATING = 3, 0.05  # the best time of three, of runs below 50 ms
@@ -53,7 +55,12 @@ def computed_by(package, case, allowance, warm_up=False):
             if seconds > WORTH_REPEATING:
                 break
     except Exception as error:  # a failing case must be named, whatever failed
-        return Outcome(error=math.nan, units=math.nan, of_bound=math.nan, failure=f"raised {type(error).__name__}: {error}")
+        return Outcome(
+            error=math.nan,
+            units=math.nan,
+            of_bound=math.nan,
+            failure=f"raised {type(error).__name__}: {error}",
+        )
     outcome = Outcome(seconds=seconds)
     for name, actual in (("output", output), ("lse", lse)):
         if name in case.golden:
@@ -71,7 +78,10 @@ def compare(name, actual, case, allowance, outcome):
     implausible = np.abs(low) > (1 + REMAINDER_ROUNDING) * case.error_bound(U64)[name == "lse"]
     if implausible.any():
         at = ", ".join(str(int(i)) for i in np.argwhere(implausible)[0])
-        outcome.failure = outcome.failure or f"golden {name}[{at}] is further from the exact answer than float64 rounding can bring it"
+        outcome.failure = (
+            outcome.failure
+            or f"golden {name}[{at}] is further from the exact answer than float64 rounding can bring it"
+        )
     allowed = allowance(name, case, actual.dtype) + REMAINDER_ROUNDING * np.abs(low)
     if name == "output":
         outcome.error = largest(error)
@@ -83,12 +93,16 @@ def compare(name, actual, case, allowance, outcome):
         at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio(error, allowed)), error.shape))
         index = ", ".join(map(str, at))
         outcome.failure = (
-            f"{name}[{index}] is {float(actual[at])!r}, golden {float(golden[at] + low[at])!r}: off by {error[at]:.3g}, allowed {allowed[at]:.3g}"
+            f"{name}[{index}] is {float(actual[at])!r}, golden "
+            f"{float(golden[at] + low[at])!r}: off by {error[at]:.3g}, allowed "
+            f"{allowed[at]:.3g}"
         )
 
 
 def distance(actual, golden, low):
-    """|actual - (golden + low)| without losing the remainder; equal infinities are 0 apart, NaN is infinitely far from anything."""
+    """|actual - (golden + low)| without losing the remainder; equal infinities are 0 apart, NaN is
+    infinitely far from anything.
+    """
     with np.errstate(invalid="ignore"):
         error = np.abs((actual.astype(np.float64) - golden) - low)
     error[np.isinf(golden) & (actual == golden)] = 0.0
@@ -115,7 +129,9 @@ def last_place_of_lse_terms(case):
 
 
 def exactness_allowance(name, case, dtype):
-    """What the float64 reference promises, whatever the scores: a fixed number of units, no growth with length or scores."""
+    """What the float64 reference promises, whatever the scores: a fixed number of units, no growth
+    with length or scores.
+    """
     del dtype
     if name == "output":
         return OUTPUT_UNITS * U64 * case.golden["gauge"]
@@ -123,10 +139,12 @@ def exactness_allowance(name, case, dtype):
 
 
 def kernel_allowance(name, case, dtype):
-    """What rounding can do to a kernel that computes in float32 (float64 for float64 input) and rounds its output to `dtype`.
+    """What rounding can do to a kernel that computes in float32 (float64 for float64 input) and rounds its
+    output to `dtype`.
 
-    The componentwise bound stored with the golden (`GoldenCase.error_bound`), plus one rounding of the result. It grows with length and
-    scores: it is what is left of certainty, and a kernel usually uses a few percent of it.
+    The componentwise bound stored with the golden (`GoldenCase.error_bound`), plus one rounding of the
+    result. It grows with length and scores: it is what is left of certainty, and a kernel usually uses a
+    few percent of it.
     """
     narrow = any(array.dtype.kind == "f" and array.dtype != np.float64 for array in case.arguments.values())
     bounds = dict(zip(("output", "lse"), case.error_bound(U32 if narrow else U64), strict=True))

@@ -1,7 +1,7 @@
 """Reading golden files.
 
-A file is a .npz without pickles: the arrays of each dtype end to end, and a JSON manifest that says what they are. Every array has its
-sha256, checked when it is read.
+A file is a .npz without pickles: the arrays of each dtype end to end, and a JSON manifest that says what
+they are. Every array has its sha256, checked when it is read.
 """
 
 import hashlib
@@ -16,7 +16,14 @@ import numpy as np
 FORMAT = 1
 LARGEST_FILE = 64 * 2**20  # bytes after decompression; the shipped ones stay below 2 MiB
 DTYPES = ("bool", "float16", "float32", "float64", "int64", "uint16")
-BFLOAT16 = ("output_low", "lse_low", "gauge", "output_factor", "lse_factor", "score_factor")  # stored as the upper half of float32
+BFLOAT16 = (
+    "output_low",
+    "lse_low",
+    "gauge",
+    "output_factor",
+    "lse_factor",
+    "score_factor",
+)  # stored as the upper half of float32
 
 
 class GoldenError(ValueError):
@@ -39,8 +46,9 @@ class GoldenCase:
     options : dict
         Keyword arguments.
     golden : dict of str to ndarray
-        output, lse (not for torch sdpa) : float64, by torch. output_low, lse_low : the 40-digit answer minus these.
-        gauge : sum_j p_j |v_j|. row_max : largest visible score. output_factor, lse_factor, score_factor : see `error_bound`.
+        output, lse (not for torch sdpa) : float64, by torch. output_low, lse_low : the 40-digit answer
+        minus these. gauge : sum_j p_j |v_j|. row_max : largest visible score. output_factor, lse_factor,
+        score_factor : see `error_bound`.
     provenance : dict
         Script, versions, seed; for real input also model, layer and sentence.
     """
@@ -63,9 +71,11 @@ class GoldenCase:
         return self.golden.get("lse")
 
     def error_bound(self, unit_roundoff):
-        """What rounding alone can do to (output, lse) in arithmetic with this unit roundoff, by the maker's error analysis.
+        """What rounding alone can do to (output, lse) in arithmetic with this unit roundoff, by the maker's
+        error analysis.
 
-        u * factor * exp(2 u score_factor): componentwise, for any order of summation. The factors are rounded up.
+        u * factor * exp(2 u score_factor): componentwise, for any order of summation. The factors are
+        rounded up.
         """
         growth = np.exp(2 * unit_roundoff * self.golden["score_factor"])
         output = unit_roundoff * self.golden["output_factor"] * growth[..., None]
@@ -82,7 +92,9 @@ def files(directory=None):
     True
     """
     folder = resources.files(__package__) if directory is None else directory
-    return sorted(entry.name.removesuffix(".npz") for entry in folder.iterdir() if entry.name.endswith(".npz"))
+    return sorted(
+        entry.name.removesuffix(".npz") for entry in folder.iterdir() if entry.name.endswith(".npz")
+    )
 
 
 def cases(directory=None):
@@ -133,7 +145,15 @@ def read_file(name, directory=None):
     with (folder / f"{name}.npz").open("rb") as file:
         try:
             return parsed(file, f"{name}.npz")
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, json.JSONDecodeError, KeyError, TypeError, EOFError, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            zipfile.LargeZipFile,
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            EOFError,
+            OSError,
+        ) as error:
             raise GoldenError(f"{name}.npz is damaged: {error}.") from error
         except ValueError as error:
             if isinstance(error, GoldenError):
@@ -149,7 +169,9 @@ def parsed(file, label):
     with np.load(file, allow_pickle=False) as stored:
         text = bytes(stored["manifest"])
         if hashlib.sha256(text).hexdigest().encode() != bytes(stored["manifest_sha256"]):
-            raise GoldenError(f"{label}: the manifest does not match its sha256; the file was changed after it was made.")
+            raise GoldenError(
+                f"{label}: the manifest does not match its sha256; the file was changed after it was made."
+            )
         manifest = json.loads(text)
         if manifest["format"] != FORMAT:
             raise GoldenError(f"{label} must have format {FORMAT}; got format {manifest['format']}.")
@@ -163,14 +185,19 @@ def checked_array(key, entry, flat, label):
     shape = tuple(entry["shape"])
     array = flat[entry["dtype"]][entry["start"] :][: math.prod(shape)].reshape(shape)
     if hashlib.sha256(f"{array.dtype.str}{shape}".encode() + array.tobytes()).hexdigest() != entry["sha256"]:
-        raise GoldenError(f"{label}: {key} does not match its sha256; the file was changed after it was made.")
+        raise GoldenError(
+            f"{label}: {key} does not match its sha256; the file was changed after it was made."
+        )
     array.flags.writeable = False
     return array
 
 
 def golden_case(entry, arrays, made_by):
     options = {name: option(value, arrays) for name, value in entry["options"].items()}
-    golden = {name: widened(arrays[key]) if name in BFLOAT16 else arrays[key] for name, key in entry["golden"].items()}
+    golden = {
+        name: widened(arrays[key]) if name in BFLOAT16 else arrays[key]
+        for name, key in entry["golden"].items()
+    }
     return GoldenCase(
         name=entry["name"],
         variant=entry["variant"],

@@ -7,31 +7,31 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
+    from refattn.calls.rotary import Rope as Rope
+    from refattn.oracle.arithmetic.spec import KernelSpec as KernelSpec
     from refattn.oracle.bounds.bound import ErrorBound as ErrorBound
     from refattn.oracle.bounds.bound import error_bound as error_bound
     from refattn.oracle.diagnosis.search import Diagnosis as Diagnosis
     from refattn.oracle.diagnosis.search import diagnose as diagnose
-    from refattn.oracle.dialects.translate import from_ours as from_ours
-    from refattn.oracle.dialects.translate import result_to_ours as result_to_ours
-    from refattn.oracle.dialects.translate import to_ours as to_ours
     from refattn.oracle.dialects.table import DIALECTS as DIALECTS
     from refattn.oracle.dialects.table import dialect as dialect
     from refattn.oracle.dialects.table import explain_difference as explain_difference
-    from refattn.oracle.simulated.emulated import EmulatedKernel as EmulatedKernel
-    from refattn.oracle.simulated.emulated import emulate as emulate
-    from refattn.calls.rotary import Rope as Rope
+    from refattn.oracle.dialects.translate import from_ours as from_ours
+    from refattn.oracle.dialects.translate import result_to_ours as result_to_ours
+    from refattn.oracle.dialects.translate import to_ours as to_ours
     from refattn.oracle.harness.run import check_kernel as check_kernel
     from refattn.oracle.harness.table import HarnessReport as HarnessReport
     from refattn.oracle.inputs.families import adversarial_inputs as adversarial_inputs
     from refattn.oracle.inputs.families import attention_inputs as attention_inputs
-    from refattn.oracle.mistakes.mutation import mutation_score as mutation_score
-    from refattn.oracle.verdict.report import Report as Report
-    from refattn.oracle.verdict.rules import RULES as RULES
-    from refattn.oracle.arithmetic.spec import KernelSpec as KernelSpec
     from refattn.oracle.inputs.suites import default_suite as default_suite
     from refattn.oracle.inputs.suites import exact_cases as exact_cases
+    from refattn.oracle.mistakes.mutation import mutation_score as mutation_score
+    from refattn.oracle.simulated.emulated import EmulatedKernel as EmulatedKernel
+    from refattn.oracle.simulated.emulated import emulate as emulate
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
+    from refattn.oracle.verdict.report import Report as Report
+    from refattn.oracle.verdict.rules import RULES as RULES
 
 # name -> module of refattn that defines it
 _HOME = {

@@ -15,14 +15,14 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import compare  # noqa: E402
-import hosts  # noqa: E402
-import inputs  # noqa: E402
-import run  # noqa: E402
-import tables  # noqa: E402
-import turns  # noqa: E402
-from grid import GRID, MAIN, Shape  # noqa: E402
-from intervals import median_interval, paired  # noqa: E402
+import compare
+import hosts
+import inputs
+import run
+import tables
+import turns
+from grid import GRID, MAIN, Shape
+from intervals import median_interval, paired
 
 SHAPES = [Shape(2, 1, 4, 4, 8, causal=True), Shape(2, 1, 1, 8, 8), Shape(2, 1, 1, 8, 12, 8)]
 
@@ -131,7 +131,7 @@ def test_rounds_go_forth_and_back_and_slow_contenders_drop_out():
 
 def test_one_thread_is_one_cpu():
     cpus = turns.cpus_for(1)
-    assert cpus is None or len(cpus) == 1 and set(cpus) <= os.sched_getaffinity(0)
+    assert cpus is None or (len(cpus) == 1 and set(cpus) <= os.sched_getaffinity(0))
     everything = turns.held_to(1)
     assert {everything[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")} == {"1"}
 
@@ -140,7 +140,10 @@ def test_one_thread_is_one_cpu():
 def test_the_interval_of_a_median_has_its_confidence_and_is_the_narrowest(count):
     low, middle, high = median_interval(np.random.default_rng(0).permutation(count))
     below = int(low)  # values 0 .. count - 1 are their own ranks
-    confidence = lambda cut: 1 - 2 * sum(comb(count, i) for i in range(cut + 1)) / 2**count
+
+    def confidence(cut):
+        return 1 - 2 * sum(comb(count, i) for i in range(cut + 1)) / 2**count
+
     assert middle == (count - 1) / 2 and high == count - 1 - low
     assert confidence(below) >= 0.95 > confidence(below + 1)
 
@@ -184,11 +187,19 @@ def row(shape, threads, peers):
     seconds = {"cpu_kernels": ours} | {
         name: [times * t for t in ours][: 1 if times > 50 else 3] for name, times in peers.items()
     }
-    return {"shape": str(shape), "kind": shape.kind, "threads": threads, "flops": shape.flops,
-            "bytes": shape.bytes, "others": 0.25,
-            "limits": limits | {"read_by_loads": [4 * shape.bytes / t for t in ours]}, "seconds": seconds,
-            "cpus_used": dict.fromkeys(seconds, 1.0) | ({"numpy": 1.9} if peers else {}),
-            "skipped": {}, "bound_used": {}}  # fmt: skip
+    return {
+        "shape": str(shape),
+        "kind": shape.kind,
+        "threads": threads,
+        "flops": shape.flops,
+        "bytes": shape.bytes,
+        "others": 0.25,
+        "limits": limits | {"read_by_loads": [4 * shape.bytes / t for t in ours]},
+        "seconds": seconds,
+        "cpus_used": dict.fromkeys(seconds, 1.0) | ({"numpy": 1.9} if peers else {}),
+        "skipped": {},
+        "bound_used": {},
+    }
 
 
 def test_the_summary_shows_shapes_and_hosts(results):

@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from bad_calls import GOOD_CALLS
 
 import cpu_kernels
 import refattn
-from bad_calls import GOOD_CALLS
 
 PACKAGES = [refattn, cpu_kernels]
 
@@ -164,7 +164,11 @@ def test_empty_arrays(package):
     if not hasattr(package, "attention_with_lse"):
         pytest.skip(f"{package.__name__} has no attention yet")
     for q_len, kv_len, v_head_dim in [(0, 5, 7), (4, 0, 7), (4, 5, 0), (0, 0, 0)]:
-        query, key, value = np.ones((2, 6, q_len, 8)), np.ones((2, 3, kv_len, 8)), np.ones((2, 3, kv_len, v_head_dim))
+        query, key, value = (
+            np.ones((2, 6, q_len, 8)),
+            np.ones((2, 3, kv_len, 8)),
+            np.ones((2, 3, kv_len, v_head_dim)),
+        )
         output, lse = package.attention_with_lse(query, key, value)
         assert output.shape == (2, 6, q_len, v_head_dim) and lse.shape == (2, 6, q_len)
         if kv_len == 0:

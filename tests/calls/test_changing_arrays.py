@@ -1,6 +1,8 @@
-"""Arrays that somebody else changes during a call: it computes from what it has checked, or refuses; it never reads outside the arrays.
+"""Arrays that somebody else changes during a call: it computes from what it has checked, or refuses; it
+never reads outside the arrays.
 
-Numbers may change freely, the result is then any number. Integers and the attributes of arrays decide addresses: a call takes its own copy of them.
+Numbers may change freely, the result is then any number. Integers and the attributes of arrays decide
+addresses: a call takes its own copy of them.
 """
 
 import os
@@ -11,20 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_calls import GOOD_CALLS, TWINS
+from package_copy import ROOT
 
 import cpu_kernels
 import refattn
 import refattn.oracle
-from bad_calls import GOOD_CALLS, TWINS
-from package_copy import ROOT
 
 PACKAGES = [refattn, cpu_kernels]
 FOLDERS = tuple(str(Path(package.__file__).parent) for package in PACKAGES)
-EARLY, LATE = 16, 5  # moments of a call at which something changes: while arguments are checked, and of the whole call
+EARLY, LATE = (
+    16,
+    5,
+)  # moments of a call at which something changes: while arguments are checked, and of the whole call
 
-# What no check lets pass; none of it leads outside memory that is there (see `call_of`), so that where it is used it shows in the result.
+# What no check lets pass; none of it leads outside memory that is there (see `call_of`), so that where it is
+# used it shows in the result.
 WRONG = {"cu_q": [1, 4, 9], "cu_kv": [1, 5, 11], "block_table": -1, "kv_lengths": -1, "q_offset": 2**60}
-NAMES_AND_DTYPES = [(name, dtype) for name in WRONG for dtype in ("int64", "int32", "uint64") if (name, dtype) != ("q_offset", "int32")]
+NAMES_AND_DTYPES = [
+    (name, dtype)
+    for name in WRONG
+    for dtype in ("int64", "int32", "uint64")
+    if (name, dtype) != ("q_offset", "int32")
+]
 
 
 class HoldsArray:
@@ -37,19 +48,30 @@ class HoldsArray:
         return self.array
 
 
-HOLDERS = {"array": lambda array: array, "memoryview": memoryview, "__array__": HoldsArray, "subclass": lambda array: array.view(np.memmap)}
+HOLDERS = {
+    "array": lambda array: array,
+    "memoryview": memoryview,
+    "__array__": HoldsArray,
+    "subclass": lambda array: array.view(np.memmap),
+}
 
 
 def call_of(function):
     """A good call with all its integers in writable arrays; pages have neighbours in memory, full of NaN."""
-    call = {name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in GOOD_CALLS[function].items()}
+    call = {
+        name: np.array(value) if isinstance(value, np.ndarray) else value
+        for name, value in GOOD_CALLS[function].items()
+    }
     for name in {"key_pages", "value_pages"} & call.keys():
         pages = call[name]
         room = np.full((len(pages) + 2, *pages.shape[1:]), np.nan, pages.dtype)
         room[1:-1] = pages
         call[name] = room[1:-1]
     if function != "merge_states":
-        call |= {"causal": True, "kv_lengths": [2, 3] if function == "packed_attention" else call.get("kv_lengths", [3, 4])}
+        call |= {
+            "causal": True,
+            "kv_lengths": [2, 3] if function == "packed_attention" else call.get("kv_lengths", [3, 4]),
+        }
         call |= {} if function == "block_local_attention" else {"q_offset": [1, 2]}
     return {name: np.array(value) if name in WRONG else value for name, value in call.items()}
 
@@ -89,7 +111,9 @@ def changed_during(function, call, change):
 
     run(function, call, profile)
     checked = checked or seen // 2  # merge_states makes no problem
-    for moment in sorted({*np.linspace(1, checked + 3, EARLY, dtype=int), *np.linspace(checked, seen, LATE, dtype=int)}):
+    for _moment in sorted(
+        {*np.linspace(1, checked + 3, EARLY, dtype=int), *np.linspace(checked, seen, LATE, dtype=int)}
+    ):
         seen = 0
         yield run(function, call, profile)
 
@@ -105,14 +129,18 @@ def run(function, call, profile):
 
 
 def assert_result_or_refusal(results, expected, name):
-    """Every result is that of the call before it changed, or an error of the check; of shapes that do not fit it may name the other one."""
+    """Every result is that of the call before it changed, or an error of the check; of shapes that do
+    not fit it may name the other one.
+    """
     refused = 0
     for result in results:
         if isinstance(result, Exception):
             assert " must " in str(result) and (name in str(result) or ".shape=" in str(result)), result
             refused += 1
         else:
-            assert [array.tobytes() for array in as_tuple(result)] == [array.tobytes() for array in as_tuple(expected)]
+            assert [array.tobytes() for array in as_tuple(result)] == [
+                array.tobytes() for array in as_tuple(expected)
+            ]
     assert refused  # a change before the check was noticed, so the changes do happen
 
 
@@ -137,10 +165,16 @@ def test_integers_that_change(function, call, name):
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("name, dtype", NAMES_AND_DTYPES)
 def test_integers_of_any_kind_that_change(name, dtype, holder):
-    function = {"cu_q": "packed_attention", "cu_kv": "packed_attention", "block_table": "paged_attention"}.get(name, "attention")
+    function = {
+        "cu_q": "packed_attention",
+        "cu_kv": "packed_attention",
+        "block_table": "paged_attention",
+    }.get(name, "attention")
     call = call_of(function)
     given = np.abs(call[name]).astype(dtype)
-    assert_integers_are_taken_once(getattr(cpu_kernels, function), {**call, name: HOLDERS[holder](given)}, name, given)
+    assert_integers_are_taken_once(
+        getattr(cpu_kernels, function), {**call, name: HOLDERS[holder](given)}, name, given
+    )
 
 
 def assert_integers_are_taken_once(function, call, name, memory):
@@ -225,8 +259,15 @@ def test_a_thread_that_writes_all_the_time():
     """In a process of its own, because what it looks for is a crash."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     ended = subprocess.run(
-        [sys.executable, "-c", STRESS], cwd=Path(__file__).parent, env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", STRESS],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 0, (ended.returncode, ended.stdout, ended.stderr)
-    assert all(line.endswith(" refused finished") for line in ended.stdout.splitlines()) and ended.stdout.count("\n") == 5, ended.stdout
+    assert (
+        all(line.endswith(" refused finished") for line in ended.stdout.splitlines())
+        and ended.stdout.count("\n") == 5
+    ), ended.stdout

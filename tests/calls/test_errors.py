@@ -1,4 +1,6 @@
-"""Every bad call raises its error: the type and the whole message, before any work, the same in both packages."""
+"""Every bad call raises its error: the type and the whole message, before any work, the same in both
+packages.
+"""
 
 import copy
 import inspect
@@ -6,21 +8,24 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from bad_calls import BAD_CALLS, GOOD_CALLS, TWINS, options
+from bad_calls.call import endless, real, yes
 
 import cpu_kernels
 import refattn
 import refattn.calls.memory
-from bad_calls import BAD_CALLS, GOOD_CALLS, TWINS, options
-from bad_calls.call import endless, real, yes
 
 PACKAGES = [refattn, cpu_kernels]
+
 
 def named_calls():
     for package in PACKAGES:
         for call in BAD_CALLS:
             for name in TWINS[call.function]:
                 if hasattr(package, name):
-                    yield pytest.param(getattr(package, name), call, id=f"{package.__name__}.{name}-{call.reason}")
+                    yield pytest.param(
+                        getattr(package, name), call, id=f"{package.__name__}.{name}-{call.reason}"
+                    )
 
 
 @pytest.fixture(autouse=True)
@@ -58,17 +63,31 @@ def test_no_argument_is_modified(function, of):
     arguments = {name: np.array(value) if name in ARRAYS else value for name, value in call.items()}
     before = copy.deepcopy(arguments)
     for array in results(function(**arguments)):
-        assert not any(np.shares_memory(array, given) for given in arguments.values() if isinstance(given, np.ndarray))
+        assert not any(
+            np.shares_memory(array, given) for given in arguments.values() if isinstance(given, np.ndarray)
+        )
     for name, given in arguments.items():
         assert np.array_equal(given, before[name]), name
 
 
 N = 2**33
-ONE_GROUP = "keys, values and scores of one group must fit in memory; got sizes that need 2432.0 GiB and 4.0 GiB are available."
+ONE_GROUP = (
+    "keys, values and scores of one group must fit in memory; got sizes that need 2432.0 GiB and "
+    "4.0 GiB are available."
+)
 TOO_LARGE = {
-    "attention": ({"query": endless(1, 1, 1, 8), "key": endless(1, 1, N, 8), "value": endless(1, 1, N, 7)}, ONE_GROUP),
+    "attention": (
+        {"query": endless(1, 1, 1, 8), "key": endless(1, 1, N, 8), "value": endless(1, 1, N, 7)},
+        ONE_GROUP,
+    ),
     "packed_attention": (
-        {"query": endless(1, 1, 8), "key": endless(1, N, 8), "value": endless(1, N, 7), "cu_q": [0, 1], "cu_kv": [0, N]},
+        {
+            "query": endless(1, 1, 8),
+            "key": endless(1, N, 8),
+            "value": endless(1, N, 7),
+            "cu_q": [0, 1],
+            "cu_kv": [0, N],
+        },
         ONE_GROUP,
     ),
     "paged_attention": (
@@ -90,7 +109,8 @@ TOO_LARGE = {
             "w_uk": endless(6, 8, 16),
             "w_uv": endless(6, 7, 16),
         },
-        "queries, keys and outputs in the latent space must fit in memory; got sizes that need 1216.0 GiB and 4.0 GiB are available.",
+        "queries, keys and outputs in the latent space must fit in memory; got sizes that need 1216.0 GiB "
+        "and 4.0 GiB are available.",
     ),
     "attention_steps": (
         {"query": endless(1, 1, 2**16, 8), "key": endless(1, 1, 2**16, 8), "value": endless(1, 1, 2**16, 7)},
@@ -116,7 +136,9 @@ def test_expanded_heads_that_cannot_be_allocated():
 
 @pytest.mark.parametrize("function, of", list(named_functions()))
 def test_errors_come_before_any_work(function, of):
-    """A bad option is refused without touching arrays so large that any pass over them would show in memory."""
+    """A bad option is refused without touching arrays so large that any pass over them would show in
+    memory.
+    """
     if of == "merge_states":
         large = {"outputs": [endless(6, 2**20, 7)] * 2, "lses": [endless(6, 2**20), endless(6, 2**20 - 1)]}
         changes = {"the lengths": {}}
@@ -186,21 +208,66 @@ OPTIONS = {
     "paged_attention": DENSE | {"bias": real(2, 6, 4, 15), "mask": yes(4, 15)},
     "block_local_attention": LOCAL,
     **dict.fromkeys(
-        ["attention", "latent_attention", "multi_head_attention", "multi_query_attention", "grouped_query_attention"], DENSE
+        [
+            "attention",
+            "latent_attention",
+            "multi_head_attention",
+            "multi_query_attention",
+            "grouped_query_attention",
+        ],
+        DENSE,
     ),
 }
 ARRAYS = {
-    "query", "key", "value", "key_pages", "value_pages", "q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv", "cu_q", "cu_kv",
-    "block_table", "outputs", "lses", "bias", "mask", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask",
-}  # fmt: skip
+    "query",
+    "key",
+    "value",
+    "key_pages",
+    "value_pages",
+    "q_nope",
+    "q_rope",
+    "kv_latent",
+    "k_rope",
+    "w_uk",
+    "w_uv",
+    "cu_q",
+    "cu_kv",
+    "block_table",
+    "outputs",
+    "lses",
+    "bias",
+    "mask",
+    "alibi_slopes",
+    "sinks",
+    "kv_lengths",
+    "q_offset",
+    "dropout_mask",
+}
 
 T = 2**15
 LARGE = {
     "attention": {"query": endless(2, 6, T, 8), "key": endless(2, 3, T, 8), "value": endless(2, 3, T, 7)},
-    "multi_head_attention": {"query": endless(2, 6, T, 8), "key": endless(2, 6, T, 8), "value": endless(2, 6, T, 7)},
-    "multi_query_attention": {"query": endless(2, 6, T, 8), "key": endless(2, 1, T, 8), "value": endless(2, 1, T, 7)},
-    "grouped_query_attention": {"query": endless(2, 6, T, 8), "key": endless(2, 3, T, 8), "value": endless(2, 3, T, 7)},
-    "block_local_attention": {"query": endless(2, 6, T, 8), "key": endless(2, 3, T, 8), "value": endless(2, 3, T, 7), "block_size": T},
+    "multi_head_attention": {
+        "query": endless(2, 6, T, 8),
+        "key": endless(2, 6, T, 8),
+        "value": endless(2, 6, T, 7),
+    },
+    "multi_query_attention": {
+        "query": endless(2, 6, T, 8),
+        "key": endless(2, 1, T, 8),
+        "value": endless(2, 1, T, 7),
+    },
+    "grouped_query_attention": {
+        "query": endless(2, 6, T, 8),
+        "key": endless(2, 3, T, 8),
+        "value": endless(2, 3, T, 7),
+    },
+    "block_local_attention": {
+        "query": endless(2, 6, T, 8),
+        "key": endless(2, 3, T, 8),
+        "value": endless(2, 3, T, 7),
+        "block_size": T,
+    },
     "packed_attention": {
         "query": endless(6, T, 8),
         "key": endless(3, T, 8),
@@ -225,7 +292,9 @@ LARGE = {
 
 
 def test_every_public_function_has_rows():
-    names = {name for package in PACKAGES for name, value in vars(package).items() if inspect.isfunction(value)}
+    names = {
+        name for package in PACKAGES for name, value in vars(package).items() if inspect.isfunction(value)
+    }
     without_arrays = {"__getattr__", "__dir__", "get_num_threads", "set_num_threads", "num_threads"}
     assert names - without_arrays == {name for names in TWINS.values() for name in names}
     assert {call.function for call in BAD_CALLS} == set(TWINS)

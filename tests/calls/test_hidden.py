@@ -1,21 +1,26 @@
 """What is hidden does not exist: whatever it holds, outputs are the same, bit for bit.
 
-One exception in kind: where the keys and values of a group cross to the ends of the float64 range, the whole group changes to wider
-numbers. A masked key of 1e300 may do that, and so may any poison among tiny values; then outputs are the same within the promised error.
-Past the length of a sequence, where memory is not initialised, and in unused pages even that is bit for bit.
+One exception in kind: where the keys and values of a group cross to the ends of the float64 range, the
+whole group changes to wider numbers. A masked key of 1e300 may do that, and so may any poison among tiny
+values; then outputs are the same within the promised error. Past the length of a sequence, where memory
+is not initialised, and in unused pages even that is bit for bit.
 """
 
 import numpy as np
 import pytest
-
-import refattn
 from cases import BY_FUNCTION
 from rounding import gauge_bound, lse_bound
+
+import refattn
 
 POISON = [np.nan, np.inf, -np.inf, 3e4, 1e-300]
 GARBAGE = [*POISON, 1e300]
 DENSE = [case for case in BY_FUNCTION["attention"] if case.layout == "contiguous"]
-HIDING = [c for c in DENSE if {"mask", "causal", "window", "kv_lengths", "bias"} & set(c.options) or "causal" in c.id]
+HIDING = [
+    c
+    for c in DENSE
+    if {"mask", "causal", "window", "kv_lengths", "bias"} & set(c.options) or "causal" in c.id
+]
 NOT_EMPTY = [c for c in HIDING if c.sizes.q_len and c.sizes.kv_len and all(c.sizes.batch)]
 
 
@@ -24,7 +29,10 @@ def seen_by(case, arrays, options):
     query, key = arrays["query"], arrays["key"]
     *batch, heads, rows = query.shape[:-1]
     keys = key.shape[-2]
-    spread = lambda x: np.broadcast_to(np.asarray(x), batch).reshape(*batch, 1, 1, 1)
+
+    def spread(x):
+        return np.broadcast_to(np.asarray(x), batch).reshape(*batch, 1, 1, 1)
+
     length = spread(options.get("kv_lengths", keys))
     offset = spread(options["q_offset"]) if "q_offset" in options else length - rows
     distance = np.arange(keys) - (offset + np.arange(rows)[:, None])
@@ -49,9 +57,14 @@ def assert_same_bits(actual, expected):
 
 
 def poison_at(arrays, options, where):
-    """(poison, output and lse) for every poison at the keys and values that `where` (*batch, K, S) points out."""
+    """(poison, output and lse) for every poison at the keys and values that `where` (*batch, K, S)
+    points out.
+    """
     for poison in GARBAGE:
-        poisoned = {name: x if name == "query" else np.where(where[..., None], poison, x) for name, x in arrays.items()}
+        poisoned = {
+            name: x if name == "query" else np.where(where[..., None], poison, x)
+            for name, x in arrays.items()
+        }
         yield poison, refattn.attention_with_lse(*poisoned.values(), **options)
 
 
@@ -67,7 +80,9 @@ def test_keys_and_values_no_row_sees(case):
             assert_same_bits(actual, expected)
         else:
             assert (np.abs(actual[0] - expected[0]) <= gauge_bound(gauge)).all()
-            assert (np.isclose(actual[1], expected[1], rtol=0, atol=lse_bound(expected[1], case.sizes.kv_len))).all()
+            assert (
+                np.isclose(actual[1], expected[1], rtol=0, atol=lse_bound(expected[1], case.sizes.kv_len))
+            ).all()
 
 
 @pytest.mark.sample(3)
@@ -103,12 +118,16 @@ def test_other_steps_do_not_meet_hidden_keys(poison):
 @pytest.mark.parametrize("content", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("case", HIDING, ids=str)
 def test_rows_that_see_nothing(case, content):
-    """Output exactly 0 and lse -inf (or the sink), also when key, value and query of the row hold anything."""
+    """Output exactly 0 and lse -inf (or the sink), also when key, value and query of the row hold
+    anything.
+    """
     arrays, options = case.build()
     empty = ~seen_by(case, arrays, options).any(axis=-1)
     arrays["query"][empty] = content
     output, lse = refattn.attention_with_lse(*arrays.values(), **options)
-    sinks = np.broadcast_to(np.asarray(options.get("sinks", -np.inf), dtype=float)[..., None], empty.shape[-2:])
+    sinks = np.broadcast_to(
+        np.asarray(options.get("sinks", -np.inf), dtype=float)[..., None], empty.shape[-2:]
+    )
     np.testing.assert_array_equal(output[empty], 0.0)
     assert not np.signbit(output[empty]).any()
     np.testing.assert_array_equal(lse[empty], np.broadcast_to(sinks, empty.shape)[empty])
@@ -138,14 +157,18 @@ def test_pages(case, entry, poison):
         arrays[name] = pages
     bogus = np.where(np.arange(table.shape[1]) * page_size < lengths[:, None], table, entry)
     assert (bogus != table).any()
-    assert_same_bits(refattn.paged_attention_with_lse(*arrays.values(), **{**options, "block_table": bogus}), expected)
+    assert_same_bits(
+        refattn.paged_attention_with_lse(*arrays.values(), **{**options, "block_table": bogus}), expected
+    )
 
 
 @pytest.mark.parametrize("poison", GARBAGE)
 @pytest.mark.parametrize("form", ["absorb", "expand"])
 def test_latents_past_the_length(form, poison):
     case = next(
-        c for c in BY_FUNCTION["latent_attention"] if "kv_lengths" in c.options and c.options["form"] == form and len(c.sizes.batch) == 1
+        c
+        for c in BY_FUNCTION["latent_attention"]
+        if "kv_lengths" in c.options and c.options["form"] == form and len(c.sizes.batch) == 1
     )
     arrays, options = case.build()
     expected = refattn.latent_attention_with_lse(*arrays.values(), **options)
@@ -171,7 +194,9 @@ def test_other_blocks_and_other_sequences(poison):
     arrays, options = case.build()
     expected = refattn.packed_attention_with_lse(*arrays.values(), **options)
     rows, keys = options["cu_q"][2:4], options["cu_kv"][2:4]
-    arrays["query"][:, slice(*rows)] = arrays["key"][:, slice(*keys)] = arrays["value"][:, slice(*keys)] = poison
+    arrays["query"][:, slice(*rows)] = arrays["key"][:, slice(*keys)] = arrays["value"][:, slice(*keys)] = (
+        poison
+    )
     actual = refattn.packed_attention_with_lse(*arrays.values(), **options)
     kept = np.delete(np.arange(arrays["query"].shape[1]), np.arange(*rows))
     assert 0 < kept.size < arrays["query"].shape[1]
@@ -198,7 +223,9 @@ def test_nan_in_a_visible_key_poisons_exactly_the_rows_that_see_it(case):
 
 @pytest.mark.parametrize("content", [np.nan, np.inf, -np.inf])
 def test_a_visible_value_that_is_not_finite(content):
-    """It reaches its column of the rows that see it; their other columns keep the promised error, all other rows their bits."""
+    """It reaches its column of the rows that see it; their other columns keep the promised error, all
+    other rows their bits.
+    """
     case = next(c for c in DENSE if c.id == "causal-True")
     arrays, options = case.build()
     expected = refattn.attention(*arrays.values(), **options)
@@ -224,13 +251,17 @@ def test_values_of_opposite_infinities_make_nan(content):
 
 
 def test_infinite_scores():
-    """A score of -inf is a weight of zero; one of +inf makes the output NaN, and an lse that is not finite."""
+    """A score of -inf is a weight of zero; one of +inf makes the output NaN, and an lse that is not
+    finite.
+    """
     query, key, value = np.ones((1, 2, 2)), np.ones((1, 3, 2)), np.array([[[1.0], [2.0], [4.0]]])
     key[0, 1] = -np.inf
     output, lse = refattn.attention_with_lse(query, key, value, scale=1.0)
     np.testing.assert_array_equal(output[0], [[2.5], [2.5]])
     key[0, 1] = np.inf
-    output, lse = refattn.attention_with_lse(query, key, value, mask=np.array([[True, True, True], [True, False, True]]))
+    output, lse = refattn.attention_with_lse(
+        query, key, value, mask=np.array([[True, True, True], [True, False, True]])
+    )
     assert np.isnan(output[0, 0]).all() and not lse[0, 0] < np.inf
     np.testing.assert_array_equal(output[0, 1], 2.5)
 

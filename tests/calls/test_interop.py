@@ -1,4 +1,6 @@
-"""Every kind of CPU array a caller may hold arrives as the same numbers, without a copy where NumPy can address it."""
+"""Every kind of CPU array a caller may hold arrives as the same numbers, without a copy where NumPy
+can address it.
+"""
 
 import array as stdlib_array
 import subprocess
@@ -32,7 +34,10 @@ class DlpackOnly:
 
 def is_view_of_own(taken, given):
     """The same memory in the same order, seen through another object, whose shape nobody else can set."""
-    same = taken.__array_interface__ | {"version": 3} == given.__array_interface__ | {"version": 3} and taken.dtype == given.dtype
+    same = (
+        taken.__array_interface__ | {"version": 3} == given.__array_interface__ | {"version": 3}
+        and taken.dtype == given.dtype
+    )
     return type(taken) is np.ndarray and taken is not given and same
 
 
@@ -117,7 +122,16 @@ def test_byte_swapped_integers_and_lists_of_them():
 HUGE = (2**30, 2**20, 4)
 
 
-@pytest.mark.parametrize("convert, dtype", [(as_array, ">f8"), (as_array, "<f4"), (as_array, ">f2"), (as_int_array, np.int32), (as_int_array, np.uint64)])
+@pytest.mark.parametrize(
+    "convert, dtype",
+    [
+        (as_array, ">f8"),
+        (as_array, "<f4"),
+        (as_array, ">f2"),
+        (as_int_array, np.int32),
+        (as_int_array, np.uint64),
+    ],
+)
 def test_conversion_keeps_broadcast_views(convert, dtype):
     taken = convert(np.broadcast_to(np.arange(4).astype(dtype), HUGE), "query")
     assert taken.shape == HUGE and taken.strides[:2] == (0, 0)
@@ -174,7 +188,11 @@ def test_integer_dtypes_become_int64(dtype):
 def test_integers_are_copied_and_empty_list_is_integer():
     for lengths in (np.array([1, 2]), np.array(3), np.broadcast_to(np.array([[5]]), (2**20, 2**20))):
         taken = as_int_array(lengths, "kv_lengths")
-        assert taken.shape == lengths.shape and taken.flat[0] == lengths.flat[0] and not np.may_share_memory(taken, lengths)
+        assert (
+            taken.shape == lengths.shape
+            and taken.flat[0] == lengths.flat[0]
+            and not np.may_share_memory(taken, lengths)
+        )
     assert as_int_array([], "kv_lengths").dtype == np.int64
     assert as_int_array(2**63 - 1, "q_offset") == 2**63 - 1
     assert as_int_array(-(2**63), "q_offset") == -(2**63)
@@ -186,7 +204,7 @@ def test_bool_arrays_are_not_copied():
     assert np.array_equal(as_bool_array([[True, False]], "mask"), [[True, False]])
 
 
-# --- libraries that may be installed -----------------------------------------------------------------------------------------
+# --- libraries that may be installed -----------------------------------------------------------------------
 
 
 def torch_views(torch):
@@ -206,7 +224,20 @@ def torch_views(torch):
     }
 
 
-@pytest.mark.parametrize("kind", ["plain", "requires grad", "parameter", "transposed", "expanded", "float64", "float16", "empty", "no axes"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "requires grad",
+        "parameter",
+        "transposed",
+        "expanded",
+        "float64",
+        "float16",
+        "empty",
+        "no axes",
+    ],
+)
 def test_torch_shares_memory(kind):
     torch = pytest.importorskip("torch")
     tensor = torch_views(torch)[kind]
@@ -227,7 +258,9 @@ def test_torch_masks_and_lengths():
     torch = pytest.importorskip("torch")
     assert np.array_equal(as_bool_array(torch.tensor([True, False]), "mask"), [True, False])
     assert np.array_equal(as_int_array(torch.tensor([0, 2, 5], dtype=torch.int32), "cu_q"), [0, 2, 5])
-    assert np.array_equal(as_float_array([torch.ones(2, requires_grad=True), torch.zeros(2)], "query"), [[1, 1], [0, 0]])
+    assert np.array_equal(
+        as_float_array([torch.ones(2, requires_grad=True), torch.zeros(2)], "query"), [[1, 1], [0, 0]]
+    )
 
 
 @pytest.mark.parametrize("ml_dtypes_installed", [True, False])
@@ -239,7 +272,11 @@ def test_torch_bfloat16_is_exact_for_every_value(ml_dtypes_installed, monkeypatc
         monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     bits = np.arange(2**16).astype(np.uint16)
     tensor = torch.from_numpy(bits.view(np.int16).copy()).view(torch.bfloat16)
-    for given, view in [(tensor, bits), (tensor.reshape(256, 256).T, bits.reshape(256, 256).T), (tensor[1], bits[1])]:
+    for given, view in [
+        (tensor, bits),
+        (tensor.reshape(256, 256).T, bits.reshape(256, 256).T),
+        (tensor[1], bits[1]),
+    ]:
         taken = as_float_array(given, "query")
         if ml_dtypes_installed:
             assert taken.dtype == ml_dtypes.bfloat16 and taken.ctypes.data == given.data_ptr()
@@ -271,7 +308,9 @@ def test_jax_shares_memory():
 
 def test_jax_tracer_is_refused():
     jax = pytest.importorskip("jax")
-    with pytest.raises(TypeError, match="query must be an array NumPy can read; got type.query.=DynamicJaxprTracer"):
+    with pytest.raises(
+        TypeError, match="query must be an array NumPy can read; got type.query.=DynamicJaxprTracer"
+    ):
         jax.jit(lambda query: as_array(query, "query"))(NUMBERS)
 
 

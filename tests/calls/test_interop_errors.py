@@ -1,11 +1,13 @@
-"""What is not a CPU array of real numbers is refused, with a message that names the argument and says what to do."""
+"""What is not a CPU array of real numbers is refused, with a message that names the argument and says
+what to do.
+"""
 
 import sys
 
 import numpy as np
 import pytest
-
 from fake_gpu import FakeGpu
+
 from refattn.calls.arrays import as_array, as_bool_array, as_float_array, as_int_array
 
 NUMBERS = np.arange(24.0).reshape(2, 3, 4)
@@ -32,10 +34,14 @@ def endless_list():
 REFUSED = {
     "cuda tensor": (FakeGpu(2, 1), f"query must be in CPU memory; got query.device=cuda:1. {NOT_ON_CPU}"),
     "rocm tensor": (FakeGpu(10), f"query must be in CPU memory; got query.device=rocm:0. {NOT_ON_CPU}"),
-    "unknown device": (FakeGpu(99, 2), f"query must be in CPU memory; got query.device=device type 99:2. {NOT_ON_CPU}"),
+    "unknown device": (
+        FakeGpu(99, 2),
+        f"query must be in CPU memory; got query.device=device type 99:2. {NOT_ON_CPU}",
+    ),
     "list of cuda tensors": (
         [FakeGpu(2), FakeGpu(2)],
-        "query[0] must be in CPU memory; got query[0].device=cuda:0. Pass query[0].cpu() (cupy: query[0].get(), jax: jax.device_get(query[0])).",
+        "query[0] must be in CPU memory; got query[0].device=cuda:0. Pass query[0].cpu() (cupy: "
+        "query[0].get(), jax: jax.device_get(query[0])).",
     ),
     "cuda array interface": (
         Attributes(__cuda_array_interface__={}),
@@ -85,7 +91,9 @@ def test_matrix_is_refused():
         given = np.matrix([[1.0]])
     with pytest.raises(TypeError) as raised:
         as_array(given, "query")
-    assert str(raised.value) == "query must be a plain array; got type(query)=matrix. Pass np.asarray(query)."
+    assert (
+        str(raised.value) == "query must be a plain array; got type(query)=matrix. Pass np.asarray(query)."
+    )
 
 
 def test_scipy_sparse_is_refused():
@@ -98,12 +106,16 @@ def test_scipy_sparse_is_refused():
 def torch_refused(torch):
     return {
         "meta": (torch.empty(2, device="meta"), "query must hold data; got query.device=meta."),
-        "sparse": (torch.eye(2).to_sparse(), "query must be a dense tensor; got query.layout=torch.sparse_coo. Pass query.to_dense()."),
+        "sparse": (
+            torch.eye(2).to_sparse(),
+            "query must be a dense tensor; got query.layout=torch.sparse_coo. Pass query.to_dense().",
+        ),
         "complex": (torch.zeros(2, dtype=torch.complex64), REAL + "query.dtype=complex64."),
         "conjugated": (torch.zeros(2, dtype=torch.complex64).conj(), REAL + "query.dtype=complex64."),
         "float8": (
             torch.zeros(2).to(torch.float8_e4m3fn),
-            "query must be a tensor NumPy can read; got query.dtype=torch.float8_e4m3fn. Cast it with query.float().",
+            "query must be a tensor NumPy can read; got query.dtype=torch.float8_e4m3fn. Cast it with "
+            "query.float().",
         ),
         "ragged list": ([torch.zeros(2), torch.zeros(3)], RAGGED),
     }
@@ -124,11 +136,18 @@ def test_torch_quantized_and_nested_are_refused():
     quantized = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.quint8)
     with pytest.raises(TypeError) as raised:
         as_array(quantized, "key")
-    assert str(raised.value) == "key must be float16, bfloat16, float32 or float64; got key.dtype=torch.quint8. Pass key.dequantize()."
+    assert (
+        str(raised.value)
+        == "key must be float16, bfloat16, float32 or float64; got key.dtype=torch.quint8. Pass "
+        "key.dequantize()."
+    )
     nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
     with pytest.raises(TypeError) as raised:
         as_array(nested, "key")
-    assert str(raised.value) == "key must be a dense tensor; got key.is_nested=True. Concatenate it and call packed_attention."
+    assert (
+        str(raised.value)
+        == "key must be a dense tensor; got key.is_nested=True. Concatenate it and call packed_attention."
+    )
 
 
 def test_torch_tensor_on_a_gpu(monkeypatch):
@@ -158,7 +177,10 @@ def test_foreign_errors_are_named():
 
     with pytest.raises(TypeError) as raised:
         as_array(Broken(), "value")
-    assert str(raised.value) == "value must be an array NumPy can read; got type(value)=Broken, which says: lost connection"
+    assert (
+        str(raised.value)
+        == "value must be an array NumPy can read; got type(value)=Broken, which says: lost connection"
+    )
 
 
 def test_lists_that_hold_broken_objects():
@@ -192,11 +214,36 @@ def test_memory_errors_of_foreign_objects_pass_through():
 
 FLOATING = "must be float16, bfloat16, float32 or float64; got"
 WRONG_DTYPE = {
-    "integer query": (as_float_array, np.arange(3), "query", f"query {FLOATING} query.dtype=int64. Cast it with np.asarray(query, np.float32)."),
-    "bool query": (as_float_array, [True], "query", f"query {FLOATING} query.dtype=bool. Cast it with np.asarray(query, np.float32)."),
-    "bool bias": (as_float_array, [True], "bias", f"bias {FLOATING} bias.dtype=bool. Pass boolean masks as mask."),
-    "float mask": (as_bool_array, [0.5], "mask", "mask must be bool; got mask.dtype=float64. Pass additive masks as bias."),
-    "0/1 mask": (as_bool_array, [0, 1], "mask", "mask must be bool; got mask.dtype=int64. Cast 0/1 values with mask.astype(bool)."),
+    "integer query": (
+        as_float_array,
+        np.arange(3),
+        "query",
+        f"query {FLOATING} query.dtype=int64. Cast it with np.asarray(query, np.float32).",
+    ),
+    "bool query": (
+        as_float_array,
+        [True],
+        "query",
+        f"query {FLOATING} query.dtype=bool. Cast it with np.asarray(query, np.float32).",
+    ),
+    "bool bias": (
+        as_float_array,
+        [True],
+        "bias",
+        f"bias {FLOATING} bias.dtype=bool. Pass boolean masks as mask.",
+    ),
+    "float mask": (
+        as_bool_array,
+        [0.5],
+        "mask",
+        "mask must be bool; got mask.dtype=float64. Pass additive masks as bias.",
+    ),
+    "0/1 mask": (
+        as_bool_array,
+        [0, 1],
+        "mask",
+        "mask must be bool; got mask.dtype=int64. Cast 0/1 values with mask.astype(bool).",
+    ),
     "uint8 mask": (
         as_bool_array,
         np.ones(2, np.uint8),
@@ -207,10 +254,21 @@ WRONG_DTYPE = {
         as_bool_array,
         [0.0, 1.0],
         "dropout_mask",
-        "dropout_mask must be bool; got dropout_mask.dtype=float64. Cast 0/1 values with dropout_mask.astype(bool).",
+        "dropout_mask must be bool; got dropout_mask.dtype=float64. Cast 0/1 values with "
+        "dropout_mask.astype(bool).",
     ),
-    "float lengths": (as_int_array, [2.0], "cu_q", "cu_q must be integer; got cu_q.dtype=float64. Cast it with np.asarray(cu_q, np.int64)."),
-    "bool lengths": (as_int_array, True, "q_offset", "q_offset must be integer; got q_offset.dtype=bool. Cast it with np.asarray(q_offset, np.int64)."),
+    "float lengths": (
+        as_int_array,
+        [2.0],
+        "cu_q",
+        "cu_q must be integer; got cu_q.dtype=float64. Cast it with np.asarray(cu_q, np.int64).",
+    ),
+    "bool lengths": (
+        as_int_array,
+        True,
+        "q_offset",
+        "q_offset must be integer; got q_offset.dtype=bool. Cast it with np.asarray(q_offset, np.int64).",
+    ),
 }
 
 
@@ -233,7 +291,10 @@ def test_float8_is_refused():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     with pytest.raises(TypeError) as raised:
         as_float_array(NUMBERS.astype(ml_dtypes.float8_e4m3fn), "query")
-    assert str(raised.value) == f"query {FLOATING} query.dtype=float8_e4m3fn. Cast it with np.asarray(query, np.float32)."
+    assert (
+        str(raised.value)
+        == f"query {FLOATING} query.dtype=float8_e4m3fn. Cast it with np.asarray(query, np.float32)."
+    )
 
 
 @pytest.mark.parametrize("given", [2**63, 2**64, -(2**63) - 1])

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-
-import refattn
 from cases import BY_FUNCTION
 from rounding import UNIT
+
+import refattn
 
 CASES = BY_FUNCTION["latent_attention"]
 
@@ -15,8 +15,9 @@ CASES = BY_FUNCTION["latent_attention"]
 def slack(arrays, scale, kv_len):
     """How far two forms may be apart, in the largest |value|.
 
-    Lowering the query or raising the key rounds each coordinate to (nope + latent)u of its sum of absolute products; a score moves by
-    that much of eta on either side, a weight by twice the worst score. Values raised from latents round to (latent + 2)u.
+    Lowering the query or raising the key rounds each coordinate to (nope + latent)u of its sum of
+    absolute products; a score moves by that much of eta on either side, a weight by twice the worst
+    score. Values raised from latents round to (latent + 2)u.
     """
     q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = (np.abs(x.astype(float)) for x in arrays.values())
     eta = scale * (
@@ -24,8 +25,12 @@ def slack(arrays, scale, kv_len):
         + np.einsum("...htr,...sr->...hts", q_rope, k_rope).max(initial=0)
     )
     value = np.einsum("...sc,hec->...hse", kv_latent, w_uv).max(initial=0)
-    roundings = 2 * 2 * (q_nope.shape[-1] + kv_latent.shape[-1] + 3) * eta + 2 * (kv_latent.shape[-1] + 2 + 4)
-    return roundings * UNIT * value, (2 * (q_nope.shape[-1] + kv_latent.shape[-1] + 3) * eta + 16 * (eta + math.log(kv_len + 2) + 2)) * UNIT
+    roundings = 2 * 2 * (q_nope.shape[-1] + kv_latent.shape[-1] + 3) * eta + 2 * (
+        kv_latent.shape[-1] + 2 + 4
+    )
+    return roundings * UNIT * value, (
+        2 * (q_nope.shape[-1] + kv_latent.shape[-1] + 3) * eta + 16 * (eta + math.log(kv_len + 2) + 2)
+    ) * UNIT
 
 
 def assert_close(actual, expected, bounds):
@@ -44,7 +49,9 @@ def test_absorbed_equals_expanded(case):
     arrays, options = case.build()
     absorbed = refattn.latent_attention_with_lse(*arrays.values(), **options)
     expanded = refattn.latent_attention_with_lse(*arrays.values(), **{**options, "form": "expand"})
-    largest = options.get("alibi_slopes", np.zeros(1)).max() * 60 + np.abs(options.get("bias", np.zeros(1))).max()
+    largest = (
+        options.get("alibi_slopes", np.zeros(1)).max() * 60 + np.abs(options.get("bias", np.zeros(1))).max()
+    )
     keep = 1 / (1 - options.get("dropout_rate", 0.0))
     output_slack, lse_slack = slack(arrays, options.get("scale", default_scale(case)), case.sizes.kv_len)
     assert_close(absorbed, expanded, (keep * output_slack, lse_slack + 16 * UNIT * largest))
@@ -55,12 +62,17 @@ def test_default_scale_counts_both_parts_of_the_head(case):
     """1 / sqrt(nope + rope) in both forms, never the width of the latent."""
     arrays, options = case.build()
     expected = refattn.latent_attention_with_lse(*arrays.values(), **options)
-    actual = refattn.latent_attention_with_lse(*arrays.values(), scale=1 / math.sqrt(case.sizes.nope_dim + case.sizes.rope_dim), **options)
+    actual = refattn.latent_attention_with_lse(
+        *arrays.values(), scale=1 / math.sqrt(case.sizes.nope_dim + case.sizes.rope_dim), **options
+    )
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     if case.sizes.kv_len > 1 and "sinks" not in options:
         width = (case.sizes.latent_dim + case.sizes.rope_dim) ** -0.5
-        assert np.abs(refattn.latent_attention(*arrays.values(), scale=width, **options) - expected[0]).max() > 1e-3
+        assert (
+            np.abs(refattn.latent_attention(*arrays.values(), scale=width, **options) - expected[0]).max()
+            > 1e-3
+        )
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.options.get("form") == "absorb"], ids=str)
@@ -74,7 +86,9 @@ def test_absorbed_form_is_mqa_over_latent_and_rotary_key(case):
     output, lse = refattn.attention_with_lse(query, key, kv_latent[..., None, :, :], scale=scale, **options)
     raised = np.einsum("...htc,hec->...hte", output, w_uv)
     actual = refattn.latent_attention_with_lse(*arrays.values(), form=form, scale=scale, **options)
-    largest = options.get("alibi_slopes", np.zeros(1)).max() * 60 + np.abs(options.get("bias", np.zeros(1))).max()
+    largest = (
+        options.get("alibi_slopes", np.zeros(1)).max() * 60 + np.abs(options.get("bias", np.zeros(1))).max()
+    )
     output_slack, lse_slack = slack(arrays, scale, case.sizes.kv_len)
     keep = 1 / (1 - options.get("dropout_rate", 0.0))
     assert_close(actual, (raised, lse), (keep * output_slack, lse_slack + 16 * UNIT * largest))
@@ -83,7 +97,9 @@ def test_absorbed_form_is_mqa_over_latent_and_rotary_key(case):
 @pytest.mark.parametrize("form", ["absorb", "expand"])
 @pytest.mark.parametrize("num_heads, num_kv_heads", [(4, 4), (6, 2), (5, 1)])
 def test_selectors_make_grouped_queries_from_latents(form, num_heads, num_kv_heads):
-    """GQA is MLA with latent [k_0 .. k_g-1 ; v_0 .. v_g-1] and up-projections that select a head's own part. Selecting rounds nothing."""
+    """GQA is MLA with latent [k_0 .. k_g-1 ; v_0 .. v_g-1] and up-projections that select a head's
+    own part. Selecting rounds nothing.
+    """
     rng = np.random.default_rng(num_heads)
     rows, keys, dim = 7, 11, 5
     query = rng.normal(size=(num_heads, rows, dim))
@@ -92,7 +108,14 @@ def test_selectors_make_grouped_queries_from_latents(form, num_heads, num_kv_hea
     blocks = np.eye(2 * num_kv_heads * dim).reshape(2, num_kv_heads, dim, -1)
     w_uk, w_uv = np.repeat(blocks, num_heads // num_kv_heads, axis=1)
     output, lse = refattn.latent_attention_with_lse(
-        query, np.zeros((num_heads, rows, 0)), latent, np.zeros((keys, 0)), w_uk, w_uv, form=form, causal=True
+        query,
+        np.zeros((num_heads, rows, 0)),
+        latent,
+        np.zeros((keys, 0)),
+        w_uk,
+        w_uv,
+        form=form,
+        causal=True,
     )
     expected = refattn.attention_with_lse(query, key, value, causal=True)
     gauge = refattn.attention(query, key, np.abs(value), causal=True)
@@ -105,11 +128,15 @@ def test_one_part_of_the_head_without_channels(nope, rope):
     rng = np.random.default_rng(nope)
     shapes = ((2, 4, nope), (2, 4, rope), (5, 6), (5, rope), (2, nope, 6), (2, 3, 6))
     arrays = [rng.normal(size=shape) for shape in shapes]
-    absorbed, expanded = (refattn.latent_attention_with_lse(*arrays, form=form, causal=True) for form in ("absorb", "expand"))
+    absorbed, expanded = (
+        refattn.latent_attention_with_lse(*arrays, form=form, causal=True) for form in ("absorb", "expand")
+    )
     for a, b in zip(absorbed, expanded, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13)
     value = np.einsum("sc,hec->hse", arrays[2], arrays[5])
-    key = np.einsum("sc,hnc->hsn", arrays[2], arrays[4]) if nope else np.broadcast_to(arrays[3], (2, 5, rope))
+    key = (
+        np.einsum("sc,hnc->hsn", arrays[2], arrays[4]) if nope else np.broadcast_to(arrays[3], (2, 5, rope))
+    )
     expected = refattn.attention(arrays[0] if nope else arrays[1], key, value, causal=True)
     np.testing.assert_allclose(absorbed[0], expected, rtol=1e-13, atol=1e-13)
 

@@ -18,7 +18,10 @@ def test_what_is_left_is_refused_only_beyond(one_gib):
     memory.ensure_allocatable(2**30, "output")
     with pytest.raises(MemoryError) as raised:
         memory.ensure_allocatable(2**30 + 1, "output")
-    assert str(raised.value) == "output must fit in memory; got sizes that need 1.0 GiB and 1.0 GiB are available."
+    assert (
+        str(raised.value)
+        == "output must fit in memory; got sizes that need 1.0 GiB and 1.0 GiB are available."
+    )
 
 
 def test_small_requests_do_not_ask_the_system(monkeypatch):
@@ -37,7 +40,11 @@ def test_without_an_answer_only_the_impossible_is_refused(monkeypatch):
 def test_a_group_counts_keys_values_and_scores(one_gib):
     keys = 2**30 // (8 * (2 * (64 + 32) + 8 * 4))
     memory.ensure_group_allocatable(4, keys, 64, 32)
-    with pytest.raises(MemoryError, match="^keys, values and scores of one group must fit in memory; got sizes that need 1.0 GiB and 1.0 GiB are available.$"):
+    with pytest.raises(
+        MemoryError,
+        match="^keys, values and scores of one group must fit in memory; got sizes that need 1.0 GiB and "
+        "1.0 GiB are available.$",
+    ):
         memory.ensure_group_allocatable(4, keys + 1, 64, 32)
 
 
@@ -45,9 +52,18 @@ def test_a_long_table_without_memory_behind_it(one_gib):
     """Numbers of its columns, which checking the table would allocate, count before they are made."""
     table = np.broadcast_to(np.zeros((1, 1), np.int64), (1, 2**33))
     query, pages = np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
-    with pytest.raises(MemoryError, match="^page numbers and their checks must fit in memory; got sizes that need 88.0 GiB and 1.0 GiB are available.$"):
+    with pytest.raises(
+        MemoryError,
+        match="^page numbers and their checks must fit in memory; got sizes that need 88.0 GiB and 1.0 GiB "
+        "are available.$",
+    ):
         refattn.paged_attention(query, pages, pages, block_table=table, kv_lengths=2**33)
-    assert refattn.paged_attention(query, pages, pages, block_table=table, kv_lengths=3).shape == (1, 1, 1, 1)
+    assert refattn.paged_attention(query, pages, pages, block_table=table, kv_lengths=3).shape == (
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 def test_this_machine_answers():

@@ -1,4 +1,6 @@
-"""The main job: `refattn verify` over everything that ships exits 0, with a line for each variant and source."""
+"""The main job: `refattn verify` over everything that ships exits 0, with a line for each variant and
+source.
+"""
 
 import json
 import os
@@ -15,7 +17,13 @@ ROOT = Path(__file__).parents[2]
 def test_everything_shipped_holds():
     """The main job: exit 0, a line for each variant and source, below a minute."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "refattn", "verify"], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "refattn", "verify"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     rows = [line.split("  ")[0] for line in done.stdout.splitlines() if re.match(r"M[HQL]A|GQA", line)]
@@ -27,7 +35,16 @@ def test_everything_shipped_holds():
 def test_json_report(capsys):
     assert cli.main(["verify", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"passed", "cases", "seconds", "versions", "limits", "rows", "cpu_kernels_note", "failures"}
+    assert set(report) == {
+        "passed",
+        "cases",
+        "seconds",
+        "versions",
+        "limits",
+        "rows",
+        "cpu_kernels_note",
+        "failures",
+    }
     assert report["passed"] is True and report["failures"] == []
     assert report["cases"] == sum(row["cases"] for row in report["rows"]) == len(list(goldens.cases()))
     assert report["limits"] == {"output_units": 4, "lse_ulps": 8}

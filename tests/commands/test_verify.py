@@ -1,4 +1,6 @@
-"""`refattn verify` and the frame of the command line: exit codes, the table, JSON, and that a wrong golden or a wrong kernel is caught."""
+"""`refattn verify` and the frame of the command line: exit codes, the table, JSON, and that a wrong
+golden or a wrong kernel is caught.
+"""
 
 import importlib.util
 import json
@@ -53,9 +55,14 @@ def test_corrupted_golden_exits_1_and_names_the_case(tmp_path, store, capsys):
     assert cli.main(["verify", "--goldens", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert "FAILED: 1 of 1 cases" in text
-    found = re.search(r"GQA_causal_bottom_right \(torch formula, refattn\.attention_with_lse\): output\[1, 4, 2, 3\] is (\S+), golden (\S+): off by (\S+),", text)
+    found = re.search(
+        r"GQA_causal_bottom_right \(torch formula, refattn\.attention_with_lse\): output\[1, 4, 2, 3\] is (\S+), golden (\S+): off by (\S+),",
+        text,
+    )
     assert found, text
-    assert float(found[2]) - float(found[1]) == pytest.approx(1e-12, rel=1e-3) and float(found[3]) == pytest.approx(1e-12, rel=1e-3)
+    assert float(found[2]) - float(found[1]) == pytest.approx(1e-12, rel=1e-3) and float(
+        found[3]
+    ) == pytest.approx(1e-12, rel=1e-3)
 
 
 def test_corrupted_lse_exits_1_and_names_the_row(tmp_path, store, capsys):
@@ -68,7 +75,9 @@ def test_corrupted_lse_exits_1_and_names_the_row(tmp_path, store, capsys):
 
 
 def test_remainder_cannot_excuse_a_wrong_golden(tmp_path, store, capsys):
-    """A golden moved by far more than rounding, and its remainder moved back: output + output_low is still exact, torch's value is not."""
+    """A golden moved by far more than rounding, and its remainder moved back: output + output_low is
+    still exact, torch's value is not.
+    """
     case = goldens.load("MHA_plain")
     output, low = case.output.copy(), case.golden["output_low"].copy()
     output[0, 0, 0, 0] += 2.0**-30
@@ -113,16 +122,22 @@ def test_folder_without_goldens_is_bad_usage(tmp_path, capsys):
 
 def test_fail_fast_stops_at_the_first():
     cases = [goldens.load("MHA_plain"), goldens.load("MHA_scale")]
-    wrong = types.SimpleNamespace(__name__="wrong", attention_with_lse=lambda query, key, value, **options: (query, query[..., 0]))
+    wrong = types.SimpleNamespace(
+        __name__="wrong", attention_with_lse=lambda query, key, value, **options: (query, query[..., 0])
+    )
     assert len(verify(cases, kernels=wrong, fail_fast=True).failures) == 1
     assert len(verify(cases, kernels=wrong).failures) == 2
 
 
 def test_reference_rule_is_four_units_and_eight_ulp():
     case = goldens.load("MHA_plain")
-    np.testing.assert_array_equal(exactness_allowance("output", case, np.float64), 4 * U64 * case.golden["gauge"])
+    np.testing.assert_array_equal(
+        exactness_allowance("output", case, np.float64), 4 * U64 * case.golden["gauge"]
+    )
     m, lse = case.golden["row_max"].astype(float), case.lse
-    np.testing.assert_array_equal(exactness_allowance("lse", case, np.float64), 8 * np.spacing(np.maximum(abs(m), abs(lse - m))))
+    np.testing.assert_array_equal(
+        exactness_allowance("lse", case, np.float64), 8 * np.spacing(np.maximum(abs(m), abs(lse - m)))
+    )
 
 
 def package(**functions):
@@ -131,11 +146,18 @@ def package(**functions):
 
 def with_attention(change):
     """A package whose attention_with_lse is the reference's, changed."""
-    return package(attention_with_lse=lambda query, key, value, **options: change(*refattn.attention_with_lse(query, key, value, **options)))
+    return package(
+        attention_with_lse=lambda query, key, value, **options: change(
+            *refattn.attention_with_lse(query, key, value, **options)
+        )
+    )
 
 
 def test_kernels_with_float32_results_hold():
-    report = verify([goldens.load("GQA_causal_large")], kernels=with_attention(lambda o, l: (o.astype(np.float32), l.astype(np.float32))))
+    report = verify(
+        [goldens.load("GQA_causal_large")],
+        kernels=with_attention(lambda o, l: (o.astype(np.float32), l.astype(np.float32))),
+    )
     assert report.failures == []
     (row,) = report.rows
     assert row.kernel_cases == 1 and 0 < row.kernels.of_bound <= 1 and row.speed_up > 0
@@ -145,7 +167,10 @@ def test_kernels_with_float32_results_hold():
 def test_kernels_that_cannot_be_imported_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cpu_kernels", None)
     kernels, note = find_kernels()
-    assert kernels is None and note.startswith("cpu_kernels was not verified, importing it failed: ModuleNotFoundError: import of cpu_kernels halted")
+    assert kernels is None and note.startswith(
+        "cpu_kernels was not verified, importing it failed: ModuleNotFoundError: import of cpu_kernels "
+        "halted"
+    )
 
 
 def test_functions_that_kernels_lack_are_left_to_the_reference():
@@ -177,7 +202,10 @@ def test_wrong_kernels_are_named(change, message):
 def test_rows_that_see_nothing_must_be_exactly_empty():
     """Output 0 and lse -inf: no bound excuses anything else."""
     case = goldens.load("GQA_mask_hides_rows")
-    for change in (lambda o, l: (np.where(o == 0, 1e-30, o), l), lambda o, l: (o, np.where(np.isneginf(l), -1e30, l))):
+    for change in (
+        lambda o, l: (np.where(o == 0, 1e-30, o), l),
+        lambda o, l: (o, np.where(np.isneginf(l), -1e30, l)),
+    ):
         assert len(verify([case], kernels=with_attention(change)).failures) == 1
 
 
@@ -210,7 +238,9 @@ class Terminal:
 
 
 def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
-    monkeypatch.setattr("refattn.commands.verify.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr(
+        "refattn.commands.verify.shutil.get_terminal_size", lambda: os.terminal_size((40, 24))
+    )
     progress = Progress(Terminal(True))
     progress.total = 2
     verify([goldens.load("MHA_plain"), goldens.load("MHA_scale")], progress=progress)
@@ -241,8 +271,17 @@ def test_version_and_help(capsys):
 
 
 def test_subcommands_load_only_what_they_need():
-    code = "import sys, refattn.cli; refattn.cli.main(['kv', '--list']); print({'numba', 'torch', 'cpu_kernels', 'refattn.verify', 'refattn.commands.verify'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
+    code = (
+        "import sys, refattn.cli; refattn.cli.main(['kv', '--list']); print({'numba', 'torch', "
+        "'cpu_kernels', 'refattn.verify', 'refattn.commands.verify'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
     assert done.stdout.splitlines()[-1] == "set()"
 
 
@@ -259,7 +298,10 @@ def test_interrupt_is_one_line(monkeypatch, capsys):
 def test_reader_that_goes_away_is_no_traceback():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-m", "refattn", "kv", "--list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "refattn", "kv", "--list", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
     ) as process:
         process.stdout.close()
         error = process.stderr.read()

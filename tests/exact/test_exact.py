@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the test extra")
 
 import naive
-import refattn
 from exact_checks import OUTPUT_UNITS, UNIT, check, check_many, draw, exactly, units_used
 from families import FAMILIES, large_negative, large_positive
+
+import refattn
 
 
 @pytest.mark.sample(3)
@@ -40,7 +41,10 @@ def test_repeated_keys(n, dim, level, distinct):
     u = rng.normal(size=dim)
     u /= np.linalg.norm(u)
     common = math.sqrt(level * math.sqrt(dim)) * u
-    across = lambda x: x - (x @ u)[..., None] * u + common
+
+    def across(x):
+        return x - (x @ u)[..., None] * u + common
+
     query, keys = across(rng.normal(size=(1, 64, dim))), across(rng.normal(size=(distinct, dim)))
     which = rng.integers(distinct, size=n)
     value = np.where(which % 2, 1.0, -1.0)[None, :, None]
@@ -49,7 +53,9 @@ def test_repeated_keys(n, dim, level, distinct):
 
 @pytest.mark.parametrize("same", [1, 8, 31])
 def test_keys_that_differ_in_a_few_coordinates(same):
-    """Content repeated at several positions: partial sums of the common coordinates share their roundings."""
+    """Content repeated at several positions: partial sums of the common coordinates share their
+    roundings.
+    """
     rng = np.random.default_rng(same)
     query, keys = rng.normal(size=(1, 64, 64)), rng.normal(size=(2, 64))
     which = rng.integers(2, size=1024)
@@ -70,7 +76,9 @@ def test_many_rows_and_columns(family, n):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("family", ["ordinary", "positive", "cancellation", "offset", "sink_key", "descending", "ties"])
+@pytest.mark.parametrize(
+    "family", ["ordinary", "positive", "cancellation", "offset", "sink_key", "descending", "ties"]
+)
 @pytest.mark.parametrize("n, dim, rows", [(37, 64, 400), (200, 64, 200), (1024, 128, 40), (4096, 64, 10)])
 def test_many_rows(family, n, dim, rows):
     check_many(*draw(FAMILIES[family], n, dim, rows=rows, heads=1))
@@ -88,7 +96,9 @@ def test_large_common_score_with_small_differences(family, scale, dtype):
 @pytest.mark.parametrize("spread", [1e-8, 1e-3, 0.3, 3.0, 30.0, 300.0])
 @pytest.mark.parametrize("n", [5, 300])
 def test_spread_of_scores(spread, n):
-    """From nearly equal weights to a single one, through the widths where several large exponents compete."""
+    """From nearly equal weights to a single one, through the widths where several large exponents
+    compete.
+    """
     query, key, value = draw(FAMILIES["ordinary"], n, 32, seed=1)
     check(query * spread, key, value)
 
@@ -116,17 +126,23 @@ def test_coordinates_that_cancel(outlier, n):
 
 @pytest.mark.parametrize("outlier", [1e12, 1e30, 1e100, 1e150, 1e200])
 def test_outputs_stay_means_beyond_what_two_numbers_hold(outlier):
-    """Where the leading digits of scores cancel by more than a double-double holds, the weights are still weights."""
+    """Where the leading digits of scores cancel by more than a double-double holds, the weights are
+    still weights.
+    """
     query, key, value = draw(FAMILIES["ordinary"], 40, 32)
     query[..., 3:5], key[..., 4] = [outlier, -outlier], key[..., 3]
     with np.errstate(all="raise"):
         output = refattn.attention(query, key, value)
-    assert (output <= value.max(axis=1) * (1 + 4 * UNIT)).all() and (output >= value.min(axis=1) * (1 + 4 * UNIT)).all()
+    assert (output <= value.max(axis=1) * (1 + 4 * UNIT)).all() and (
+        output >= value.min(axis=1) * (1 + 4 * UNIT)
+    ).all()
 
 
 @pytest.mark.parametrize("outlier", [1e4, 1e12, 1e30, 1e150])
 def test_values_of_very_different_size(outlier):
-    """Each column is held to its own sum, and a large value of a key without weight must not coarsen the others."""
+    """Each column is held to its own sum, and a large value of a key without weight must not coarsen
+    the others.
+    """
     query, key, value = draw(FAMILIES["ordinary"], 120, 16)
     value[..., 1] *= outlier
     value[..., 2] /= outlier
@@ -138,7 +154,9 @@ def test_values_of_very_different_size(outlier):
 
 @pytest.mark.parametrize("size", [1e-120, 1e-200, 1e-300, 1e-307])
 def test_tiny_values_beside_ordinary_ones(size):
-    """A large value in the same column must not cost a row that does not see it its digits, nor a row that gives it no weight."""
+    """A large value in the same column must not cost a row that does not see it its digits, nor a row
+    that gives it no weight.
+    """
     query, key, value = draw(FAMILIES["ordinary"], 50, 16)
     value[:, :-1] *= size
     value[:, -1] *= 3e4
@@ -149,7 +167,9 @@ def test_tiny_values_beside_ordinary_ones(size):
 
 
 def test_plain_float64_is_not_enough():
-    """The measure has teeth: the definition in plain float64 exceeds the bound where scores share a large level."""
+    """The measure has teeth: the definition in plain float64 exceeds the bound where scores share a
+    large level.
+    """
     query, key, value = draw(large_positive, 150, 16)
     steps = naive.attention(query, key, value)
     exact = exactly(query, key, value, 0, 0, {})

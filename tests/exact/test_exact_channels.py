@@ -1,8 +1,9 @@
-"""Channels of opposite size: outliers in the query meet small keys, as models have them that were smoothed for quantisation."""
+"""Channels of opposite size: outliers in the query meet small keys, as models have them that were
+smoothed for quantisation.
+"""
 
 import numpy as np
 import pytest
-
 from exact_checks import check
 
 

@@ -1,13 +1,16 @@
-"""refattn against exact arithmetic with every option, alone and together; `exact_checks.py` has the bounds."""
+"""refattn against exact arithmetic with every option, alone and together; `exact_checks.py` has the
+bounds.
+"""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the test extra")
 
-import refattn
 from exact_checks import LSE_ULPS, OUTPUT_UNITS, check, draw, exactly, units_used
 from families import FAMILIES, large_negative, large_positive
+
+import refattn
 
 
 @pytest.mark.sample(2)
@@ -44,7 +47,16 @@ def test_bias_cancels_large_scores(family):
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("family", ["ordinary", "large_positive", "large_negative", "ascending"])
 @pytest.mark.parametrize(
-    "sinks", [(0.0, 3.0), (1e4, -1e4), (10001.25, 9999.5), (-10001.25, 700.0), (100.0, 30.0), (700.0, 300.0), (-np.inf, 1e300)]
+    "sinks",
+    [
+        (0.0, 3.0),
+        (1e4, -1e4),
+        (10001.25, 9999.5),
+        (-10001.25, 700.0),
+        (100.0, 30.0),
+        (700.0, 300.0),
+        (-np.inf, 1e300),
+    ],
 )
 def test_sinks(family, sinks):
     check(*draw(FAMILIES[family], 150, 16), {"sinks": np.array(sinks)})
@@ -60,8 +72,18 @@ def test_dropout(rate):
 def test_everything_at_once(family):
     rng = np.random.default_rng(2)
     bias = np.where(rng.random((2, 4, 150)) < 0.2, -np.inf, 50 * rng.normal(size=(2, 4, 150)))
-    options = dict(scale=0.21, softcap=30.0, alibi_slopes=np.array([0.07, 0.3]), sinks=np.array([1.0, -2.0]), window=(90, 40), bias=bias,
-                   mask=rng.random((4, 150)) < 0.8, q_offset=77, dropout_mask=rng.random((2, 4, 150)) < 0.7, dropout_rate=0.3)  # fmt: skip
+    options = dict(
+        scale=0.21,
+        softcap=30.0,
+        alibi_slopes=np.array([0.07, 0.3]),
+        sinks=np.array([1.0, -2.0]),
+        window=(90, 40),
+        bias=bias,
+        mask=rng.random((4, 150)) < 0.8,
+        q_offset=77,
+        dropout_mask=rng.random((2, 4, 150)) < 0.7,
+        dropout_rate=0.3,
+    )
     check(*draw(FAMILIES[family], 150, 16), options)
     check(*draw(FAMILIES[family], 150, 16), {**options, "causal": True})
 
@@ -70,8 +92,14 @@ def random_call(seed):
     """A family, sizes and options drawn together."""
     rng = np.random.default_rng(seed)
     family = rng.choice([family for name, family in FAMILIES.items() if name not in ("tiny", "subnormal")])
-    n, dim, rows = int(rng.choice([1, 2, 3, 5, 17, 64, 200])), int(rng.choice([1, 2, 7, 16, 64, 128])), int(rng.integers(1, 6))
-    query, key, value = draw(family, n, dim, v_dim=3, rows=rows, dtype=rng.choice([np.float64, np.float32]), seed=seed)
+    n, dim, rows = (
+        int(rng.choice([1, 2, 3, 5, 17, 64, 200])),
+        int(rng.choice([1, 2, 7, 16, 64, 128])),
+        int(rng.integers(1, 6)),
+    )
+    query, key, value = draw(
+        family, n, dim, v_dim=3, rows=rows, dtype=rng.choice([np.float64, np.float32]), seed=seed
+    )
     if rng.random() < 0.3:
         query = query * 10 ** rng.uniform(-3, 1.5)
     shape = 2, rows, n
@@ -97,9 +125,13 @@ def random_call(seed):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("seeds", [range(at, at + 50) for at in range(0, 300, 50)], ids=lambda seeds: f"from-{seeds[0]}")
+@pytest.mark.parametrize(
+    "seeds", [range(at, at + 50) for at in range(0, 300, 50)], ids=lambda seeds: f"from-{seeds[0]}"
+)
 def test_random_calls(seeds):
-    """Options and families in combinations nobody thought of. Rows whose weights are all subnormal numbers are left out."""
+    """Options and families in combinations nobody thought of. Rows whose weights are all subnormal
+    numbers are left out.
+    """
     checked = 0
     for seed in seeds:
         query, key, value, options = random_call(seed)
@@ -111,6 +143,8 @@ def test_random_calls(seeds):
                 np.testing.assert_array_equal(output[h, i], 0.0)
             elif max(exact.gauge) > 1e-280:
                 used = units_used(output[h, i], lse[h, i], exact)
-                assert used[0] <= OUTPUT_UNITS and used[1] <= LSE_ULPS, f"seed {seed}, head {h}, row {i}: {used}"
+                assert used[0] <= OUTPUT_UNITS and used[1] <= LSE_ULPS, (
+                    f"seed {seed}, head {h}, row {i}: {used}"
+                )
                 checked += 1
     assert checked > len(seeds)

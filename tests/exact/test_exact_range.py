@@ -5,19 +5,22 @@ import pytest
 
 pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the test extra")
 
-from mpmath import mpf
-
-import refattn
 from exact import exact_scores
 from exact_checks import check, draw
 from families import FAMILIES
+from mpmath import mpf
+
+import refattn
 
 HUGE = np.finfo(np.float64).max
 
 
 def with_sizes(query_size, key_size, value_size, n=40, dim=8):
     query, key, value = draw(FAMILIES["ordinary"], n, dim, seed=3)
-    clip = lambda x, size: np.clip(x, -1.7, 1.7) * size
+
+    def clip(x, size):
+        return np.clip(x, -1.7, 1.7) * size
+
     return clip(query, query_size), clip(key, key_size), clip(value, value_size)
 
 
@@ -70,8 +73,17 @@ def test_values_at_the_largest_number(n):
 def test_mixed_magnitudes():
     """Elements over the whole range of exponents in one row."""
     rng = np.random.default_rng(5)
-    spread = lambda *shape: rng.normal(size=shape) * 10.0 ** rng.uniform(-150, 150, size=shape)
-    check(spread(2, 4, 8), spread(1, 40, 8), spread(1, 40, 3), {"scale": 1e-290}, rows=[(0, 0), (0, 1), (1, 2), (1, 3)])
+
+    def spread(*shape):
+        return rng.normal(size=shape) * 10.0 ** rng.uniform(-150, 150, size=shape)
+
+    check(
+        spread(2, 4, 8),
+        spread(1, 40, 8),
+        spread(1, 40, 3),
+        {"scale": 1e-290},
+        rows=[(0, 0), (0, 1), (1, 2), (1, 3)],
+    )
 
 
 @pytest.mark.parametrize("level", [1e308, -1e308, 1e300])
@@ -88,20 +100,42 @@ def test_extreme_slopes(slope):
 
 @pytest.mark.parametrize("slopes", [(1e30, 0.0), (1e30, -1e30), (3e45, 1e60)], ids=str)
 def test_slopes_whose_terms_share_a_step(slopes):
-    """Slope times distance of neighbouring keys rounds to one float64, 1e30 apart: the nearest key, or the farthest, has all of the weight."""
+    """Slope times distance of neighbouring keys rounds to one float64, 1e30 apart: the nearest key,
+    or the farthest, has all of the weight.
+    """
     query, key, value = with_sizes(1.0, 1.0, 1.0, n=200)
-    output, lse = refattn.attention_with_lse(query, key, value, alibi_slopes=np.array(slopes), q_offset=2**53)
+    output, lse = refattn.attention_with_lse(
+        query, key, value, alibi_slopes=np.array(slopes), q_offset=2**53
+    )
     assert np.isfinite(output).all() and np.isfinite(lse).all()
     plain = refattn.attention(query, key, value)
     for h, slope in enumerate(slopes):
-        expected = plain[h] if slope == 0 else np.broadcast_to(value[0, -1 if slope > 0 else 0], output[h].shape)
+        expected = (
+            plain[h] if slope == 0 else np.broadcast_to(value[0, -1 if slope > 0 else 0], output[h].shape)
+        )
         np.testing.assert_array_equal(output[h], expected)
 
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("value_size", [1.0, 1e300])
 @pytest.mark.parametrize("sink", [-1e308, -1e17, 600.0, 690.0, 720.0, 1300.0, 2.0**53, 1e17, 1e300, HUGE])
-@pytest.mark.parametrize("options", [{}, {"softcap": 1e-3}, {"softcap": 1e3, "scale": 1e200}, {"scale": HUGE}, {"bias": np.full((2, 4, 9), -HUGE)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"softcap": 1e-3},
+        {"softcap": 1e3, "scale": 1e200},
+        {"scale": HUGE},
+        {"bias": np.full((2, 4, 9), -HUGE)},
+    ],
+    ids=str,
+)
 def test_sinks_far_from_the_scores(options, sink, value_size):
-    """A sink far above takes the weight, not the meaning; where large values make up for it, the digits stay."""
-    check(*with_sizes(1.0, 1.0, value_size, n=9), {**options, "sinks": np.array([sink, 0.5])}, lse_too="scale" not in options)
+    """A sink far above takes the weight, not the meaning; where large values make up for it, the
+    digits stay.
+    """
+    check(
+        *with_sizes(1.0, 1.0, value_size, n=9),
+        {**options, "sinks": np.array([sink, 0.5])},
+        lse_too="scale" not in options,
+    )

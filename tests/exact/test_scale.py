@@ -1,7 +1,9 @@
-"""Memory of the reference: one group and one block of rows at a time, whatever the number of heads, rows and batch entries.
+"""Memory of the reference: one group and one block of rows at a time, whatever the number of heads, rows
+and batch entries.
 
-Measured with tracemalloc, which sees NumPy's allocations: the peak on top of inputs and result. The scores alone of the cases below
-take up to 128 MiB; 32 heads of 8192 rows and keys, 128 wide, would take 16 GiB and must stay below 1.
+Measured with tracemalloc, which sees NumPy's allocations: the peak on top of inputs and result. The
+scores alone of the cases below take up to 128 MiB; 32 heads of 8192 rows and keys, 128 wide, would take
+16 GiB and must stay below 1.
 """
 
 import tracemalloc
@@ -15,7 +17,10 @@ MIB = 2**20
 
 def arrays(heads, rows, keys, dim, dtype=np.float32, batch=()):
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+
+    def draw(*shape):
+        return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
+
     return draw(*batch, heads, rows, dim), draw(*batch, 1, keys, dim), draw(*batch, 1, keys, dim)
 
 
@@ -38,7 +43,13 @@ def test_extra_memory_is_that_of_a_block():
 
 def test_extra_memory_with_options():
     query, key, value = arrays(2, 1024, 2048, 64)
-    options = {"causal": True, "softcap": 30.0, "alibi_slopes": np.full(2, 0.1), "sinks": np.zeros(2), "window": (900, 0)}
+    options = {
+        "causal": True,
+        "softcap": 30.0,
+        "alibi_slopes": np.full(2, 0.1),
+        "sinks": np.zeros(2),
+        "window": (900, 0),
+    }
     _, extra = extra_memory(refattn.attention, query, key, value, **options)
     assert extra < 64 * MIB
 
@@ -87,7 +98,17 @@ def test_packed_paged_and_block_local():
 def test_absorbed_latents_never_become_heads():
     """64 heads over latents: keys and values of all heads would take 128 MiB."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape)
-    parts = draw(64, 1, 64), draw(64, 1, 16), draw(2048, 128), draw(2048, 16), draw(64, 64, 128), draw(64, 64, 128)
+
+    def draw(*shape):
+        return rng.standard_normal(shape)
+
+    parts = (
+        draw(64, 1, 64),
+        draw(64, 1, 16),
+        draw(2048, 128),
+        draw(2048, 16),
+        draw(64, 64, 128),
+        draw(64, 64, 128),
+    )
     _, extra = extra_memory(refattn.latent_attention, *parts, form="absorb")
     assert extra < 64 * MIB

@@ -1,4 +1,6 @@
-"""The same formulas in 40-digit arithmetic, one row at a time in plain loops: what the float64 goldens are measured against."""
+"""The same formulas in 40-digit arithmetic, one row at a time in plain loops: what the float64
+goldens are measured against.
+"""
 
 import mpmath
 import numpy as np
@@ -54,7 +56,9 @@ def attention(p):
                 lse[:, b, h, i] = pair(mpmath.log(total))
                 for j in range(kv_len):
                     if p.keep is not None:
-                        weights[j] = weights[j] / (1 - mpmath.mpf(p.rate)) if p.keep[b, h, i, j] else mpmath.mpf(0)
+                        weights[j] = (
+                            weights[j] / (1 - mpmath.mpf(p.rate)) if p.keep[b, h, i, j] else mpmath.mpf(0)
+                        )
                 for e in range(v_dim):
                     output[:, b, h, i, e] = pair(mpmath.fdot(weights, columns[e]) / total)
     return output, lse

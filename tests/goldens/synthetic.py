@@ -1,7 +1,7 @@
 """The table of synthetic calls: four variants x the options x sizes that are all different primes.
 
-Every call is (name, variant, function, arguments, options). Inputs come from NumPy's PCG64 one stream per label, standard normal, cast
-to the dtype they are stored in before anything is computed from them.
+Every call is (name, variant, function, arguments, options). Inputs come from NumPy's PCG64 one stream per
+label, standard normal, cast to the dtype they are stored in before anything is computed from them.
 """
 
 import numpy as np
@@ -23,7 +23,9 @@ def normal(rng, *shape, dtype=np.float32, factor=1.0):
 
 
 def hide_some(rng, *shape, rows=()):
-    """A keep mask with about a third hidden, key 0 visible in every row, and the given rows hidden altogether."""
+    """A keep mask with about a third hidden, key 0 visible in every row, and the given rows hidden
+    altogether.
+    """
     mask = rng.random(shape) > 0.35
     mask[..., 0] = True
     for row in rows:
@@ -31,7 +33,8 @@ def hide_some(rng, *shape, rows=()):
     return mask
 
 
-# name -> (size changes, options made from (rng, sizes)). Sizes hold batch, heads, kv_heads, q_len, kv_len, dim, v_dim.
+# name -> (size changes, options made from (rng, sizes)). Sizes hold batch, heads, kv_heads, q_len, kv_len,
+# dim, v_dim.
 OPTIONS = {
     "plain": ({}, lambda rng, n: {}),
     "no_batch": ({"batch": None}, lambda rng, n: {}),
@@ -60,7 +63,16 @@ OPTIONS = {
     "softcap_causal": (LARGE | {"factor": 3.0}, lambda rng, n: {"softcap": 30.0, "causal": True}),
     "bias": ({}, lambda rng, n: {"bias": normal(rng, n["batch"], n["heads"], n["q_len"], n["kv_len"])}),
     "bias_per_key": ({}, lambda rng, n: {"bias": normal(rng, 1, n["kv_len"])}),
-    "bias_hides": ({}, lambda rng, n: {"bias": np.where(hide_some(rng, n["q_len"], n["kv_len"], rows=(2,)), normal(rng, n["q_len"], n["kv_len"]), -np.inf)}),
+    "bias_hides": (
+        {},
+        lambda rng, n: {
+            "bias": np.where(
+                hide_some(rng, n["q_len"], n["kv_len"], rows=(2,)),
+                normal(rng, n["q_len"], n["kv_len"]),
+                -np.inf,
+            )
+        },
+    ),
     "mask": ({}, lambda rng, n: {"mask": hide_some(rng, n["batch"], n["heads"], n["q_len"], n["kv_len"])}),
     "mask_per_batch": ({}, lambda rng, n: {"mask": hide_some(rng, n["batch"], 1, n["q_len"], n["kv_len"])}),
     "mask_hides_rows": ({}, lambda rng, n: {"mask": hide_some(rng, n["q_len"], n["kv_len"], rows=(0, 3))}),
@@ -68,20 +80,40 @@ OPTIONS = {
     "alibi": ({}, lambda rng, n: {"alibi_slopes": 2.0 ** -np.arange(1, n["heads"] + 1), "causal": True}),
     "alibi_per_batch": ({}, lambda rng, n: {"alibi_slopes": normal(rng, n["batch"], n["heads"])}),
     "sinks": ({}, lambda rng, n: {"sinks": normal(rng, n["heads"])}),
-    "sinks_and_none": ({"q_len": 13}, lambda rng, n: {"sinks": np.r_[-np.inf, normal(rng, n["heads"] - 1)], "causal": True}),
+    "sinks_and_none": (
+        {"q_len": 13},
+        lambda rng, n: {"sinks": np.r_[-np.inf, normal(rng, n["heads"] - 1)], "causal": True},
+    ),
     "kv_lengths": ({"poison_past": (3, 8)}, lambda rng, n: {"kv_lengths": np.array([3, 8])}),
-    "kv_lengths_zero": ({"poison_past": (0, 11)}, lambda rng, n: {"kv_lengths": np.array([0, 11]), "causal": True}),
-    "dropout": ({}, lambda rng, n: {"dropout_mask": rng.random((n["heads"], n["q_len"], n["kv_len"]))[None] > 0.25, "dropout_rate": 0.25}),
+    "kv_lengths_zero": (
+        {"poison_past": (0, 11)},
+        lambda rng, n: {"kv_lengths": np.array([0, 11]), "causal": True},
+    ),
+    "dropout": (
+        {},
+        lambda rng, n: {
+            "dropout_mask": rng.random((n["heads"], n["q_len"], n["kv_len"]))[None] > 0.25,
+            "dropout_rate": 0.25,
+        },
+    ),
     "everything": (
         {"q_len": 7, "poison_past": (9, 11)},
         lambda rng, n: {
-            "scale": 0.5, "softcap": 4.0, "causal": True, "window": (8, None), "q_offset": np.array([3, 5]), "kv_lengths": np.array([9, 11]),
-            "bias": normal(rng, n["heads"], 1, n["kv_len"])[None], "mask": hide_some(rng, n["q_len"], n["kv_len"], rows=(1,)),
-            "alibi_slopes": 2.0 ** -np.arange(1, n["heads"] + 1), "sinks": normal(rng, n["heads"]),
-            "dropout_mask": rng.random((n["batch"], n["heads"], n["q_len"], n["kv_len"])) > 0.125, "dropout_rate": 0.125,
+            "scale": 0.5,
+            "softcap": 4.0,
+            "causal": True,
+            "window": (8, None),
+            "q_offset": np.array([3, 5]),
+            "kv_lengths": np.array([9, 11]),
+            "bias": normal(rng, n["heads"], 1, n["kv_len"])[None],
+            "mask": hide_some(rng, n["q_len"], n["kv_len"], rows=(1,)),
+            "alibi_slopes": 2.0 ** -np.arange(1, n["heads"] + 1),
+            "sinks": normal(rng, n["heads"]),
+            "dropout_mask": rng.random((n["batch"], n["heads"], n["q_len"], n["kv_len"])) > 0.125,
+            "dropout_rate": 0.125,
         },
     ),
-}  # fmt: skip
+}
 LATENT_SKIPS = {"mask_hides_nan", "tiny_values", "window_left_only", "causal_large"}
 
 
@@ -90,11 +122,21 @@ def dense_calls(variant):
         label = f"{variant}_{name}"
         n = SMALL | {"heads": HEADS[variant][0], "kv_heads": HEADS[variant][1]} | changes
         dtype, factor = n.get("dtype", np.float32), n.get("factor", 1.0)
-        rng = generator(f"{variant} {n}")  # calls of equal sizes share their input, which keeps the files small
+        rng = generator(
+            f"{variant} {n}"
+        )  # calls of equal sizes share their input, which keeps the files small
         lead = () if n["batch"] is None else (n["batch"],)
         query = normal(rng, *lead, n["heads"], n["q_len"], n["dim"], dtype=dtype, factor=factor)
         key = normal(rng, *lead, n["kv_heads"], n["kv_len"], n["dim"], dtype=dtype, factor=factor)
-        value = normal(rng, *lead, n["kv_heads"], n["kv_len"], n["v_dim"], dtype=dtype, factor=n.get("value_factor", 1.0))
+        value = normal(
+            rng,
+            *lead,
+            n["kv_heads"],
+            n["kv_len"],
+            n["v_dim"],
+            dtype=dtype,
+            factor=n.get("value_factor", 1.0),
+        )
         options = make(generator(label), n)
         for b, length in enumerate(n.get("poison_past", ())):
             key[b, :, length:] = value[b, :, length:] = np.nan
@@ -133,13 +175,21 @@ PACKED = {
     "causal": lambda rng, n: {"causal": True},
     "window_sinks": lambda rng, n: {"causal": True, "window": (4, None), "sinks": normal(rng, n["heads"])},
     "mask_softcap": lambda rng, n: {"mask": hide_some(rng, 11, 18, rows=(7,)), "softcap": 3.0},
-    "bias_q_offset": lambda rng, n: {"bias": normal(rng, n["heads"], 11, 18), "q_offset": np.array([2, 0, -1, 5]), "causal": True},
+    "bias_q_offset": lambda rng, n: {
+        "bias": normal(rng, n["heads"], 11, 18),
+        "q_offset": np.array([2, 0, -1, 5]),
+        "causal": True,
+    },
 }
 PAGED = {
     "plain": lambda rng, n: {},
     "causal": lambda rng, n: {"causal": True},
     "window_softcap": lambda rng, n: {"causal": True, "window": (5, None), "softcap": 2.0},
-    "alibi_sinks": lambda rng, n: {"causal": True, "alibi_slopes": 2.0 ** -np.arange(1, n["heads"] + 1), "sinks": normal(rng, n["heads"])},
+    "alibi_sinks": lambda rng, n: {
+        "causal": True,
+        "alibi_slopes": 2.0 ** -np.arange(1, n["heads"] + 1),
+        "sinks": normal(rng, n["heads"]),
+    },
 }
 NOT_A_PAGE = 2147480000  # what fills the block table past a sequence's pages: must never be followed
 
@@ -156,7 +206,13 @@ def packed_calls(variant):
         if variant == "MLA":
             options["scale"] = 0.25
         options |= {"cu_q": np.array([0, 3, 3, 10, 11]), "cu_kv": np.array([0, 5, 7, 18, 18])}
-        yield label, variant, "packed_attention_with_lse", {"query": query, "key": key, "value": value}, options
+        yield (
+            label,
+            variant,
+            "packed_attention_with_lse",
+            {"query": query, "key": key, "value": value},
+            options,
+        )
 
 
 def paged_calls(variant):
@@ -177,9 +233,15 @@ def paged_calls(variant):
                 page = table[b, j // page_size]
                 key_pages[page, :, j % page_size] = normal(rng, kv_heads, dim)
                 value_pages[page, :, j % page_size] = (
-                    key_pages[page, :, j % page_size, :v_dim] if variant == "MLA" else normal(rng, kv_heads, v_dim)
+                    key_pages[page, :, j % page_size, :v_dim]
+                    if variant == "MLA"
+                    else normal(rng, kv_heads, v_dim)
                 )
-        arguments = {"query": normal(rng, len(lengths), heads, 2, dim), "key_pages": key_pages, "value_pages": value_pages}
+        arguments = {
+            "query": normal(rng, len(lengths), heads, 2, dim),
+            "key_pages": key_pages,
+            "value_pages": value_pages,
+        }
         options = make(rng, {"heads": heads}) | {"block_table": table, "kv_lengths": lengths}
         if variant == "MLA":
             options["scale"] = 0.25
@@ -209,10 +271,15 @@ def block_local_calls(variant):
 
 
 def split_calls(variant):
-    """Attention over 17 keys, to be cut at keys 0, 7, 7, 13: the maker stores the states of the parts as the inputs of merge_states."""
+    """Attention over 17 keys, to be cut at keys 0, 7, 7, 13: the maker stores the states of the parts
+    as the inputs of merge_states.
+    """
     heads, kv_heads = HEADS[variant]
     for name, dtype in [("splits", np.float64), ("splits_float32", np.float32)]:
         label = f"{variant}_merge_{name}"
         rng = generator(label)
-        whole = [normal(rng, 2, h, length, dim) for h, length, dim in [(heads, 5, 7), (kv_heads, 17, 7), (kv_heads, 17, 3)]]
+        whole = [
+            normal(rng, 2, h, length, dim)
+            for h, length, dim in [(heads, 5, 7), (kv_heads, 17, 7), (kv_heads, 17, 3)]
+        ]
         yield label, variant, whole, ((0, 7), (7, 7), (7, 13), (13, 17)), dtype

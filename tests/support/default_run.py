@@ -9,8 +9,13 @@ def number_of(text):
 
 
 def left_out(cases, n):
-    """The cases of one test that are neither among one in n nor needed to show something that no other shows."""
-    name = lambda case: case.nodeid.rpartition("/")[2]  # wherever the file lies
+    """The cases of one test that are neither among one in n nor needed to show something that no
+    other shows.
+    """
+
+    def name(case):
+        return case.nodeid.rpartition("/")[2]  # wherever the file lies
+
     kept = [case for case in cases if number_of(name(case)) % n == 0] or cases[:1]
     seen = {what for case in kept for what in shown(case)}
     for case in cases:
@@ -20,7 +25,9 @@ def left_out(cases, n):
 
 
 def shown(case):
-    """Words for what one case shows: of a call its function, options, family and layout; of several parameters their values."""
+    """Words for what one case shows: of a call its function, options, family and layout; of several
+    parameters their values.
+    """
     several = len(case.callspec.params) > 1
     for name, value in case.callspec.params.items():
         if hasattr(value, "function") and hasattr(value, "options"):

@@ -1,8 +1,8 @@
 """One row of attention in exact arithmetic: integers for dot products, mpmath for exp, log and tanh.
 
-Floats are whole multiples of a power of two, so dot products of them are integers and come out exactly; the sum of weights times values
-too, after the weights are cut off 2200 bits below the largest. What remains is rounding 200 bits behind the binary point of the
-logits: 40 digits better than what is tested.
+Floats are whole multiples of a power of two, so dot products of them are integers and come out exactly;
+the sum of weights times values too, after the weights are cut off 2200 bits below the largest. What
+remains is rounding 200 bits behind the binary point of the logits: 40 digits better than what is tested.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,9 @@ WEIGHT_BITS = 2200  # below this a weight times the largest float64 is less than
 
 
 class ExactRow(NamedTuple):
-    """The row's output, sum of weight times absolute value for each column, lse, and the largest absolute term of the lse."""
+    """The row's output, sum of weight times absolute value for each column, lse, and the largest
+    absolute term of the lse.
+    """
 
     output: list
     gauge: list
@@ -45,8 +47,8 @@ def exact_scores(q, keys, scale):
 def exact_row(scores, values, *, softcap=None, terms=None, sink=-np.inf, keep=None):
     """Attention of one row over its visible keys.
 
-    `scores`: list of mpf; `values`: (n, E) floats; `terms`: for each key the addends after the cap (bias, ALiBi), floats or mpf;
-    `keep`: for each key the factor of dropout on its weight.
+    `scores`: list of mpf; `values`: (n, E) floats; `terms`: for each key the addends after the cap (bias,
+    ALiBi), floats or mpf; `keep`: for each key the factor of dropout on its weight.
     """
     addends = [x for extra in terms or [] for x in extra]
     with mp.workprec(PRECISION + _bits_before_the_point([*scores, *addends, sink])):
@@ -61,9 +63,17 @@ def exact_row(scores, values, *, softcap=None, terms=None, sink=-np.inf, keep=No
             weights = [p * k for p, k in zip(weights, keep, strict=True)]
         fixed = np.array([_fixed_point(p) for p in weights], dtype=object)
         whole, exponent = as_integers(values)
-        back = lambda sums: [mp.ldexp(mpf(int(x)), exponent - WEIGHT_BITS) for x in sums]
+
+        def back(sums):
+            return [mp.ldexp(mpf(int(x)), exponent - WEIGHT_BITS) for x in sums]
+
         lse = top + mp.log(total)
-        return ExactRow(back(fixed @ whole), back(fixed @ np.abs(whole)), lse, max(abs(top), abs(mp.log(total)), abs(lse)))
+        return ExactRow(
+            back(fixed @ whole),
+            back(fixed @ np.abs(whole)),
+            lse,
+            max(abs(top), abs(mp.log(total)), abs(lse)),
+        )
 
 
 def _bits_before_the_point(numbers):

@@ -4,7 +4,9 @@ import numpy as np
 
 
 class FakeGpu:
-    """Describes itself through DLPack; copying it to the CPU behind the caller's back would work, as it does for jax arrays."""
+    """Describes itself through DLPack; copying it to the CPU behind the caller's back would work, as
+    it does for jax arrays.
+    """
 
     def __init__(self, device_type=2, device_id=0):
         self.place = (device_type, device_id)

@@ -1,7 +1,7 @@
 """Families of inputs, each made to bring out one mechanism of attention.
 
-A family takes (rng, query shape, key shape, value shape, dtype) and returns the three arrays in float64, sized so that the dtype can hold
-them. Score levels hold for the default scale 1 / sqrt(head_dim).
+A family takes (rng, query shape, key shape, value shape, dtype) and returns the three arrays in float64,
+sized so that the dtype can hold them. Score levels hold for the default scale 1 / sqrt(head_dim).
 """
 
 import numpy as np
@@ -18,17 +18,24 @@ def _direction(rng, dim):
 
 
 def _along(rng, query, key, level):
-    """Queries and keys whose scores are level(j) + O(1): `level` has a length of kv_len; all of it lies along one direction."""
+    """Queries and keys whose scores are level(j) + O(1): `level` has a length of kv_len; all of it
+    lies along one direction.
+    """
     dim = query[-1]
     u = _direction(rng, dim)
-    across = lambda x: x - (x @ u)[..., None] * u
+
+    def across(x):
+        return x - (x @ u)[..., None] * u
+
     length = np.sqrt(np.abs(level).max(initial=0.0) * np.sqrt(dim)) or 1.0
     steps = level * np.sqrt(dim) / length
     return across(rng.normal(size=query)) + length * u, across(rng.normal(size=key)) + steps[:, None] * u
 
 
 def large_positive(rng, query, key, value, dtype):
-    """All scores near +1e4, their differences of order one: what decides the weights is far behind the leading digits."""
+    """All scores near +1e4, their differences of order one: what decides the weights is far behind
+    the leading digits.
+    """
     return *_along(rng, query, key, np.full(key[-2], 1e4)), rng.normal(size=value)
 
 
@@ -85,7 +92,7 @@ def positive(rng, query, key, value, dtype):
 
 
 def _smallest_normal(dtype):
-    if dtype.kind == "f" and dtype.itemsize > 2 or dtype == np.float16:
+    if (dtype.kind == "f" and dtype.itemsize > 2) or dtype == np.float16:
         return float(np.finfo(dtype).smallest_normal)
     import ml_dtypes
 
@@ -94,17 +101,25 @@ def _smallest_normal(dtype):
 
 def tiny(rng, query, key, value, dtype):
     """Values a few binades above the smallest normal number of the dtype."""
-    return rng.normal(size=query), rng.normal(size=key), rng.normal(size=value) * _smallest_normal(dtype) * 2**6
+    return (
+        rng.normal(size=query),
+        rng.normal(size=key),
+        rng.normal(size=value) * _smallest_normal(dtype) * 2**6,
+    )
 
 
 def subnormal(rng, query, key, value, dtype):
     """Values below the smallest normal number of the dtype."""
-    return rng.normal(size=query), rng.normal(size=key), rng.uniform(-1, 1, size=value) * _smallest_normal(dtype)
+    return (
+        rng.normal(size=query),
+        rng.normal(size=key),
+        rng.uniform(-1, 1, size=value) * _smallest_normal(dtype),
+    )
 
 
 def ties(rng, query, key, value, dtype):
     """All keys equal: every visible key has the same weight."""
-    k = np.repeat(rng.normal(size=key[:-2] + (1, key[-1])), key[-2], axis=-2)
+    k = np.repeat(rng.normal(size=(*key[:-2], 1, key[-1])), key[-2], axis=-2)
     return rng.normal(size=query), k, rng.normal(size=value)
 
 
@@ -116,7 +131,20 @@ def uniform(rng, query, key, value, dtype):
 FAMILIES = {
     family.__name__: family
     for family in (
-        ordinary, large_positive, large_negative, large_mixed, one_hot, ascending, descending, sink_key, cancellation, offset, positive,
-        tiny, subnormal, ties, uniform,
+        ordinary,
+        large_positive,
+        large_negative,
+        large_mixed,
+        one_hot,
+        ascending,
+        descending,
+        sink_key,
+        cancellation,
+        offset,
+        positive,
+        tiny,
+        subnormal,
+        ties,
+        uniform,
     )
-}  # fmt: skip
+}

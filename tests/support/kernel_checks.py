@@ -7,7 +7,13 @@ from refattn.oracle import KernelSpec, check
 
 FUNCTIONS = {
     name: getattr(cpu_kernels, f"{name}_with_lse")
-    for name in ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
+    for name in (
+        "attention",
+        "packed_attention",
+        "paged_attention",
+        "latent_attention",
+        "block_local_attention",
+    )
 }
 
 
@@ -20,7 +26,9 @@ def assert_right(function, arrays, options, dtype, tiers=("positions", "hard", "
         one, same = FUNCTIONS[function](*arrays, **options)
         assert output.shape == (*one.shape[:-1], 0) and np.array_equal(lse, same)
         return output, lse
-    report = check(output, *arrays, lse=lse, spec=KernelSpec.cpu_kernels(dtype), function=function, **options)
+    report = check(
+        output, *arrays, lse=lse, spec=KernelSpec.cpu_kernels(dtype), function=function, **options
+    )
     failed = {tier for measure in (report.output, report.lse) for tier in measure.failed}
     assert not failed & set(tiers), str(report)
     return output, lse

@@ -1,6 +1,8 @@
-"""Attention by its definition: loops over Python floats, written from the formulas and independent of both packages.
+"""Attention by its definition: loops over Python floats, written from the formulas and independent of both
+packages.
 
-Read it as the specification. For query row i of head h, at key position p = q_offset + i, and every key j it may see:
+Read it as the specification. For query row i of head h, at key position p = q_offset + i, and every key j
+it may see:
 
     score_j  = scale * sum_d q_id k_jd
     capped_j = softcap * tanh(score_j / softcap)                          (score_j without softcap)
@@ -9,8 +11,9 @@ Read it as the specification. For query row i of head h, at key position p = q_o
     weight_j = exp(biased_j - lse)
     output_e = sum_j weight_j * keep_ij / (1 - rate) * v_je               (weight_j * v_je without dropout)
 
-Row i may see key j when j < kv_length, mask_ij is true, bias_ij is not -inf, and j - p lies within the window; causal: j <= p.
-A row that sees nothing has output 0 and lse -inf; with a sink its lse is the sink. NumPy serves to index arrays and to hold results.
+Row i may see key j when j < kv_length, mask_ij is true, bias_ij is not -inf, and j - p lies within the
+window; causal: j <= p. A row that sees nothing has output 0 and lse -inf; with a sink its lse is the
+sink. NumPy serves to index arrays and to hold results.
 """
 
 import math
@@ -20,7 +23,9 @@ import numpy as np
 
 
 class Steps(NamedTuple):
-    """Every step of the computation; hidden entries are NaN in scores and capped, -inf in biased, 0 in weights."""
+    """Every step of the computation; hidden entries are NaN in scores and capped, -inf in biased, 0
+    in weights.
+    """
 
     scores: np.ndarray
     capped: np.ndarray
@@ -66,9 +71,23 @@ def of_sequence(number, b):
 
 
 def attention(
-    query, key, value, *, bias=None, mask=None, scale=None, causal=False, window=None, softcap=None, alibi_slopes=None, sinks=None,
-    kv_lengths=None, q_offset=None, dropout_mask=None, dropout_rate=None,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    *,
+    bias=None,
+    mask=None,
+    scale=None,
+    causal=False,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+    sinks=None,
+    kv_lengths=None,
+    q_offset=None,
+    dropout_mask=None,
+    dropout_rate=None,
+):
     """query (*batch, H, T, D), key (*batch, K, S, D), value (*batch, K, S, E) to Steps."""
     *batch, num_heads, q_len, head_dim = query.shape
     num_kv_heads, kv_len, v_head_dim = value.shape[-3:]
@@ -88,7 +107,11 @@ def attention(
         for h in range(num_heads):
             keys = [floats(key[b][h // group_size, j]) for j in range(length)]
             values = [floats(value[b][h // group_size, j]) for j in range(length)]
-            slope = 0.0 if alibi_slopes is None else float(alibi_slopes[h] if alibi_slopes.ndim == 1 else alibi_slopes[b][h])
+            slope = (
+                0.0
+                if alibi_slopes is None
+                else float(alibi_slopes[h] if alibi_slopes.ndim == 1 else alibi_slopes[b][h])
+            )
             sink = -math.inf if sinks is None else float(sinks[h])
             for i in range(q_len):
                 row = (*b, h, i)
@@ -156,16 +179,22 @@ def merge_states(outputs, lses):
 
 
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
-    """Sequence n owns query rows cu_q[n] .. cu_q[n + 1] - 1 and keys cu_kv[n] .. cu_kv[n + 1] - 1, and sees nothing else."""
+    """Sequence n owns query rows cu_q[n] .. cu_q[n + 1] - 1 and keys cu_kv[n] .. cu_kv[n + 1] - 1,
+    and sees nothing else.
+    """
     output, lse = np.zeros((*query.shape[:-1], value.shape[-1])), np.full(query.shape[:-1], -math.inf)
     for n in range(len(cu_q) - 1):
         rows, keys = slice(cu_q[n], cu_q[n + 1]), slice(cu_kv[n], cu_kv[n + 1])
-        output[:, rows], lse[:, rows] = attention_with_lse(query[:, rows], key[:, keys], value[:, keys], **options)
+        output[:, rows], lse[:, rows] = attention_with_lse(
+            query[:, rows], key[:, keys], value[:, keys], **options
+        )
     return output, lse
 
 
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
-    """Key j of sequence b stands in slot j % page_size of page block_table[b, j // page_size]; only keys below kv_lengths[b] exist."""
+    """Key j of sequence b stands in slot j % page_size of page block_table[b, j // page_size]; only
+    keys below kv_lengths[b] exist.
+    """
     batch, max_pages = block_table.shape
     _, num_kv_heads, page_size, head_dim = key_pages.shape
     key = np.zeros((batch, num_kv_heads, max_pages * page_size, head_dim))
@@ -177,7 +206,9 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
     return attention_with_lse(query, key, value, kv_lengths=kv_lengths, **options)
 
 
-def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", scale=None, **options):
+def latent_attention_with_lse(
+    q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", scale=None, **options
+):
     """MLA: key j of head h is [w_uk_h c_j ; k_rope_j], its value is w_uv_h c_j, for the latent c_j."""
     *batch, num_heads, q_len, nope_dim = q_nope.shape
     kv_len, latent_dim = kv_latent.shape[-2:]
@@ -197,11 +228,14 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
                 value[b][h, j] = [dot(floats(w_uv[h, e]), c) for e in range(v_head_dim)]
         return attention_with_lse(query, key, value, scale=scale, **options)
 
-    # "absorb": multi-query attention over [c ; k_rope] with values c, the query lowered and the output raised instead
+    # "absorb": multi-query attention over [c ; k_rope] with values c, the query lowered and the output
+    # raised instead
     query = np.zeros((*batch, num_heads, q_len, latent_dim + rope_dim))
     for b in np.ndindex(*batch):
         for h, i in np.ndindex(num_heads, q_len):
-            query[b][h, i, :latent_dim] = [dot(floats(q_nope[b][h, i]), floats(w_uk[h, :, c])) for c in range(latent_dim)]
+            query[b][h, i, :latent_dim] = [
+                dot(floats(q_nope[b][h, i]), floats(w_uk[h, :, c])) for c in range(latent_dim)
+            ]
             query[b][h, i, latent_dim:] = q_rope[b][h, i]
     key = np.concatenate([kv_latent, k_rope], axis=-1)[..., None, :, :]
     latent_output, lse = attention_with_lse(query, key, kv_latent[..., None, :, :], scale=scale, **options)
@@ -213,9 +247,13 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
 
 
 def block_local_attention_with_lse(query, key, value, *, block_size, mask=None, **options):
-    """Self-attention in which row i and key j, both counted from the same start, see each other only within one block."""
+    """Self-attention in which row i and key j, both counted from the same start, see each other only
+    within one block.
+    """
     length = query.shape[-2]
-    same_block = np.array([[i // block_size == j // block_size for j in range(length)] for i in range(length)], bool)
+    same_block = np.array(
+        [[i // block_size == j // block_size for j in range(length)] for i in range(length)], bool
+    )
     same_block = same_block.reshape(length, length)
     mask = same_block if mask is None else mask & same_block
     return attention_with_lse(query, key, value, mask=mask, q_offset=0, **options)

@@ -1,4 +1,6 @@
-"""A copy of cpu_kernels with a small kernel of our own in place of the real ones, for tests that edit sources, damage caches or need a fresh process."""
+"""A copy of cpu_kernels with a small kernel of our own in place of the real ones, for tests that edit
+sources, damage caches or need a fresh process.
+"""
 
 import os
 import shutil
@@ -51,21 +53,31 @@ LOADED = "([1.0, 8.0, 27.0], 1, 0)"
 
 
 class PackageCopy:
-    """The copy, and processes that import it; their environment has only what is passed and what a process needs."""
+    """The copy, and processes that import it; their environment has only what is passed and what a
+    process needs.
+    """
 
     def __init__(self, folder, whole=False):
         self.folder = folder
         self.cache = folder / "cache"
         if whole:
             for package in ("refattn", "cpu_kernels"):
-                shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+                shutil.copytree(
+                    ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.npz")
+                )
             for path in folder.rglob("*"):
-                path.chmod(path.stat().st_mode | 0o200)  # tests edit the copy of a checkout that may be read-only
+                path.chmod(
+                    path.stat().st_mode | 0o200
+                )  # tests edit the copy of a checkout that may be read-only
         else:
             self.source("__init__.py").parent.mkdir()
             self.source("__init__.py").write_text("")
             for name in FOUNDATION:
-                shutil.copytree(ROOT / "cpu_kernels" / name, self.source(name), ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / "cpu_kernels" / name,
+                    self.source(name),
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
         self.source("sample_leaf.py").write_text(LEAF)
         self.source("sample.py").write_text(DRIVER)
 
@@ -73,13 +85,25 @@ class PackageCopy:
         return self.folder / "cpu_kernels" / name
 
     def environment(self, **changes):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "CPU_KERNELS_", "XDG_", "COV_"))}
-        defaults = dict(PYTHONPATH=str(self.folder), PYTHONDONTWRITEBYTECODE="1", CPU_KERNELS_CACHE_DIR=str(self.cache))
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("NUMBA_", "CPU_KERNELS_", "XDG_", "COV_"))
+        }
+        defaults = dict(
+            PYTHONPATH=str(self.folder), PYTHONDONTWRITEBYTECODE="1", CPU_KERNELS_CACHE_DIR=str(self.cache)
+        )
         return {name: value for name, value in {**kept, **defaults, **changes}.items() if value is not None}
 
     def start(self, code, **environment):
-        return subprocess.Popen([sys.executable, "-c", code], env=self.environment(**environment), cwd=self.folder, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=self.environment(**environment),
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def python(self, code, **environment):
         """Run the code; returns what it printed to stdout and to stderr. A failure fails the test."""

@@ -1,5 +1,5 @@
-"""Calls of the libraries a dialect describes, NumPy in and NumPy out; each raises ImportError where the library is missing, and
-NotImplementedError for what the library cannot do."""
+"""Calls of the libraries a dialect describes, NumPy in and NumPy out; each raises ImportError where the
+library is missing, and NotImplementedError for what the library cannot do."""
 
 import numpy as np
 
@@ -28,7 +28,9 @@ def torch_array(tensor):
 
 
 def cast_sinks(sinks, dtype):
-    """Sinks in the dtype of the query, which these libraries want; in 16 bits that moves them further than any kernel may."""
+    """Sinks in the dtype of the query, which these libraries want; in 16 bits that moves them further
+    than any kernel may.
+    """
     if dtype.itemsize == 2:
         raise NotImplementedError(f"sinks would be rounded to {dtype.name}")
     return np.asarray(sinks, dtype)
@@ -38,7 +40,9 @@ def torch_call(**call):
     import torch
 
     enable_gqa = call["query"].shape[1] != call["key"].shape[1]
-    return torch_array(torch.nn.functional.scaled_dot_product_attention(**torch_tensors(call), enable_gqa=enable_gqa)), None
+    return torch_array(
+        torch.nn.functional.scaled_dot_product_attention(**torch_tensors(call), enable_gqa=enable_gqa)
+    ), None
 
 
 def torch_backend_call(name):
@@ -54,7 +58,9 @@ def torch_backend_call(name):
             except RuntimeError as error:
                 if "No available kernel" not in str(error):
                     raise
-                raise NotImplementedError(f"{torch.__version__} has no {name} kernel for this call") from error
+                raise NotImplementedError(
+                    f"{torch.__version__} has no {name} kernel for this call"
+                ) from error
 
     call_backend.__name__ = f"torch_{name.lower()}_call"
     return call_backend
@@ -79,7 +85,11 @@ def mlx_call(**call):
 
     def array(value):
         value = np.ascontiguousarray(value)
-        return mx.array(value.view(np.uint16)).view(mx.bfloat16) if value.dtype.name == "bfloat16" else mx.array(value)
+        return (
+            mx.array(value.view(np.uint16)).view(mx.bfloat16)
+            if value.dtype.name == "bfloat16"
+            else mx.array(value)
+        )
 
     arrays = {name: array(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
     if isinstance(call.get("sinks"), np.ndarray):
@@ -101,29 +111,53 @@ def _value_info(name, array):
 def onnx_model(call, op, order, domain, opsets, outputs):
     from onnx import helper
 
-    inputs = {name: np.ascontiguousarray(value) for name, value in call.items() if name in order and value is not None}
+    inputs = {
+        name: np.ascontiguousarray(value)
+        for name, value in call.items()
+        if name in order and value is not None
+    }
     attributes = {name: value for name, value in call.items() if name not in order and value is not None}
-    attributes = {name: int(value) if isinstance(value, bool) else value for name, value in attributes.items()}
+    attributes = {
+        name: int(value) if isinstance(value, bool) else value for name, value in attributes.items()
+    }
     names = [name if name in inputs else "" for name in order]
     while names[-1] == "":
         names.pop()
     node = helper.make_node(op, names, outputs, domain=domain, **attributes)
     element = helper.np_dtype_to_tensor_dtype(inputs[order[0]].dtype)
     results = [helper.make_tensor_value_info(name, element, None) for name in outputs]
-    graph = helper.make_graph([node], "attention", [_value_info(name, array) for name, array in inputs.items()], results)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid(*opset) for opset in opsets], ir_version=10), inputs
+    graph = helper.make_graph(
+        [node], "attention", [_value_info(name, array) for name, array in inputs.items()], results
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid(*opset) for opset in opsets], ir_version=10
+    ), inputs
 
 
 ONNX_ORDER = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
-GQA_ORDER = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache", "position_ids",
-             "attention_bias", "head_sink")  # fmt: skip
+GQA_ORDER = (
+    "query",
+    "key",
+    "value",
+    "past_key",
+    "past_value",
+    "seqlens_k",
+    "total_sequence_length",
+    "cos_cache",
+    "sin_cache",
+    "position_ids",
+    "attention_bias",
+    "head_sink",
+)
 
 
 def onnx_call(**call):
     from onnx.reference import ReferenceEvaluator
 
     if call["scale"] < 0:
-        raise NotImplementedError("query and key are each multiplied by the root of the scale, which must be at least 0")
+        raise NotImplementedError(
+            "query and key are each multiplied by the root of the scale, which must be at least 0"
+        )
     if call["K"].shape[2] == 0:
         raise NotImplementedError("there must be keys")
     opset = 25 if "left_window_size" in call else 24
@@ -138,7 +172,9 @@ def _run_onnxruntime(model, inputs):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised; they need not be printed as well
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
         raise NotImplementedError("the CPU provider has no kernel for this dtype") from error
     return session.run(None, inputs)[0]
@@ -153,7 +189,10 @@ def onnxruntime_call(**call):
         raise NotImplementedError("left_window_size needs opset 25")
     mixed = "attn_mask" in call and call["attn_mask"].dtype == np.float32 and call["Q"].dtype == np.float16
     if mixed and call.get("is_causal") and call.get("nonpad_kv_seqlen") is not None:
-        raise NotImplementedError("causal rows at the end of nonpad_kv_seqlen, with a float32 mask beside float16 arrays, are wrong")
+        raise NotImplementedError(
+            "causal rows at the end of nonpad_kv_seqlen, with a float32 mask beside float16 arrays, are "
+            "wrong"
+        )
     return run_onnx_attention(call)
 
 
@@ -162,8 +201,8 @@ def run_onnx_attention(call):
 
 
 def onnxruntime_gqa_call(**call):
-    """The operator appends `key` to the cache `past_key`, so the last rows of our keys are new and those before them cached; with a cache
-    it takes several rows of one sequence only."""
+    """The operator appends `key` to the cache `past_key`, so the last rows of our keys are new and those
+    before them cached; with a cache it takes several rows of one sequence only."""
     rows, heads = call["query"].shape[1], call["kv_num_heads"]
     keys, head_dim = call["key"].shape[1], call["key"].shape[-1] // heads
     if call["value"].shape[-1] != heads * head_dim or head_dim % 8:
@@ -173,7 +212,11 @@ def onnxruntime_gqa_call(**call):
     bias = call.get("attention_bias")
     if bias is not None and bias.dtype == np.float16 and np.isneginf(bias).all(-1).any():
         raise NotImplementedError("a row without keys is NaN in float16")
-    lengths = [keys] * len(call["query"]) if call.get("seqlens_k") is None else [int(last) + 1 for last in call["seqlens_k"]]
+    lengths = (
+        [keys] * len(call["query"])
+        if call.get("seqlens_k") is None
+        else [int(last) + 1 for last in call["seqlens_k"]]
+    )
     if min(lengths) < rows:
         raise NotImplementedError("there must be as many keys as rows")
     return np.concatenate([_gqa_sequence(call, b, length) for b, length in enumerate(lengths)]), None
@@ -182,7 +225,11 @@ def onnxruntime_gqa_call(**call):
 def _gqa_sequence(call, b, length):
     rows, heads = call["query"].shape[1], call["kv_num_heads"]
     head_dim = call["key"].shape[-1] // heads
-    one = {name: value for name, value in call.items() if name not in ("key", "value", "seqlens_k", "attention_bias", "head_sink")}
+    one = {
+        name: value
+        for name, value in call.items()
+        if name not in ("key", "value", "seqlens_k", "attention_bias", "head_sink")
+    }
     one["query"] = call["query"][b : b + 1]
     for name, past in (("key", "past_key"), ("value", "past_value")):
         array = call[name][b : b + 1, :length]
@@ -192,9 +239,16 @@ def _gqa_sequence(call, b, length):
         one["attention_bias"] = call["attention_bias"][b : b + 1, ..., :length]
     if "head_sink" in call:
         one["head_sink"] = cast_sinks(call["head_sink"], call["query"].dtype)
-    one |= {"seqlens_k": np.array([length - 1], np.int32), "total_sequence_length": np.array([length], np.int32)}
+    one |= {
+        "seqlens_k": np.array([length - 1], np.int32),
+        "total_sequence_length": np.array([length], np.int32),
+    }
     outputs = ["Y", "present_key", "present_value"]
-    return _run_onnxruntime(*onnx_model(one, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], outputs))
+    return _run_onnxruntime(
+        *onnx_model(
+            one, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], outputs
+        )
+    )
 
 
 def transformers_call(**call):
@@ -226,5 +280,12 @@ CALLS = {
     "onnxruntime_gqa": onnxruntime_gqa_call,
     "transformers": transformers_call,
 }
-MODULES = {"torch": "torch", "jax": "jax", "mlx": "mlx.core", "onnx": "onnx", "onnxruntime": "onnxruntime", "onnxruntime_gqa": "onnxruntime",
-           "transformers": "transformers"}  # fmt: skip
+MODULES = {
+    "torch": "torch",
+    "jax": "jax",
+    "mlx": "mlx.core",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime_gqa": "onnxruntime",
+    "transformers": "transformers",
+}

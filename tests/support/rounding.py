@@ -1,13 +1,15 @@
-"""How far apart two correct float64 computations of the same attention may be: the bounds the tests compare with, derived here.
+"""How far apart two correct float64 computations of the same attention may be: the bounds the tests compare
+with, derived here.
 
-u = 2^-53. What refattn promises (and test_exact.py proves): output within 4u * sum(p|v|), lse within 8 ulp of its largest term. What
-naive.py may lose follows from its operations; fsum rounds once:
+u = 2^-53. What refattn promises (and test_exact.py proves): output within 4u * sum(p|v|), lse within 8
+ulp of its largest term. What naive.py may lose follows from its operations; fsum rounds once:
 
     score    products, their sum and the scale: 3u * eta,                       eta = |scale| * sum_d |q_d k_d|
     capped   quotient u, tanh 4u (two ulp), product u: 6u * |capped| more; x * tanh'(x) <= tanh(x), and tanh' <= 1 passes the score's error
     biased   slope times distance u * |alibi|, the sum u * |biased| more
     weight   an error eps_j of a logit changes p_j by a factor e^(eps_j) and the total by at most e^(sum_k p_k eps_k); the same for the
-             rounding u * |x_j - top| of the difference; two exponentials 2u each, total u, quotient u: 6u more
+             rounding u * |x_j - top| of the difference; two exponentials 2u each, total u, quotient u: 6u
+             more
     lse      sum_k p_k eps_k, the difference, exponentials and total 3u, log 2u * |log total|, the last sum u * |lse|
     output   the weights' errors, times |v|; dropout factor and products 5u, sum u
 
@@ -17,7 +19,6 @@ First order in u; a hundredth on top covers the rest as long as errors stay belo
 import math
 
 import numpy as np
-
 from naive import Steps
 
 UNIT = 2.0**-53
@@ -33,7 +34,9 @@ def gauge_bound(gauge, times=1):
 
 
 def lse_bound(lse, kv_len, times=1, largest_score=0.0):
-    """The same for lse: its terms are the largest score and log(total) <= log(kv_len + 1), the score at most |lse| + log(kv_len + 1)."""
+    """The same for lse: its terms are the largest score and log(total) <= log(kv_len + 1), the score
+    at most |lse| + log(kv_len + 1).
+    """
     finite = np.where(np.isfinite(lse), np.abs(lse), 0.0)
     return (times + 1) * LSE_ULPS * np.spacing(finite + math.log(kv_len + 2))
 
@@ -44,7 +47,9 @@ def naive_bounds(query, key, value, steps, *, scale=None, bias=None, dropout_rat
     k, v = (np.repeat(x.astype(float), group_size, axis=-3) for x in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     seen = ~np.isnan(steps.scores)
-    visible = lambda x: np.where(seen, x, 0.0)
+
+    def visible(x):
+        return np.where(seen, x, 0.0)
 
     eta = visible(abs(scale) * (np.abs(query.astype(float)) @ np.abs(k).swapaxes(-1, -2)))
     score, capped, biased = (np.abs(visible(x)) for x in (steps.scores, steps.capped, steps.biased))
@@ -63,7 +68,10 @@ def naive_bounds(query, key, value, steps, *, scale=None, bias=None, dropout_rat
     )  # a sink may be the largest: then lse is near it
     below = visible(np.where(seen, top, 0.0) - visible(logits))
     below = np.abs(below)
-    average = lambda x: (p * x).sum(axis=-1, keepdims=True)
+
+    def average(x):
+        return (p * x).sum(axis=-1, keepdims=True)
+
     sink_share = UNIT * np.maximum(0.0, 1 - p.sum(axis=-1, keepdims=True)) * 2 * math.log(key.shape[-2] + 2)
     relative = eps + UNIT * below + average(eps + UNIT * below) + sink_share + 6 * UNIT
     weight = p * relative * SECOND_ORDER
@@ -81,14 +89,18 @@ def naive_bounds(query, key, value, steps, *, scale=None, bias=None, dropout_rat
         eps * SECOND_ORDER + own * biased,
         weight + OUTPUT_UNITS * UNIT * p + 2 * SMALLEST,
         lse * SECOND_ORDER + lse_bound(steps.lse, key.shape[-2], times=0),
-        output * SECOND_ORDER + gauge_bound(keep * (p @ np.abs(v)), times=0) + (key.shape[-2] + 2) * SMALLEST,
+        output * SECOND_ORDER
+        + gauge_bound(keep * (p @ np.abs(v)), times=0)
+        + (key.shape[-2] + 2) * SMALLEST,
     )
 
 
 def uniform_bounds(eta, largest_term, largest_value, lse, kv_len, *, dropout_rate=None, extra_units=0):
-    """(output, lse) bounds on |refattn - naive| for all elements at once, from the largest eta, addend of a logit, and |value|.
+    """(output, lse) bounds on |refattn - naive| for all elements at once, from the largest eta, addend of a
+    logit, and |value|.
 
-    sum_j p_j (top - x_j) <= log(number of logits), whatever the scores. `extra_units`: roundings of a value made from a latent.
+    sum_j p_j (top - x_j) <= log(number of logits), whatever the scores. `extra_units`: roundings of a
+    value made from a latent.
     """
     eps = UNIT * (3 * eta + 6 * eta + 3 * largest_term + eta)
     entropy = math.log(kv_len + 2)

@@ -1,6 +1,8 @@
-"""Wrong attention kernels written by hand from textbook formulas, sharing nothing with the catalogue that has to recognise them.
+"""Wrong attention kernels written by hand from textbook formulas, sharing nothing with the catalogue that
+has to recognise them.
 
-Each takes query (B, H, T, D), key (B, K, S, D), value (B, K, S, E) and keywords, and returns (output, lse).
+Each takes query (B, H, T, D), key (B, K, S, D), value (B, K, S, E) and keywords, and returns (output,
+lse).
 """
 
 import numpy as np
@@ -90,14 +92,16 @@ def first_key_forgotten(query, key, value):
 
 def zero_padding_counted(query, key, value):
     extra = -key.shape[2] % 32
-    pad = lambda x: np.concatenate([x, np.zeros((*x.shape[:2], extra, x.shape[3]))], axis=2)  # noqa: E731
+    pad = lambda x: np.concatenate([x, np.zeros((*x.shape[:2], extra, x.shape[3]))], axis=2)
     return textbook(query, pad(key), pad(value))
 
 
 def split_and_averaged(query, key, value):
     starts = range(0, key.shape[2], 16)
     parts = [textbook(query, key[:, :, i : i + 16], value[:, :, i : i + 16]) for i in starts]
-    return np.mean([output for output, _ in parts], axis=0), np.logaddexp.reduce([lse for _, lse in parts], axis=0)
+    return np.mean([output for output, _ in parts], axis=0), np.logaddexp.reduce(
+        [lse for _, lse in parts], axis=0
+    )
 
 
 def never_rescaled_output(query, key, value):
@@ -133,7 +137,9 @@ def mask_as_number(query, key, value, mask):
 
 def mask_with_minimum(query, key, value, mask):
     key, value = repeated(query, key, value)
-    return softmax_attention(np.where(mask, products(query, key) / np.sqrt(query.shape[-1]), np.finfo(np.float32).min), value)
+    return softmax_attention(
+        np.where(mask, products(query, key) / np.sqrt(query.shape[-1]), np.finfo(np.float32).min), value
+    )
 
 
 def window_counts_keys(query, key, value, window):
@@ -141,19 +147,31 @@ def window_counts_keys(query, key, value, window):
     key, value = repeated(query, key, value)
     rows, keys = np.indices((query.shape[2], key.shape[2]))
     distance = rows + key.shape[2] - query.shape[2] - keys
-    return softmax_attention(np.where((distance >= 0) & (distance < window[0]), products(query, key) / np.sqrt(query.shape[-1]), -np.inf), value)
+    return softmax_attention(
+        np.where(
+            (distance >= 0) & (distance < window[0]),
+            products(query, key) / np.sqrt(query.shape[-1]),
+            -np.inf,
+        ),
+        value,
+    )
 
 
 def alibi_favours_far_keys(query, key, value, alibi_slopes):
     key, value = repeated(query, key, value)
     rows, keys = np.indices((query.shape[2], key.shape[2]))
     distance = np.abs(rows + key.shape[2] - query.shape[2] - keys)
-    return softmax_attention(products(query, key) / np.sqrt(query.shape[-1]) + np.asarray(alibi_slopes)[:, None, None] * distance, value)
+    return softmax_attention(
+        products(query, key) / np.sqrt(query.shape[-1]) + np.asarray(alibi_slopes)[:, None, None] * distance,
+        value,
+    )
 
 
 def capped_before_scaling(query, key, value, softcap):
     key, value = repeated(query, key, value)
-    return softmax_attention(softcap * np.tanh(products(query, key) / softcap) / np.sqrt(query.shape[-1]), value)
+    return softmax_attention(
+        softcap * np.tanh(products(query, key) / softcap) / np.sqrt(query.shape[-1]), value
+    )
 
 
 def sink_outside_lse(query, key, value, sinks):

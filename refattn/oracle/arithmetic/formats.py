@@ -1,4 +1,6 @@
-"""Number formats that attention kernels store and accumulate in, and exact rounding of float64 values to them."""
+"""Number formats that attention kernels store and accumulate in, and exact rounding of float64 values
+to them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import numbers
 from dataclasses import dataclass
 
 import numpy as np
-
 
 SMALLEST_FLOAT64 = 5e-324  # half of the subnormal step of float64 itself is not a float64
 
@@ -20,7 +21,8 @@ class NumberFormat:
     ----------
     name : str
     unit_roundoff : float
-        Largest relative error of round-to-nearest in the normal range, ``2**-precision``; 0 for exact arithmetic.
+        Largest relative error of round-to-nearest in the normal range, ``2**-precision``; 0 for exact
+        arithmetic.
     smallest_normal : float
     largest : float
         Largest finite number.
@@ -48,7 +50,9 @@ class NumberFormat:
 
     @property
     def overflow_threshold(self) -> float:
-        """Magnitude from which round-to-nearest no longer gives a finite number (half a step above ``largest``)."""
+        """Magnitude from which round-to-nearest no longer gives a finite number (half a step above
+        ``largest``).
+        """
         if math.isinf(self.largest):
             return math.inf
         return self.largest + self.unit_roundoff * math.ldexp(0.5, math.frexp(self.largest)[1])
@@ -73,15 +77,26 @@ FORMATS = {
     "bfloat16": _format("bfloat16", 8, -126, (2 - 2.0**-7) * 2.0**127),
     "float8_e4m3fn": _format("float8_e4m3fn", 4, -6, 448, saturates=True),
     "float8_e5m2": _format("float8_e5m2", 3, -14, 57344, saturates=True),
-    # Accumulator of the FP8 tensor cores of Hopper: 13 stored fraction bits (arXiv 2412.19437, section 3.3.2: "around 14 bits").
+    # Accumulator of the FP8 tensor cores of Hopper: 13 stored fraction bits (arXiv 2412.19437, section
+    # 3.3.2: "around 14 bits").
     "e8m13": _format("e8m13", 14, -126, (2 - 2.0**-13) * 2.0**127),
 }
 _ALIASES = {
-    "double": "float64", "f64": "float64", "fp64": "float64",
-    "single": "float32", "f32": "float32", "fp32": "float32",
-    "tf32": "tfloat32", "half": "float16", "f16": "float16", "fp16": "float16", "bf16": "bfloat16",
-    "float8_e4m3": "float8_e4m3fn", "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2",
-}  # fmt: skip
+    "double": "float64",
+    "f64": "float64",
+    "fp64": "float64",
+    "single": "float32",
+    "f32": "float32",
+    "fp32": "float32",
+    "tf32": "tfloat32",
+    "half": "float16",
+    "f16": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float8_e4m3": "float8_e4m3fn",
+    "e4m3": "float8_e4m3fn",
+    "e5m2": "float8_e5m2",
+}
 
 
 def number_format(value, name="format") -> NumberFormat:
@@ -128,7 +143,9 @@ def number_format(value, name="format") -> NumberFormat:
     try:
         dtype_name = np.dtype(value).name
     except TypeError:
-        raise TypeError(f"{name} must be a format name, a dtype or a unit roundoff; got {name}={value!r}.") from None
+        raise TypeError(
+            f"{name} must be a format name, a dtype or a unit roundoff; got {name}={value!r}."
+        ) from None
     if dtype_name not in FORMATS:
         raise ValueError(f"{name} must be a floating-point format; got {name}={dtype_name}.")
     return FORMATS[dtype_name]
@@ -154,8 +171,8 @@ def round_to(x, target, *, truncate=False) -> np.ndarray:
     Returns
     -------
     ndarray, dtype of `x`
-        Every entry representable in `target`. Subnormals are kept. NaN and infinities pass through; overflow gives an infinity, or the
-        largest number where the format saturates.
+        Every entry representable in `target`. Subnormals are kept. NaN and infinities pass through;
+        overflow gives an infinity, or the largest number where the format saturates.
 
     Examples
     --------
@@ -189,6 +206,7 @@ def round_to(x, target, *, truncate=False) -> np.ndarray:
 
 def _round_float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(x).view(np.uint32)
-    # Adding half a step minus one, plus the last kept bit, carries exactly when round-to-nearest-even goes up.
+    # Adding half a step minus one, plus the last kept bit, carries exactly when round-to-nearest-even goes
+    # up.
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), x, rounded.view(np.float32)).reshape(x.shape)

@@ -1,1 +1,3 @@
-"""How far a correct kernel may be off, derived from its spec; README.md beside this file has the derivation."""
+"""How far a correct kernel may be off, derived from its spec; README.md beside this file has the
+derivation.
+"""

@@ -1,17 +1,23 @@
-"""Keys that occur more than once: their scores, weights and roundings are equal bit for bit, so their errors add up instead of cancelling."""
+"""Keys that occur more than once: their scores, weights and roundings are equal bit for bit, so their
+errors add up instead of cancelling.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-MOST_GROUPS = 64  # more sets of equal keys than this are treated together, each as its size times the sum of squares
+MOST_GROUPS = (
+    64  # more sets of equal keys than this are treated together, each as its size times the sum of squares
+)
 
 
 def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
     """The index sets, of two or more, of equal rows of `key` (S, D)."""
     if len(key) < 2:
         return []
-    rows = np.ascontiguousarray(key + 0.0).view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()  # + 0.0: -0.0 equals 0.0
+    rows = (
+        np.ascontiguousarray(key + 0.0).view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()
+    )  # + 0.0: -0.0 equals 0.0
     _, inverse, counts = np.unique(rows, return_inverse=True, return_counts=True)
     if counts.max() == 1:
         return []
@@ -20,10 +26,11 @@ def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
 
 
 def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
-    """sum over sets of equal keys of square * (sum over the set of weight * value - share * centre)^2; most sets hold one key.
+    """sum over sets of equal keys of square * (sum over the set of weight * value - share * centre)^2; most
+    sets hold one key.
 
-    Equal keys may still have unequal errors, because bias, position, another block or another split set their weights apart: each key also counts
-    as a set of its own, and the result covers both.
+    Equal keys may still have unequal errors, because bias, position, another block or another split set
+    their weights apart: each key also counts as a set of its own, and the result covers both.
 
     Parameters
     ----------
@@ -41,7 +48,11 @@ def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
     ndarray (R, E)
     """
     factor = np.broadcast_to(np.asarray(squares, dtype=np.float64), weights.shape)
-    largest = [factor[:, members].max(axis=1, keepdims=True) for members in repeats] if len(repeats) <= MOST_GROUPS else None
+    largest = (
+        [factor[:, members].max(axis=1, keepdims=True) for members in repeats]
+        if len(repeats) <= MOST_GROUPS
+        else None
+    )
     if repeats and largest is None:
         factor = factor.copy()
         for members in repeats:
@@ -49,7 +60,11 @@ def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
     total = (weights**2 * factor) @ value**2
     if centre is not None:
         mixed = weights * shares * factor
-        total = total - 2.0 * centre * (mixed @ value) + centre**2 * (shares**2 * factor).sum(axis=1, keepdims=True)
+        total = (
+            total
+            - 2.0 * centre * (mixed @ value)
+            + centre**2 * (shares**2 * factor).sum(axis=1, keepdims=True)
+        )
         total = np.maximum(total, 0.0)
     for members, square in zip(repeats if largest is not None else (), largest or (), strict=True):
         joint = weights[:, members] @ value[members]

@@ -218,7 +218,7 @@ def _tile(place, group, cut, visible, output, lse):
     in_sight = visible if hidden_by_bias is None else visible & ~hidden_by_bias
     broken |= (in_sight & (scores.biased == -np.inf) & _finite_pairs(query, key)).any(axis=1)
     visible = visible & (scores.biased > -np.inf) & ~broken[:, None]
-    only = lambda x: np.where(visible, x, 0.0)  # noqa: E731
+    only = lambda x: np.where(visible, x, 0.0)
     maximum = np.where(visible, scores.biased, -np.inf).max(axis=1, initial=-np.inf)
     maximum = maximum if sink is None else np.maximum(maximum, sink)
     maximum = np.where(maximum > -np.inf, maximum, 0.0)
@@ -280,5 +280,5 @@ def _finite(operand):
 
 
 def _stack_rows(operand):
-    flat = lambda part: part.reshape(math.prod(part.shape[:-1]), part.shape[-1])  # noqa: E731
+    flat = lambda part: part.reshape(math.prod(part.shape[:-1]), part.shape[-1])
     return Operand(*(None if part is None else flat(part) for part in operand.parts))

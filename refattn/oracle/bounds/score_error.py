@@ -107,7 +107,7 @@ def score_error(tile: Tile, spec) -> ScoreError:
     rescalings = _rescalings(tile, spec)
     _add_exponential(tile, spec, running, rescalings)
 
-    only = lambda part: np.where(tile.visible, part, 0.0)  # noqa: E731
+    only = lambda part: np.where(tile.visible, part, 0.0)
     roundings, functions = running.square, running.function_square
     variance = only(ROUNDING_VARIANCE * roundings + FUNCTION_VARIANCE * functions)
     common = [only(part) for part in [running.proportional, *running.separate]]

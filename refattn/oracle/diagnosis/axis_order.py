@@ -9,8 +9,8 @@ import numpy as np
 
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.mistakes.run import part_outlines
 from refattn.oracle.diagnosis.hypotheses import Evidence
+from refattn.oracle.mistakes.run import part_outlines
 
 AXES = ("batch", "heads", "length", "dim")
 
@@ -25,14 +25,25 @@ def readings(actual, lse, shape):
     if actual.ndim == len(shape):
         for order in permutations(range(actual.ndim)):
             if tuple(actual.shape[axis] for axis in order) == shape and order != tuple(range(actual.ndim)):
-                found.append((f"its axes are {_axis_names(order)}", f"actual.transpose{order}", actual.transpose(order)))
+                found.append(
+                    (
+                        f"its axes are {_axis_names(order)}",
+                        f"actual.transpose{order}",
+                        actual.transpose(order),
+                    )
+                )
     if actual.shape == shape:
         found.append(("the output is as expected, the lse is not", "", actual))
     found.append((f"it has shape {actual.shape}", f"actual.reshape{shape}", actual.reshape(shape)))
     if len(shape) >= 3:
-        swapped = shape[:-3] + (shape[-2], shape[-3], shape[-1])
-        found.append((f"it has shape {actual.shape} and is laid out (..., length, heads, dim)", f"actual.reshape{swapped}.swapaxes(-2, -3)",
-                      actual.reshape(swapped).swapaxes(-2, -3)))  # fmt: skip
+        swapped = (*shape[:-3], shape[-2], shape[-3], shape[-1])
+        found.append(
+            (
+                f"it has shape {actual.shape} and is laid out (..., length, heads, dim)",
+                f"actual.reshape{swapped}.swapaxes(-2, -3)",
+                actual.reshape(swapped).swapaxes(-2, -3),
+            )
+        )
     return found, False
 
 
@@ -47,14 +58,25 @@ def diagnose_shape(checked, readings, spec, samples, shape, got, start):
     for words, remedy, array in readings:
         if not any(np.array_equal(array, known, equal_nan=True) for _, _, known in different):
             different.append((words, remedy, array))
-    fits = [(words, remedy, Evidence(checked, array, None, spec, samples)) for words, remedy, array in different]
+    fits = [
+        (words, remedy, Evidence(checked, array, None, spec, samples)) for words, remedy, array in different
+    ]
     fits.sort(key=lambda item: (item[2].baseline.mismatched, item[2].baseline.residual))
-    findings = tuple(_finding(f"the output should have shape {shape}; {words}", remedy, evidence) for words, remedy, evidence in fits)
+    findings = tuple(
+        _finding(f"the output should have shape {shape}; {words}", remedy, evidence)
+        for words, remedy, evidence in fits
+    )
     verdict = "explained" if findings and findings[0].explains else "unexplained"
     location = f"The output should have shape {shape}, the actual one has {got}."
     if len(got) == len(shape) and got[:-1] == shape[:-1]:
-        location += " Its last axis is that of the query, not of the values." if got[-1] == _query_width(checked) else ""
-    return Diagnosis(verdict, findings, "" if verdict == "explained" else location, 0, time.monotonic() - start)
+        location += (
+            " Its last axis is that of the query, not of the values."
+            if got[-1] == _query_width(checked)
+            else ""
+        )
+    return Diagnosis(
+        verdict, findings, "" if verdict == "explained" else location, 0, time.monotonic() - start
+    )
 
 
 def _finding(says, remedy, evidence):

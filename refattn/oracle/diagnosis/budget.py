@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
-
-FADING = 0.7  # of a measured cost, kept where the next unit is cheaper: one slow moment of the machine does not end a search
+# of a measured cost, kept where the next unit is cheaper: one slow moment of the machine does not end a
+# search
+FADING = 0.7
 
 
 class Budget:
     """Starts a unit of work only if what such units have cost lately fits into what is left.
 
-    So a search ends within its time plus one unit of a kind that was never measured. What is not started is remembered in `unfinished`.
+    So a search ends within its time plus one unit of a kind that was never measured. What is not started
+    is remembered in `unfinished`.
 
     Parameters
     ----------

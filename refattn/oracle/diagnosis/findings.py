@@ -21,8 +21,9 @@ class Finding:
     remedy : str
         What makes the result agree, where an option or another reading does.
     bound_used : float
-        Largest error that remains, over the tight bound of `check`. Where the remedy is an option, it is the number that `check` gives for
-        the call with that option (of the rows looked at, when only some are).
+        Largest error that remains, over the tight bound of `check`. Where the remedy is an option, it is
+        the number that `check` gives for the call with that option (of the rows looked at, when only some
+        are).
     residual : float
         Root mean square of what remains, over a simple bound: what explanations are ranked by.
     explains : bool
@@ -62,7 +63,10 @@ class Finding:
             more = f" (or {len(self.same_words) - SHOWN} others)" if len(self.same_words) > SHOWN else ""
             names = f"{self.says}; or, which is the same on these inputs, {others}{more}"
         if not self.explains:
-            return f"{names}: the error shrinks to {_percent(self.left)} of what it is (rms), but does not vanish"
+            return (
+                f"{names}: the error shrinks to {_percent(self.left)} of what it is (rms), but does not "
+                "vanish"
+            )
         text = f"{names}; {self._closing()}"
         if self.remedy and not self._spelled:
             text += f"; to do: {self.remedy}"
@@ -79,9 +83,14 @@ class Finding:
         if self.rounding:
             return f"that reproduces the error ({_percent(self.left)} of it remains, rms)"
         if self.bound_used <= 1:
-            return f"{f'with {self.remedy} the output agrees' if self._spelled else 'that reproduces the output'} (bound used {self.bound_used:.2g})"
+            how = f"with {self.remedy} the output agrees"
+            how = how if self._spelled else "that reproduces the output"
+            return f"{how} (bound used {self.bound_used:.2g})"
         start = f"with {self.remedy}" if self._spelled else "after that"
-        return f"{start} {_percent(self.left)} of the error remains (rms), up to {self.bound_used:.3g} times what rounding allows"
+        return (
+            f"{start} {_percent(self.left)} of the error remains (rms), up to {self.bound_used:.3g} "
+            "times what rounding allows"
+        )
 
 
 def _percent(share):
@@ -133,7 +142,9 @@ class Diagnosis:
             used = f"(bound used {self.findings[0].bound_used:.2g})"
             if self.sampled:
                 where = "Where check() finds an error, pass near=report.output.worst."
-                return f"The result agrees with the reference on the heads and rows looked at {used}. {where}"
+                return (
+                    f"The result agrees with the reference on the heads and rows looked at {used}. {where}"
+                )
             return f"The result agrees with the reference {used}; nothing to explain."
         lines = []
         if self.verdict == "explained":
@@ -142,7 +153,11 @@ class Diagnosis:
                 lines.append(f"  told from others by running the kernel {'; '.join(self.told_apart_by)}")
             if self.tell_apart:
                 lines.append(f"  to tell them apart: {self.tell_apart}")
-            others = [finding for finding in self.findings[1 : 1 + SHOWN] if finding.explains and finding.id != self.findings[0].id]
+            others = [
+                finding
+                for finding in self.findings[1 : 1 + SHOWN]
+                if finding.explains and finding.id != self.findings[0].id
+            ]
             lines += [f"  also possible: {finding}" for finding in others]
         else:
             if self.tried:
@@ -152,7 +167,10 @@ class Diagnosis:
         if self.sampled:
             lines.append("  (from some sequences, heads and rows; the worst among them)")
         if self.unfinished:
-            lines.append(f"  The time of {self.limit:g} s ended the search; not finished: {'; '.join(self.unfinished)}. seconds= sets it.")
+            lines.append(
+                f"  The time of {self.limit:g} s ended the search; not finished: "
+                f"{'; '.join(self.unfinished)}. seconds= sets it."
+            )
         return "\n".join(lines)
 
     def _helping(self):
@@ -160,7 +178,9 @@ class Diagnosis:
         found = []
         for finding in self.findings:
             parts = {*finding.id.split(" + ")}
-            if finding.left < HELPS and not any({*known.id.split(" + ")} <= parts and finding.left > 0.5 * known.left for known in found):
+            if finding.left < HELPS and not any(
+                {*known.id.split(" + ")} <= parts and finding.left > 0.5 * known.left for known in found
+            ):
                 found.append(finding)
         return found[:SHOWN]
 
@@ -169,12 +189,18 @@ class Diagnosis:
         return {
             "verdict": self.verdict,
             "findings": [
-                vars(finding) | {name: list(getattr(finding, name)) for name in ("same_as", "issues", "same_words")} for finding in self.findings
+                vars(finding)
+                | {name: list(getattr(finding, name)) for name in ("same_as", "issues", "same_words")}
+                for finding in self.findings
             ],
-            "location": self.location, "tried": self.tried, "seconds": self.seconds, "sampled": self.sampled,
-            "tell_apart": self.tell_apart, "told_apart_by": list(self.told_apart_by),
+            "location": self.location,
+            "tried": self.tried,
+            "seconds": self.seconds,
+            "sampled": self.sampled,
+            "tell_apart": self.tell_apart,
+            "told_apart_by": list(self.told_apart_by),
             "unfinished": list(self.unfinished),
-        }  # fmt: skip
+        }
 
 
 HELPS = 0.5  # share of the error that a hypothesis must remove to be shown as the nearest

@@ -190,7 +190,7 @@ def _part(problem, latent, place, spec):
     own = problem.options_at(per_score=(sequences, heads), per_head=(sequences, heads), per_entry=sequences)
     fixed = {"kv_lengths": own.kv_lengths, "scale": own.scale}
     if latent is not None:
-        lead = lambda array: array.reshape(-1, *array.shape[latent.q_nope.ndim - 3 :])[sequences]  # noqa: E731
+        lead = lambda array: array.reshape(-1, *array.shape[latent.q_nope.ndim - 3 :])[sequences]
         arrays = (
             lead(latent.q_nope)[:, heads],
             lead(latent.q_rope)[:, heads],

@@ -1,7 +1,9 @@
-"""Hypotheses: what a result would be if the kernel had made a mistake of the catalogue, and how well that explains the actual one.
+"""Hypotheses: what a result would be if the kernel had made a mistake of the catalogue, and how well that
+explains the actual one.
 
-A hypothesis is predicted on a sample of sequences, heads and rows, in float64 (mistakes of precision in the kernel's own arithmetic), and
-compared with the actual result. The yardstick is a simple bound of the rounding error of a correct kernel of the same specification.
+A hypothesis is predicted on a sample of sequences, heads and rows, in float64 (mistakes of precision in
+the kernel's own arithmetic), and compared with the actual result. The yardstick is a simple bound of the
+rounding error of a correct kernel of the same specification.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.mistakes.run import part_outlines, possible, run_form, split_lse, split_output
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
+from refattn.oracle.mistakes.run import part_outlines, possible, run_form, split_lse, split_output
 from refattn.oracle.simulated.staged import Sample
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
@@ -41,7 +43,9 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 
 def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
-    """At most `wanted` indices below count without a pattern: `first`, its neighbour, and others at random but always the same."""
+    """At most `wanted` indices below count without a pattern: `first`, its neighbour, and others at
+    random but always the same.
+    """
     if count <= wanted:
         return np.arange(count)
     near = [first, (first + 1) % count]
@@ -50,10 +54,12 @@ def picked(count: int, wanted: int, first: int = 0) -> np.ndarray:
 
 
 def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1, 0)) -> list[Sample]:
-    """One sample a dense part, everything if that takes at most `work` multiplications, else little more than that.
+    """One sample a dense part, everything if that takes at most `work` multiplications, else little more
+    than that.
 
-    Of many parts most are left out. `worst` is the sequence and head to have in any case, and the row where one is known to be wrong. With
-    one sequence it is not the first, so that mistakes that use the first for all of them show.
+    Of many parts most are left out. `worst` is the sequence and head to have in any case, and the row
+    where one is known to be wrong. With one sequence it is not the first, so that mistakes that use the
+    first for all of them show.
     """
     parts = part_outlines(checked)
     sizes = [max(part.kv_len * (part.head_dim + part.v_head_dim), 1) for part in parts]
@@ -62,7 +68,9 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1
     samples, own = [Sample.nothing() for _ in parts], len(parts) == 1
     wanted = 1 if own else max(2, min(MOST_PARTS, work // max(sum(sizes) // len(sizes) * 3, 1)))
     for n in picked(len(parts), wanted, worst[0] % len(parts)):
-        samples[n] = _sample_of(parts[n], work // min(wanted, len(parts)), worst if own else (-1, *worst[1:]))
+        samples[n] = _sample_of(
+            parts[n], work // min(wanted, len(parts)), worst if own else (-1, *worst[1:])
+        )
     return samples
 
 
@@ -72,14 +80,27 @@ def _sample_of(part, work, worst) -> Sample:
     affordable = work // per_row
     if sequences * heads * rows <= affordable:
         return Sample.everything(part)
-    streams = max(work // 8 // per_row, 3)  # reading the keys of one head costs about as much as eight rows of it
+    streams = max(
+        work // 8 // per_row, 3
+    )  # reading the keys of one head costs about as much as eight rows of it
     heads_taken = min(heads, max(3, min(6, streams)))
     sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
     rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
     chosen = spread(rows, rows_taken)
     if len(worst) > 2:  # that row, its neighbours, and the rows around a possible edge of a tile before it
-        chosen = np.union1d(chosen, np.clip([worst[2] - 1, worst[2], worst[2] + 1, worst[2] // 64 * 64 - 1, worst[2] // 64 * 64], 0, rows - 1))
-    return Sample(picked(sequences, sequences_taken, worst[0] % sequences), picked(heads, heads_taken, worst[1]), chosen)
+        chosen = np.union1d(
+            chosen,
+            np.clip(
+                [worst[2] - 1, worst[2], worst[2] + 1, worst[2] // 64 * 64 - 1, worst[2] // 64 * 64],
+                0,
+                rows - 1,
+            ),
+        )
+    return Sample(
+        picked(sequences, sequences_taken, worst[0] % sequences),
+        picked(heads, heads_taken, worst[1]),
+        chosen,
+    )
 
 
 def worst_place(checked, actual, lse, spec) -> tuple[int, int]:
@@ -92,21 +113,29 @@ def worst_place(checked, actual, lse, spec) -> tuple[int, int]:
     if len(parts) == 1:
         sequences, heads, rows = parts[0].query.shape[:3]
         taken = picked(sequences, min(16, max(streams // 16, 2)))
-        samples = [Sample(taken, picked(heads, min(16, max(streams // len(taken), 2))), picked(rows, 2, rows // 2))]
+        samples = [
+            Sample(taken, picked(heads, min(16, max(streams // len(taken), 2))), picked(rows, 2, rows // 2))
+        ]
     else:
         samples, heads = [Sample.nothing() for _ in parts], parts[0].query.shape[1]
         for n in picked(len(parts), min(16, max(streams // 2, 2))):
             rows = parts[n].q_len
-            samples[n] = Sample(np.arange(1), picked(heads, min(16, max(streams // 16, 2))), picked(rows, 2, rows // 2))
+            samples[n] = Sample(
+                np.arange(1), picked(heads, min(16, max(streams // 16, 2))), picked(rows, 2, rows // 2)
+            )
     evidence = Evidence(checked, actual, lse, spec, samples)
     want, got = evidence.reference[0], evidence.observed[0]
     with np.errstate(all="ignore"):
-        ratio = np.nan_to_num(np.abs(got - want) / evidence.yardstick[0], nan=0.0 if np.isnan(want).any() else np.inf)
+        ratio = np.nan_to_num(
+            np.abs(got - want) / evidence.yardstick[0], nan=0.0 if np.isnan(want).any() else np.inf
+        )
     return _largest(ratio, samples, checked.output_shape[-1])
 
 
 def _largest(ratio, samples, width):
-    """The sequence (or part, where there are several) and head of the largest of ratios in the order of the evidence."""
+    """The sequence (or part, where there are several) and head of the largest of ratios in the order
+    of the evidence.
+    """
     worst, place, start = -1.0, (-1, 0), 0
     for n, sample in enumerate(samples):
         shape = len(sample.sequences), len(sample.heads), len(sample.rows) * width
@@ -196,17 +225,27 @@ class Evidence:
         self.baseline = self._compare(Hypothesis(), self.reference, self.observed)
 
     def floor(self, budget: Budget) -> float:
-        """The residual of a kernel without mistakes: the reference, or one that rounds as the input's dtype does, whichever is closer."""
+        """The residual of a kernel without mistakes: the reference, or one that rounds as the input's
+        dtype does, whichever is closer.
+        """
         residuals = [self.baseline.residual + self.baseline.mismatched * LARGEST_RATIO]
         for tile in (*TILES_TO_TRY, max(self.keys, 1)):
-            fit = budget.attempt("fit", "tile sizes of a right kernel", self._own_rounding, tile, size=self.size(Hypothesis((), tile)))
+            fit = budget.attempt(
+                "fit",
+                "tile sizes of a right kernel",
+                self._own_rounding,
+                tile,
+                size=self.size(Hypothesis((), tile)),
+            )
             if fit is None:
                 break
             residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
         return min(residuals)
 
     def size(self, hypothesis: Hypothesis) -> float:
-        """The cost of predicting a hypothesis, in tiles of keys: most of it is spent on calls for each tile."""
+        """The cost of predicting a hypothesis, in tiles of keys: most of it is spent on calls for
+        each tile.
+        """
         return TILES_OF_A_RUN + self.keys / hypothesis.tile
 
     def _own_rounding(self, tile):
@@ -221,18 +260,40 @@ class Evidence:
 
     def _cut(self, actual, lse):
         pieces = list(self.pieces(actual, lse))
-        outputs, lses = ([np.zeros(0) if piece[i] is None else piece[i].ravel() for piece in pieces] for i in (0, 1))
+        outputs, lses = (
+            [np.zeros(0) if piece[i] is None else piece[i].ravel() for piece in pieces] for i in (0, 1)
+        )
         return _joined(outputs), _level_minimum(_joined(lses))
 
     def _predict(self, hypothesis, own=False):
-        parts = run_form(self.checked, *hypothesis.mistakes, tile=hypothesis.tile, own=own, samples=self.samples, with_size=True)
+        parts = run_form(
+            self.checked,
+            *hypothesis.mistakes,
+            tile=hypothesis.tile,
+            own=own,
+            samples=self.samples,
+            with_size=True,
+        )
         if parts is None:
             return None
         width = [output.shape[-1] for output, *_ in parts]
-        output, lse, gross, reach = (_joined([np.asarray(part[i], np.float64).ravel() for part in parts]) for i in range(4))
+        output, lse, gross, reach = (
+            _joined([np.asarray(part[i], np.float64).ravel() for part in parts]) for i in range(4)
+        )
         lse = _level_minimum(lse)
-        row_reach = _joined([np.repeat(_score_size(part[3], part[1]).ravel(), count) for part, count in zip(parts, width, strict=True)])
-        return output, lse if self.lse is not None else np.zeros(0), gross, row_reach, reach if self.lse is not None else np.zeros(0)
+        row_reach = _joined(
+            [
+                np.repeat(_score_size(part[3], part[1]).ravel(), count)
+                for part, count in zip(parts, width, strict=True)
+            ]
+        )
+        return (
+            output,
+            lse if self.lse is not None else np.zeros(0),
+            gross,
+            row_reach,
+            reach if self.lse is not None else np.zeros(0),
+        )
 
     def _bounds(self, predicted):
         """Bounds of output and lse around a prediction: not rigorous, of the right size."""
@@ -248,9 +309,18 @@ class Evidence:
         u, dim = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff), self._dim()
         coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
         with np.errstate(all="ignore"):
-            share = lambda size: u * (LAMBDA * (dim**0.5 + 3) * size + 12) + 2 * coarse * size + 4 * spec.exp_error + self._cap_error()  # noqa: E731
-            off = gross * (2 * spec.weight.unit_roundoff + LAMBDA * u * keys**0.5) + share(row_reach) * (gross + np.abs(output))
-            out_bound = off + spec.output.unit_roundoff * np.abs(output) + 4 * spec.output.half_subnormal_step
+            share = lambda size: (
+                u * (LAMBDA * (dim**0.5 + 3) * size + 12)
+                + 2 * coarse * size
+                + 4 * spec.exp_error
+                + self._cap_error()
+            )
+            off = gross * (2 * spec.weight.unit_roundoff + LAMBDA * u * keys**0.5) + share(row_reach) * (
+                gross + np.abs(output)
+            )
+            out_bound = (
+                off + spec.output.unit_roundoff * np.abs(output) + 4 * spec.output.half_subnormal_step
+            )
             lse_bound = share(reach) + (4 * u + spec.lse.unit_roundoff) * (np.abs(lse) + 4)
         return out_bound, lse_bound
 
@@ -295,7 +365,13 @@ class Evidence:
         """Compare the actual result with what the hypothesis predicts; None if it cannot be predicted."""
         rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
         others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
-        if any(mistake.random or (mistake.relayout is not None and mistake.reread is None) for mistake in others) or len(rereads) > 1:
+        if (
+            any(
+                mistake.random or (mistake.relayout is not None and mistake.reread is None)
+                for mistake in others
+            )
+            or len(rereads) > 1
+        ):
             return None
         with np.errstate(all="ignore"):
             predicted = self._predict(Hypothesis(others, hypothesis.tile)) if others else self.reference
@@ -327,7 +403,9 @@ class Evidence:
             fine = np.isfinite(want) & np.isfinite(got)
             same = fine | (np.isnan(want) & np.isnan(got)) | (want == got)
             with np.errstate(over="ignore"):
-                total += float(np.minimum(np.abs(got[fine] - want[fine]) / unit[fine], SCREEN_RATIO).sum()) + SCREEN_RATIO * int((~same).sum())
+                total += float(
+                    np.minimum(np.abs(got[fine] - want[fine]) / unit[fine], SCREEN_RATIO).sum()
+                ) + SCREEN_RATIO * int((~same).sum())
             count += want.size
         return total / max(count, 1)
 
@@ -336,12 +414,17 @@ class Evidence:
         actual, lse = self.actual, self.lse
         batch = actual.shape[:-3]
         count = (int(np.prod(batch, dtype=np.int64)),)
-        flat, flat_lse = actual.reshape(count + actual.shape[-3:]), None if lse is None else lse.reshape(count + lse.shape[-2:])
+        flat, flat_lse = (
+            actual.reshape(count + actual.shape[-3:]),
+            None if lse is None else lse.reshape(count + lse.shape[-2:]),
+        )
         output, norm = mistake.reread(flat, flat_lse)
         return output.reshape(actual.shape), None if norm is None else norm.reshape(lse.shape)
 
 
-def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False) -> Iterator[Hypothesis]:
+def single_hypotheses(
+    checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: bool = False
+) -> Iterator[Hypothesis]:
     """Every mistake that can show on this problem, with every tile size it depends on."""
     keys = max((part.kv_len for part in part_outlines(checked)), default=0)
     for mistake in CATALOGUE:
@@ -352,12 +435,16 @@ def single_hypotheses(checked, with_lse: bool, tiles=TILES_TO_TRY, tiled_only: b
         if tiled_only and not mistake.tiled:
             continue
         sizes = [tile for tile in tiles if tile < keys] or [tiles[0]]
-        for tile in sizes if mistake.tiled or mistake.rounding else (PLAIN_TILE,):  # what a kernel rounds depends on its tiles
+        for tile in (
+            sizes if mistake.tiled or mistake.rounding else (PLAIN_TILE,)
+        ):  # what a kernel rounds depends on its tiles
             yield Hypothesis((mistake,), tile)
 
 
 def _score_size(reach, lse):
-    """What the errors of the scores are relative to: products of query and key, and what a bias adds to them, which lse shows."""
+    """What the errors of the scores are relative to: products of query and key, and what a bias adds
+    to them, which lse shows.
+    """
     return reach + np.where(np.isfinite(lse), np.abs(lse), 0.0) / 8
 
 

@@ -1,4 +1,6 @@
-"""Where an unexplained error lives: which sequences, heads, rows and dims, and whether it starts at a tile boundary."""
+"""Where an unexplained error lives: which sequences, heads, rows and dims, and whether it starts at a
+tile boundary.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ def locate(evidence: Evidence, use: Use) -> str:
         wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
         if wrong_lse.any():
             return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
-        return "No single element is beyond its bound; only the average error, or its bias, is larger than rounding makes it. Is the spec that of this kernel?"
+        return (
+            "No single element is beyond its bound; only the average error, or its bias, is larger than "
+            "rounding makes it. Is the spec that of this kernel?"
+        )
     sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
     shape = checked.output_shape
     if len(samples) != 1:
@@ -29,14 +34,19 @@ def locate(evidence: Evidence, use: Use) -> str:
     grid = wrong.reshape(len(sample.sequences), len(sample.heads), len(sample.rows), shape[-1])
     if grid.all():
         return " ".join([*sentences, *_likeness(evidence), *_lse_sentence(evidence, unit_lse)])
-    axes = (("sequence", sample.sequences, (1, 2, 3)), ("head", sample.heads, (0, 2, 3)), ("row", sample.rows, (0, 1, 3)),
-            ("dim", np.arange(shape[-1]), (0, 1, 2)))  # fmt: skip
+    axes = (
+        ("sequence", sample.sequences, (1, 2, 3)),
+        ("head", sample.heads, (0, 2, 3)),
+        ("row", sample.rows, (0, 1, 3)),
+        ("dim", np.arange(shape[-1]), (0, 1, 2)),
+    )
     for name, numbers, others in axes:
         hit = grid.any(axis=others)
         if hit.all():
             sentences.append(f"Every {name} is affected.")
         else:
-            sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{_boundary(numbers[hit], numbers) if name in ('row', 'dim') else ''}.")
+            edge = _boundary(numbers[hit], numbers) if name in ("row", "dim") else ""
+            sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{edge}.")
     return " ".join([*sentences, *_lse_sentence(evidence, unit_lse)])
 
 
@@ -49,7 +59,11 @@ def _kind(evidence, wrong):
         return ", all of them 0 (never written?)"
     share = np.isnan(got).mean()
     with np.errstate(all="ignore"):
-        return f", {share:.0%} of these NaN" if share else f", by up to {np.abs(got - evidence.reference[0][wrong]).max():.3g}"
+        return (
+            f", {share:.0%} of these NaN"
+            if share
+            else f", by up to {np.abs(got - evidence.reference[0][wrong]).max():.3g}"
+        )
 
 
 def _likeness(evidence):
@@ -70,7 +84,9 @@ def _lse_sentence(evidence, unit):
 
 
 def never_written(actual, lse) -> tuple[str, str] | None:
-    """(id, words) when a result that should not be 0 is 0 everywhere, and no lse shows that the kernel ran."""
+    """(id, words) when a result that should not be 0 is 0 everywhere, and no lse shows that the
+    kernel ran.
+    """
     ran = lse is not None and np.asarray(lse, dtype=np.float64).any()
     if actual.size and not ran and not np.asarray(actual, dtype=np.float64).any():
         return "output_never_written", "all zeros: was the output ever written?"
@@ -91,10 +107,19 @@ def isolated(evidence) -> tuple[str, str] | None:
         rows |= wrong_lse.reshape(shape)
     if rows.sum() != 1 or rows.size < 2:
         return None
-    sequence, head, row = (int(numbers[at]) for numbers, at in zip((sample.sequences, sample.heads, sample.rows), np.argwhere(rows)[0], strict=True))
+    sequence, head, row = (
+        int(numbers[at])
+        for numbers, at in zip(
+            (sample.sequences, sample.heads, sample.rows), np.argwhere(rows)[0], strict=True
+        )
+    )
     place = f"sequence {sequence} head {head} row {row}"
     if wrong.sum() == 1:
-        return "one_element_off", f"one element is wrong ({place} dim {int(np.flatnonzero(wrong)[0]) % width}) and everything else agrees"
+        return (
+            "one_element_off",
+            f"one element is wrong ({place} dim {int(np.flatnonzero(wrong)[0]) % width}) and everything "
+            "else agrees",
+        )
     return "one_row_garbage", f"one row is wrong ({place}) and everything else agrees"
 
 
@@ -108,7 +133,9 @@ def _wrong(got, want, unit):
 def _by_part(wrong, samples, width):
     sizes = [s.sequences.size * s.heads.size * s.rows.size * width for s in samples]
     ends = np.cumsum(sizes)
-    bad = [n for n, (stop, size) in enumerate(zip(ends, sizes, strict=True)) if wrong[stop - size : stop].any()]
+    bad = [
+        n for n, (stop, size) in enumerate(zip(ends, sizes, strict=True)) if wrong[stop - size : stop].any()
+    ]
     return f" Wrong sequences: {_ranges(np.array(bad))}."
 
 

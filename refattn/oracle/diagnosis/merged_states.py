@@ -17,9 +17,16 @@ def diagnose_merge(actual, outputs, lses, *, lse):
     lses = np.stack([as_float_array(x, "lses").astype(np.float64) for x in lses])
     actual = as_float_array(actual, "actual")
     if actual.shape != outputs.shape[1:] or lses.shape != outputs.shape[:-1]:
-        words = f"actual must have the shape of one state, {outputs.shape[1:]}, and lses that of outputs without the last axis"
+        words = (
+            f"actual must have the shape of one state, {outputs.shape[1:]}, and lses that of outputs "
+            "without the last axis"
+        )
         raise ValueError(f"{words}; got actual.shape={actual.shape}, lses.shape={lses.shape}.")
-    unit = 64 * np.finfo(actual.dtype if actual.dtype in (np.float32, np.float64) else np.float32).eps * (np.abs(outputs).max(0) + 1)
+    unit = (
+        64
+        * np.finfo(actual.dtype if actual.dtype in (np.float32, np.float64) else np.float32).eps
+        * (np.abs(outputs).max(0) + 1)
+    )
     if actual.dtype.itemsize == 2:
         unit = unit + 2.0**-7 * np.abs(outputs).max(0)
     got = [actual.astype(np.float64), None if lse is None else as_float_array(lse, "lse").astype(np.float64)]
@@ -33,13 +40,31 @@ def diagnose_merge(actual, outputs, lses, *, lse):
             fine = np.isfinite(a) & np.isfinite(b)
             if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
                 return np.inf
-            used = max(used, np.max(np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0), initial=0.0))
+            used = max(
+                used,
+                np.max(
+                    np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0),
+                    initial=0.0,
+                ),
+            )
         return float(used)
 
     if (base := compare(merged(outputs, lses))) <= 1:
-        return Diagnosis("agrees", (Finding("", "the result agrees", "", base, base, True),), seconds=time.monotonic() - start)
-    ranked = sorted(((compare(m.merge(outputs, lses)), index, m) for index, m in enumerate(MERGES)), key=lambda item: item[:2])
+        return Diagnosis(
+            "agrees",
+            (Finding("", "the result agrees", "", base, base, True),),
+            seconds=time.monotonic() - start,
+        )
+    ranked = sorted(
+        ((compare(m.merge(outputs, lses)), index, m) for index, m in enumerate(MERGES)),
+        key=lambda item: item[:2],
+    )
     findings = tuple(Finding(m.id, m.says, "", used, used, used <= 1, (), m.issues) for used, _, m in ranked)
     explained = findings[0].explains
-    return Diagnosis("explained" if explained else "unexplained", findings, "" if explained else "No known merge mistake explains it.",
-                     len(findings), time.monotonic() - start)  # fmt: skip
+    return Diagnosis(
+        "explained" if explained else "unexplained",
+        findings,
+        "" if explained else "No known merge mistake explains it.",
+        len(findings),
+        time.monotonic() - start,
+    )

@@ -16,10 +16,17 @@ PAIR_WORK = 2**15  # multiplications a prediction while all pairs are tried
 
 
 def _confirmed(evidence, screened, count, budget):
-    """The best of what was screened, compared on the whole sample; `screened` holds (residual, index, hypothesis)."""
+    """The best of what was screened, compared on the whole sample; `screened` holds (residual, index,
+    hypothesis).
+    """
     best = [hypothesis for _, _, hypothesis in sorted(screened, key=lambda item: item[:2])[:count]]
     others = [other for hypothesis in best for other in _with_other_tiles(hypothesis, evidence)]
-    fits = [budget.attempt("fit", "comparing the best on more rows", evidence.fit, other, size=evidence.size(other)) for other in others]
+    fits = [
+        budget.attempt(
+            "fit", "comparing the best on more rows", evidence.fit, other, size=evidence.size(other)
+        )
+        for other in others
+    ]
     return [fit for fit in fits if fit is not None]
 
 
@@ -27,15 +34,23 @@ def _with_other_tiles(hypothesis, evidence):
     """A pair came with the tile size that fits one mistake alone: the usual sizes besides."""
     yield hypothesis
     if len(hypothesis.mistakes) > 1 and any(mistake.tiled for mistake in hypothesis.mistakes):
-        yield from (replace(hypothesis, tile=tile) for tile in TILES_TO_TRY if tile != hypothesis.tile and tile < max(evidence.keys, 17))
+        yield from (
+            replace(hypothesis, tile=tile)
+            for tile in TILES_TO_TRY
+            if tile != hypothesis.tile and tile < max(evidence.keys, 17)
+        )
 
 
 def other_tiles(evidence, small, fits, budget):
     """Mistakes of tiles with tile sizes that are no powers of two, or very large."""
     del fits
     screened = []
-    for hypothesis in single_hypotheses(evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True):
-        left = budget.attempt("screen", "other tile sizes", small.screen, hypothesis, size=small.size(hypothesis))
+    for hypothesis in single_hypotheses(
+        evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True
+    ):
+        left = budget.attempt(
+            "screen", "other tile sizes", small.screen, hypothesis, size=small.size(hypothesis)
+        )
         if left is not None:
             screened.append((left, len(screened), hypothesis))
     return _confirmed(evidence, screened, CONFIRMED_PAIRS, budget), len(screened)
@@ -54,7 +69,11 @@ def pairs_of_mistakes(evidence, small, fits, budget):
                 left_to_try = 0
                 break
             screened.append((left, len(screened), hypothesis))
-            fit = budget.attempt("fit", PAIRS, evidence.fit, hypothesis, size=evidence.size(hypothesis)) if left < 1 else None
+            fit = (
+                budget.attempt("fit", PAIRS, evidence.fit, hypothesis, size=evidence.size(hypothesis))
+                if left < 1
+                else None
+            )
             if fit is not None and fit.explains:
                 confirmed.append(fit)
                 left_to_try = min(left_to_try, PAIRS_AFTER_HIT)
@@ -62,9 +81,11 @@ def pairs_of_mistakes(evidence, small, fits, budget):
 
 
 def _candidates(fits):
-    """Pairs of single hypotheses, the likeliest first: one mistake of a pair often helps alone, so the best meet all others early.
+    """Pairs of single hypotheses, the likeliest first: one mistake of a pair often helps alone, so the best
+    meet all others early.
 
-    The tile size that fits a mistake best alone may be wrong once the other mistake is there: the best meet every tile size first.
+    The tile size that fits a mistake best alone may be wrong once the other mistake is there: the best
+    meet every tile size first.
     """
     best: dict[str, Hypothesis] = {}
     tiled = []
@@ -77,7 +98,9 @@ def _candidates(fits):
     hypotheses = list(best.values())
     for leader in hypotheses[:LEADERS]:
         yield from ((leader, other) for other in tiled if other.id != leader.id)
-    for first, second in sorted(combinations(range(len(hypotheses)), 2), key=lambda pair: (pair[0] + 1) * (pair[1] + 1)):
+    for first, second in sorted(
+        combinations(range(len(hypotheses)), 2), key=lambda pair: (pair[0] + 1) * (pair[1] + 1)
+    ):
         yield hypotheses[first], hypotheses[second]
 
 
@@ -86,6 +109,8 @@ def _together(first: Hypothesis, second: Hypothesis):
     one, two = first.mistakes[0], second.mistakes[0]
     tile = second.tile if two.tiled else first.tile
     yield Hypothesis((one, two), tile)
-    changes_inputs = [mistake.prepare is not None or mistake.prepare_tile is not None for mistake in (one, two)]
+    changes_inputs = [
+        mistake.prepare is not None or mistake.prepare_tile is not None for mistake in (one, two)
+    ]
     if all(changes_inputs):
         yield Hypothesis((two, one), tile)

@@ -8,19 +8,31 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.mistakes.run import part_outlines
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit, Hypothesis, choose_samples
 from refattn.oracle.mistakes.record import Mistake
+from refattn.oracle.mistakes.run import part_outlines
 
 SEARCH_WORK = 2**16
 FITTING = "mistakes with a free number"
 
 
 def fitted_hypotheses(evidence: Evidence, budget: Budget) -> list[Fit]:
-    """The best fit of each hypothesis that has a free number, those first that take no search; only those for which there is time."""
-    mistakes = [_factor(evidence), _factor_per_key_head(evidence), None if evidence.lse is None else _lse_constant(evidence)]
+    """The best fit of each hypothesis that has a free number, those first that take no search; only
+    those for which there is time.
+    """
+    mistakes = [
+        _factor(evidence),
+        _factor_per_key_head(evidence),
+        None if evidence.lse is None else _lse_constant(evidence),
+    ]
     mistakes += [_within(budget, search, evidence) for search in (_scale, _scale_per_key_head)]
-    fits = [budget.attempt("fit", FITTING, evidence.fit, Hypothesis((mistake,)), size=evidence.size(Hypothesis((mistake,)))) for mistake in mistakes if mistake is not None]
+    fits = [
+        budget.attempt(
+            "fit", FITTING, evidence.fit, Hypothesis((mistake,)), size=evidence.size(Hypothesis((mistake,)))
+        )
+        for mistake in mistakes
+        if mistake is not None
+    ]
     return [fit for fit in fits if fit is not None]
 
 
@@ -56,13 +68,23 @@ def _scale(evidence, leaves) -> Mistake | None:
     parts = part_outlines(evidence.checked)
     if not parts or not parts[0].scale:
         return None
-    small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, choose_samples(evidence.checked, SEARCH_WORK))
+    small = Evidence(
+        evidence.checked,
+        evidence.actual,
+        evidence.lse,
+        evidence.spec,
+        choose_samples(evidence.checked, SEARCH_WORK),
+    )
     scale = parts[0].scale
 
     def mistake(log_ratio, words=""):
         wrong = scale * math.exp(log_ratio)
-        return Mistake("scale_other", f"the scale is {wrong:.5g}{words} instead of {scale:.5g}", f"scale={wrong:.6g}",
-                       prepare=lambda p: replace(p, scale=p.scale * math.exp(log_ratio)))  # fmt: skip
+        return Mistake(
+            "scale_other",
+            f"the scale is {wrong:.5g}{words} instead of {scale:.5g}",
+            f"scale={wrong:.6g}",
+            prepare=lambda p: replace(p, scale=p.scale * math.exp(log_ratio)),
+        )
 
     def left(log_ratio):
         return leaves(small, Hypothesis((mistake(log_ratio),)))
@@ -93,13 +115,20 @@ def _scale_per_key_head(evidence, leaves) -> Mistake | None:
 
         grid = np.linspace(-4, 4, 33)
         best = int(np.argmin([left(x) for x in grid]))
-        ratios[kv_head] = math.exp(_golden(left, grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], steps=30))
+        ratios[kv_head] = math.exp(
+            _golden(left, grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], steps=30)
+        )
     if np.ptp(ratios) < 1e-3 * ratios.max():
         return None
     words = ", ".join(f"{ratio:.4g}" for ratio in ratios[:8])
     says = f"the scores of each key head are off by a factor of its own ({words}): a key scale per head"
-    return Mistake("scale_per_key_head", says, prepare=lambda p: replace(p, key=_times(p.key, ratios)), fitted_kv_heads=len(ratios),
-                   issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
+    return Mistake(
+        "scale_per_key_head",
+        says,
+        prepare=lambda p: replace(p, key=_times(p.key, ratios)),
+        fitted_kv_heads=len(ratios),
+        issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"),
+    )
 
 
 def _scale_times(ratio) -> Mistake:
@@ -108,7 +137,9 @@ def _scale_times(ratio) -> Mistake:
 
 
 def _times(array, ratios):
-    """Keys or values multiplied by a number for each key head; another mistake may have made more heads of one, or fewer of all."""
+    """Keys or values multiplied by a number for each key head; another mistake may have made more
+    heads of one, or fewer of all.
+    """
     heads = array.shape[-3]
     return array * ratios[np.arange(heads) * len(ratios) // heads][:, None, None]
 
@@ -138,8 +169,12 @@ def _factor(evidence) -> Mistake | None:
     factor = float((want[fine] * got[fine]).sum() / size)
     if abs(factor - 1) < 1e-6 or factor == 0:
         return None
-    return Mistake("output_factor", f"the output is {factor:.5g} times what it should be", f"output / {factor:.6g}",
-                   deliver=lambda p, output, lse: (output * factor, lse))  # fmt: skip
+    return Mistake(
+        "output_factor",
+        f"the output is {factor:.5g} times what it should be",
+        f"output / {factor:.6g}",
+        deliver=lambda p, output, lse: (output * factor, lse),
+    )
 
 
 def _factor_per_key_head(evidence) -> Mistake | None:
@@ -161,9 +196,14 @@ def _factor_per_key_head(evidence) -> Mistake | None:
     if np.ptp(factors) < 1e-6:
         return None
     words = ", ".join(f"{factor:.4g}" for factor in factors[:8])
-    return Mistake("output_factor_per_head", f"the output of each key head is off by a factor of its own ({words}): a value scale per head", "",
-                   prepare=lambda p: replace(p, value=_times(p.value, factors)), fitted_kv_heads=len(factors),
-                   issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"))  # fmt: skip
+    return Mistake(
+        "output_factor_per_head",
+        f"the output of each key head is off by a factor of its own ({words}): a value scale per head",
+        "",
+        prepare=lambda p: replace(p, value=_times(p.value, factors)),
+        fitted_kv_heads=len(factors),
+        issues=("vllm-project/vllm #42580", "sgl-project/sglang #34765"),
+    )
 
 
 def _lse_constant(evidence) -> Mistake | None:
@@ -174,5 +214,10 @@ def _lse_constant(evidence) -> Mistake | None:
     constant = float(np.median(got[fine] - want[fine]))
     if abs(constant) < 1e-6:
         return None
-    return Mistake("lse_constant", f"lse is {constant:.5g} too large everywhere", f"lse - {constant:.6g}", ("lse",),
-                   deliver=lambda p, output, lse: (output, lse + constant))  # fmt: skip
+    return Mistake(
+        "lse_constant",
+        f"lse is {constant:.5g} too large everywhere",
+        f"lse - {constant:.6g}",
+        ("lse",),
+        deliver=lambda p, output, lse: (output, lse + constant),
+    )

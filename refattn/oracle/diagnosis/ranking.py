@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
+from refattn.calls.dense import attention_problem
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import Evidence, Fit
-from refattn.calls.dense import attention_problem
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
 CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation
@@ -38,12 +38,15 @@ class Explanation:
 
 
 class Ranking:
-    """Orders fits: explanations first, fewer mistakes first, then by what remains; equal predictions are one explanation.
+    """Orders fits: explanations first, fewer mistakes first, then by what remains; equal predictions are
+    one explanation.
 
-    Which name of one explanation comes first is a matter of what is likely, not of the data: the mistake that shows on the fewest calls. One
-    that shows on many would have been found by the first simple test; what somebody asks about is what those tests let through. So a
-    mistake of the form at hand (packed, latent, ...) comes before one of all forms, one that takes hostile data before one that ordinary data
-    show, one that needs two options before one that needs one of them (`breadth`), and between equals the order of the catalogue decides.
+    Which name of one explanation comes first is a matter of what is likely, not of the data: the mistake
+    that shows on the fewest calls. One that shows on many would have been found by the first simple test;
+    what somebody asks about is what those tests let through. So a mistake of the form at hand (packed,
+    latent, ...) comes before one of all forms, one that takes hostile data before one that ordinary data
+    show, one that needs two options before one that needs one of them (`breadth`), and between equals the
+    order of the catalogue decides.
     """
 
     def __init__(self, evidence: Evidence, budget: Budget):
@@ -52,7 +55,11 @@ class Ranking:
 
     def better(self, fit: Fit) -> bool:
         """Whether the fit explains the result, and clearly better than no mistake does."""
-        if any(mistake.rounding for mistake in fit.hypothesis.mistakes) and not fit.mismatched and fit.residual < MOSTLY * self.floor:
+        if (
+            any(mistake.rounding for mistake in fit.hypothesis.mistakes)
+            and not fit.mismatched
+            and fit.residual < MOSTLY * self.floor
+        ):
             return True  # single elements may round to the other side
         return fit.explains and fit.residual < CLEARLY * self.floor
 
@@ -78,31 +85,41 @@ class Ranking:
         if abs(first.residual - second.residual) > 2 * SAME + 1e-3 * second.residual:
             return False
         for a, b, unit in zip(first.predicted, second.predicted, self.evidence.yardstick, strict=True):
-            if a.shape != b.shape or a.size == 0 and unit.size:
+            if a.shape != b.shape or (a.size == 0 and unit.size):
                 return False
             fine = np.isfinite(a) & np.isfinite(b)
             if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
                 return False
             with np.errstate(over="ignore", invalid="ignore"):
-                ratio = np.abs(a[fine] - b[fine]) / np.where(np.isfinite(unit[fine]), unit[fine], 1e-9 * (1 + np.abs(a[fine])))
+                ratio = np.abs(a[fine] - b[fine]) / np.where(
+                    np.isfinite(unit[fine]), unit[fine], 1e-9 * (1 + np.abs(a[fine]))
+                )
                 if np.max(np.nan_to_num(ratio, nan=0.0), initial=0.0) > SAME:
                     return False
         return True
 
 
 def _rung(residual: float) -> int:
-    """Residuals within one percent count as equal, so that catalogue order decides between equal predictions."""
-    return int(round(np.log(max(residual, 1e-30)) / np.log(1.01)))
+    """Residuals within one percent count as equal, so that catalogue order decides between equal
+    predictions.
+    """
+    return round(float(np.log(max(residual, 1e-30)) / np.log(1.01)))
 
 
 def narrowness(hypothesis) -> tuple:
     """Sort key of the names of one explanation; see `Ranking`."""
     mistakes = hypothesis.mistakes
-    return sum(mistake.form == "attention" for mistake in mistakes), sum(not mistake.families for mistake in mistakes), sum(map(breadth, mistakes))
+    return (
+        sum(mistake.form == "attention" for mistake in mistakes),
+        sum(not mistake.families for mistake in mistakes),
+        sum(map(breadth, mistakes)),
+    )
 
 
 def breadth(mistake) -> int:
-    """On how many of some ordinary calls, each with at most two options, the mistake can show; -1 for those of another form."""
+    """On how many of some ordinary calls, each with at most two options, the mistake can show; -1 for
+    those of another form.
+    """
     if mistake.form != "attention":
         return -1
     return sum(mistake.applies(problem) for problem in _ordinary_calls())
@@ -113,9 +130,18 @@ def _ordinary_calls():
     x, kv = np.ones((2, 4, 3, 2), np.float32), np.ones((2, 2, 5, 2), np.float32)
     plane = np.ones((2, 4, 3, 5))
     single = (
-        {"causal": True}, {"window": (1, None)}, {"window": (1, 2)}, {"mask": plane > 0}, {"bias": plane}, {"softcap": 2.0},
-        {"alibi_slopes": 1.0 / np.arange(1, 5)}, {"sinks": np.ones(4)}, {"kv_lengths": np.array([4, 5])}, {"q_offset": 1}, {"scale": 0.3},
+        {"causal": True},
+        {"window": (1, None)},
+        {"window": (1, 2)},
+        {"mask": plane > 0},
+        {"bias": plane},
+        {"softcap": 2.0},
+        {"alibi_slopes": 1.0 / np.arange(1, 5)},
+        {"sinks": np.ones(4)},
+        {"kv_lengths": np.array([4, 5])},
+        {"q_offset": 1},
+        {"scale": 0.3},
         {"dropout_mask": plane > 0, "dropout_rate": 0.5},
-    )  # fmt: skip
+    )
     chosen = [{}, *single, *(first | second for first, second in combinations(single, 2))]
     return tuple(attention_problem(x, kv, kv, **options) for options in chosen)

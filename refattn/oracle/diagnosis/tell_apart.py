@@ -1,4 +1,6 @@
-"""Mistakes that predict the same numbers on the caller's inputs: other inputs on which they differ, and what the kernel does there."""
+"""Mistakes that predict the same numbers on the caller's inputs: other inputs on which they differ,
+and what the kernel does there.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
-from refattn.oracle.inputs.block_local import block_local_suite
+from refattn.calls.dense import DENSE, Problem
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
-from refattn.oracle.mistakes.run import checked_call
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.diagnosis.ranking import CLEARLY
+from refattn.oracle.inputs.block_local import block_local_suite
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.suites import default_suite
-from refattn.calls.dense import DENSE, Problem
+from refattn.oracle.mistakes.run import checked_call
 
 APART = 10.0  # bounds by which two predictions must differ somewhere
 PROBES = 40
@@ -56,7 +58,9 @@ def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool, budg
 def told_apart(
     checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool, budget: Budget
 ) -> tuple[list[Hypothesis], list[str]]:
-    """Run the kernel where the hypotheses differ: those that stay, in their order, and the calls that decided."""
+    """Run the kernel where the hypotheses differ: those that stay, in their order, and the calls that
+    decided.
+    """
     left, calls = list(hypotheses), []
     for probe in probes(checked):
         if len(left) < 2 or len(calls) >= RUNS:
@@ -68,10 +72,10 @@ def told_apart(
             break
         try:
             output, lse = budget.run("run", run_kernel, kernel, probe.inputs)
-        except Exception:  # noqa: BLE001 (a kernel that does not take this call may say so in any way)
+        except Exception:
             continue
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-        if output.shape != form.output_shape or lse is not None and lse.shape != output.shape[:-1]:
+        if output.shape != form.output_shape or (lse is not None and lse.shape != output.shape[:-1]):
             continue
         staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left, budget)
         if 0 < len(staying) < len(left):
@@ -86,7 +90,11 @@ def _explaining(evidence, hypotheses, budget):
     least = min((size for size in sizes if size is not None), default=np.inf)
     if least > 1.0 and not least < CLEARLY * evidence.floor(budget):
         return []  # the kernel does something else here
-    return [hypothesis for size, hypothesis in zip(sizes, hypotheses, strict=True) if size is None or size <= max(2.0 * least, 1.0)]
+    return [
+        hypothesis
+        for size, hypothesis in zip(sizes, hypotheses, strict=True)
+        if size is None or size <= max(2.0 * least, 1.0)
+    ]
 
 
 def _groups(probe, hypotheses, spec, with_lse):
@@ -128,31 +136,58 @@ def probes(checked) -> Iterator[Probe]:
 def _option_names(p: Problem) -> list[str]:
     """The options of a problem in the words of `attention_inputs`."""
     names = {
-        "causal": p.right == 0, "left window": p.left is not None and not p.right, "two-sided window": p.left is not None and bool(p.right),
-        "mask": p.mask is not None, "bias": p.bias is not None, "softcap": p.softcap is not None, "alibi": p.alibi_slopes is not None,
-        "sinks": p.sinks is not None, "lengths": bool((np.asarray(p.kv_lengths) < p.kv_len).any()), "dropout": p.dropout_mask is not None,
+        "causal": p.right == 0,
+        "left window": p.left is not None and not p.right,
+        "two-sided window": p.left is not None and bool(p.right),
+        "mask": p.mask is not None,
+        "bias": p.bias is not None,
+        "softcap": p.softcap is not None,
+        "alibi": p.alibi_slopes is not None,
+        "sinks": p.sinks is not None,
+        "lengths": bool((np.asarray(p.kv_lengths) < p.kv_len).any()),
+        "dropout": p.dropout_mask is not None,
         "own offset": bool((np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len).any()),
         "own scale": not np.isclose(p.scale, p.head_dim**-0.5),
-    }  # fmt: skip
+    }
     return [name for name, there in names.items() if there]
 
 
 WORDS = {
-    "causal": "causal=True", "left window": "window=(n, None)", "two-sided window": "window=(n, m)", "mask": "a mask", "bias": "a bias",
+    "causal": "causal=True",
+    "left window": "window=(n, None)",
+    "two-sided window": "window=(n, m)",
+    "mask": "a mask",
+    "bias": "a bias",
     "softcap": "softcap",
-    "alibi": "alibi_slopes", "sinks": "sinks", "lengths": "kv_lengths", "dropout": "dropout", "own offset": "q_offset", "own scale": "another scale",
-}  # fmt: skip
+    "alibi": "alibi_slopes",
+    "sinks": "sinks",
+    "lengths": "kv_lengths",
+    "dropout": "dropout",
+    "own offset": "q_offset",
+    "own scale": "another scale",
+}
 FAMILY_WORDS = {
-    "poison": "with NaN in hidden keys and values", "low scores": "on scores below -1e4", "empty rows": "with rows that see no key",
-    "large scores": "on scores around 200", "nan visible": "with NaN in a visible key", "normal": "on N(0, 1) data",
-}  # fmt: skip
+    "poison": "with NaN in hidden keys and values",
+    "low scores": "on scores below -1e4",
+    "empty rows": "with rows that see no key",
+    "large scores": "on scores around 200",
+    "nan visible": "with NaN in a visible key",
+    "normal": "on N(0, 1) data",
+}
 
 
 def _dense_probes(p: Problem) -> Iterator[Probe]:
     names = _option_names(p)
     groups = p.group_size
-    size = Sizes(min(p.query.shape[0], 2) if p.batch_shape else 1, min(p.num_kv_heads, 4) * groups, min(p.num_kv_heads, 4), min(p.q_len, MOST_ROWS),
-                 min(p.kv_len, LONGEST), min(p.head_dim, WIDEST), min(p.v_head_dim, WIDEST))  # fmt: skip
+    size = Sizes(
+        min(p.query.shape[0], 2) if p.batch_shape else 1,
+        min(p.num_kv_heads, 4) * groups,
+        min(p.num_kv_heads, 4),
+        min(p.q_len, MOST_ROWS),
+        min(p.kv_len, LONGEST),
+        min(p.head_dim, WIDEST),
+        min(p.v_head_dim, WIDEST),
+    )
 
     def probe(words, family="wide", options=names, sizes=size):
         inputs = attention_inputs(family, options, sizes=sizes, dtype=p.query.dtype, seed=1)
@@ -164,20 +199,42 @@ def _dense_probes(p: Problem) -> Iterator[Probe]:
     yield probe("on scores that rise along the keys", "ascending")
     for name in names:
         yield probe(f"without {WORDS[name]}", options=[other for other in names if other != name])
-    yield probe("on 4 keys for each row", sizes=replace(size, q_len=min(size.kv_len, 31), kv_len=4 * min(size.kv_len, 31)))
+    yield probe(
+        "on 4 keys for each row",
+        sizes=replace(size, q_len=min(size.kv_len, 31), kv_len=4 * min(size.kv_len, 31)),
+    )
     yield probe("on a multiple of 256 keys", sizes=replace(size, kv_len=512))
     yield probe("on 299 keys", sizes=replace(size, kv_len=299))
     yield probe("on scores that rise along 299 keys", "ascending", sizes=replace(size, kv_len=299))
     kv_heads = 3 if p.num_kv_heads != 3 else 5
-    yield probe(f"on {kv_heads} key heads", sizes=replace(size, num_kv_heads=kv_heads, num_heads=kv_heads * groups))
-    for name in ("causal", "lengths", "alibi", "two-sided window", "left window", "own offset", "mask", "bias", "sinks", "own scale", "softcap"):
+    yield probe(
+        f"on {kv_heads} key heads", sizes=replace(size, num_kv_heads=kv_heads, num_heads=kv_heads * groups)
+    )
+    for name in (
+        "causal",
+        "lengths",
+        "alibi",
+        "two-sided window",
+        "left window",
+        "own offset",
+        "mask",
+        "bias",
+        "sinks",
+        "own scale",
+        "softcap",
+    ):
         if name not in names and not ("window" in name and any("window" in other for other in names)):
             yield probe(f"with {WORDS[name]}", options=[*names, name])
-    yield probe("on several sequences and heads", sizes=replace(size, batch=4, num_heads=4 * groups, num_kv_heads=4))
+    yield probe(
+        "on several sequences and heads", sizes=replace(size, batch=4, num_heads=4 * groups, num_kv_heads=4)
+    )
     for family, words in FAMILY_WORDS.items():
         yield probe(words, family)
 
 
 def _without_batch(inputs):
-    options = {name: value[0] if name in ("mask", "bias", "dropout_mask", "kv_lengths") else value for name, value in inputs.options.items()}
+    options = {
+        name: value[0] if name in ("mask", "bias", "dropout_mask", "kv_lengths") else value
+        for name, value in inputs.options.items()
+    }
     return replace(inputs, arrays=tuple(array[0] for array in inputs.arrays), options=options)

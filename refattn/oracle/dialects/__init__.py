@@ -1,1 +1,3 @@
-"""What other attention libraries mean by the same words, and how their calls and results translate into ours."""
+"""What other attention libraries mean by the same words, and how their calls and results translate
+into ours.
+"""

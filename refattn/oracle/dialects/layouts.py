@@ -21,7 +21,9 @@ def array_to_ours(array, layout: str, heads: int | None = None) -> np.ndarray:
     array, layout = as_array(array, "array"), layout.replace("E", "D")
     if layout == "BTM":
         if heads is None:
-            raise ValueError("heads must be given for layout BTM; got heads=None. Pass num_heads and kv_num_heads.")
+            raise ValueError(
+                "heads must be given for layout BTM; got heads=None. Pass num_heads and kv_num_heads."
+            )
         array, layout = array.reshape(*array.shape[:2], heads, -1), "BTHD"
     if array.ndim != len(layout):
         raise ValueError(f"array must have the {len(layout)} axes {layout}; got array.shape={array.shape}.")
@@ -41,7 +43,9 @@ def array_from_ours(array, layout: str) -> np.ndarray:
 
 
 def lse_to_ours(lse, layout: str) -> np.ndarray:
-    """An lse of a library's layout ("BHT", "BTH", "TH", with a last 1 for an axis of that size) as (..., heads, length)."""
+    """An lse of a library's layout ("BHT", "BTH", "TH", with a last 1 for an axis of that size) as
+    (..., heads, length).
+    """
     lse = as_array(lse, "lse")
     if layout.endswith("1"):
         lse, layout = lse[..., 0], layout[:-1]

@@ -1,7 +1,8 @@
-"""What other attention libraries mean by the same words: one record a library, and a table of where two of them disagree.
+"""What other attention libraries mean by the same words: one record a library, and a table of where two of
+them disagree.
 
-Facts only, each with the library version it was read or measured at. `dialect_calls` uses the records to translate calls and results.
-Axes of layouts: B batch, H heads, T (or S) length, D (or E) dim.
+Facts only, each with the library version it was read or measured at. `dialect_calls` uses the records to
+translate calls and results. Axes of layouts: B batch, H heads, T (or S) length, D (or E) dim.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Dialect:
     alignment : {"bottom_right", "top_left"}
         Where row 0 stands when there are fewer rows than keys.
     window : {"pair", "left", "two", "count", "cudnn", None}
-        Spelling: one pair; the left side only; two arguments; a count of keys including the row's own; the two bounds of cuDNN,
-        of which the left is exclusive.
+        Spelling: one pair; the left side only; two arguments; a count of keys including the row's own;
+        the two bounds of cuDNN, of which the left is exclusive.
     window_none : int or None
         What stands for unlimited.
     always_causal : bool
@@ -62,7 +63,8 @@ class Dialect:
     paged : bool
         The call reads keys through a block table.
     measured : bool
-        The facts were measured on the library itself, by tests that run wherever it is installed; otherwise they were only read.
+        The facts were measured on the library itself, by tests that run wherever it is installed;
+        otherwise they were only read.
     notes : tuple of str
     issues : tuple of str
     """
@@ -106,116 +108,401 @@ DIALECTS: Mapping[str, Dialect] = {
     d.name: d
     for d in (
         Dialect(
-            "refattn", "attention_with_lse", "this version", "refattn.attention",
-            {name: name for name in ("query", "key", "value", "causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")},
-            window="pair", window_none=None, mask_true="attend", alibi="-m*|i - j|", softcap="before mask", softcap_none=None, sinks_in_lse=True,
-            empty_lse="-inf", lse_base="e", lse_layout="BHT", lengths="count", measured=True,
+            "refattn",
+            "attention_with_lse",
+            "this version",
+            "refattn.attention",
+            {
+                name: name
+                for name in (
+                    "query",
+                    "key",
+                    "value",
+                    "causal",
+                    "window",
+                    "mask",
+                    "bias",
+                    "softcap",
+                    "alibi_slopes",
+                    "sinks",
+                    "kv_lengths",
+                    "scale",
+                )
+            },
+            window="pair",
+            window_none=None,
+            mask_true="attend",
+            alibi="-m*|i - j|",
+            softcap="before mask",
+            softcap_none=None,
+            sinks_in_lse=True,
+            empty_lse="-inf",
+            lse_base="e",
+            lse_layout="BHT",
+            lengths="count",
+            measured=True,
         ),
         Dialect(
-            "torch", "torch.nn.functional.scaled_dot_product_attention", "2.13", "documentation and measurement",
+            "torch",
+            "torch.nn.functional.scaled_dot_product_attention",
+            "2.13",
+            "documentation and measurement",
             {**_ARRAYS, "causal": "is_causal", "mask": "attn_mask", "bias": "attn_mask", "scale": "scale"},
-            alignment="top_left", mask_true="attend", additive_mask=True, float32_bias=True,
-            notes=("attn_mask with is_causal is documented as an error; the math backend raises it, the flash backend of the CPU applies both", "grouped heads need enable_gqa=True", "dropout_p applies in eval mode too",
-                   "an empty row was NaN before 2.5", "nn.MultiheadAttention's key_padding_mask means the opposite (True = ignore)"),
-            issues=("pytorch/pytorch #108108", "pytorch/pytorch #103749", "pytorch/pytorch #170415"), measured=True,
+            alignment="top_left",
+            mask_true="attend",
+            additive_mask=True,
+            float32_bias=True,
+            notes=(
+                "attn_mask with is_causal is documented as an error; the math backend raises it, the flash "
+                "backend of the CPU applies both",
+                "grouped heads need enable_gqa=True",
+                "dropout_p applies in eval mode too",
+                "an empty row was NaN before 2.5",
+                "nn.MultiheadAttention's key_padding_mask means the opposite (True = ignore)",
+            ),
+            issues=("pytorch/pytorch #108108", "pytorch/pytorch #103749", "pytorch/pytorch #170415"),
+            measured=True,
         ),
         Dialect(
-            "flash_attn", "flash_attn_func", "2.8.4", "docstring of flash_attn_interface.py and tests/test_flash_attn.py",
-            {**_QKV, "causal": "causal", "window": "window_size", "softcap": "softcap", "alibi_slopes": "alibi_slopes", "scale": "softmax_scale"},
-            layout="BTHD", output_layout="BTHE", window="pair", alibi="-m*|i - j|", softcap="before mask", empty_lse="+inf", lse_base="e", lse_layout="BHT",
+            "flash_attn",
+            "flash_attn_func",
+            "2.8.4",
+            "docstring of flash_attn_interface.py and tests/test_flash_attn.py",
+            {
+                **_QKV,
+                "causal": "causal",
+                "window": "window_size",
+                "softcap": "softcap",
+                "alibi_slopes": "alibi_slopes",
+                "scale": "softmax_scale",
+            },
+            layout="BTHD",
+            output_layout="BTHE",
+            window="pair",
+            alibi="-m*|i - j|",
+            softcap="before mask",
+            empty_lse="+inf",
+            lse_base="e",
+            lse_layout="BHT",
             rope_pairs="interleaved",
-            notes=("split key ranges give lse -inf for an empty row", "flash_attn_with_kvcache without causal rotates all rows by one angle",
-                   "version 3 has neither ALiBi nor dropout; version 4 spells no window None"),
-            issues=("Dao-AILab/flash-attention #978", "Dao-AILab/flash-attention #1128", "Dao-AILab/flash-attention #540"),
+            notes=(
+                "split key ranges give lse -inf for an empty row",
+                "flash_attn_with_kvcache without causal rotates all rows by one angle",
+                "version 3 has neither ALiBi nor dropout; version 4 spells no window None",
+            ),
+            issues=(
+                "Dao-AILab/flash-attention #978",
+                "Dao-AILab/flash-attention #1128",
+                "Dao-AILab/flash-attention #540",
+            ),
         ),
         Dialect(
-            "flashinfer", "single_prefill_with_kv_cache", "0.6.18", "documentation and tests",
-            {**_QKV, "causal": "causal", "window": "window_left", "mask": "custom_mask", "softcap": "logits_soft_cap", "scale": "sm_scale"},
-            layout="THD", output_layout="THE", window="left", mask_true="attend", alibi="+m*j", softcap="before mask",
-            empty_output="zero", empty_lse="-inf", lse_base="2", lse_layout="TH", rope_pairs="half",
-            notes=("ALiBi of +m*j has the softmax of -m*|i - j| under a causal mask only: there they differ by m*i, a shift of the row, which lse shows",
-                   "kv_layout HND moves the heads of key and value first", "the mask fills with -5e4, which real scores can be below"),
+            "flashinfer",
+            "single_prefill_with_kv_cache",
+            "0.6.18",
+            "documentation and tests",
+            {
+                **_QKV,
+                "causal": "causal",
+                "window": "window_left",
+                "mask": "custom_mask",
+                "softcap": "logits_soft_cap",
+                "scale": "sm_scale",
+            },
+            layout="THD",
+            output_layout="THE",
+            window="left",
+            mask_true="attend",
+            alibi="+m*j",
+            softcap="before mask",
+            empty_output="zero",
+            empty_lse="-inf",
+            lse_base="2",
+            lse_layout="TH",
+            rope_pairs="half",
+            notes=(
+                "ALiBi of +m*j has the softmax of -m*|i - j| under a causal mask only: there they differ "
+                "by m*i, a shift of the row, which lse shows",
+                "kv_layout HND moves the heads of key and value first",
+                "the mask fills with -5e4, which real scores can be below",
+            ),
             issues=("flashinfer-ai/flashinfer #2113", "flashinfer-ai/flashinfer #4484"),
         ),
         Dialect(
-            "flashmla", "flash_mla_with_kvcache", "commit 9241ae3", "README and tests/ref.py",
-            {"query": "q", "key": "k_cache", "causal": "causal", "sinks": "attn_sink", "kv_lengths": "cache_seqlens", "scale": "softmax_scale"},
-            layout="BTHD", output_layout="BTHE", sinks_in_lse=False, empty_lse="+inf", lse_base="e", lse_layout="BHT", lengths="count", paged=True,
-            notes=("values are the first head_dim_v dims of the keys", "default scale 1/sqrt(576) is that of the latent width; models need 1/sqrt(192) times mscale^2"),
+            "flashmla",
+            "flash_mla_with_kvcache",
+            "commit 9241ae3",
+            "README and tests/ref.py",
+            {
+                "query": "q",
+                "key": "k_cache",
+                "causal": "causal",
+                "sinks": "attn_sink",
+                "kv_lengths": "cache_seqlens",
+                "scale": "softmax_scale",
+            },
+            layout="BTHD",
+            output_layout="BTHE",
+            sinks_in_lse=False,
+            empty_lse="+inf",
+            lse_base="e",
+            lse_layout="BHT",
+            lengths="count",
+            paged=True,
+            notes=(
+                "values are the first head_dim_v dims of the keys",
+                "default scale 1/sqrt(576) is that of the latent width; models need 1/sqrt(192) times "
+                "mscale^2",
+            ),
             issues=("vllm-project/vllm #41569",),
         ),
         Dialect(
-            "onnx", "Attention (opset 23 to 25)", "1.23.2", "onnx.reference, measured",
-            {"query": "Q", "key": "K", "value": "V", "causal": "is_causal", "window": "left_window_size", "mask": "attn_mask", "bias": "attn_mask",
-             "softcap": "softcap", "kv_lengths": "nonpad_kv_seqlen", "scale": "scale"},
-            alignment="top_left", window="two", mask_true="attend", additive_mask=True, float32_bias=True, softcap="before mask", lengths="count",
-            notes=("with past_key or nonpad_kv_seqlen the alignment is bottom-right", "left_window_size needs opset 25"),
-            issues=("onnx/onnx #7274", "onnx/onnx #7865", "onnx/onnx #8068", "onnx/onnx #7913"), measured=True,
+            "onnx",
+            "Attention (opset 23 to 25)",
+            "1.23.2",
+            "onnx.reference, measured",
+            {
+                "query": "Q",
+                "key": "K",
+                "value": "V",
+                "causal": "is_causal",
+                "window": "left_window_size",
+                "mask": "attn_mask",
+                "bias": "attn_mask",
+                "softcap": "softcap",
+                "kv_lengths": "nonpad_kv_seqlen",
+                "scale": "scale",
+            },
+            alignment="top_left",
+            window="two",
+            mask_true="attend",
+            additive_mask=True,
+            float32_bias=True,
+            softcap="before mask",
+            lengths="count",
+            notes=(
+                "with past_key or nonpad_kv_seqlen the alignment is bottom-right",
+                "left_window_size needs opset 25",
+            ),
+            issues=("onnx/onnx #7274", "onnx/onnx #7865", "onnx/onnx #8068", "onnx/onnx #7913"),
+            measured=True,
         ),
         Dialect(
-            "onnxruntime_gqa", "com.microsoft.GroupQueryAttention", "1.31.1 (window: since 1.23)", "docs/contrib_ops, measured",
-            {**_ARRAYS, "window": "local_window_size", "bias": "attention_bias", "softcap": "softcap", "sinks": "head_sink", "kv_lengths": "seqlens_k",
-             "scale": "scale"},
-            layout="BTM", output_layout="BTM", window="count", always_causal=True, additive_mask=True, softcap="before mask", lengths="count - 1",
+            "onnxruntime_gqa",
+            "com.microsoft.GroupQueryAttention",
+            "1.31.1 (window: since 1.23)",
+            "docs/contrib_ops, measured",
+            {
+                **_ARRAYS,
+                "window": "local_window_size",
+                "bias": "attention_bias",
+                "softcap": "softcap",
+                "sinks": "head_sink",
+                "kv_lengths": "seqlens_k",
+                "scale": "scale",
+            },
+            layout="BTM",
+            output_layout="BTM",
+            window="count",
+            always_causal=True,
+            additive_mask=True,
+            softcap="before mask",
+            lengths="count - 1",
             rope_pairs="half",
-            notes=("before 1.23 local_window_size excluded the row's own key", "smooth_softmax is a sink of 0", "past keys and values are BHTD"),
-            issues=("microsoft/onnxruntime #25927", "onnxruntime/mobius #260", "microsoft/onnxruntime #28031"), measured=True,
+            notes=(
+                "before 1.23 local_window_size excluded the row's own key",
+                "smooth_softmax is a sink of 0",
+                "past keys and values are BHTD",
+            ),
+            issues=(
+                "microsoft/onnxruntime #25927",
+                "onnxruntime/mobius #260",
+                "microsoft/onnxruntime #28031",
+            ),
+            measured=True,
         ),
         Dialect(
-            "jax", "jax.nn.dot_product_attention", "0.10.2", "documentation, measured",
-            {**_ARRAYS, "causal": "is_causal", "window": "local_window_size", "mask": "mask", "bias": "bias", "kv_lengths": "key_value_seq_lengths", "scale": "scale"},
-            layout="BTHD", output_layout="BTHE", alignment="top_left", window="pair", window_none=None, mask_true="attend", float32_bias=True, hidden="-0.7 * finfo.max",
-            empty_output="mean of values", empty_lse="finite", lse_base="e", lse_layout="BTH", lengths="count",
-            notes=("rows past query_seq_lengths are 0", "weights are converted to the key's dtype", "an int local_window_size means both sides"),
-            issues=("jax-ml/jax #24491", "jax-ml/jax #32300", "jax-ml/jax #39576"), measured=True,
+            "jax",
+            "jax.nn.dot_product_attention",
+            "0.10.2",
+            "documentation, measured",
+            {
+                **_ARRAYS,
+                "causal": "is_causal",
+                "window": "local_window_size",
+                "mask": "mask",
+                "bias": "bias",
+                "kv_lengths": "key_value_seq_lengths",
+                "scale": "scale",
+            },
+            layout="BTHD",
+            output_layout="BTHE",
+            alignment="top_left",
+            window="pair",
+            window_none=None,
+            mask_true="attend",
+            float32_bias=True,
+            hidden="-0.7 * finfo.max",
+            empty_output="mean of values",
+            empty_lse="finite",
+            lse_base="e",
+            lse_layout="BTH",
+            lengths="count",
+            notes=(
+                "rows past query_seq_lengths are 0",
+                "weights are converted to the key's dtype",
+                "an int local_window_size means both sides",
+            ),
+            issues=("jax-ml/jax #24491", "jax-ml/jax #32300", "jax-ml/jax #39576"),
+            measured=True,
         ),
         Dialect(
-            "mlx", "mlx.core.fast.scaled_dot_product_attention", "0.32.4", "documentation, measured on CPU",
+            "mlx",
+            "mlx.core.fast.scaled_dot_product_attention",
+            "0.32.4",
+            "documentation, measured on CPU",
             {**_QKV, "causal": "mask", "mask": "mask", "bias": "mask", "sinks": "sinks", "scale": "scale"},
-            mask_true="attend", additive_mask=True, hidden="finfo.min for boolean masks", empty_output="mean of values", default_scale="required",
-            sinks_in_lse=None, rope_pairs="half",
-            notes=("causal is spelled mask=\"causal\"", "an additive mask of -inf in a whole row gives NaN", "fast.rope: traditional=True means interleaved"),
-            issues=("ml-explore/mlx #2835", "ml-explore/mlx #2967"), measured=True,
+            mask_true="attend",
+            additive_mask=True,
+            hidden="finfo.min for boolean masks",
+            empty_output="mean of values",
+            default_scale="required",
+            sinks_in_lse=None,
+            rope_pairs="half",
+            notes=(
+                'causal is spelled mask="causal"',
+                "an additive mask of -inf in a whole row gives NaN",
+                "fast.rope: traditional=True means interleaved",
+            ),
+            issues=("ml-explore/mlx #2835", "ml-explore/mlx #2967"),
+            measured=True,
         ),
         Dialect(
-            "cudnn", "cudnn.pygraph.sdpa", "frontend 1.14", "frontend documentation and test/python/sdpa/fp16_ref.py",
-            {**_QKV, "causal": "diagonal_band_right_bound", "window": "diagonal_band_left_bound", "bias": "bias", "sinks": "sink_token", "kv_lengths": "seq_len_kv",
-             "scale": "attn_scale"},
-            alignment="top_left", window="cudnn", window_none=None, alibi="m*(j - i), i counted from the top left", sinks_in_lse=True, empty_output="zero",
-            lse_base="e", lse_layout="BHT1", empty_lse="-inf", lengths="count", default_scale="1",
-            notes=("diagonal_alignment=BOTTOM_RIGHT changes the alignment", "the left bound is exclusive: it keeps i - j < bound",
-                   "memory order is the caller's strides; shapes are written BHTD", "0 for a row without keys is what its Python reference computes"),
+            "cudnn",
+            "cudnn.pygraph.sdpa",
+            "frontend 1.14",
+            "frontend documentation and test/python/sdpa/fp16_ref.py",
+            {
+                **_QKV,
+                "causal": "diagonal_band_right_bound",
+                "window": "diagonal_band_left_bound",
+                "bias": "bias",
+                "sinks": "sink_token",
+                "kv_lengths": "seq_len_kv",
+                "scale": "attn_scale",
+            },
+            alignment="top_left",
+            window="cudnn",
+            window_none=None,
+            alibi="m*(j - i), i counted from the top left",
+            sinks_in_lse=True,
+            empty_output="zero",
+            lse_base="e",
+            lse_layout="BHT1",
+            empty_lse="-inf",
+            lengths="count",
+            default_scale="1",
+            notes=(
+                "diagonal_alignment=BOTTOM_RIGHT changes the alignment",
+                "the left bound is exclusive: it keeps i - j < bound",
+                "memory order is the caller's strides; shapes are written BHTD",
+                "0 for a row without keys is what its Python reference computes",
+            ),
             issues=("jax-ml/jax #23247", "jax-ml/jax #39576"),
         ),
         Dialect(
-            "ggml", "ggml_flash_attn_ext", "ggml.h, 2026", "header and tests/test-backend-ops.cpp",
-            {**_QKV, "mask": "mask", "bias": "mask", "softcap": "logit_softcap", "sinks": "sinks", "scale": "scale"},
-            output_layout="BTHE", additive_mask=True, alibi="m * mask, slopes from max_bias", softcap="before mask", default_scale="required",
-            sinks_in_lse=None, rope_pairs="interleaved",
-            notes=("ne lists axes backwards: q is [d, length, heads, batch]", "the result is permuted: [d, heads, length, batch]", "causal is an additive F16 mask"),
+            "ggml",
+            "ggml_flash_attn_ext",
+            "ggml.h, 2026",
+            "header and tests/test-backend-ops.cpp",
+            {
+                **_QKV,
+                "mask": "mask",
+                "bias": "mask",
+                "softcap": "logit_softcap",
+                "sinks": "sinks",
+                "scale": "scale",
+            },
+            output_layout="BTHE",
+            additive_mask=True,
+            alibi="m * mask, slopes from max_bias",
+            softcap="before mask",
+            default_scale="required",
+            sinks_in_lse=None,
+            rope_pairs="interleaved",
+            notes=(
+                "ne lists axes backwards: q is [d, length, heads, batch]",
+                "the result is permuted: [d, heads, length, batch]",
+                "causal is an additive F16 mask",
+            ),
             issues=("ggml-org/llama.cpp #3018", "ggml-org/llama.cpp #22611"),
         ),
         Dialect(
-            "xformers", "xformers.ops.memory_efficient_attention", "0.0.32", "fmha/attn_bias.py",
-            {**_ARRAYS, "causal": "attn_bias", "window": "attn_bias", "mask": "attn_bias", "bias": "attn_bias", "scale": "scale"},
-            layout="BTHD", output_layout="BTHE", alignment="top_left", additive_mask=True, lse_base="e", lse_layout="BHT", empty_output="unknown",
+            "xformers",
+            "xformers.ops.memory_efficient_attention",
+            "0.0.32",
+            "fmha/attn_bias.py",
+            {
+                **_ARRAYS,
+                "causal": "attn_bias",
+                "window": "attn_bias",
+                "mask": "attn_bias",
+                "bias": "attn_bias",
+                "scale": "scale",
+            },
+            layout="BTHD",
+            output_layout="BTHE",
+            alignment="top_left",
+            additive_mask=True,
+            lse_base="e",
+            lse_layout="BHT",
+            empty_output="unknown",
             empty_lse="-inf",
-            notes=("LowerTriangularMask is top-left, LowerTriangularFromBottomRightMask bottom-right", "LocalAttentionFromBottomRightMask has inclusive sides",
-                   "LowerTriangularFromBottomRightLocalAttentionMask(window_size) counts the row's own key",
-                   "heads are expanded by the caller"),
+            notes=(
+                "LowerTriangularMask is top-left, LowerTriangularFromBottomRightMask bottom-right",
+                "LocalAttentionFromBottomRightMask has inclusive sides",
+                "LowerTriangularFromBottomRightLocalAttentionMask(window_size) counts the row's own key",
+                "heads are expanded by the caller",
+            ),
             issues=("facebookresearch/xformers #103", "facebookresearch/xformers #923"),
         ),
         Dialect(
-            "transformers", "eager_attention_forward", "5.x", "modeling files, measured",
-            {**_ARRAYS, "mask": "attention_mask", "bias": "attention_mask", "softcap": "softcap", "sinks": "s_aux", "scale": "scaling"},
-            output_layout="BTHE", additive_mask=True, float32_bias=True, hidden="finfo.min, added", empty_output="mean of values", softcap="before mask", softcap_none=None,
-            window=None, default_scale="required", rope_pairs="half",
-            notes=("causality and sliding_window come in the mask; sliding_window counts the row's own key",
-                   "DeepSeek models rotate interleaved pairs (rope_interleave)"),
-            issues=("huggingface/transformers #29623", "huggingface/transformers #40163", "huggingface/transformers #39687", "huggingface/transformers #47435"), measured=True,
+            "transformers",
+            "eager_attention_forward",
+            "5.x",
+            "modeling files, measured",
+            {
+                **_ARRAYS,
+                "mask": "attention_mask",
+                "bias": "attention_mask",
+                "softcap": "softcap",
+                "sinks": "s_aux",
+                "scale": "scaling",
+            },
+            output_layout="BTHE",
+            additive_mask=True,
+            float32_bias=True,
+            hidden="finfo.min, added",
+            empty_output="mean of values",
+            softcap="before mask",
+            softcap_none=None,
+            window=None,
+            default_scale="required",
+            rope_pairs="half",
+            notes=(
+                "causality and sliding_window come in the mask; sliding_window counts the row's own key",
+                "DeepSeek models rotate interleaved pairs (rope_interleave)",
+            ),
+            issues=(
+                "huggingface/transformers #29623",
+                "huggingface/transformers #40163",
+                "huggingface/transformers #39687",
+                "huggingface/transformers #47435",
+            ),
+            measured=True,
         ),
     )
-}  # fmt: skip
+}
 
 
 def dialect(name: str) -> Dialect:
@@ -244,7 +531,13 @@ def _visible(kind: str, q_len: int = 2, kv_len: int = 4) -> str:
 
 def _window_example(d: Dialect) -> str:
     """How the call says: this key and the two before it."""
-    spelled = {"pair": f"({2}, {0 if d.window_none is not None else 0})", "left": "2", "two": "2, 0", "count": "3", "cudnn": "left bound 3, right bound 0"}
+    spelled = {
+        "pair": "(2, 0)",
+        "left": "2",
+        "two": "2, 0",
+        "count": "3",
+        "cudnn": "left bound 3, right bound 0",
+    }
     return spelled.get(d.window or "", "a mask")
 
 
@@ -253,32 +546,75 @@ ROWS: tuple[tuple[str, Callable[[Dialect], str], Callable[[Dialect], str] | None
     ("query layout", lambda d: d.layout, None),
     ("output layout", lambda d: d.output_layout, None),
     ("causal, 2 rows on 4 keys", lambda d: d.alignment.replace("_", "-"), lambda d: _visible(d.alignment)),
-    ("causality", lambda d: "always on" if d.always_causal else d.arguments.get("causal", "in the mask"), None),
-    ("window of the last 3 keys", lambda d: d.arguments.get("window", "in the mask") if d.window else "in the mask", _window_example),
+    (
+        "causality",
+        lambda d: "always on" if d.always_causal else d.arguments.get("causal", "in the mask"),
+        None,
+    ),
+    (
+        "window of the last 3 keys",
+        lambda d: d.arguments.get("window", "in the mask") if d.window else "in the mask",
+        _window_example,
+    ),
     ("no window", lambda d: str(d.window_none) if d.window else "no mask", None),
     ("boolean mask, True", lambda d: d.mask_true or "no boolean mask", None),
     ("additive mask or bias", lambda d: d.arguments.get("bias", "none"), None),
     ("hidden scores", lambda d: d.hidden, None),
     ("ALiBi adds", lambda d: d.alibi or "none", None),
-    ("softcap", lambda d: d.arguments.get("softcap", "none"), lambda d: f"off: {d.softcap_none}" if d.softcap else "-"),
-    ("sink in lse", lambda d: {True: "yes", False: "no", None: "no lse" if "sinks" in d.arguments else "no sinks"}[d.sinks_in_lse], None),
+    (
+        "softcap",
+        lambda d: d.arguments.get("softcap", "none"),
+        lambda d: f"off: {d.softcap_none}" if d.softcap else "-",
+    ),
+    (
+        "sink in lse",
+        lambda d: {True: "yes", False: "no", None: "no lse" if "sinks" in d.arguments else "no sinks"}[
+            d.sinks_in_lse
+        ],
+        None,
+    ),
     ("row without keys: output", lambda d: d.empty_output, None),
     ("row without keys: lse", lambda d: d.empty_lse or "none", None),
-    ("lse base", lambda d: d.lse_base or "no lse", lambda d: {"e": "lse of 8 equal scores 0: 2.079", "2": "lse of 8 equal scores 0: 3"}.get(d.lse_base or "", "-")),
+    (
+        "lse base",
+        lambda d: d.lse_base or "no lse",
+        lambda d: {"e": "lse of 8 equal scores 0: 2.079", "2": "lse of 8 equal scores 0: 3"}.get(
+            d.lse_base or "", "-"
+        ),
+    ),
     ("lse layout", lambda d: d.lse_layout or "no lse", None),
-    ("key lengths", lambda d: d.lengths or "none", lambda d: {"count": "5 keys: 5", "count - 1": "5 keys: 4"}.get(d.lengths or "", "-")),
-    ("default scale, head_dim 64", lambda d: d.default_scale, lambda d: {"1/sqrt(head_dim)": "0.125", "1": "1"}.get(d.default_scale, "-")),
-    ("rotary pairs", lambda d: d.rope_pairs or "none", lambda d: {"half": "(0, 32), (1, 33), ...", "interleaved": "(0, 1), (2, 3), ..."}.get(d.rope_pairs or "", "-")),
+    (
+        "key lengths",
+        lambda d: d.lengths or "none",
+        lambda d: {"count": "5 keys: 5", "count - 1": "5 keys: 4"}.get(d.lengths or "", "-"),
+    ),
+    (
+        "default scale, head_dim 64",
+        lambda d: d.default_scale,
+        lambda d: {"1/sqrt(head_dim)": "0.125", "1": "1"}.get(d.default_scale, "-"),
+    ),
+    (
+        "rotary pairs",
+        lambda d: d.rope_pairs or "none",
+        lambda d: {"half": "(0, 32), (1, 33), ...", "interleaved": "(0, 1), (2, 3), ..."}.get(
+            d.rope_pairs or "", "-"
+        ),
+    ),
     ("keys in pages", lambda d: "yes" if d.paged else "no", None),
-)  # fmt: skip
+)
 
 
 def differences(first: str, second: str) -> list[tuple[str, str, str]]:
-    """Rows of the table in which two dialects differ: (matter, first, second), with an example where one helps."""
+    """Rows of the table in which two dialects differ: (matter, first, second), with an example where
+    one helps.
+    """
     one, two = dialect(first), dialect(second)
     found = []
     for words, fill, example in ROWS:
-        cells = [fill(d) + (f"  [{example(d)}]" if example is not None and example(d) != "-" else "") for d in (one, two)]
+        cells = [
+            fill(d) + (f"  [{example(d)}]" if example is not None and example(d) != "-" else "")
+            for d in (one, two)
+        ]
         if cells[0] != cells[1]:
             found.append((words, *cells))
     return found
@@ -303,8 +639,8 @@ def _kind(row) -> str:
 def explain_difference(first: str, second: str) -> str:
     """A table of where two dialects disagree; rows in which they agree are left out.
 
-    Rows that change results come first, then other spellings, then what only one of the two has; then notes, and errors in the code that
-    their libraries publish as a reference (`library_errors`).
+    Rows that change results come first, then other spellings, then what only one of the two has; then
+    notes, and errors in the code that their libraries publish as a reference (`library_errors`).
 
     Parameters
     ----------
@@ -322,12 +658,21 @@ def explain_difference(first: str, second: str) -> str:
     """
     one, two = dialect(first), dialect(second)
     rows = differences(first, second)
-    heading = [f"{d.name} is {d.call}, {d.version}: {'measured on the library' if d.measured else 'read, not run'} ({d.source})" for d in (one, two)]
-    heading.append("Axes: B batch, H heads, T or S length, D and E head size, M heads and head size in one. x: the row sees the key, . it does not.")
+    heading = [
+        f"{d.name} is {d.call}, {d.version}: "
+        f"{'measured on the library' if d.measured else 'read, not run'} ({d.source})"
+        for d in (one, two)
+    ]
+    heading.append(
+        "Axes: B batch, H heads, T or S length, D and E head size, M heads and head size in one. x: the "
+        "row sees the key, . it does not."
+    )
     if not rows:
         return "\n".join([*heading, "They agree in every row."])
     widths = [max(len(row[i]) for row in [("", first, second), *rows]) for i in range(3)]
-    line = lambda row: " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()  # noqa: E731
+    line = lambda row: " | ".join(
+        cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
     rule = "-+-".join("-" * width for width in widths)
     lines = []
     for kind in (MEANING, SPELLING, ONLY_ONE):
@@ -337,7 +682,16 @@ def explain_difference(first: str, second: str) -> str:
     reports = [f"{d.name}: {', '.join(d.issues[:3])}" for d in (one, two) if d.issues]
     errors = [str(error) for error in errors_of(first, second)]
     notes += ["", "Errors in code published as a reference", *errors] if errors else []
-    return "\n".join([*heading, *lines, "", "Besides", *notes, *([f"Public reports  {'; '.join(reports)}"] if reports else [])])
+    return "\n".join(
+        [
+            *heading,
+            *lines,
+            "",
+            "Besides",
+            *notes,
+            *([f"Public reports  {'; '.join(reports)}"] if reports else []),
+        ]
+    )
 
 
 def table() -> list[dict[str, str]]:

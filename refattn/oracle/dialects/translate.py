@@ -12,15 +12,30 @@ from typing import Any
 import numpy as np
 
 from refattn.calls.arrays import as_array
-from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
-from refattn.oracle.dialects.table import Dialect, dialect
 from refattn.calls.dense import attention_problem
 from refattn.exact.visibility import range_mask, row_bounds
+from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
+from refattn.oracle.dialects.table import Dialect, dialect
 
 LN2 = math.log(2.0)
 # arguments that carry no convention and pass through `to_ours` unread
-IGNORED = {"enable_gqa", "dropout_p", "num_heads", "kv_num_heads", "q_num_heads", "is_causal", "diagonal_alignment", "head_dim_v", "implementation",
-           "total_sequence_length", "right_window_size", "block_table", "return_residual", "return_lse", "deterministic"}  # fmt: skip
+IGNORED = {
+    "enable_gqa",
+    "dropout_p",
+    "num_heads",
+    "kv_num_heads",
+    "q_num_heads",
+    "is_causal",
+    "diagonal_alignment",
+    "head_dim_v",
+    "implementation",
+    "total_sequence_length",
+    "right_window_size",
+    "block_table",
+    "return_residual",
+    "return_lse",
+    "deterministic",
+}
 
 
 def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
@@ -59,7 +74,10 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
     known = {*d.arguments.values(), *IGNORED}
     for argument in call:
         if argument not in known:
-            raise ValueError(f"call must use the arguments of {d.call} ({', '.join(sorted(set(d.arguments.values())))}); got {argument!r}.")
+            raise ValueError(
+                f"call must use the arguments of {d.call} "
+                f"({', '.join(sorted(set(d.arguments.values())))}); got {argument!r}."
+            )
     if d.paged:
         return _paged_to_ours(d, call)
     arrays = _arrays(d, call)
@@ -77,7 +95,10 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
 def _stands_top_left(d, call):
     if d.name == "onnx" and call.get("nonpad_kv_seqlen") is not None:
         return False
-    if call.get("diagonal_alignment") == "BOTTOM_RIGHT" or "FromBottomRight" in str(call.get("attn_bias", ""))[:60]:
+    if (
+        call.get("diagonal_alignment") == "BOTTOM_RIGHT"
+        or "FromBottomRight" in str(call.get("attn_bias", ""))[:60]
+    ):
         return False
     return d.alignment == "top_left"
 
@@ -85,7 +106,10 @@ def _stands_top_left(d, call):
 def _arrays(d: Dialect, call) -> tuple[np.ndarray, ...]:
     heads, kv_heads = call.get("num_heads"), call.get("kv_num_heads", call.get("num_heads"))
     names = [d.arguments[role] for role in ("query", "key", "value")]
-    return tuple(array_to_ours(call[argument], d.layout, count) for argument, count in zip(names, (heads, kv_heads, kv_heads), strict=True))
+    return tuple(
+        array_to_ours(call[argument], d.layout, count)
+        for argument, count in zip(names, (heads, kv_heads, kv_heads), strict=True)
+    )
 
 
 def _scale_to_ours(d, call, options):
@@ -95,7 +119,10 @@ def _scale_to_ours(d, call, options):
     elif d.default_scale == "1":
         options["scale"] = 1.0
     elif d.default_scale == "required":
-        raise ValueError(f"{d.arguments['scale']} must be given: {d.call} has no default; got {d.arguments['scale']}=None.")
+        raise ValueError(
+            f"{d.arguments['scale']} must be given: {d.call} has no default; got "
+            f"{d.arguments['scale']}=None."
+        )
 
 
 def _mask_to_ours(d, call, arrays, options):
@@ -107,7 +134,11 @@ def _mask_to_ours(d, call, arrays, options):
         value = as_array(value, argument)
         value = value.reshape((1,) * (rank - value.ndim) + value.shape) if 2 < value.ndim < rank else value
         options["mask" if value.dtype == np.bool_ else "bias"] = value
-    if d.always_causal or call.get(d.arguments.get("causal", "")) is True or call.get("is_causal") in (True, 1):
+    if (
+        d.always_causal
+        or call.get(d.arguments.get("causal", "")) is True
+        or call.get("is_causal") in (True, 1)
+    ):
         options["causal"] = True
     spelled = call.get(d.arguments.get("causal", ""))
     if isinstance(spelled, str):  # "causal" of MLX, the mask classes of xFormers
@@ -116,11 +147,13 @@ def _mask_to_ours(d, call, arrays, options):
 
 def _window_to_ours(d, call, options):
     value = call.get(d.arguments.get("window", ""))
-    if d.window is None or value is None and d.window not in ("two", "cudnn"):
+    if d.window is None or (value is None and d.window not in ("two", "cudnn")):
         return
-    limit = lambda side: None if side is None or side == d.window_none or side < 0 else int(side)  # noqa: E731
+    limit = lambda side: None if side is None or side == d.window_none or side < 0 else int(side)
     if d.window == "pair":
-        left, right = (limit(side) for side in (value if isinstance(value, tuple | list) else (value, value)))
+        left, right = (
+            limit(side) for side in (value if isinstance(value, tuple | list) else (value, value))
+        )
     elif d.window == "left":
         left, right = limit(value), None
     elif d.window == "count":
@@ -147,7 +180,9 @@ def _plain_to_ours(d, call, options):
         options["sinks"] = np.zeros(call["num_heads"])
     lengths = call.get(d.arguments.get("kv_lengths", ""))
     if lengths is not None:
-        options["kv_lengths"] = np.ravel(as_array(lengths, "kv_lengths")).astype(np.int64) + (d.lengths == "count - 1")
+        options["kv_lengths"] = np.ravel(as_array(lengths, "kv_lengths")).astype(np.int64) + (
+            d.lengths == "count - 1"
+        )
 
 
 def _paged_to_ours(d, call):
@@ -168,8 +203,9 @@ def _paged_to_ours(d, call):
 def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     """Our dense call as a library's arguments.
 
-    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn out, where it takes one; in float32
-    beside arrays of 16 bits, if the library takes that and rounding would change it.
+    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn
+    out, where it takes one; in float32 beside arrays of 16 bits, if the library takes that and rounding
+    would change it.
 
     Parameters
     ----------
@@ -199,11 +235,20 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     """
     d = dialect(name)
     if d.paged:
-        raise ValueError(f"dialect must take dense keys; got dialect={name!r}. Build its pages and use refattn.paged_attention.")
+        raise ValueError(
+            f"dialect must take dense keys; got dialect={name!r}. Build its pages and use "
+            "refattn.paged_attention."
+        )
     p = _causal_if_one_row(d, attention_problem(query, key, value, **options))
     if p.dropout_mask is not None:
-        raise ValueError(f"dropout_mask must be None: {d.call} draws its own; got dropout_mask.shape={p.dropout_mask.shape}.")
-    call = {d.arguments[role]: array_from_ours(array, d.layout) for role, array in (("query", p.query), ("key", p.key), ("value", p.value))}
+        raise ValueError(
+            f"dropout_mask must be None: {d.call} draws its own; got "
+            f"dropout_mask.shape={p.dropout_mask.shape}."
+        )
+    call = {
+        d.arguments[role]: array_from_ours(array, d.layout)
+        for role, array in (("query", p.query), ("key", p.key), ("value", p.value))
+    }
     call[d.arguments["scale"]] = p.scale
     if d.layout == "BTM":
         call |= {"num_heads": p.num_heads, "kv_num_heads": p.num_kv_heads}
@@ -230,7 +275,9 @@ def _causal_if_one_row(d, p):
 
 
 def _visibility_from_ours(d, p, call):
-    """Spell causality, window and lengths natively if possible; whether they must be drawn as a mask instead."""
+    """Spell causality, window and lengths natively if possible; whether they must be drawn as a mask
+    instead.
+    """
     lengths = np.asarray(p.kv_lengths)
     short = bool((lengths != p.kv_len).any())
     bounded = p.left is not None or p.right is not None
@@ -244,12 +291,18 @@ def _visibility_from_ours(d, p, call):
     if not spellable:
         return True
     drawn = p.mask is not None or p.bias is not None or p.alibi_slopes is not None
-    if (d.arguments.get("causal") == d.arguments.get("mask") or d.name == "torch") and p.right == 0 and drawn:
+    if (
+        (d.arguments.get("causal") == d.arguments.get("mask") or d.name == "torch")
+        and p.right == 0
+        and drawn
+    ):
         return True  # one argument cannot be "causal" and an array; torch takes both on some backends only
     if short:
         call[d.arguments["kv_lengths"]] = lengths - (d.lengths == "count - 1")
     if p.right == 0 and not d.always_causal:
-        call[d.arguments["causal"]] = {"mlx": "causal", "cudnn": 0, "xformers": "LowerTriangularMask"}.get(d.name, True)
+        call[d.arguments["causal"]] = {"mlx": "causal", "cudnn": 0, "xformers": "LowerTriangularMask"}.get(
+            d.name, True
+        )
     _spell_window(d, p, call)
     return False
 
@@ -276,7 +329,10 @@ def _spell_window(d, p, call):
     elif d.window == "count":
         call[d.arguments["window"]] = none if p.left is None else p.left + 1
     else:
-        call |= {"diagonal_band_left_bound": None if p.left is None else p.left + 1, "diagonal_band_right_bound": p.right}
+        call |= {
+            "diagonal_band_left_bound": None if p.left is None else p.left + 1,
+            "diagonal_band_right_bound": p.right,
+        }
 
 
 def _masks_from_ours(d, p, call, drawn):
@@ -289,22 +345,38 @@ def _masks_from_ours(d, p, call, drawn):
         position = np.asarray(p.q_offset)[..., None, None, None] + np.arange(p.q_len)[:, None]
         term = -np.asarray(p.alibi_slopes)[..., None, None] * np.abs(position - np.arange(p.kv_len))
         bias = term if bias is None else bias + term
-    separate = d.arguments.get("mask") is not None and d.arguments.get("mask") != d.arguments.get("bias") and d.mask_true == "attend"
+    separate = (
+        d.arguments.get("mask") is not None
+        and d.arguments.get("mask") != d.arguments.get("bias")
+        and d.mask_true == "attend"
+    )
     if mask is not None and (bias is not None or d.mask_true is None) and not separate:
         if not d.additive_mask:
-            raise ValueError(f"mask must be None: {d.call} takes neither this mask nor this alignment or window.")
+            raise ValueError(
+                f"mask must be None: {d.call} takes neither this mask nor this alignment or window."
+            )
         fill = -np.inf if d.empty_output == "zero" else np.finfo(np.float32).min
         bias, mask = np.where(mask, 0.0 if bias is None else bias, fill), None
     if mask is not None:
         if d.arguments.get("mask") is None or d.mask_true is None:
-            raise ValueError(f"mask must be None: {d.call} takes neither this mask nor this alignment or window.")
-        call[d.arguments["mask"]] = np.ascontiguousarray(np.broadcast_to(mask, p.query.shape[:-1] + (p.kv_len,)))
+            raise ValueError(
+                f"mask must be None: {d.call} takes neither this mask nor this alignment or window."
+            )
+        call[d.arguments["mask"]] = np.ascontiguousarray(
+            np.broadcast_to(mask, (*p.query.shape[:-1], p.kv_len))
+        )
     if bias is not None:
         if d.arguments.get("bias") is None:
             raise ValueError(f"bias must be None: {d.call} has none.")
-        wide = p.alibi_slopes is not None or p.bias is not None and p.bias.dtype.itemsize > 2
-        kind = np.dtype(np.float32) if wide and d.float32_bias and p.query.dtype.itemsize == 2 else p.query.dtype
-        call[d.arguments["bias"]] = np.ascontiguousarray(np.broadcast_to(bias, p.query.shape[:-1] + (p.kv_len,))).astype(kind)
+        wide = p.alibi_slopes is not None or (p.bias is not None and p.bias.dtype.itemsize > 2)
+        kind = (
+            np.dtype(np.float32)
+            if wide and d.float32_bias and p.query.dtype.itemsize == 2
+            else p.query.dtype
+        )
+        call[d.arguments["bias"]] = np.ascontiguousarray(
+            np.broadcast_to(bias, (*p.query.shape[:-1], p.kv_len))
+        ).astype(kind)
 
 
 def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty=None):
@@ -349,7 +421,8 @@ def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty
 def result_from_ours(name: str, output, lse=None, *, sinks=None):
     """Our output and lse as the library returns them, to compare with it or to hand on.
 
-    Rows without keys become what the library gives where it can be told (0 and its lse); "mean of values" stays 0.
+    Rows without keys become what the library gives where it can be told (0 and its lse); "mean of values"
+    stays 0.
     """
     d = dialect(name)
     if lse is not None:

@@ -1,4 +1,6 @@
-"""A kernel under test as a function of our arguments, whatever dialect it speaks and whatever it supports."""
+"""A kernel under test as a function of our arguments, whatever dialect it speaks and whatever it
+supports.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import numpy as np
 
 import refattn
 from refattn.calls.arrays import as_float_array
-from refattn.oracle.dialects.translate import from_ours, result_to_ours
-from refattn.oracle.dialects.table import dialect as dialect_named
 from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.calls.registry import form_called
+from refattn.oracle.dialects.table import dialect as dialect_named
+from refattn.oracle.dialects.translate import from_ours, result_to_ours
 from refattn.oracle.harness.guards import damage, guard_all, guarded_output
 
 BATCHED_AXES = 4  # of a query with one batch axis
@@ -41,7 +43,10 @@ class Result:
 
     def same_bits(self, other) -> bool:
         pairs = [(self.output, other.output), (self.lse, other.lse)]
-        return all((a is None) == (b is None) and (a is None or a.dtype == b.dtype and a.tobytes() == b.tobytes()) for a, b in pairs)
+        return all(
+            (a is None) == (b is None) and (a is None or (a.dtype == b.dtype and a.tobytes() == b.tobytes()))
+            for a, b in pairs
+        )
 
 
 class KernelCall:
@@ -54,13 +59,16 @@ class KernelCall:
     function : str
         Whose arguments it takes, as `refattn` calls it.
     dialect : str
-        "refattn", or a name of `refattn.oracle.dialects.table.DIALECTS`: the kernel is then called with that library's keyword arguments
-        (NumPy arrays) and returns in its layout and conventions.
+        "refattn", or a name of `refattn.oracle.dialects.table.DIALECTS`: the kernel is then called with
+        that library's keyword arguments (NumPy arrays) and returns in its layout and conventions.
     supports : set of str, optional
-        Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters of its signature, else all.
+        Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters
+        of its signature, else all.
     """
 
-    def __init__(self, kernel: Callable, function: str = "attention", dialect: str = "refattn", supports=None):
+    def __init__(
+        self, kernel: Callable, function: str = "attention", dialect: str = "refattn", supports=None
+    ):
         if not callable(kernel):
             raise TypeError(f"kernel must be callable; got kernel={kernel!r}.")
         self.form = form_called(function)
@@ -80,7 +88,10 @@ class KernelCall:
                 raise TypeError(f"supports must be a set of option names; got supports={supports!r}.")
             unknown = {*supports} - {*self.form.arguments, "dropout"}
             if unknown:
-                raise ValueError(f"supports must hold names of {', '.join(self.form.arguments)}; got {sorted(unknown)[0]!r}.")
+                raise ValueError(
+                    f"supports must hold names of {', '.join(self.form.arguments)}; got "
+                    f"{sorted(unknown)[0]!r}."
+                )
             named = {*supports}
             return named | {"dropout_mask", "dropout_rate"} if "dropout" in named else named
         if self.dialect.name != "refattn" or self.parameters is None:
@@ -114,7 +125,8 @@ class KernelCall:
         layout : str
             Of `refattn.oracle.harness.guards.LAYOUTS`.
         out_dtype : dtype, optional
-            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets one in the dtype of the query.
+            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets
+            one in the dtype of the query.
 
         Raises
         ------
@@ -157,7 +169,9 @@ class KernelCall:
             if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
                 raise
             reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
-            raise Unsupported(f"{reason}: raised {type(error).__name__}") from error  # kernels of (B, H, T, D) need not take others
+            raise Unsupported(
+                f"{reason}: raised {type(error).__name__}"
+            ) from error  # kernels of (B, H, T, D) need not take others
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
@@ -166,24 +180,49 @@ class KernelCall:
             if not parts:
                 raise Unsupported("no batch axis")
             lses = None if parts[0].lse is None else np.stack([part.lse for part in parts])
-            return Result(np.stack([part.output for part in parts]), lses, [words for part in parts for words in part.damage])
+            return Result(
+                np.stack([part.output for part in parts]),
+                lses,
+                [words for part in parts for words in part.damage],
+            )
         try:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
-            raise Unsupported(str(error).partition("; got ")[0]) from error  # one reason, whatever the numbers
-        if "alibi_slopes" in options and "alibi_slopes" not in d.arguments and arrays[0].dtype.itemsize == 2 and not d.float32_bias:
+            raise Unsupported(
+                str(error).partition("; got ")[0]
+            ) from error  # one reason, whatever the numbers
+        if (
+            "alibi_slopes" in options
+            and "alibi_slopes" not in d.arguments
+            and arrays[0].dtype.itemsize == 2
+            and not d.float32_bias
+        ):
             raise Unsupported(f"ALiBi, drawn in the mask, would be rounded to {arrays[0].dtype.name}")
-        added = d.additive_mask and d.mask_true is None and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
+        added = (
+            d.additive_mask
+            and d.mask_true is None
+            and isinstance(call.get(d.arguments.get("bias")), np.ndarray)
+        )
         if added and not all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays):
             raise Unsupported("a mask that is added cannot hide NaN")
-        positional = [name for name, value in call.items() if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype.kind not in "biu"]
+        positional = [
+            name
+            for name, value in call.items()
+            if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype.kind not in "biu"
+        ]
         inner = {name: value for name, value in call.items() if name not in positional}
         views, inner, guards = guard_all([call[name] for name in positional], inner, positional, layout)
         output, lse = _output_and_lse(self.kernel(**dict(zip(positional, views, strict=True)), **inner))
         found = damage(guards)
         lse = None if d.lse_base is None else lse
-        empty = None if d.empty_output == "zero" and d.empty_lse in ("-inf", "+inf", None) else self._empty_rows(arrays, options)
-        output, lse = result_to_ours(d.name, output, lse, heads=arrays[0].shape[-3], sinks=options.get("sinks"), empty=empty)
+        empty = (
+            None
+            if d.empty_output == "zero" and d.empty_lse in ("-inf", "+inf", None)
+            else self._empty_rows(arrays, options)
+        )
+        output, lse = result_to_ours(
+            d.name, output, lse, heads=arrays[0].shape[-3], sinks=options.get("sinks"), empty=empty
+        )
         return Result(np.array(output), None if lse is None else np.array(lse), found)
 
     def _empty_rows(self, arrays, options):
@@ -195,7 +234,9 @@ class KernelCall:
 def _sequence(arrays, options, b):
     """One sequence of a batch."""
     cut = dict(options)
-    batch_axes = {option.name: {PER_ENTRY: 1, PER_HEAD: 2, PER_SCORE: 4}.get(option.belongs_to) for option in OPTIONS}
+    batch_axes = {
+        option.name: {PER_ENTRY: 1, PER_HEAD: 2, PER_SCORE: 4}.get(option.belongs_to) for option in OPTIONS
+    }
     for name, value in options.items():
         if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
             cut[name] = value[b if len(value) > 1 else 0]
@@ -214,7 +255,9 @@ def _parameters(kernel):
 
 
 def _output_and_lse(returned):
-    output, lse = returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (returned, None)
+    output, lse = (
+        returned if isinstance(returned, (tuple, list)) and len(returned) == 2 else (returned, None)
+    )
     if isinstance(output, (tuple, list)):
         raise TypeError(f"kernel must return output or (output, lse); got {len(returned)} values.")
     return as_float_array(output, "output"), None if lse is None else as_float_array(lse, "lse")
@@ -225,7 +268,13 @@ def _flashmla_call(arrays, options):
     query, keys, values = arrays
     if keys.shape[1] != 1 or not np.array_equal(keys[..., : values.shape[-1]], values, equal_nan=True):
         raise ValueError("FlashMLA reads one key head whose first dims are the values.")
-    names = {"kv_lengths": "cache_seqlens", "block_table": "block_table", "scale": "softmax_scale", "causal": "causal", "sinks": "attn_sink"}
+    names = {
+        "kv_lengths": "cache_seqlens",
+        "block_table": "block_table",
+        "scale": "softmax_scale",
+        "causal": "causal",
+        "sinks": "attn_sink",
+    }
     unknown = [name for name in options if name not in names]
     if unknown:
         raise ValueError(f"flash_mla_with_kvcache has no {unknown[0]}.")

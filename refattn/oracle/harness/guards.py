@@ -1,7 +1,8 @@
 """Buffers that betray a kernel which reads or writes where it must not.
 
-Every array handed to a kernel lies inside a larger buffer. What surrounds it is NaN where numbers are floating, so that a read past the end
-reaches the output, and is compared byte for byte after the call, so that a write shows as well.
+Every array handed to a kernel lies inside a larger buffer. What surrounds it is NaN where numbers are
+floating, so that a read past the end reaches the output, and is compared byte for byte after the call, so
+that a write shows as well.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def _filled(count, dtype):
 
 
 def _room(shape, dtype, shift=0):
-    """A buffer with guards and a C-contiguous view of `shape` in it, aligned to ALIGNMENT plus `shift` bytes."""
+    """A buffer with guards and a C-contiguous view of `shape` in it, aligned to ALIGNMENT plus
+    `shift` bytes.
+    """
     row = dtype.itemsize * (shape[-1] if shape else 1)
     guard = -(-max(GUARD_BYTES, 64 * row) // ALIGNMENT) * ALIGNMENT
     nbytes = dtype.itemsize * math.prod(shape)
@@ -81,7 +84,9 @@ def _room(shape, dtype, shift=0):
 
 
 def _padded(shape, dtype):
-    """Rows and columns of NaN after each matrix, so that a tile that is read too far shows within a head as well."""
+    """Rows and columns of NaN after each matrix, so that a tile that is read too far shows within a
+    head as well.
+    """
     if len(shape) < 2:
         return _room(shape, dtype)
     buffer, room = _room((*shape[:-2], shape[-2] + 17, shape[-1] + 5), dtype)

@@ -1,10 +1,13 @@
-"""Identities a kernel must obey whatever the right answer is: two of its own results, from calls that mean the same, are compared.
+"""Identities a kernel must obey whatever the right answer is: two of its own results, from calls that mean
+the same, are compared.
 
-What the two may differ by is the sum of their error bounds. The reference only sets that allowance; it says nothing about the numbers.
+What the two may differ by is the sum of their error bounds. The reference only sets that allowance; it
+says nothing about the numbers.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,18 +33,29 @@ class State:
 
     def rows(self, index) -> State:
         """The same index of (..., H, T) of all four."""
-        return State(*(None if part is None else part[index] for part in (self.output, self.lse, self.output_allowance, self.lse_allowance)))
+        return State(
+            *(
+                None if part is None else part[index]
+                for part in (self.output, self.lse, self.output_allowance, self.lse_allowance)
+            )
+        )
+
+
+def _as_they_are(inputs):
+    return inputs
 
 
 @dataclass
 class Run:
-    """Calls the kernel and attaches the bound; `call(arrays, options)` gives an object with output and lse."""
+    """Calls the kernel and attaches the bound; `call(arrays, options)` gives an object with output
+    and lse.
+    """
 
     call: Callable
     spec: object
     function: str
     form: str | None = None
-    fitted: Callable = staticmethod(lambda inputs: inputs)  # gives inputs the head sizes the kernel is built for
+    fitted: Callable = _as_they_are  # gives inputs the head sizes the kernel is built for
 
     def __call__(self, *arrays, **options) -> State:
         return _Lazy(self, arrays, options)
@@ -52,7 +66,10 @@ class _Lazy(State):
 
     def __init__(self, run, arrays, options):
         result = run.call(arrays, options)
-        self.output, self.lse = np.asarray(result.output, np.float64), None if result.lse is None else np.asarray(result.lse, np.float64)
+        self.output, self.lse = (
+            np.asarray(result.output, np.float64),
+            None if result.lse is None else np.asarray(result.lse, np.float64),
+        )
         self._of = run, arrays, options
 
     @cached_property
@@ -96,7 +113,8 @@ class Identity:
 
 
 def use_of_allowance(first: State, second: State) -> float:
-    """Largest difference over what the two bounds together allow; inf where one is finite and the other is not.
+    """Largest difference over what the two bounds together allow; inf where one is finite and the other is
+    not.
 
     >>> import numpy as np
     >>> a = State(np.array([1.0]), None, np.array([0.1]), None)
@@ -135,10 +153,12 @@ def _permuted_keys(run, dtype, seed):
 
 
 def _shifted_logits(run, dtype, seed):
-    """Keys moved by one vector u move the scores of row i by scale * q_i . u; small multiples of 1/8 make the move exact."""
+    """Keys moved by one vector u move the scores of row i by scale * q_i . u; small multiples of 1/8
+    make the move exact.
+    """
     rng = np.random.default_rng(seed)
     query, key, value = _dense(run, dtype, seed)
-    dyadic = lambda x: (np.clip(np.rint(np.asarray(x, np.float64) * 4), -8, 8) / 8).astype(dtype)  # noqa: E731
+    dyadic = lambda x: (np.clip(np.rint(np.asarray(x, np.float64) * 4), -8, 8) / 8).astype(dtype)
     query, key = dyadic(query), dyadic(key)
     u = rng.integers(-8, 9, query.shape[-1]) / 8
     whole = run(query, key, value, scale=0.5)
@@ -150,22 +170,25 @@ def _shifted_logits(run, dtype, seed):
 def _split_and_merged(run, dtype, seed):
     query, key, value = _dense(run, dtype, seed, family="wide")
     edges = (0, 5, 22, key.shape[-2])
-    parts = [run(query, key[..., a:b, :], value[..., a:b, :]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [run(query, key[..., a:b, :], value[..., a:b, :]) for a, b in itertools.pairwise(edges)]
     yield run(query, key, value), merged(parts)
 
 
 def merged(parts) -> State:
     """Partial states joined by `refattn.merge_states`, with the error that theirs turn into.
 
-    Weights w_k = exp(lse_k - lse) are off by a factor within exp(+-d), d the largest error of any lse, twice; the output moves by that much
-    of its distance from the partial ones.
+    Weights w_k = exp(lse_k - lse) are off by a factor within exp(+-d), d the largest error of any lse,
+    twice; the output moves by that much of its distance from the partial ones.
     """
     output, lse = refattn.merge_states([p.output for p in parts], [p.lse for p in parts])
     off = np.max([p.lse_allowance for p in parts], axis=0)
     with np.errstate(all="ignore"):
         weights = [np.where(np.isneginf(p.lse), 0.0, np.exp(p.lse - lse))[..., None] for p in parts]
     growth = np.expm1(2.0 * off)[..., None]
-    allowance = sum(w * (p.output_allowance * (1.0 + growth) + growth * np.abs(p.output - output)) for w, p in zip(weights, parts, strict=True))
+    allowance = sum(
+        w * (p.output_allowance * (1.0 + growth) + growth * np.abs(p.output - output))
+        for w, p in zip(weights, parts, strict=True)
+    )
     return State(output, lse, allowance, off)
 
 
@@ -174,7 +197,9 @@ def _prefill_and_decode(run, dtype, seed):
     whole = run(query, key, value, causal=True)
     first = key.shape[-2] - query.shape[-2] + 1
     for i in range(query.shape[-2]):
-        step = run(query[..., i : i + 1, :], key[..., : first + i, :], value[..., : first + i, :], causal=True)
+        step = run(
+            query[..., i : i + 1, :], key[..., : first + i, :], value[..., : first + i, :], causal=True
+        )
         yield whole.rows(np.s_[:, :, i : i + 1]), step
 
 
@@ -183,13 +208,19 @@ def _prefix(run, dtype, seed):
     query, key, value = _dense(run, dtype, seed, sizes=replace(SMALL, q_len=41, kv_len=41))
     whole = run(query, key, value, causal=True)
     for count in (1, 16, 33):
-        yield whole.rows(np.s_[:, :, :count]), run(query[..., :count, :], key[..., :count, :], value[..., :count, :], causal=True)
+        yield (
+            whole.rows(np.s_[:, :, :count]),
+            run(query[..., :count, :], key[..., :count, :], value[..., :count, :], causal=True),
+        )
 
 
 def _repeated_heads(run, dtype, seed):
     query, key, value = _dense(run, dtype, seed)
     group = query.shape[-3] // key.shape[-3]
-    yield run(query, key, value), run(query, np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3))
+    yield (
+        run(query, key, value),
+        run(query, np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3)),
+    )
 
 
 def _one_head_at_a_time(run, dtype, seed):
@@ -218,7 +249,10 @@ def _keys_past_the_length(run, dtype, seed):
 def _causal_as_mask(run, dtype, seed):
     query, key, value = _dense(run, dtype, seed)
     rows, keys = query.shape[-2], key.shape[-2]
-    yield run(query, key, value, causal=True), run(query, key, value, mask=np.tri(rows, keys, keys - rows, dtype=bool))
+    yield (
+        run(query, key, value, causal=True),
+        run(query, key, value, mask=np.tri(rows, keys, keys - rows, dtype=bool)),
+    )
 
 
 def _one_packed_sequence_at_a_time(run, dtype, seed):
@@ -228,7 +262,10 @@ def _one_packed_sequence_at_a_time(run, dtype, seed):
     whole = run(query, key, value, cu_q=cu_q, cu_kv=cu_kv)
     for n in range(len(cu_q) - 1):
         rows, keys = slice(cu_q[n], cu_q[n + 1]), slice(cu_kv[n], cu_kv[n + 1])
-        ends = {"cu_q": np.array([0, rows.stop - rows.start]), "cu_kv": np.array([0, keys.stop - keys.start])}
+        ends = {
+            "cu_q": np.array([0, rows.stop - rows.start]),
+            "cu_kv": np.array([0, keys.stop - keys.start]),
+        }
         yield whole.rows(np.s_[:, rows]), run(query[:, rows], key[:, keys], value[:, keys], **ends)
 
 
@@ -238,7 +275,10 @@ def _pages_elsewhere(run, dtype, seed):
     table, lengths = case.options["block_table"], case.options["kv_lengths"]
     order = np.random.default_rng(seed).permutation(len(pages[0]))
     moved = [x[np.argsort(order)] for x in pages]
-    yield run(query, *pages, block_table=table, kv_lengths=lengths), run(query, *moved, block_table=order[table], kv_lengths=lengths)
+    yield (
+        run(query, *pages, block_table=table, kv_lengths=lengths),
+        run(query, *moved, block_table=order[table], kv_lengths=lengths),
+    )
 
 
 def _one_block_at_a_time(run, dtype, seed):
@@ -257,24 +297,101 @@ def _expanded_and_absorbed(run, dtype, seed):
 def _latents_permuted(run, dtype, seed):
     q_nope, q_rope, latent, k_rope, *weights = latent_inputs(dtype, seed).arrays
     order = np.random.default_rng(seed).permutation(latent.shape[-2])
-    yield run(q_nope, q_rope, latent, k_rope, *weights), run(q_nope, q_rope, latent[..., order, :], k_rope[..., order, :], *weights)
+    yield (
+        run(q_nope, q_rope, latent, k_rope, *weights),
+        run(q_nope, q_rope, latent[..., order, :], k_rope[..., order, :], *weights),
+    )
 
 
 IDENTITIES: tuple[Identity, ...] = (
     Identity("permuted keys", "keys and values in another order", "attention", (), _permuted_keys),
-    Identity("shifted logits", "scores of a row moved by one number: same output, lse moved", "attention", ("scale",), _shifted_logits),
-    Identity("split and merged", "keys in three parts, joined through lse", "attention", ("lse",), _split_and_merged),
-    Identity("prefill and decode", "causal rows at once, and each with its keys alone", "attention", ("causal",), _prefill_and_decode),
-    Identity("causal prefix", "the first causal rows, and the first rows and keys alone", "attention", ("causal",), _prefix),
-    Identity("group and repeated heads", "grouped heads, and keys and values repeated", "attention", (), _repeated_heads),
-    Identity("one head at a time", "all heads at once, and each alone", "attention", (), _one_head_at_a_time),
-    Identity("one sequence at a time", "the batch, and each of its sequences alone", "attention", (), _one_sequence_at_a_time),
-    Identity("keys past the length", "keys appended behind kv_lengths change nothing", "attention", ("kv_lengths",), _keys_past_the_length),
-    Identity("causal as a mask", "causal=True, and the same drawn as a mask", "attention", ("causal", "mask"), _causal_as_mask),
-    Identity("one packed sequence at a time", "the packed batch, and each sequence alone", "packed_attention", (), _one_packed_sequence_at_a_time),
-    Identity("pages elsewhere", "the same pages in other places, the table changed alike", "paged_attention", (), _pages_elsewhere),
-    Identity("one block at a time", "all blocks, and each alone", "block_local_attention", ("causal",), _one_block_at_a_time),
-    Identity("expanded and absorbed", "both forms of latent attention", "latent_attention", ("form",), _expanded_and_absorbed),
+    Identity(
+        "shifted logits",
+        "scores of a row moved by one number: same output, lse moved",
+        "attention",
+        ("scale",),
+        _shifted_logits,
+    ),
+    Identity(
+        "split and merged",
+        "keys in three parts, joined through lse",
+        "attention",
+        ("lse",),
+        _split_and_merged,
+    ),
+    Identity(
+        "prefill and decode",
+        "causal rows at once, and each with its keys alone",
+        "attention",
+        ("causal",),
+        _prefill_and_decode,
+    ),
+    Identity(
+        "causal prefix",
+        "the first causal rows, and the first rows and keys alone",
+        "attention",
+        ("causal",),
+        _prefix,
+    ),
+    Identity(
+        "group and repeated heads",
+        "grouped heads, and keys and values repeated",
+        "attention",
+        (),
+        _repeated_heads,
+    ),
+    Identity(
+        "one head at a time", "all heads at once, and each alone", "attention", (), _one_head_at_a_time
+    ),
+    Identity(
+        "one sequence at a time",
+        "the batch, and each of its sequences alone",
+        "attention",
+        (),
+        _one_sequence_at_a_time,
+    ),
+    Identity(
+        "keys past the length",
+        "keys appended behind kv_lengths change nothing",
+        "attention",
+        ("kv_lengths",),
+        _keys_past_the_length,
+    ),
+    Identity(
+        "causal as a mask",
+        "causal=True, and the same drawn as a mask",
+        "attention",
+        ("causal", "mask"),
+        _causal_as_mask,
+    ),
+    Identity(
+        "one packed sequence at a time",
+        "the packed batch, and each sequence alone",
+        "packed_attention",
+        (),
+        _one_packed_sequence_at_a_time,
+    ),
+    Identity(
+        "pages elsewhere",
+        "the same pages in other places, the table changed alike",
+        "paged_attention",
+        (),
+        _pages_elsewhere,
+    ),
+    Identity(
+        "one block at a time",
+        "all blocks, and each alone",
+        "block_local_attention",
+        ("causal",),
+        _one_block_at_a_time,
+    ),
+    Identity(
+        "expanded and absorbed",
+        "both forms of latent attention",
+        "latent_attention",
+        ("form",),
+        _expanded_and_absorbed,
+    ),
     Identity("permuted latents", "latents in another order", "latent_attention", (), _latents_permuted),
 )
 

@@ -1,8 +1,10 @@
-"""`check_kernel` for kernels that join partial results, as `refattn.merge_states` does: (outputs, lses) -> (output, lse).
+"""`check_kernel` for kernels that join partial results, as `refattn.merge_states` does: (outputs, lses) ->
+(output, lse).
 
-The bound is rigorous. With exact weights p_k = exp(lse_k - lse), a weight off by the relative error d_k moves the output by
-sum_k p_k d_k (o_k - o) / (1 - sum_k p_k d_k): first what the kernel's exponents lose (each lse rounded once, as where it is scaled to base 2,
-their difference, its product), then its exponential; products, sums and the division add (N + 2) roundoffs of sum_k p_k |o_k|.
+The bound is rigorous. With exact weights p_k = exp(lse_k - lse), a weight off by the relative error d_k
+moves the output by sum_k p_k d_k (o_k - o) / (1 - sum_k p_k d_k): first what the kernel's exponents lose
+(each lse rounded once, as where it is scaled to base 2, their difference, its product), then its
+exponential; products, sums and the division add (N + 2) roundoffs of sum_k p_k |o_k|.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import numpy as np
 import refattn
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.run import Bench, Failure, Trial
-from refattn.oracle.inputs.variants import JUNK
 from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.inputs.variants import JUNK
 
 SHAPE = 2, 3, 7, 6  # batch, heads, rows, v_head_dim
 
@@ -39,15 +41,25 @@ def merge_bound(outputs, lses, spec) -> MergeBound:
     with np.errstate(all="ignore"):
         p = np.where(np.isneginf(lses), 0.0, np.exp(lses - lse))
         top = np.abs(np.max(lses, axis=0))
-        exponent = 3.0 * roundoff * (np.where(np.isfinite(lses), np.abs(lses), 0.0) + np.where(np.isfinite(top), top, 0.0))
+        exponent = (
+            3.0
+            * roundoff
+            * (np.where(np.isfinite(lses), np.abs(lses), 0.0) + np.where(np.isfinite(top), top, 0.0))
+        )
         weight = np.where(p > 0, np.expm1(exponent) + spec.exp_error, 0.0)  # d_k
         drift = (p * weight).sum(0)
         size = np.where(np.isneginf(lses)[..., None], 0.0, np.abs(outputs))
         spread = np.where(p[..., None] > 0, np.abs(outputs - output), 0.0)
-        moved = (p * weight)[..., None] * spread + ((len(lses) + 2) * roundoff * p[..., None] + spec.softmax.smallest_normal) * size
+        moved = (p * weight)[..., None] * spread + (
+            (len(lses) + 2) * roundoff * p[..., None] + spec.softmax.smallest_normal
+        ) * size
         moved = moved.sum(0) / (1.0 - drift)[..., None]
-        output_bound = moved + spec.output.unit_roundoff * (np.abs(output) + moved) + spec.output.half_subnormal_step
-        total = (drift + len(lses) * roundoff) / (1.0 - drift) + 4.0 * roundoff * (1.0 + top + np.abs(lse))  # of the sum, then of its log
+        output_bound = (
+            moved + spec.output.unit_roundoff * (np.abs(output) + moved) + spec.output.half_subnormal_step
+        )
+        total = (drift + len(lses) * roundoff) / (1.0 - drift) + 4.0 * roundoff * (
+            1.0 + top + np.abs(lse)
+        )  # of the sum, then of its log
         lse_bound = total + spec.lse.unit_roundoff * (np.abs(lse) + total)
     return MergeBound(output, lse, output_bound, lse_bound)
 
@@ -69,9 +81,13 @@ def merge_cases(dtype, seed, level) -> Iterator[AttentionInputs]:
 
 def _states(name, rng, dtype, count, *, middle=0.0, spread=2.0, empty=None, filler=None):
     outputs = rng.standard_normal((count, *SHAPE)).astype(dtype)
-    lses = (middle + spread * rng.standard_normal((count, *SHAPE[:-1]))).astype(np.float64 if dtype == np.float64 else np.float32)
+    lses = (middle + spread * rng.standard_normal((count, *SHAPE[:-1]))).astype(
+        np.float64 if dtype == np.float64 else np.float32
+    )
     if empty is not None:
-        outputs[empty, :, :, ::3], lses[empty, :, :, ::3] = (0, -np.inf) if filler is None else (filler, filler)
+        outputs[empty, :, :, ::3], lses[empty, :, :, ::3] = (
+            (0, -np.inf) if filler is None else (filler, filler)
+        )
     return AttentionInputs(name, "normal", "merge_states", (outputs, lses))
 
 
@@ -90,10 +106,16 @@ class MergeBench(Bench):
     def judged(self, inputs, result):
         exact = merge_bound(*inputs.arrays, self.spec)
         use = self.use(result.output, exact.output, exact.output_bound, "output", result)
-        return use if result.lse is None else max(use, self.use(result.lse, exact.lse, exact.lse_bound, "lse", result))
+        return (
+            use
+            if result.lse is None
+            else max(use, self.use(result.lse, exact.lse, exact.lse_bound, "lse", result))
+        )
 
     def use(self, got, expected, bound, name, result) -> float:
-        """Largest error / bound; Failure where it is above 1, and where one is finite and the other is not."""
+        """Largest error / bound; Failure where it is above 1, and where one is finite and the other
+        is not.
+        """
         got = np.asarray(got, np.float64)
         if got.shape != expected.shape:
             raise Failure(f"{name} must have shape {expected.shape}; got {got.shape}", None, result)
@@ -103,31 +125,58 @@ class MergeBench(Bench):
         ratio = np.where(np.isnan(ratio), np.inf, ratio)
         if (ratio > 1).any():
             at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
-            words = f"{name}: {np.count_nonzero(ratio > 1)} of {ratio.size} elements beyond the bound, the worst at {at}: "
-            raise Failure(words + f"got {got[at]:.9g}, expected {expected[at]:.9g}, bound {bound[at]:.3g}", None, result)
+            words = (
+                f"{name}: {np.count_nonzero(ratio > 1)} of {ratio.size} elements beyond the bound, the "
+                f"worst at {at}: "
+            )
+            raise Failure(
+                words + f"got {got[at]:.9g}, expected {expected[at]:.9g}, bound {bound[at]:.3g}",
+                None,
+                result,
+            )
         return float(ratio.max(initial=0.0))
 
     def tests(self) -> Iterator[Trial]:
         cases = list(merge_cases(self.dtype, self.seed, self.level))
         for inputs in cases:
-            yield Trial("reference", inputs.name, lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, {})), inputs)
+            yield Trial(
+                "reference",
+                inputs.name,
+                lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, {})),
+                inputs,
+            )
         plain = next(inputs for inputs in cases if inputs.name == "3 states")
         yield Trial("identities", "states in another order", lambda: self.reordered(plain))
         yield Trial("identities", "two joined, then the third", lambda: self.in_turn(plain))
         hidden = hidden_states(self.dtype, self.seed, np.nan if self.hides_nan else JUNK)
-        yield Trial("hidden slots", hidden.name, lambda: self.judged(hidden, self.run(hidden.arrays, {})), hidden)
+        yield Trial(
+            "hidden slots", hidden.name, lambda: self.judged(hidden, self.run(hidden.arrays, {})), hidden
+        )
         yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
         yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
         for inputs in cases[:4]:
             yield Trial("repeatable", inputs.name, lambda inputs=inputs: self.repeatable(inputs))
         for layout in LAYOUTS:
             if layout != "contiguous":
-                yield Trial("strides", layout, lambda layout=layout: self.judged(plain, self.run(plain.arrays, {}, layout=layout)), plain)
+                yield Trial(
+                    "strides",
+                    layout,
+                    lambda layout=layout: self.judged(plain, self.run(plain.arrays, {}, layout=layout)),
+                    plain,
+                )
 
     def reordered(self, inputs):
-        first, second = (self.run(arrays, {}) for arrays in (inputs.arrays, tuple(array[::-1] for array in inputs.arrays)))
+        first, second = (
+            self.run(arrays, {}) for arrays in (inputs.arrays, tuple(array[::-1] for array in inputs.arrays))
+        )
         exact = merge_bound(*inputs.arrays, self.spec)
-        return self.use(first.output, np.asarray(second.output, np.float64), 2.0 * exact.output_bound, "output in another order", first)
+        return self.use(
+            first.output,
+            np.asarray(second.output, np.float64),
+            2.0 * exact.output_bound,
+            "output in another order",
+            first,
+        )
 
     def in_turn(self, inputs):
         """Associativity: the error of the first join, and what the error of its lse moves, come on top."""
@@ -135,10 +184,20 @@ class MergeBench(Bench):
         pair = self.run((outputs[:2], lses[:2]), {})
         if pair.lse is None:
             return self.judged(inputs, self.run(inputs.arrays, {}))
-        joined = [np.stack([np.asarray(one).astype(many.dtype), many[2]]) for one, many in ((pair.output, outputs), (pair.lse, lses))]
+        joined = [
+            np.stack([np.asarray(one).astype(many.dtype), many[2]])
+            for one, many in ((pair.output, outputs), (pair.lse, lses))
+        ]
         whole, twice = self.run(inputs.arrays, {}), self.run(tuple(joined), {})
         before, after = merge_bound(outputs[:2], lses[:2], self.spec), merge_bound(*joined, self.spec)
         exact = merge_bound(outputs, lses, self.spec)
         spread = np.ptp(np.asarray(outputs, np.float64), axis=0)
-        bound = exact.output_bound + after.output_bound + before.output_bound + np.expm1(2.0 * before.lse_bound)[..., None] * spread
-        return self.use(twice.output, np.asarray(whole.output, np.float64), bound, "output of two joins", twice)
+        bound = (
+            exact.output_bound
+            + after.output_bound
+            + before.output_bound
+            + np.expm1(2.0 * before.lse_bound)[..., None] * spread
+        )
+        return self.use(
+            twice.output, np.asarray(whole.output, np.float64), bound, "output of two joins", twice
+        )

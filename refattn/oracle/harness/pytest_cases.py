@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refattn.calls.registry import form_called
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.run import checked_head_dims
+from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.variants import fitted, with_numbers
-from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.verdict.check import check
 
 DIAGNOSIS_SECONDS = 10.0
@@ -52,7 +52,9 @@ def settings_of(node, config) -> Settings:
         given |= marker.kwargs
     unknown = {*given} - {*MARKER_ARGUMENTS}
     if unknown:
-        raise TypeError(f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}.")
+        raise TypeError(
+            f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}."
+        )
     spec = given.get("spec", _spec_of_the_command_line(config))
     dtype = given.get("dtype") or _dtype_of(spec)
     if dtype == "bfloat16":
@@ -61,10 +63,17 @@ def settings_of(node, config) -> Settings:
         dtype = ml_dtypes.bfloat16
     families = given.get("families")
     return Settings(
-        given.get("function", "attention"), np.dtype(dtype), kernel_spec(spec, np.dtype(dtype)), frozenset(given.get("supports", form_called(given.get("function", "attention")).arguments)),
-        None if families is None else frozenset([families] if isinstance(families, str) else families), given.get("dialect", "refattn"),
-        given.get("head_dims"), given.get("hides_nan", True), config.getoption("--refattn-level"), config.getoption("--refattn-seed"),
-    )  # fmt: skip
+        given.get("function", "attention"),
+        np.dtype(dtype),
+        kernel_spec(spec, np.dtype(dtype)),
+        frozenset(given.get("supports", form_called(given.get("function", "attention")).arguments)),
+        None if families is None else frozenset([families] if isinstance(families, str) else families),
+        given.get("dialect", "refattn"),
+        given.get("head_dims"),
+        given.get("hides_nan", True),
+        config.getoption("--refattn-level"),
+        config.getoption("--refattn-seed"),
+    )
 
 
 def _spec_of_the_command_line(config):
@@ -86,7 +95,12 @@ def parametrize(metafunc) -> str:
         chosen, settings = _chosen(metafunc.definition, metafunc.config)
     except (TypeError, ValueError) as error:
         return str(error)
-    metafunc.parametrize("refattn_case", [AttentionCase(case, settings) for case in chosen], ids=[_id(case.name) for case in chosen], indirect=True)
+    metafunc.parametrize(
+        "refattn_case",
+        [AttentionCase(case, settings) for case in chosen],
+        ids=[_id(case.name) for case in chosen],
+        indirect=True,
+    )
     return ""
 
 
@@ -94,16 +108,27 @@ def _chosen(node, config):
     settings = settings_of(node, config)
     call = KernelCall(lambda **options: None, settings.function, settings.dialect, settings.supports)
     if call.form.joins:
-        raise ValueError(f"function must compute attention; got {settings.function!r}. refattn_check_kernel takes merge kernels.")
+        raise ValueError(
+            f"function must compute attention; got {settings.function!r}. refattn_check_kernel takes merge "
+            "kernels."
+        )
     dtype, seed, of_form = settings.dtype, settings.seed, inputs_of(call.form)
     inputs = [*of_form.cases(dtype, seed, settings.level, call), *of_form.exact(dtype, seed)]
     head_dims = checked_head_dims(settings.head_dims, call)
     if head_dims is not None:
         inputs = [case for case in inputs if "head_dim" not in case.name]
     inputs = [fitted(case if settings.hides_nan else with_numbers(case), head_dims) for case in inputs]
-    chosen = [case for case in inputs if not call.unsupported(case.options) and (settings.families is None or case.family in settings.families)]
+    chosen = [
+        case
+        for case in inputs
+        if not call.unsupported(case.options)
+        and (settings.families is None or case.family in settings.families)
+    ]
     if not chosen:
-        raise ValueError(f"families and supports must leave a case to run; got families={settings.families}, supports={sorted(settings.supports)}.")
+        raise ValueError(
+            f"families and supports must leave a case to run; got families={settings.families}, "
+            f"supports={sorted(settings.supports)}."
+        )
     return chosen, settings
 
 
@@ -114,7 +139,14 @@ def _id(name):
 def reproduction(node, settings) -> str:
     """The command that runs a test again, from the directory where pytest was started."""
     file = os.path.relpath(node.path, node.config.invocation_params.dir)
-    words = ["pytest", "::".join([file, *node.nodeid.split("::")[1:]]), "--refattn-level", settings.level, "--refattn-seed", str(settings.seed)]
+    words = [
+        "pytest",
+        "::".join([file, *node.nodeid.split("::")[1:]]),
+        "--refattn-level",
+        settings.level,
+        "--refattn-seed",
+        str(settings.seed),
+    ]
     spec = node.config.getoption("--refattn-spec")
     return shlex.join(words if spec is None else [*words, "--refattn-spec", spec])
 
@@ -167,7 +199,8 @@ class AttentionCase:
         return getattr(refattn, form_called(self.settings.function).with_lse)(*self.arrays, **self.options)
 
     def check(self, kernel_or_output, lse=None) -> None:
-        """Judge a kernel, called with guarded copies of the inputs in the dialect of the marker, or a result.
+        """Judge a kernel, called with guarded copies of the inputs in the dialect of the marker, or a
+        result.
 
         Raises
         ------
@@ -180,14 +213,18 @@ class AttentionCase:
         output, damage = kernel_or_output, []
         if callable(kernel_or_output) and not hasattr(kernel_or_output, "__array__"):
             try:
-                call = KernelCall(kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports)
+                call = KernelCall(
+                    kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports
+                )
                 result = call(self.arrays, self.options)
             except Unsupported as reason:
                 import pytest
 
                 pytest.skip(str(reason))
             output, lse, damage = result.output, result.lse, result.damage
-        report = check(output, *self.arrays, lse=lse, spec=self.spec, function=self.settings.function, **self.options)
+        report = check(
+            output, *self.arrays, lse=lse, spec=self.spec, function=self.settings.function, **self.options
+        )
         if damage or not report.passed:
             raise AssertionError("\n".join(self._message(report, output, lse, damage)))
 
@@ -202,7 +239,9 @@ class AttentionCase:
         from refattn.oracle.diagnosis.search import diagnose
 
         try:
-            return diagnose(output, *self.arrays, lse=lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **self.options)
+            return diagnose(
+                output, *self.arrays, lse=lse, spec=self.spec, seconds=DIAGNOSIS_SECONDS, **self.options
+            )
         except (TypeError, ValueError) as error:
             return f"none: {error}"
 
@@ -215,9 +254,16 @@ def harness(request):
         from refattn.oracle.harness.run import check_kernel
 
         settings = settings_of(request.node, request.config)
-        defaults = {"function": settings.function, "dialect": settings.dialect, "spec": settings.spec, "dtype": settings.dtype,
-                    "head_dims": settings.head_dims, "hides_nan": settings.hides_nan, "level": settings.level,
-                    "seed": settings.seed}  # fmt: skip
+        defaults = {
+            "function": settings.function,
+            "dialect": settings.dialect,
+            "spec": settings.spec,
+            "dtype": settings.dtype,
+            "head_dims": settings.head_dims,
+            "hides_nan": settings.hides_nan,
+            "level": settings.level,
+            "seed": settings.seed,
+        }
         report = check_kernel(kernel, **{**defaults, **options})
         if not report.passed:
             raise AssertionError(f"{report.text()}\nreproduce: {reproduction(request.node, settings)}")

@@ -2,11 +2,11 @@
 
 Sections, each a list of tests with a name:
 
-    reference     output and lse against the reference, on inputs that bring mistakes out, over options, families and shapes
+    reference     output and lse against the reference, over options, shapes and families of inputs
     exact         calls whose output is known bit for bit
     identities    the kernel against itself (`properties`)
     hidden slots  what no row may see holds NaN, or numbers: the same result
-    guards        inputs and the bytes around all buffers stay as they were; `out=` is written and nothing else
+    guards        inputs and the bytes around all buffers stay as they were; only `out=` is written
     repeatable    equal bits when called again
     strides       inputs that are not contiguous, not aligned, or read-only
 
@@ -22,16 +22,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec, spec_words
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
-from refattn.oracle.inputs.of_form import inputs_of
-from refattn.oracle.inputs.variants import fitted, with_numbers
+from refattn.oracle.harness.identities import Run, identities, use_of_allowance
 from refattn.oracle.harness.table import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.harness.identities import Run, identities, use_of_allowance
-from refattn.oracle.verdict.report import Report
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec, spec_words
+from refattn.oracle.inputs.of_form import inputs_of
+from refattn.oracle.inputs.variants import fitted, with_numbers
 from refattn.oracle.verdict.check import check
+from refattn.oracle.verdict.report import Report
 
 LEVELS = ("quick", "full")
 DIAGNOSED = 3  # failures that are explained; each may take seconds
@@ -63,42 +63,62 @@ class Trial:
 
 
 def check_kernel(
-    kernel: Callable, *, function="attention", dialect="refattn", spec=None, level="quick", dtype=None, supports=None, form=None, head_dims=None,
-    hides_nan=True, seed=0, only=None, skip=(), diagnose=True, max_failures=None, progress=None,
+    kernel: Callable,
+    *,
+    function="attention",
+    dialect="refattn",
+    spec=None,
+    level="quick",
+    dtype=None,
+    supports=None,
+    form=None,
+    head_dims=None,
+    hides_nan=True,
+    seed=0,
+    only=None,
+    skip=(),
+    diagnose=True,
+    max_failures=None,
+    progress=None,
 ) -> HarnessReport:
     """Test a kernel on everything it says it supports.
 
     Parameters
     ----------
     kernel : callable
-        Called with the arrays of `function` and its options as keywords (or as `dialect` spells them); returns output or (output, lse).
-        Where its signature has `out`, that is tested too; where `out` has no default, every call gets one in the dtype of the query.
-        NotImplementedError skips a test, with its message as the reason.
+        Called with the arrays of `function` and its options as keywords (or as `dialect` spells them);
+        returns output or (output, lse). Where its signature has `out`, that is tested too; where `out`
+        has no default, every call gets one in the dtype of the query. NotImplementedError skips a test,
+        with its message as the reason.
     function : str
-        "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or "merge_states": whose arguments
-        it takes; states come stacked on a new first axis.
+        "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or
+        "merge_states": whose arguments it takes; states come stacked on a new first axis.
     dialect : str
-        Library whose calling conventions the kernel has (`refattn.oracle.dialects.table.DIALECTS`); it gets NumPy arrays.
+        Library whose calling conventions the kernel has (`refattn.oracle.dialects.table.DIALECTS`); it
+        gets NumPy arrays.
     spec : KernelSpec, str, dtype or None
-        The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager bfloat16" and "cpu_kernels float32" are
-        known words.
+        The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager
+        bfloat16" and "cpu_kernels float32" are known words.
     level : {"quick", "full"}
         "quick" takes seconds, "full" adds shapes, random options and other seeds, and takes minutes.
     dtype : dtype, optional
         Of the inputs. Default: that of the spec, or float32.
     supports : set of str, optional
-        Names of the options it has. Default: `kernel.supports`, else the parameters of its signature, else all.
+        Names of the options it has. Default: `kernel.supports`, else the parameters of its signature,
+        else all.
     form : {"absorb", "expand"}, optional
         Latent attention: which form a kernel without a parameter `form` runs. Default "absorb".
     head_dims : int or (int, int), optional
-        head_dim and v_head_dim the kernel is built for; one number for both. Default: small odd ones, different from each other.
+        head_dim and v_head_dim the kernel is built for; one number for both. Default: small odd ones,
+        different from each other.
     hides_nan : bool
-        False for a kernel that multiplies hidden keys and values by a weight of 0, which lets NaN through (torch, ONNX and mlx do): hidden
-        slots then hold large numbers.
+        False for a kernel that multiplies hidden keys and values by a weight of 0, which lets NaN through
+        (torch, ONNX and mlx do): hidden slots then hold large numbers.
     seed : int
         Of all inputs.
     only : str or sequence of str, optional
-        Run the tests whose section and name ("reference: normal causal") contain this; or, as a list, the tests with exactly these names.
+        Run the tests whose section and name ("reference: normal causal") contain this; or, as a list, the
+        tests with exactly these names.
     skip : sequence of str
         Leave out tests whose section and name contain one of these; they are listed as skipped.
     diagnose : bool
@@ -120,9 +140,10 @@ def check_kernel(
 
     Notes
     -----
-    Kernels that rotate query and key themselves are checked call by call: `refattn.oracle.check` on arrays rotated exactly, in float64, by
-    `refattn.oracle.Rope(...).rotate(x, positions)`. The bound then counts their conversion to the input format of the spec, as a kernel
-    does that rounds after rotating; for rotation in float32 itself `spec.replace(input=2.0**-22)` allows for its few roundings.
+    Kernels that rotate query and key themselves are checked call by call: `refattn.oracle.check` on
+    arrays rotated exactly, in float64, by `refattn.oracle.Rope(...).rotate(x, positions)`. The bound then
+    counts their conversion to the input format of the spec, as a kernel does that rounds after rotating;
+    for rotation in float32 itself `spec.replace(input=2.0**-22)` allows for its few roundings.
     `diagnose(..., rope=Rope(...))` knows the mistakes of rotary kernels.
 
     Examples
@@ -135,10 +156,14 @@ def check_kernel(
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
-    bench = _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level)
+    bench = _bench(
+        kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level
+    )
     if not (only is None or isinstance(only, str | list | tuple | set)):
         raise TypeError(f"only must be a string or a list of names; got only={only!r}.")
-    wanted = (lambda name: only in name) if isinstance(only, str) else (lambda name: only is None or name in only)
+    wanted = (
+        (lambda name: only in name) if isinstance(only, str) else (lambda name: only is None or name in only)
+    )
     tests = [test for test in bench.tests() if wanted(test.id)]
     if not tests:
         raise ValueError(f"only must be part of the name of a test, or a list of names; got only={only!r}.")
@@ -168,7 +193,18 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
         from refattn.oracle.harness.merge_bench import MergeBench as bench
     else:
         bench = Bench
-    return bench(call, kernel_spec(spec, dtype), dtype, form, checked_head_dims(head_dims, call), tuple(skip), seed, level, hides_nan, named)
+    return bench(
+        call,
+        kernel_spec(spec, dtype),
+        dtype,
+        form,
+        checked_head_dims(head_dims, call),
+        tuple(skip),
+        seed,
+        level,
+        hides_nan,
+        named,
+    )
 
 
 def checked_head_dims(head_dims, call):
@@ -231,13 +267,27 @@ class Bench:
     supports: set[str] | None = None  # what the caller named; `call.supports` is what holds
 
     def settings(self):
-        return {"function": self.call.function, "dialect": self.call.dialect.name, "level": self.level, "dtype": self.dtype.name, "seed": self.seed}
+        return {
+            "function": self.call.function,
+            "dialect": self.call.dialect.name,
+            "level": self.level,
+            "dtype": self.dtype.name,
+            "seed": self.seed,
+        }
 
     def reproduction(self, test):
-        given = {"function": ("attention", self.call.function), "dialect": ("refattn", self.call.dialect.name), "level": ("quick", self.level),
-                 "dtype": (None, self.dtype.name), "supports": (None, self.supports), "form": (None, self.form),
-                 "head_dims": (None, self.head_dims), "hides_nan": (True, self.hides_nan), "seed": (None, self.seed),
-                 "only": (None, [test.id])}  # fmt: skip
+        given = {
+            "function": ("attention", self.call.function),
+            "dialect": ("refattn", self.call.dialect.name),
+            "level": ("quick", self.level),
+            "dtype": (None, self.dtype.name),
+            "supports": (None, self.supports),
+            "form": (None, self.form),
+            "head_dims": (None, self.head_dims),
+            "hides_nan": (True, self.hides_nan),
+            "seed": (None, self.seed),
+            "only": (None, [test.id]),
+        }
         words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
         return f"check_kernel({self.call.name}, spec={spec_words(self.spec)}, {', '.join(words)})"
 
@@ -262,7 +312,14 @@ class Bench:
     def judged(self, inputs: AttentionInputs, result: Result) -> float:
         """Use of the bound; Failure when it is exceeded."""
         options = self.options_for_check(inputs.options)
-        report = check(result.output, *inputs.arrays, lse=result.lse, spec=self.spec, function=self.call.function, **options)
+        report = check(
+            result.output,
+            *inputs.arrays,
+            lse=result.lse,
+            spec=self.spec,
+            function=self.call.function,
+            **options,
+        )
         if report.wrong:
             raise Failure(report.summary, report, result)
         if not report.passed:
@@ -276,7 +333,14 @@ class Bench:
         measures = () if report is None else (report.output, report.lse)
         near = next((measure.worst for measure in measures if measure is not None and measure.failed), None)
         try:
-            return diagnose(self.replay(inputs, failure.result), *inputs.arrays, spec=self.spec, seconds=DIAGNOSIS_SECONDS, near=near, **options)
+            return diagnose(
+                self.replay(inputs, failure.result),
+                *inputs.arrays,
+                spec=self.spec,
+                seconds=DIAGNOSIS_SECONDS,
+                near=near,
+                **options,
+            )
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
             return None
 
@@ -297,18 +361,35 @@ class Bench:
 
     def tests(self) -> Iterator[Trial]:
         function, of_form = self.call.function, inputs_of(self.call.form)
-        cases = [self.fitted(inputs) for inputs in of_form.cases(self.dtype, self.seed, self.level, self.call)]
+        cases = [
+            self.fitted(inputs) for inputs in of_form.cases(self.dtype, self.seed, self.level, self.call)
+        ]
         if self.head_dims is not None:
             cases = [inputs for inputs in cases if "head_dim" not in inputs.name]
         for inputs in cases:
-            yield Trial("reference", inputs.name, lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)), inputs)
+            yield Trial(
+                "reference",
+                inputs.name,
+                lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)),
+                inputs,
+            )
         for inputs in map(self.fitted, of_form.exact(self.dtype, self.seed)):
-            yield Trial("exact", inputs.name.removeprefix("exact: "), lambda inputs=inputs: self.exact(inputs), inputs)
+            yield Trial(
+                "exact",
+                inputs.name.removeprefix("exact: "),
+                lambda inputs=inputs: self.exact(inputs),
+                inputs,
+            )
         for identity in identities(function):
             yield Trial("identities", identity.name, lambda identity=identity: self.identity(identity))
         for name, *pair in of_form.hidden_pairs(self.dtype, self.seed, self.call):
             clean, poisoned = map(self.fitted, pair)
-            yield Trial("hidden slots", name, lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned), poisoned)
+            yield Trial(
+                "hidden slots",
+                name,
+                lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned),
+                poisoned,
+            )
         plain = cases[1] if self.call.dialect.always_causal else cases[0]
         yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
         yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
@@ -316,7 +397,14 @@ class Bench:
             yield Trial("repeatable", inputs.name, lambda inputs=inputs: self.repeatable(inputs))
         for layout in LAYOUTS:
             if layout != "contiguous":
-                yield Trial("strides", layout, lambda layout=layout: self.judged(plain, self.run(plain.arrays, plain.options, layout=layout)), plain)
+                yield Trial(
+                    "strides",
+                    layout,
+                    lambda layout=layout: self.judged(
+                        plain, self.run(plain.arrays, plain.options, layout=layout)
+                    ),
+                    plain,
+                )
 
     def fitted(self, inputs):
         return fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
@@ -327,7 +415,11 @@ class Bench:
         wrong = np.asarray(result.output, np.float64) != inputs.output
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise Failure(f"the output is {inputs.output[at]!r} exactly at {at}; got {float(result.output[at])!r}", None, result)
+            raise Failure(
+                f"the output is {inputs.output[at]!r} exactly at {at}; got {float(result.output[at])!r}",
+                None,
+                result,
+            )
         return use
 
     def identity(self, identity):
@@ -336,12 +428,16 @@ class Bench:
         if lacking:
             raise Unsupported(lacking)
         form = (self.form or "absorb") if "form" in self.call.form.choices else None
-        run = (_LseRun if "lse" in identity.needs else Run)(self.run, self.spec, identity.function, form, self.fitted)
+        run = (_LseRun if "lse" in identity.needs else Run)(
+            self.run, self.spec, identity.function, form, self.fitted
+        )
         worst = 0.0
         for first, second in identity.pairs(run, self.dtype, self.seed):
             worst = max(worst, use_of_allowance(first, second))
         if not worst <= 1.0:
-            raise Failure(f"{identity.says}: the two differ by {worst:.3g} times what their bounds allow together")
+            raise Failure(
+                f"{identity.says}: the two differ by {worst:.3g} times what their bounds allow together"
+            )
         return worst
 
     def hidden(self, clean, poisoned):
@@ -376,7 +472,10 @@ class Bench:
             if not first.same_bits(again):
                 moved = np.abs(np.asarray(first.output, np.float64) - np.asarray(again.output, np.float64))
                 count, most = np.count_nonzero(moved), np.nanmax(moved)
-                raise Failure(f"called again with the same numbers it gives others: {count} elements, by up to {most:.3g}")
+                raise Failure(
+                    f"called again with the same numbers it gives others: {count} elements, by up to "
+                    f"{most:.3g}"
+                )
 
 
 class _LseRun(Run):

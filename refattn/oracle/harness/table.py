@@ -9,8 +9,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from refattn.oracle.verdict.report import Report
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.verdict.report import Report
 
 FAILURES_SHOWN = 10
 
@@ -61,11 +61,16 @@ class Outcome:
 
     def to_dict(self) -> dict:
         return {
-            "section": self.section, "name": self.name, "status": self.status.lower(), "words": self.words,
-            "use": self.use if self.use is not None and math.isfinite(self.use) else None, "seconds": self.seconds, "reproduce": self.reproduce,
+            "section": self.section,
+            "name": self.name,
+            "status": self.status.lower(),
+            "words": self.words,
+            "use": self.use if self.use is not None and math.isfinite(self.use) else None,
+            "seconds": self.seconds,
+            "reproduce": self.reproduce,
             "report": None if self.report is None else json.loads(self.report.to_json()),
             "diagnosis": None if self.diagnosis is None else str(self.diagnosis),
-        }  # fmt: skip
+        }
 
 
 @dataclass
@@ -98,7 +103,9 @@ class HarnessReport:
         return [outcome for outcome in self.outcomes if outcome.status == "FAIL"]
 
     def count(self, status, section=None) -> int:
-        return sum(outcome.status == status and section in (None, outcome.section) for outcome in self.outcomes)
+        return sum(
+            outcome.status == status and section in (None, outcome.section) for outcome in self.outcomes
+        )
 
     @property
     def summary(self) -> str:
@@ -114,23 +121,50 @@ class HarnessReport:
             part = [outcome for outcome in self.outcomes if outcome.section == section]
             uses = [outcome.use for outcome in part if outcome.use is not None]
             counts = [str(self.count(status, section)) for status in ("pass", "FAIL", "skip")]
-            rows.append((section, *counts, f"{max(uses):.2g}" if uses else "-", f"{sum(outcome.seconds for outcome in part):.1f}"))
+            rows.append(
+                (
+                    section,
+                    *counts,
+                    f"{max(uses):.2g}" if uses else "-",
+                    f"{sum(outcome.seconds for outcome in part):.1f}",
+                )
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for first, *others in rows:
-            cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+            cells = [
+                first.ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)),
+            ]
             lines.append("  " + "  ".join(cells))
         reasons: dict[str, int] = {}
         for outcome in self.outcomes:
             if outcome.status == "skip":
                 reasons[outcome.words] = reasons.get(outcome.words, 0) + 1
         if reasons:
-            lines += ["", *(f"  skipped {count}: {words}" for words, count in sorted(reasons.items(), key=lambda item: -item[1]))]
+            lines += [
+                "",
+                *(
+                    f"  skipped {count}: {words}"
+                    for words, count in sorted(reasons.items(), key=lambda item: -item[1])
+                ),
+            ]
         for outcome in self.failures[:FAILURES_SHOWN]:
             lines += ["", outcome.text()]
         if len(self.failures) > FAILURES_SHOWN:
-            lines += ["", f"and {len(self.failures) - FAILURES_SHOWN} more: " + "; ".join(outcome.id for outcome in self.failures[FAILURES_SHOWN:])]
-        if self.failures and all(outcome.section == "hidden slots" or outcome.name.startswith("poison") for outcome in self.failures):
-            lines += ["", "All failures are calls with NaN in hidden slots; hides_nan=False puts large numbers there instead."]
+            lines += [
+                "",
+                f"and {len(self.failures) - FAILURES_SHOWN} more: "
+                + "; ".join(outcome.id for outcome in self.failures[FAILURES_SHOWN:]),
+            ]
+        if self.failures and all(
+            outcome.section == "hidden slots" or outcome.name.startswith("poison")
+            for outcome in self.failures
+        ):
+            lines += [
+                "",
+                "All failures are calls with NaN in hidden slots; hides_nan=False puts large numbers there "
+                "instead.",
+            ]
         return "\n".join(lines)
 
     __str__ = text
@@ -141,9 +175,12 @@ class HarnessReport:
     def to_dict(self) -> dict:
         """Plain values."""
         return {
-            "kernel": self.kernel, "passed": self.passed, **self.settings, "spec": self.spec.to_dict(),
+            "kernel": self.kernel,
+            "passed": self.passed,
+            **self.settings,
+            "spec": self.spec.to_dict(),
             "outcomes": [outcome.to_dict() for outcome in self.outcomes],
-        }  # fmt: skip
+        }
 
     def to_json(self, **options) -> str:
         """JSON text; `options` go to `json.dumps`."""
@@ -155,7 +192,9 @@ def _indented(text):
 
 
 class Progress:
-    """One line on standard error that says which test runs; a line of its own every ten seconds where there is no terminal."""
+    """One line on standard error that says which test runs; a line of its own every ten seconds where
+    there is no terminal.
+    """
 
     EVERY = 10.0
 

@@ -11,34 +11,73 @@ from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inp
 from refattn.oracle.inputs.variants import named, numbered, seeds_of
 
 
-def block_local_inputs(dtype=np.float32, seed=0, *, length=45, block_size=8, bias=False, mask=False, **options) -> AttentionInputs:
+def block_local_inputs(
+    dtype=np.float32, seed=0, *, length=45, block_size=8, bias=False, mask=False, **options
+) -> AttentionInputs:
     """Five whole blocks and a short one; two sequences, four heads on two key heads."""
     rng = np.random.default_rng([seed, 9])
-    arrays = tuple(rng.standard_normal((2, heads, length, dim)).astype(dtype) for heads, dim in ((4, 24), (2, 24), (2, 20)))
+    arrays = tuple(
+        rng.standard_normal((2, heads, length, dim)).astype(dtype)
+        for heads, dim in ((4, 24), (2, 24), (2, 20))
+    )
     lengths = [f"{options['kv_lengths'].tolist()}"] if "kv_lengths" in options else []
-    name = " ".join([f"block-local {block_size}", *(["bias"] if bias else []), *(["mask"] if mask else []), *options, *lengths])
+    name = " ".join(
+        [
+            f"block-local {block_size}",
+            *(["bias"] if bias else []),
+            *(["mask"] if mask else []),
+            *options,
+            *lengths,
+        ]
+    )
     if bias:
         options["bias"] = rng.standard_normal((length, length)).astype(dtype)
     if mask:
         options["mask"] = rng.random((length, length)) < 0.7
-    return AttentionInputs(name, "normal", "block_local_attention_with_lse", arrays, {"block_size": block_size, **options})
+    return AttentionInputs(
+        name, "normal", "block_local_attention_with_lse", arrays, {"block_size": block_size, **options}
+    )
 
 
 def block_local_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     """Calls that together show every mistake of block-local attention."""
     lengths = np.array([45, 30])
-    return [block_local_inputs(dtype, seed, **options) for options in
-            ({}, {"causal": True}, {"bias": True}, {"mask": True, "causal": True}, {"kv_lengths": lengths}, {"kv_lengths": np.array([5, 3])}, {"block_size": 12},
-             {"block_size": 15}, {"alibi_slopes": 2.0 ** -np.arange(1.0, 5.0)})]  # fmt: skip
+    return [
+        block_local_inputs(dtype, seed, **options)
+        for options in (
+            {},
+            {"causal": True},
+            {"bias": True},
+            {"mask": True, "causal": True},
+            {"kv_lengths": lengths},
+            {"kv_lengths": np.array([5, 3])},
+            {"block_size": 12},
+            {"block_size": 15},
+            {"alibi_slopes": 2.0 ** -np.arange(1.0, 5.0)},
+        )
+    ]
 
 
 def cases(dtype, seed, level, call):
     sizes = Sizes(q_len=53, kv_len=53)
-    for names in ((), ("causal",), ("left window",), ("softcap",), ("sinks",), ("own scale",), ("alibi",), ("lengths",)):
+    for names in (
+        (),
+        ("causal",),
+        ("left window",),
+        ("softcap",),
+        ("sinks",),
+        ("own scale",),
+        ("alibi",),
+        ("lengths",),
+    ):
         for block_size in (16, 53, 7):
             for s in seeds_of(seed, level):
                 inputs = attention_inputs("normal", names, sizes=sizes, dtype=dtype, seed=s)
-                inputs = replace(inputs, function="block_local_attention_with_lse", options={"block_size": block_size, **inputs.options})
+                inputs = replace(
+                    inputs,
+                    function="block_local_attention_with_lse",
+                    options={"block_size": block_size, **inputs.options},
+                )
                 yield numbered(named(inputs, f"blocks of {block_size}"), s, seed)
 
 

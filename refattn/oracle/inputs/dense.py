@@ -19,18 +19,31 @@ RANDOM_CALLS = 100
 
 # one of everything, one more and one less than a tile, no rows, no keys, no columns
 EDGES = {
-    "one row": Sizes(q_len=1), "one key": Sizes(kv_len=1, q_len=1), "one head": Sizes(num_heads=1, num_kv_heads=1),
-    "head_dim 1": Sizes(head_dim=1, v_head_dim=1), "63 keys": Sizes(kv_len=63), "64 keys": Sizes(kv_len=64), "65 keys": Sizes(kv_len=65),
-    "more rows than keys": Sizes(q_len=37, kv_len=23), "head_dim 128": Sizes(batch=1, head_dim=128, v_head_dim=128),
-    "odd head_dim": Sizes(head_dim=33, v_head_dim=7), "multi-query": Sizes(num_heads=8, num_kv_heads=1),
+    "one row": Sizes(q_len=1),
+    "one key": Sizes(kv_len=1, q_len=1),
+    "one head": Sizes(num_heads=1, num_kv_heads=1),
+    "head_dim 1": Sizes(head_dim=1, v_head_dim=1),
+    "63 keys": Sizes(kv_len=63),
+    "64 keys": Sizes(kv_len=64),
+    "65 keys": Sizes(kv_len=65),
+    "more rows than keys": Sizes(q_len=37, kv_len=23),
+    "head_dim 128": Sizes(batch=1, head_dim=128, v_head_dim=128),
+    "odd head_dim": Sizes(head_dim=33, v_head_dim=7),
+    "multi-query": Sizes(num_heads=8, num_kv_heads=1),
     "multi-head": Sizes(num_heads=3, num_kv_heads=3),
-}  # fmt: skip
+}
 FULL_EDGES = {
-    "no rows": Sizes(q_len=0), "no keys": Sizes(kv_len=0), "no sequences": Sizes(batch=0), "127 keys": Sizes(kv_len=127),
-    "128 keys": Sizes(kv_len=128), "129 keys": Sizes(kv_len=129), "129 rows": Sizes(batch=1, q_len=129, kv_len=131),
+    "no rows": Sizes(q_len=0),
+    "no keys": Sizes(kv_len=0),
+    "no sequences": Sizes(batch=0),
+    "127 keys": Sizes(kv_len=127),
+    "128 keys": Sizes(kv_len=128),
+    "129 keys": Sizes(kv_len=129),
+    "129 rows": Sizes(batch=1, q_len=129, kv_len=131),
     "1031 keys": Sizes(batch=1, q_len=3, kv_len=1031),
-    "head_dim 192 and 128": Sizes(batch=1, head_dim=192, v_head_dim=128), "head_dim 256": Sizes(batch=1, head_dim=256, v_head_dim=256),
-}  # fmt: skip
+    "head_dim 192 and 128": Sizes(batch=1, head_dim=192, v_head_dim=128),
+    "head_dim 256": Sizes(batch=1, head_dim=256, v_head_dim=256),
+}
 
 
 def cases(dtype, seed, level, call) -> Iterator[AttentionInputs]:
@@ -49,22 +62,33 @@ def cases(dtype, seed, level, call) -> Iterator[AttentionInputs]:
         yield from published_cases(dtype, seed, batch_axes=call.dialect.name == "refattn")
         for more in range(1, FULL_SEEDS):
             for family, names in DENSE_SUITE:
-                yield named(attention_inputs(family, names, dtype=dtype, seed=seed + more), f"seed {seed + more}")
+                yield named(
+                    attention_inputs(family, names, dtype=dtype, seed=seed + more), f"seed {seed + more}"
+                )
         yield from _random(dtype, seed, call)
 
 
 def _random(dtype, seed, call):
     """Random options and sizes, of what the kernel supports."""
-    allowed = [name for name in OPTION_NAMES if not call.unsupported(attention_inputs("normal", (name,)).options)]
+    allowed = [
+        name for name in OPTION_NAMES if not call.unsupported(attention_inputs("normal", (name,)).options)
+    ]
     rng = np.random.default_rng([seed, 7])
     for n in range(RANDOM_CALLS):
         heads = int(rng.integers(1, 4))
         sizes = Sizes(
-            int(rng.integers(1, 4)), heads * int(rng.integers(1, 5)), heads, int(rng.integers(1, 40)), int(rng.integers(1, 200)),
-            int(rng.integers(1, 80)), int(rng.integers(1, 80)),
-        )  # fmt: skip
+            int(rng.integers(1, 4)),
+            heads * int(rng.integers(1, 5)),
+            heads,
+            int(rng.integers(1, 40)),
+            int(rng.integers(1, 200)),
+            int(rng.integers(1, 80)),
+            int(rng.integers(1, 80)),
+        )
         names = [name for name in allowed if rng.random() < 0.25]
-        yield named(attention_inputs("normal", names, sizes=sizes, dtype=dtype, seed=seed + n), f"random {n}")
+        yield named(
+            attention_inputs("normal", names, sizes=sizes, dtype=dtype, seed=seed + n), f"random {n}"
+        )
 
 
 def exact(dtype, seed):
@@ -78,8 +102,12 @@ def hidden_pairs(dtype, seed, call):
     sizes = Sizes()
     case = _maker(dtype, seed, "attention_with_lse", sizes)
     causal, window = case(causal=True, q_offset=11), case("causal", window=(4, 0))
-    yield hidden_pair("keys and values after the last causal row", causal, [(n, np.s_[..., 30:, :]) for n in (1, 2)])
-    yield hidden_pair("keys and values left of every window", window, [(n, np.s_[..., :60, :]) for n in (1, 2)])
+    yield hidden_pair(
+        "keys and values after the last causal row", causal, [(n, np.s_[..., 30:, :]) for n in (1, 2)]
+    )
+    yield hidden_pair(
+        "keys and values left of every window", window, [(n, np.s_[..., :60, :]) for n in (1, 2)]
+    )
 
 
 def hidden_in_dense(dtype, seed, function, sizes, **structure):

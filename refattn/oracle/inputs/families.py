@@ -1,7 +1,8 @@
-"""Inputs that bring mistakes out: families that each aim at one mechanism, and cases whose answer is known bit for bit."""
+"""Inputs that bring mistakes out: families that each aim at one mechanism, and cases whose answer is
+known bit for bit.
+"""
 
 from __future__ import annotations
-
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,20 @@ import numpy as np
 from refattn.calls.arrays import as_array
 
 OPTION_NAMES = (
-    "causal", "left window", "two-sided window", "mask", "bias", "softcap", "alibi", "sinks", "lengths", "dropout", "own offset", "own scale",
+    "causal",
+    "left window",
+    "two-sided window",
+    "mask",
+    "bias",
+    "softcap",
+    "alibi",
+    "sinks",
+    "lengths",
+    "dropout",
+    "own offset",
+    "own scale",
     "empty rows",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +61,9 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Array sizes; the defaults are different primes or odd numbers, so that no two axes can be confused unseen."""
+    """Array sizes; the defaults are different primes or odd numbers, so that no two axes can be
+    confused unseen.
+    """
 
     batch: int = 2
     num_heads: int = 6
@@ -98,7 +112,9 @@ def _one_hot(rng, sizes):
 
 def _heavy(rng, sizes):
     query, key, value = _normal(rng, sizes)
-    return tuple(x + 10 * rng.standard_normal(x.shape) * (rng.random(x.shape) < 0.01) for x in (query, key, value))
+    return tuple(
+        x + 10 * rng.standard_normal(x.shape) * (rng.random(x.shape) < 0.01) for x in (query, key, value)
+    )
 
 
 def _repeated(rng, sizes):
@@ -121,17 +137,44 @@ def _alternating(value, sizes):
 
 FAMILIES: Mapping[str, tuple[str, Callable]] = {
     "normal": ("ordinary data", _normal),
-    "wide": ("standard deviation 2, so that weights are far from uniform", lambda rng, s: tuple(2 * x for x in _normal(rng, s))),
-    "ascending": ("scores rise along the keys: the running maximum moves in every tile", lambda rng, s: _leaning(rng, s, 24 * _ramp(s))),
-    "descending": ("scores fall: the running maximum never moves", lambda rng, s: _leaning(rng, s, -24 * _ramp(s))),
-    "early sink": ("key 0 takes almost all weight: later weights underflow", lambda rng, s: _leaning(rng, s, _one_key(s, 0, 14.0))),
-    "late sink": ("one late key takes almost all weight", lambda rng, s: _leaning(rng, s, _one_key(s, 7, 14.0))),
-    "low scores": ("all scores below -1e4: finite stand-ins for -inf come back", lambda rng, s: _leaning(rng, s, np.full(s.kv_len, -2.0e4))),
-    "large scores": ("scores around 200: exp overflows without the maximum, softcap saturates", lambda rng, s: _leaning(rng, s, 200 + 8 * _ramp(s), 1.0)),
+    "wide": (
+        "standard deviation 2, so that weights are far from uniform",
+        lambda rng, s: tuple(2 * x for x in _normal(rng, s)),
+    ),
+    "ascending": (
+        "scores rise along the keys: the running maximum moves in every tile",
+        lambda rng, s: _leaning(rng, s, 24 * _ramp(s)),
+    ),
+    "descending": (
+        "scores fall: the running maximum never moves",
+        lambda rng, s: _leaning(rng, s, -24 * _ramp(s)),
+    ),
+    "early sink": (
+        "key 0 takes almost all weight: later weights underflow",
+        lambda rng, s: _leaning(rng, s, _one_key(s, 0, 14.0)),
+    ),
+    "late sink": (
+        "one late key takes almost all weight",
+        lambda rng, s: _leaning(rng, s, _one_key(s, 7, 14.0)),
+    ),
+    "low scores": (
+        "all scores below -1e4: finite stand-ins for -inf come back",
+        lambda rng, s: _leaning(rng, s, np.full(s.kv_len, -2.0e4)),
+    ),
+    "large scores": (
+        "scores around 200: exp overflows without the maximum, softcap saturates",
+        lambda rng, s: _leaning(rng, s, 200 + 8 * _ramp(s), 1.0),
+    ),
     "one-hot": ("one key per row takes all weight", _one_hot),
-    "uniform": ("query 0: every visible key has the same weight", lambda rng, s: (0 * _normal(rng, s)[0], *_normal(rng, s)[1:])),
+    "uniform": (
+        "query 0: every visible key has the same weight",
+        lambda rng, s: (0 * _normal(rng, s)[0], *_normal(rng, s)[1:]),
+    ),
     "offset values": ("values around 100: no cancellation, bias shows", _values(lambda v, s: v + 100)),
-    "alternating values": ("values of alternating sign: the output is much smaller than its terms", _values(_alternating)),
+    "alternating values": (
+        "values of alternating sign: the output is much smaller than its terms",
+        _values(_alternating),
+    ),
     "heavy tails": ("one number in a hundred is ten times larger", _heavy),
     "repeated keys": ("runs of seven equal keys: ties in the maximum", _repeated),
     "subnormal values": ("values near the smallest normal number", _values(lambda v, s: v * 2.0**-13)),
@@ -220,7 +263,9 @@ def _with_visible_nan(arrays, rng):
     return query, key, value
 
 
-def attention_inputs(family="normal", names=(), *, sizes: Sizes | None = None, dtype=np.float32, seed=0) -> AttentionInputs:
+def attention_inputs(
+    family="normal", names=(), *, sizes: Sizes | None = None, dtype=np.float32, seed=0
+) -> AttentionInputs:
     """One dense call of a family with options by name.
 
     Parameters
@@ -289,7 +334,7 @@ def adversarial_inputs(
 
 def as_inputs(query, key, value, /, **options) -> AttentionInputs:
     """A caller's own data as `AttentionInputs`, for `mutation_score`."""
-    arrays = tuple(as_array(array, name) for array, name in ((query, "query"), (key, "key"), (value, "value")))
+    arrays = tuple(
+        as_array(array, name) for array, name in ((query, "query"), (key, "key"), (value, "value"))
+    )
     return AttentionInputs("own data", "own data", "attention_with_lse", arrays, options)
-
-

@@ -13,14 +13,26 @@ def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
     rng = np.random.default_rng([seed, 3])
     shapes = ((2, 4, 5, 16), (2, 4, 5, 8), (2, 45, 28), (2, 45, 8), (4, 16, 28), (4, 12, 28))
     widths = (1, 1, 1, 1, 28**-0.5, 28**-0.5)
-    arrays = tuple((width * rng.standard_normal(shape)).astype(dtype) for shape, width in zip(shapes, widths, strict=True))
-    return AttentionInputs(" ".join(["latent", *options]), "normal", "latent_attention_with_lse", arrays, options)
+    arrays = tuple(
+        (width * rng.standard_normal(shape)).astype(dtype)
+        for shape, width in zip(shapes, widths, strict=True)
+    )
+    return AttentionInputs(
+        " ".join(["latent", *options]), "normal", "latent_attention_with_lse", arrays, options
+    )
 
 
 def cases(dtype, seed, level, call):
     forms = ({"form": "absorb"}, {"form": "expand"}) if "form" in call.supports else ({},)
-    for options in ({}, {"causal": True}, {"scale": 0.3}, {"window": (7, 0)}, {"softcap": 1.5}, {"kv_lengths": np.array([45, 17]), "causal": True},
-                    {"sinks": np.linspace(-1.0, 2.0, 4)}):  # fmt: skip
+    for options in (
+        {},
+        {"causal": True},
+        {"scale": 0.3},
+        {"window": (7, 0)},
+        {"softcap": 1.5},
+        {"kv_lengths": np.array([45, 17]), "causal": True},
+        {"sinks": np.linspace(-1.0, 2.0, 4)},
+    ):
         for form in forms:
             for s in seeds_of(seed, level):
                 yield numbered(latent_inputs(dtype, s, **options, **form), s, seed)

@@ -4,5 +4,7 @@ import importlib
 
 
 def inputs_of(form):
-    """The module of a form's inputs: `cases`, `exact` and `hidden_pairs`, which `check_kernel` and the plugin run."""
+    """The module of a form's inputs: `cases`, `exact` and `hidden_pairs`, which `check_kernel` and
+    the plugin run.
+    """
     return importlib.import_module(f"refattn.oracle.inputs.{form.name}")

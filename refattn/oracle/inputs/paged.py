@@ -26,11 +26,24 @@ def paged_inputs(dtype=np.float32, seed=0, *, poison=False, **options) -> Attent
             array[np.broadcast_to(~used[:, None, :, None], array.shape)] = np.nan
     name = " ".join(["paged", *(["poison"] if poison else []), *options])
     family = "poison" if poison else "normal"
-    return AttentionInputs(name, family, "paged_attention_with_lse", (query, *pages), {"block_table": table, "kv_lengths": lengths, **options})
+    return AttentionInputs(
+        name,
+        family,
+        "paged_attention_with_lse",
+        (query, *pages),
+        {"block_table": table, "kv_lengths": lengths, **options},
+    )
 
 
 def cases(dtype, seed, level, call):
-    for options in ({}, {"causal": True}, {"window": (5, 0)}, {"softcap": 1.5}, {"sinks": np.linspace(-1.0, 2.0, 6)}, {"scale": 0.3}):
+    for options in (
+        {},
+        {"causal": True},
+        {"window": (5, 0)},
+        {"softcap": 1.5},
+        {"sinks": np.linspace(-1.0, 2.0, 6)},
+        {"scale": 0.3},
+    ):
         for s in seeds_of(seed, level):
             inputs = paged_inputs(dtype, s, **options)
             yield numbered(_as_flashmla(inputs) if call.dialect.paged else inputs, s, seed)

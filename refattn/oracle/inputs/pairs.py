@@ -1,7 +1,9 @@
-"""Every two options together, in a few calls: kernels get single options right and drop one where another takes its branch.
+"""Every two options together, in a few calls: kernels get single options right and drop one where another
+takes its branch.
 
-Eleven options in eleven calls of five, arranged so that every two options meet in two calls: the (11, 5, 2) biplane, whose blocks are
-the translates modulo 11 of the squares {1, 3, 4, 5, 9} (Hall, Combinatorial Theory, 1986, chapter 11).
+Eleven options in eleven calls of five, arranged so that every two options meet in two calls: the (11, 5,
+2) biplane, whose blocks are the translates modulo 11 of the squares {1, 3, 4, 5, 9} (Hall, Combinatorial
+Theory, 1986, chapter 11).
 """
 
 from __future__ import annotations
@@ -15,7 +17,19 @@ import numpy as np
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 
-OPTIONS = ("causal", "left window", "mask", "bias", "softcap", "alibi", "sinks", "lengths", "dropout", "own offset", "own scale")
+OPTIONS = (
+    "causal",
+    "left window",
+    "mask",
+    "bias",
+    "softcap",
+    "alibi",
+    "sinks",
+    "lengths",
+    "dropout",
+    "own offset",
+    "own scale",
+)
 SQUARES = (1, 3, 4, 5, 9)
 SIZES = Sizes()
 # values that all show: offset, lengths and window each hide keys that the two others leave
@@ -24,7 +38,9 @@ WINDOW = (20, 5)
 
 
 def option_groups(allowed=OPTIONS, always=()) -> list[tuple[str, ...]]:
-    """Groups of options in which every two of `allowed` meet; `always` holds options that every group has."""
+    """Groups of options in which every two of `allowed` meet; `always` holds options that every group
+    has.
+    """
     kept: list[set] = []
     for block in sorted(_blocks(), key=lambda block: len(block & {*allowed}), reverse=True):
         group = (block & {*allowed}) | {*always}
@@ -36,7 +52,8 @@ def option_groups(allowed=OPTIONS, always=()) -> list[tuple[str, ...]]:
 def _blocks():
     for shift in range(len(OPTIONS)):
         block = {OPTIONS[(square + shift) % len(OPTIONS)] for square in SQUARES}
-        # an offset shows on causal rows; many kernels have causal windows only, so one of the five is two-sided
+        # an offset shows on causal rows; many kernels have causal windows only, so one of the five is
+        # two-sided
         if "own offset" in block or ("left window" in block and "own scale" not in block):
             block.add("causal")
         yield block
@@ -47,14 +64,22 @@ def _in_order(group):
 
 
 def option_pair_cases(dtype, seed, call) -> Iterator[AttentionInputs]:
-    """Dense calls of what the kernel supports and its dialect can say; a group that it cannot say as a whole goes in twos."""
+    """Dense calls of what the kernel supports and its dialect can say; a group that it cannot say as
+    a whole goes in twos.
+    """
     always = ("causal",) if call.dialect.always_causal else ()
     sayable = _sayable(call)
-    allowed = [name for name in OPTIONS if any(sayable(_case(_in_order({name, *more}), dtype, seed)) for more in (always, ("causal",)))]
+    allowed = [
+        name
+        for name in OPTIONS
+        if any(sayable(_case(_in_order({name, *more}), dtype, seed)) for more in (always, ("causal",)))
+    ]
     groups = []
     for names in option_groups(allowed, always):
         whole = sayable(_case(names, dtype, seed))
-        groups += [names] if whole else [_in_order({*pair, *always}) for pair in itertools.combinations(names, 2)]
+        groups += (
+            [names] if whole else [_in_order({*pair, *always}) for pair in itertools.combinations(names, 2)]
+        )
     for names in dict.fromkeys(groups):
         inputs = _case(names, dtype, seed)
         if sayable(inputs):

@@ -14,4 +14,10 @@ def rotary_inputs(dtype=np.float32, seed=0, *, layout="half", theta=20000.0, **o
     sizes = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=41, head_dim=24, v_head_dim=12)
     arrays = tuple(rng.standard_normal(shape).astype(dtype) for shape in sizes.shapes())
     name = " ".join(["rotary", layout, *options])
-    return AttentionInputs(name, "normal", "rotary_attention_with_lse", arrays, {"rope": Rope(theta=theta, layout=layout), **options})
+    return AttentionInputs(
+        name,
+        "normal",
+        "rotary_attention_with_lse",
+        arrays,
+        {"rope": Rope(theta=theta, layout=layout), **options},
+    )

@@ -1,4 +1,6 @@
-"""Ready-made lists of inputs: calls whose answer is known bit for bit, the other forms of attention, and the suite that shows every mutant."""
+"""Ready-made lists of inputs: calls whose answer is known bit for bit, the other forms of attention,
+and the suite that shows every mutant.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,54 @@ from refattn.oracle.inputs.rotary import rotary_inputs
 
 # (family, option names): together they bring out every mistake of the catalogue
 DENSE_SUITE = (
-    ("normal", ()), ("normal", ("causal",)), ("normal", ("own offset", "causal")), ("normal", ("left window", "causal")),
-    ("normal", ("two-sided window",)), ("normal", ("left window",)), ("normal", ("mask",)), ("normal", ("mask", "causal")), ("normal", ("bias",)),
-    ("wide", ("softcap",)), ("wide", ("softcap", "causal")), ("wide", ("softcap", "bias", "alibi")), ("normal", ("alibi",)),
-    ("normal", ("alibi", "causal")), ("normal", ("sinks",)), ("normal", ("sinks", "causal")), ("normal", ("lengths",)),
-    ("normal", ("lengths", "causal")), ("normal", ("dropout",)), ("normal", ("own scale",)), ("wide", ()), ("ascending", ()),
-    ("ascending", ("causal",)), ("descending", ("causal",)), ("early sink", ("causal",)), ("late sink", ()), ("low scores", ("causal",)),
-    ("low scores", ("mask",)), ("large scores", ()), ("large scores", ("softcap",)), ("one-hot", ("causal",)), ("uniform", ("lengths",)),
-    ("offset values", ("causal",)), ("alternating values", ()), ("heavy tails", ("causal",)), ("repeated keys", ()), ("subnormal values", ()),
-    ("poison", ("lengths", "causal")), ("poison", ("mask",)), ("nan visible", ()), ("nan visible", ("causal",)), ("empty rows", ()),
-    ("empty rows", ("sinks",)), ("empty rows", ("causal",)),
-)  # fmt: skip
+    ("normal", ()),
+    ("normal", ("causal",)),
+    ("normal", ("own offset", "causal")),
+    ("normal", ("left window", "causal")),
+    ("normal", ("two-sided window",)),
+    ("normal", ("left window",)),
+    ("normal", ("mask",)),
+    ("normal", ("mask", "causal")),
+    ("normal", ("bias",)),
+    ("wide", ("softcap",)),
+    ("wide", ("softcap", "causal")),
+    ("wide", ("softcap", "bias", "alibi")),
+    ("normal", ("alibi",)),
+    ("normal", ("alibi", "causal")),
+    ("normal", ("sinks",)),
+    ("normal", ("sinks", "causal")),
+    ("normal", ("lengths",)),
+    ("normal", ("lengths", "causal")),
+    ("normal", ("dropout",)),
+    ("normal", ("own scale",)),
+    ("wide", ()),
+    ("ascending", ()),
+    ("ascending", ("causal",)),
+    ("descending", ("causal",)),
+    ("early sink", ("causal",)),
+    ("late sink", ()),
+    ("low scores", ("causal",)),
+    ("low scores", ("mask",)),
+    ("large scores", ()),
+    ("large scores", ("softcap",)),
+    ("one-hot", ("causal",)),
+    ("uniform", ("lengths",)),
+    ("offset values", ("causal",)),
+    ("alternating values", ()),
+    ("heavy tails", ("causal",)),
+    ("repeated keys", ()),
+    ("subnormal values", ()),
+    ("poison", ("lengths", "causal")),
+    ("poison", ("mask",)),
+    ("nan visible", ()),
+    ("nan visible", ("causal",)),
+    ("empty rows", ()),
+    ("empty rows", ("sinks",)),
+    ("empty rows", ("causal",)),
+)
 
-# Shapes that several mistakes need: as many sequences as heads, as many rows as keys, equal head sizes, one row.
+# Shapes that several mistakes need: as many sequences as heads, as many rows as keys, equal head sizes, one
+# row.
 SQUARE = Sizes(batch=4, num_heads=4, num_kv_heads=2, q_len=41, kv_len=41, head_dim=16, v_head_dim=16)
 DECODE = Sizes(batch=3, num_heads=6, num_kv_heads=2, q_len=1, kv_len=97, head_dim=24, v_head_dim=20)
 WHOLE_TILES = Sizes(batch=1, num_heads=3, num_kv_heads=3, q_len=7, kv_len=64, head_dim=16, v_head_dim=8)
@@ -36,18 +73,27 @@ MORE_ROWS = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=13, kv_len=5, head
 MANY_TILES = Sizes(batch=1, num_heads=2, num_kv_heads=1, q_len=11, kv_len=1031, head_dim=32, v_head_dim=16)
 
 SHAPED_SUITE = (
-    ("normal", ("mask",), SQUARE), ("normal", ("bias",), SQUARE), ("normal", ("causal",), SQUARE), ("normal", (), SQUARE),
-    ("normal", (), DECODE), ("normal", ("lengths", "causal"), DECODE), ("normal", ("left window", "causal"), DECODE),
+    ("normal", ("mask",), SQUARE),
+    ("normal", ("bias",), SQUARE),
+    ("normal", ("causal",), SQUARE),
+    ("normal", (), SQUARE),
+    ("normal", (), DECODE),
+    ("normal", ("lengths", "causal"), DECODE),
+    ("normal", ("left window", "causal"), DECODE),
     ("normal", ("own offset", "causal"), MORE_ROWS),
-    ("normal", ("causal",), WHOLE_TILES), ("ascending", (), WHOLE_TILES), ("normal", ("causal",), MANY_TILES), ("early sink", (), MANY_TILES),
-)  # fmt: skip
+    ("normal", ("causal",), WHOLE_TILES),
+    ("ascending", (), WHOLE_TILES),
+    ("normal", ("causal",), MANY_TILES),
+    ("early sink", (), MANY_TILES),
+)
 
 
 def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
-    """Calls whose output is a number of the dtype, whatever the order of operations: any difference is a mistake, not rounding.
+    """Calls whose output is a number of the dtype, whatever the order of operations: any difference is a
+    mistake, not rounding.
 
-    Uniform weights over a power of two of keys with small integer values; one key that takes all weight; two equal
-    maxima; a single key; a row without keys; values that spell the head they belong to.
+    Uniform weights over a power of two of keys with small integer values; one key that takes all weight;
+    two equal maxima; a single key; a row without keys; values that spell the head they belong to.
     """
     rng = np.random.default_rng([seed, 6])
     batch, heads, kv_heads, rows, dim, width = 2, 6, 2, 4, 8, 5
@@ -65,14 +111,35 @@ def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
 
     def add(name, arrays, output, lse, **options):
         shape = (batch, heads, rows)
-        output = np.broadcast_to(output, shape + (width,)).astype(np.float64)
-        cases.append(AttentionInputs(f"exact: {name}", "exact", "attention_with_lse", arrays, options, output, np.broadcast_to(np.asarray(lse, float), shape)))
+        output = np.broadcast_to(output, (*shape, width)).astype(np.float64)
+        cases.append(
+            AttentionInputs(
+                f"exact: {name}",
+                "exact",
+                "attention_with_lse",
+                arrays,
+                options,
+                output,
+                np.broadcast_to(np.asarray(lse, float), shape),
+            )
+        )
 
     value = integers(16)
     q0 = zeros(batch, heads, rows, dim)
-    add("uniform over 16 keys", (q0, zeros(batch, kv_heads, 16, dim), value), per_query_head(value).mean(2, keepdims=True), np.log(16.0))
-    add("window of 4 keys", (q0, rng.standard_normal((batch, kv_heads, 16, dim)).astype(dtype), value),
-        np.stack([per_query_head(value)[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2), np.log(4.0), causal=True, window=(3, None))  # fmt: skip
+    add(
+        "uniform over 16 keys",
+        (q0, zeros(batch, kv_heads, 16, dim), value),
+        per_query_head(value).mean(2, keepdims=True),
+        np.log(16.0),
+    )
+    add(
+        "window of 4 keys",
+        (q0, rng.standard_normal((batch, kv_heads, 16, dim)).astype(dtype), value),
+        np.stack([per_query_head(value)[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2),
+        np.log(4.0),
+        causal=True,
+        window=(3, None),
+    )
     value = integers(11)
     query, key = zeros(batch, heads, rows, dim), zeros(batch, kv_heads, 11, dim)
     query[...] = 16
@@ -80,26 +147,57 @@ def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     add("one key takes all", (query, key, value), per_query_head(value)[:, :, 7:8], 2048.0, scale=1.0)
     twice = key.copy()
     twice[:, :, 2] = 16
-    add("two equal maxima", (query, twice, value), (per_query_head(value)[:, :, 2:3] + per_query_head(value)[:, :, 7:8]) / 2,
-        2048.0 + np.log(2.0), scale=1.0)  # fmt: skip
-    add("one visible key", (query, key, value), per_query_head(value)[:, :, 4:5], 0.0, mask=np.arange(11)[None] == 4, scale=1.0)
+    add(
+        "two equal maxima",
+        (query, twice, value),
+        (per_query_head(value)[:, :, 2:3] + per_query_head(value)[:, :, 7:8]) / 2,
+        2048.0 + np.log(2.0),
+        scale=1.0,
+    )
+    add(
+        "one visible key",
+        (query, key, value),
+        per_query_head(value)[:, :, 4:5],
+        0.0,
+        mask=np.arange(11)[None] == 4,
+        scale=1.0,
+    )
     add("no visible key", (query, key, value), 0.0, -np.inf, mask=np.zeros((1, 11), bool))
-    head_number = np.broadcast_to(np.arange(1.0, kv_heads + 1)[None, :, None, None], value.shape).astype(dtype)
-    add("values spell the key head", (q0, rng.standard_normal(key.shape).astype(dtype)[:, :, :8], head_number[:, :, :8]),
-        per_query_head(head_number)[:, :, :1], np.log(8.0))  # fmt: skip
+    head_number = np.broadcast_to(np.arange(1.0, kv_heads + 1)[None, :, None, None], value.shape).astype(
+        dtype
+    )
+    add(
+        "values spell the key head",
+        (q0, rng.standard_normal(key.shape).astype(dtype)[:, :, :8], head_number[:, :, :8]),
+        per_query_head(head_number)[:, :, :1],
+        np.log(8.0),
+    )
     return cases
 
 
 def default_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     """The inputs `mutation_score` uses by default; together they show every mutant that data can show."""
     cases = [attention_inputs(family, names, dtype=dtype, seed=seed) for family, names in DENSE_SUITE]
-    cases += [attention_inputs(family, names, dtype=dtype, seed=seed, sizes=sizes) for family, names, sizes in SHAPED_SUITE]
+    cases += [
+        attention_inputs(family, names, dtype=dtype, seed=seed, sizes=sizes)
+        for family, names, sizes in SHAPED_SUITE
+    ]
     cases += exact_cases(dtype, seed)
     cases += [packed_inputs(dtype, seed), packed_inputs(dtype, seed, causal=True)]
-    cases += [paged_inputs(dtype, seed), paged_inputs(dtype, seed, causal=True), paged_inputs(dtype, seed, poison=True, causal=True)]
+    cases += [
+        paged_inputs(dtype, seed),
+        paged_inputs(dtype, seed, causal=True),
+        paged_inputs(dtype, seed, poison=True, causal=True),
+    ]
     mscale = 0.1 * np.log(40.0) + 1
-    cases += [latent_inputs(dtype, seed, causal=True), latent_inputs(dtype, seed, scale=float(mscale**2 * 24**-0.5))]
-    cases += [rotary_inputs(dtype, seed, causal=True), rotary_inputs(dtype, seed, layout="interleaved", causal=True)]
+    cases += [
+        latent_inputs(dtype, seed, causal=True),
+        latent_inputs(dtype, seed, scale=float(mscale**2 * 24**-0.5)),
+    ]
+    cases += [
+        rotary_inputs(dtype, seed, causal=True),
+        rotary_inputs(dtype, seed, layout="interleaved", causal=True),
+    ]
     cases += [merge_inputs(dtype, seed, empty) for empty in ("none", "one", "all", "nan")]
     return cases
 

@@ -9,7 +9,9 @@ import numpy as np
 from refattn.oracle.inputs.families import AttentionInputs
 
 FULL_SEEDS = 3
-JUNK = 1e3  # in hidden slots for kernels that do not hide NaN: far from every other number, and products of two fit float16
+# in hidden slots for kernels that do not hide NaN: far from every other number, and products of two fit
+# float16
+JUNK = 1e3
 
 
 def named(inputs, words):
@@ -30,8 +32,12 @@ def fitted(inputs: AttentionInputs, head_dims) -> AttentionInputs:
     """The inputs with other head sizes, for kernels built for one; None leaves them."""
     if head_dims is None:
         return inputs
-    arrays = tuple(fit(array, size) for array, size in zip(inputs.arrays, (head_dims[0], *head_dims), strict=True))
-    return replace(inputs, arrays=arrays, output=None if inputs.output is None else fit(inputs.output, head_dims[1]))
+    arrays = tuple(
+        fit(array, size) for array, size in zip(inputs.arrays, (head_dims[0], *head_dims), strict=True)
+    )
+    return replace(
+        inputs, arrays=arrays, output=None if inputs.output is None else fit(inputs.output, head_dims[1])
+    )
 
 
 def fit(array, size):
@@ -45,7 +51,12 @@ def with_numbers(inputs: AttentionInputs) -> AttentionInputs:
     """Inputs whose hidden slots hold NaN or infinity, with JUNK there instead; others as they are."""
     if inputs.family != "poison":
         return inputs
-    return replace(inputs, arrays=tuple(np.where(np.isfinite(array), array, np.asarray(JUNK, array.dtype)) for array in inputs.arrays))
+    return replace(
+        inputs,
+        arrays=tuple(
+            np.where(np.isfinite(array), array, np.asarray(JUNK, array.dtype)) for array in inputs.arrays
+        ),
+    )
 
 
 def _with(inputs, positions, filler):

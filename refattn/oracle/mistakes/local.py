@@ -1,4 +1,6 @@
-"""Mistakes of block-local attention: where blocks begin, what a row sees beyond its own, and the last, short block."""
+"""Mistakes of block-local attention: where blocks begin, what a row sees beyond its own, and the
+last, short block.
+"""
 
 from dataclasses import replace
 
@@ -39,17 +41,34 @@ def _last_dropped(rows, keys, size, length):
 def _last_padded(p):
     """Keys of 0 fill up the last block and take part."""
     extra = -p.q_len % p.block_size
-    more = lambda array, value: np.concatenate([array, np.full(array.shape[:-1] + (extra,), value, array.dtype)], axis=-1)  # noqa: E731
-    rows = lambda array: np.concatenate([array, np.zeros((*array.shape[:-2], extra, array.shape[-1]), array.dtype)], axis=-2)  # noqa: E731
-    planes = {name: None if getattr(p, name) is None else more(getattr(p, name), value) for name, value in (("bias", 0), ("mask", True), ("dropout_mask", True))}
+    more = lambda array, value: np.concatenate(
+        [array, np.full((*array.shape[:-1], extra), value, array.dtype)], axis=-1
+    )
+    rows = lambda array: np.concatenate(
+        [array, np.zeros((*array.shape[:-2], extra, array.shape[-1]), array.dtype)], axis=-2
+    )
+    planes = {
+        name: None if getattr(p, name) is None else more(getattr(p, name), value)
+        for name, value in (("bias", 0), ("mask", True), ("dropout_mask", True))
+    }
     lengths = np.asarray(p.kv_lengths)
-    return replace(p, key=rows(p.key), value=rows(p.value), kv_lengths=np.where(lengths == p.kv_len, lengths + extra, lengths), **planes)
+    return replace(
+        p,
+        key=rows(p.key),
+        value=rows(p.value),
+        kv_lengths=np.where(lengths == p.kv_len, lengths + extra, lengths),
+        **planes,
+    )
 
 
 def _lengths_in_blocks(p):
     """kv_lengths is taken as the length of every block."""
     length = np.asarray(p.kv_lengths)[:, None, None, None]
-    return replace(p, kv_lengths=np.full_like(p.kv_lengths, p.kv_len), sees=lambda rows, keys, p: same_block(rows, keys, p) & (keys % p.block_size < length))
+    return replace(
+        p,
+        kv_lengths=np.full_like(p.kv_lengths, p.kv_len),
+        sees=lambda rows, keys, p: same_block(rows, keys, p) & (keys % p.block_size < length),
+    )
 
 
 def _of_first_block(name):
@@ -69,27 +88,133 @@ def _block_local(*row):
 BLOCKS = ("several blocks",)
 SHORT = ("several blocks", "short last block")
 LOCAL = (
-    _block_local("blocks_ignored", "blocks are ignored: a row sees the keys of all of them", "attention without block_size", BLOCKS,
-            _sees(lambda i, j, b, n: i == i + 0 * j)),
-    _block_local("blocks_start_one_late", "every block starts one row late", "", BLOCKS, _sees(lambda i, j, b, n: (i + b - 1) // b == (j + b - 1) // b)),
-    _block_local("blocks_start_one_early", "every block but the first starts one row early", "", BLOCKS, _sees(lambda i, j, b, n: (i + 1) // b == (j + 1) // b)),
-    _block_local("block_sees_previous", "a row also sees the block before its own", "", BLOCKS, _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b + 1))),
-    _block_local("block_sees_next", "a row also sees the block after its own", "", BLOCKS, _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b - 1))),
-    _block_local("block_leaks_one", "a row also sees the first key of the next block", "", BLOCKS, _sees(lambda i, j, b, n: (i // b == j // b) | (j == (i // b + 1) * b))),
-    _block_local("block_last_key_dropped", "the last key of every block is dropped", "", BLOCKS,
-            _sees(lambda i, j, b, n: (i // b == j // b) & (j % b != b - 1) & (j != n - 1))),
-    _block_local("block_is_window", "a sliding window of block_size keys on either side in place of blocks", "attention with window=(block_size - 1, block_size - 1)", BLOCKS,
-            _sees(lambda i, j, b, n: np.abs(i - j) < b)),
-    _block_local("block_is_stride", "rows are grouped by i % num_blocks (every n-th row) and not by i // block_size", "", BLOCKS,
-            _sees(lambda i, j, b, n: i % -(-n // b) == j % -(-n // b))),
-    _block_local("block_size_is_count", "block_size is taken as the number of blocks", "block_size=ceil(length / block_size)", BLOCKS, _block_size(lambda b, n: -(-n // b))),
-    _block_local("block_size_one_more", "blocks are one row too long", "block_size + 1", BLOCKS, _block_size(lambda b, n: b + 1)),
-    _block_local("block_size_one_less", "blocks are one row too short", "block_size - 1", BLOCKS, _block_size(lambda b, n: b - 1)),
-    _block_local("last_block_joined", "the short last block is part of the one before (length // block_size blocks)", "", SHORT, _sees(_joined_last)),
-    _block_local("last_block_shifted", "the last block is a whole one that overlaps the one before", "", SHORT, _sees(_last_shifted)),
-    _block_local("last_block_dropped", "rows of the short last block see no key", "", SHORT, _sees(_last_dropped)),
-    _block_local("last_block_padded", "the short last block is filled up with zero keys that take part in the softmax", "hide keys past the length", SHORT, _last_padded),
-    _block_local("block_lengths_inside", "kv_lengths is taken as the length of every block", "", ("several blocks", "lengths"), _lengths_in_blocks),
-    _block_local("block_bias_of_first", "every block uses the bias of the first", "", ("several blocks", "bias"), _of_first_block("bias")),
-    _block_local("block_mask_of_first", "every block uses the mask of the first", "", ("several blocks", "mask"), _of_first_block("mask")),
-)  # fmt: skip
+    _block_local(
+        "blocks_ignored",
+        "blocks are ignored: a row sees the keys of all of them",
+        "attention without block_size",
+        BLOCKS,
+        _sees(lambda i, j, b, n: i == i + 0 * j),
+    ),
+    _block_local(
+        "blocks_start_one_late",
+        "every block starts one row late",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i + b - 1) // b == (j + b - 1) // b),
+    ),
+    _block_local(
+        "blocks_start_one_early",
+        "every block but the first starts one row early",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i + 1) // b == (j + 1) // b),
+    ),
+    _block_local(
+        "block_sees_previous",
+        "a row also sees the block before its own",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b + 1)),
+    ),
+    _block_local(
+        "block_sees_next",
+        "a row also sees the block after its own",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b - 1)),
+    ),
+    _block_local(
+        "block_leaks_one",
+        "a row also sees the first key of the next block",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i // b == j // b) | (j == (i // b + 1) * b)),
+    ),
+    _block_local(
+        "block_last_key_dropped",
+        "the last key of every block is dropped",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: (i // b == j // b) & (j % b != b - 1) & (j != n - 1)),
+    ),
+    _block_local(
+        "block_is_window",
+        "a sliding window of block_size keys on either side in place of blocks",
+        "attention with window=(block_size - 1, block_size - 1)",
+        BLOCKS,
+        _sees(lambda i, j, b, n: np.abs(i - j) < b),
+    ),
+    _block_local(
+        "block_is_stride",
+        "rows are grouped by i % num_blocks (every n-th row) and not by i // block_size",
+        "",
+        BLOCKS,
+        _sees(lambda i, j, b, n: i % -(-n // b) == j % -(-n // b)),
+    ),
+    _block_local(
+        "block_size_is_count",
+        "block_size is taken as the number of blocks",
+        "block_size=ceil(length / block_size)",
+        BLOCKS,
+        _block_size(lambda b, n: -(-n // b)),
+    ),
+    _block_local(
+        "block_size_one_more",
+        "blocks are one row too long",
+        "block_size + 1",
+        BLOCKS,
+        _block_size(lambda b, n: b + 1),
+    ),
+    _block_local(
+        "block_size_one_less",
+        "blocks are one row too short",
+        "block_size - 1",
+        BLOCKS,
+        _block_size(lambda b, n: b - 1),
+    ),
+    _block_local(
+        "last_block_joined",
+        "the short last block is part of the one before (length // block_size blocks)",
+        "",
+        SHORT,
+        _sees(_joined_last),
+    ),
+    _block_local(
+        "last_block_shifted",
+        "the last block is a whole one that overlaps the one before",
+        "",
+        SHORT,
+        _sees(_last_shifted),
+    ),
+    _block_local(
+        "last_block_dropped", "rows of the short last block see no key", "", SHORT, _sees(_last_dropped)
+    ),
+    _block_local(
+        "last_block_padded",
+        "the short last block is filled up with zero keys that take part in the softmax",
+        "hide keys past the length",
+        SHORT,
+        _last_padded,
+    ),
+    _block_local(
+        "block_lengths_inside",
+        "kv_lengths is taken as the length of every block",
+        "",
+        ("several blocks", "lengths"),
+        _lengths_in_blocks,
+    ),
+    _block_local(
+        "block_bias_of_first",
+        "every block uses the bias of the first",
+        "",
+        ("several blocks", "bias"),
+        _of_first_block("bias"),
+    ),
+    _block_local(
+        "block_mask_of_first",
+        "every block uses the mask of the first",
+        "",
+        ("several blocks", "mask"),
+        _of_first_block("mask"),
+    ),
+)

@@ -51,18 +51,57 @@ def _swallows_nan(outputs, lses):
 
 
 MERGES = (
-    MergeMistake("merge_unweighted", "states are averaged without their lse weights", _unweighted, ("flashinfer-ai/flashinfer #4051",)),
-    MergeMistake("merge_empty_nan", "two empty states give NaN", lambda o, m: merged(o, m, safe=False), ("flashinfer-ai/flashinfer #4054", "vllm-project/vllm #28181")),
-    MergeMistake("merge_base_two", "natural lse is merged with exp2", lambda o, m: merged(o, m, exp=np.exp2, log=np.log2), ("sgl-project/sglang #35045",)),
+    MergeMistake(
+        "merge_unweighted",
+        "states are averaged without their lse weights",
+        _unweighted,
+        ("flashinfer-ai/flashinfer #4051",),
+    ),
+    MergeMistake(
+        "merge_empty_nan",
+        "two empty states give NaN",
+        lambda o, m: merged(o, m, safe=False),
+        ("flashinfer-ai/flashinfer #4054", "vllm-project/vllm #28181"),
+    ),
+    MergeMistake(
+        "merge_base_two",
+        "natural lse is merged with exp2",
+        lambda o, m: merged(o, m, exp=np.exp2, log=np.log2),
+        ("sgl-project/sglang #35045",),
+    ),
     MergeMistake("merge_drops_last", "the last state is dropped", lambda o, m: merged(o[:-1], m[:-1])),
-    MergeMistake("merge_lse_is_maximum", "the merged lse is the maximum of the parts", lambda o, m: (merged(o, m)[0], np.max(np.asarray(m, np.float64), axis=0))),
+    MergeMistake(
+        "merge_lse_is_maximum",
+        "the merged lse is the maximum of the parts",
+        lambda o, m: (merged(o, m)[0], np.max(np.asarray(m, np.float64), axis=0)),
+    ),
     MergeMistake("merge_lse_summed", "the merged lse is the sum of the parts", _lse_added),
     MergeMistake("merge_not_normalised", "the weighted sum is not divided by its weights", _not_normalised),
-    MergeMistake("merge_weighted_by_lse", "states are weighted by lse itself, not its exponential",
-                 lambda o, m: merged(o, m, weights=lambda lse: np.where(np.isfinite(lse), lse, 0))),
-    MergeMistake("merge_plus_inf_is_empty", "an empty state is expected to have lse +inf",
-                 lambda o, m: merged(o, np.where(np.isposinf(m), -np.inf, np.where(np.isneginf(m), 0, m))), ("Dao-AILab/flash-attention #978",)),
-    MergeMistake("merge_swallows_nan", "a NaN state counts as empty", _swallows_nan, ("flashinfer-ai/flashinfer state.cuh",)),
-    MergeMistake("merge_lse_half", "lse differences are halved", lambda o, m: (merged(o, np.asarray(m) / 2)[0], merged(o, m)[1])),
-    MergeMistake("merge_lse_in_base_two", "the merged lse is in base 2", lambda o, m: (merged(o, m)[0], merged(o, m)[1] / math.log(2))),
-)  # fmt: skip
+    MergeMistake(
+        "merge_weighted_by_lse",
+        "states are weighted by lse itself, not its exponential",
+        lambda o, m: merged(o, m, weights=lambda lse: np.where(np.isfinite(lse), lse, 0)),
+    ),
+    MergeMistake(
+        "merge_plus_inf_is_empty",
+        "an empty state is expected to have lse +inf",
+        lambda o, m: merged(o, np.where(np.isposinf(m), -np.inf, np.where(np.isneginf(m), 0, m))),
+        ("Dao-AILab/flash-attention #978",),
+    ),
+    MergeMistake(
+        "merge_swallows_nan",
+        "a NaN state counts as empty",
+        _swallows_nan,
+        ("flashinfer-ai/flashinfer state.cuh",),
+    ),
+    MergeMistake(
+        "merge_lse_half",
+        "lse differences are halved",
+        lambda o, m: (merged(o, np.asarray(m) / 2)[0], merged(o, m)[1]),
+    ),
+    MergeMistake(
+        "merge_lse_in_base_two",
+        "the merged lse is in base 2",
+        lambda o, m: (merged(o, m)[0], merged(o, m)[1] / math.log(2)),
+    ),
+)

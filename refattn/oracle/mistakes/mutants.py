@@ -1,6 +1,8 @@
-"""Deliberately broken kernels: one for every mistake of the catalogue, with the signature of the function it breaks.
+"""Deliberately broken kernels: one for every mistake of the catalogue, with the signature of the function
+it breaks.
 
-A test suite that a mutant passes is a test suite with a hole; `refattn.oracle.mistakes.mutation` counts them.
+A test suite that a mutant passes is a test suite with a hole; `refattn.oracle.mistakes.mutation` counts
+them.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
     Returns
     -------
     callable
-        Takes the arrays and options of `attention_with_lse`, of its packed, paged or latent
-        form, of `block_local_attention_with_lse`, or of `attention_with_lse` plus `rope=Rope(...)`; returns output and lse. Computes in
-        float32 for 16- and 32-bit inputs (weights rounded to the 16-bit dtype) and in float64 otherwise.
+        Takes the arrays and options of `attention_with_lse`, of its packed, paged or latent form, of
+        `block_local_attention_with_lse`, or of `attention_with_lse` plus `rope=Rope(...)`; returns output
+        and lse. Computes in float32 for 16- and 32-bit inputs (weights rounded to the 16-bit dtype) and
+        in float64 otherwise.
 
     Examples
     --------
@@ -60,7 +63,9 @@ def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
 def _relaid(checked, mistake, output, lse):
     kept = len(checked.output_shape) - 3
     batch = (int(np.prod(output.shape[:kept], dtype=np.int64)),)
-    changed, changed_lse = mistake.relayout(output.reshape(batch + output.shape[kept:]), lse.reshape(batch + lse.shape[kept:]))
+    changed, changed_lse = mistake.relayout(
+        output.reshape(batch + output.shape[kept:]), lse.reshape(batch + lse.shape[kept:])
+    )
     return changed.reshape(output.shape), changed_lse.reshape(lse.shape)
 
 
@@ -100,13 +105,21 @@ class Mutant:
 def _from_mistake(mistake: Mistake) -> Mutant:
     name = "dense" if mistake.form == "any" else mistake.form
     function = next(form.with_lse for form in FORMS if form.name == name)
-    return Mutant(mistake.id, mistake.says, function, staged_kernel(mistake), mistake.needs, mistake.families,
-                  mistake.issues, mistake.random)  # fmt: skip
+    return Mutant(
+        mistake.id,
+        mistake.says,
+        function,
+        staged_kernel(mistake),
+        mistake.needs,
+        mistake.families,
+        mistake.issues,
+        mistake.random,
+    )
 
 
-MUTANTS: tuple[Mutant, ...] = tuple(_from_mistake(mistake) for mistake in CATALOGUE if mistake not in CORNERS) + tuple(
-    Mutant(m.id, m.says, "merge_states", m.merge, issues=m.issues) for m in MERGES
-)
+MUTANTS: tuple[Mutant, ...] = tuple(
+    _from_mistake(mistake) for mistake in CATALOGUE if mistake not in CORNERS
+) + tuple(Mutant(m.id, m.says, "merge_states", m.merge, issues=m.issues) for m in MERGES)
 # shown by `refattn.oracle.inputs.corners` and not by `default_suite`
 CORNER_MUTANTS: tuple[Mutant, ...] = tuple(map(_from_mistake, CORNERS))
 
@@ -118,7 +131,8 @@ def mutants(function: str | None = None, corners: bool = False) -> tuple[Mutant,
     ----------
     function : str, optional
         "attention_with_lse", "packed_attention_with_lse", "paged_attention_with_lse",
-        "latent_attention_with_lse", "rotary_attention_with_lse", "block_local_attention_with_lse" or "merge_states".
+        "latent_attention_with_lse", "rotary_attention_with_lse", "block_local_attention_with_lse" or
+        "merge_states".
     corners : bool
         With those that only the calls of `refattn.oracle.inputs.corners` show, some only at level "full".
 
@@ -146,5 +160,3 @@ def mutants(function: str | None = None, corners: bool = False) -> tuple[Mutant,
 def correct_kernel(function: str = "attention_with_lse") -> Callable:
     """The unbroken kernel that the mutants of a function differ from by one stage."""
     return merged if function == "merge_states" else staged_kernel()
-
-

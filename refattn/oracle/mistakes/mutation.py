@@ -9,9 +9,9 @@ import numpy as np
 
 from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.inputs.suites import default_suite, reference
 from refattn.oracle.mistakes.mutants import MUTANTS, Mutant, correct_kernel
 from refattn.oracle.verdict.rules import Observation, rule
-from refattn.oracle.inputs.suites import default_suite, reference
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,16 @@ class MutationScore:
     caught : tuple of str
         Mutants that at least one input shows and the rule rejects.
     missed : tuple of str
-        Mutants whose results differ from the unbroken kernel's, and which the rule accepts everywhere: the tolerance is too wide.
+        Mutants whose results differ from the unbroken kernel's, and which the rule accepts everywhere:
+        the tolerance is too wide.
     hidden : tuple of str
-        Mutants whose results are bitwise those of the unbroken kernel on all these inputs: the data are too tame.
+        Mutants whose results are bitwise those of the unbroken kernel on all these inputs: the data are
+        too tame.
     false_alarms : tuple of str
         Inputs on which the rule rejects the unbroken kernel.
     told_apart : tuple of str
-        Mutants rejected on an input on which the unbroken kernel is accepted: a rule that rejects everything tells nothing apart.
+        Mutants rejected on an input on which the unbroken kernel is accepted: a rule that rejects
+        everything tells nothing apart.
     inputs : int
         Inputs looked at.
     caught_by : dict
@@ -54,17 +57,25 @@ class MutationScore:
 
     def __str__(self):
         total = len(self.caught) + len(self.missed) + len(self.hidden)
-        lines = [f"{self.rule}: {len(self.caught)} of {total} mutants caught on {self.inputs} inputs, {len(self.false_alarms)} false alarms"]
+        lines = [
+            f"{self.rule}: {len(self.caught)} of {total} mutants caught on {self.inputs} inputs, "
+            f"{len(self.false_alarms)} false alarms"
+        ]
         if len(self.told_apart) < len(self.caught):
             lines.append(f"  only {len(self.told_apart)} of them on inputs on which a correct kernel passes")
-        for words, names in (("too wide a tolerance for", self.missed), ("data never show", self.hidden), ("rejects a correct kernel on", self.false_alarms)):
+        for words, names in (
+            ("too wide a tolerance for", self.missed),
+            ("data never show", self.hidden),
+            ("rejects a correct kernel on", self.false_alarms),
+        ):
             if names:
                 lines.append(f"  {words}: {', '.join(names)}")
         return "\n".join(lines)
 
 
 class Trials:
-    """The unbroken kernel and all mutants, run once on a list of inputs, to be judged by any number of rules.
+    """The unbroken kernel and all mutants, run once on a list of inputs, to be judged by any number of
+    rules.
 
     Parameters
     ----------
@@ -78,7 +89,9 @@ class Trials:
         functions = {case.function for case in self.inputs}
         self.mutants = [m for m in (MUTANTS if mutants is None else mutants) if m.function in functions]
         self.right = [reference(case) for case in self.inputs]
-        self.correct = [self._observe(correct_kernel(case.function), i) for i, case in enumerate(self.inputs)]
+        self.correct = [
+            self._observe(correct_kernel(case.function), i) for i, case in enumerate(self.inputs)
+        ]
         self.shown = {mutant.id: self._shown(mutant) for mutant in self.mutants}
 
     def _observe(self, kernel, i) -> Observation:
@@ -119,23 +132,36 @@ class Trials:
                         break
             caught_by[mutant.id] = rejected
             (caught if rejected else missed if seen else hidden).append(mutant.id)
-        return MutationScore(judge.name, tuple(caught), tuple(missed), tuple(hidden), alarms, tuple(told_apart), len(self.inputs), caught_by)
+        return MutationScore(
+            judge.name,
+            tuple(caught),
+            tuple(missed),
+            tuple(hidden),
+            alarms,
+            tuple(told_apart),
+            len(self.inputs),
+            caught_by,
+        )
 
 
 def _equal(first, second):
     return first.shape == second.shape and np.array_equal(first, second, equal_nan=True)
 
 
-def mutation_score(value, inputs: Iterable[AttentionInputs] | None = None, *, dtype=np.float32, mutants=None) -> MutationScore:
+def mutation_score(
+    value, inputs: Iterable[AttentionInputs] | None = None, *, dtype=np.float32, mutants=None
+) -> MutationScore:
     """Which bugs a tolerance and data would miss.
 
     Parameters
     ----------
     value : str, Rule or callable
-        A name of `refattn.oracle.verdict.rules.RULES` ("numpy.allclose", "torch.testing", "flash_attention 2x", "fixed 1e-2",
-        "flashmla", "onednn", ..., "refattn"), a `Rule`, or a function (got, want) -> bool.
+        A name of `refattn.oracle.verdict.rules.RULES` ("numpy.allclose", "torch.testing",
+        "flash_attention 2x", "fixed 1e-2", "flashmla", "onednn", ..., "refattn"), a `Rule`, or a function
+        (got, want) -> bool.
     inputs : iterable of AttentionInputs, optional
-        Default: `default_suite(dtype)` and `block_local_suite(dtype)`, which show every mutant of `MUTANTS`. Wrap your own arrays with `refattn.oracle.inputs.families.as_inputs`.
+        Default: `default_suite(dtype)` and `block_local_suite(dtype)`, which show every mutant of
+        `MUTANTS`. Wrap your own arrays with `refattn.oracle.inputs.families.as_inputs`.
     dtype : dtype
         Of the default inputs.
     mutants : iterable of Mutant, optional
@@ -150,7 +176,8 @@ def mutation_score(value, inputs: Iterable[AttentionInputs] | None = None, *, dt
     >>> from refattn.oracle.inputs.families import as_inputs
     >>> from refattn.oracle.mistakes.mutation import mutation_score
     >>> x = np.random.default_rng(0).random((1, 4, 16, 8), dtype=np.float32)
-    >>> score = mutation_score(lambda got, want: np.allclose(got, want, atol=0.1), [as_inputs(x, x, x, causal=True)])
+    >>> loose = lambda got, want: np.allclose(got, want, atol=0.1)
+    >>> score = mutation_score(loose, [as_inputs(x, x, x, causal=True)])
     >>> "weights_bfloat16" in score.missed, "lengths_ignored" in score.hidden
     (True, True)
     """

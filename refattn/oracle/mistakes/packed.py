@@ -8,17 +8,28 @@ from refattn.oracle.mistakes.record import Mistake
 
 
 def _packed(change):
-    """Cut a packed problem by changed boundaries: change(packed, n) -> (first row, stop row, first key, stop key)."""
+    """Cut a packed problem by changed boundaries: change(packed, n) -> (first row, stop row, first
+    key, stop key).
+    """
 
     def sequence(packed, n):
         part = packed.part(n)
         _, _, first, stop = change(packed, n)
         first, stop = max(int(first), 0), min(int(stop), packed.key.shape[1])
         rows = slice(packed.cu_q[n], packed.cu_q[n + 1])
-        planes = {name: _wider(getattr(packed, name), rows, slice(first, stop)) for name in ("bias", "mask", "dropout_mask")}
+        planes = {
+            name: _wider(getattr(packed, name), rows, slice(first, stop))
+            for name in ("bias", "mask", "dropout_mask")
+        }
         length = np.asarray(stop - first)
-        return replace(part, key=packed.key[:, first:stop], value=packed.value[:, first:stop], kv_lengths=length,
-                       q_offset=length - part.q_len, **planes)  # fmt: skip
+        return replace(
+            part,
+            key=packed.key[:, first:stop],
+            value=packed.value[:, first:stop],
+            kv_lengths=length,
+            q_offset=length - part.q_len,
+            **planes,
+        )
 
     return sequence
 
@@ -68,13 +79,55 @@ def _shifted_segment(packed, n):
 
 
 PACKED = (
-    Mistake("packed_boundaries_ignored", "cu_kv is ignored: every row sees the keys of all sequences", "", form="packed", change_form=_packed(_one_segment),
-            issues=("NVIDIA-NeMo/RL #2105", "huggingface/transformers #46634")),
-    Mistake("packed_leak_before", "a row sees the keys of earlier sequences", "", form="packed", change_form=_packed(_leak_before),
-            issues=("axolotl-ai-cloud/axolotl #1375",)),
-    Mistake("packed_leak_one", "a row sees the first key of the next sequence", "", form="packed", change_form=_packed(_leak_one)),
-    Mistake("packed_last_key_dropped", "the last key of every sequence is dropped", "", form="packed", change_form=_packed(_last_of_segment)),
-    Mistake("packed_query_boundaries", "keys are cut at cu_q instead of cu_kv", "cu_kv=cu_q", form="packed", change_form=_packed(_query_boundaries)),
-    Mistake("packed_next_sequence", "every sequence reads the keys of the next", "", form="packed", change_form=_packed(_next_segment)),
-    Mistake("packed_one_early", "the keys of every sequence start one too early", "", form="packed", change_form=_packed(_shifted_segment)),
+    Mistake(
+        "packed_boundaries_ignored",
+        "cu_kv is ignored: every row sees the keys of all sequences",
+        "",
+        form="packed",
+        change_form=_packed(_one_segment),
+        issues=("NVIDIA-NeMo/RL #2105", "huggingface/transformers #46634"),
+    ),
+    Mistake(
+        "packed_leak_before",
+        "a row sees the keys of earlier sequences",
+        "",
+        form="packed",
+        change_form=_packed(_leak_before),
+        issues=("axolotl-ai-cloud/axolotl #1375",),
+    ),
+    Mistake(
+        "packed_leak_one",
+        "a row sees the first key of the next sequence",
+        "",
+        form="packed",
+        change_form=_packed(_leak_one),
+    ),
+    Mistake(
+        "packed_last_key_dropped",
+        "the last key of every sequence is dropped",
+        "",
+        form="packed",
+        change_form=_packed(_last_of_segment),
+    ),
+    Mistake(
+        "packed_query_boundaries",
+        "keys are cut at cu_q instead of cu_kv",
+        "cu_kv=cu_q",
+        form="packed",
+        change_form=_packed(_query_boundaries),
+    ),
+    Mistake(
+        "packed_next_sequence",
+        "every sequence reads the keys of the next",
+        "",
+        form="packed",
+        change_form=_packed(_next_segment),
+    ),
+    Mistake(
+        "packed_one_early",
+        "the keys of every sequence start one too early",
+        "",
+        form="packed",
+        change_form=_packed(_shifted_segment),
+    ),
 )

@@ -15,7 +15,9 @@ def _paged(change):
         row, key_pages, value_pages = change(paged, b)
         table = paged.block_table.copy()
         table[b] = np.clip(row, 0, len(key_pages) - 1)
-        return PagedProblem.part(replace(paged, block_table=table, key_pages=key_pages, value_pages=value_pages), b)
+        return PagedProblem.part(
+            replace(paged, block_table=table, key_pages=key_pages, value_pages=value_pages), b
+        )
 
     return sequence
 
@@ -25,7 +27,9 @@ def _table(change):
 
 
 def _own_pages(paged, b):
-    """The pages of sequence b alone, in order: what is changed there is not changed in a whole cache for each sequence."""
+    """The pages of sequence b alone, in order: what is changed there is not changed in a whole cache
+    for each sequence.
+    """
     row = np.clip(paged.block_table[b], 0, len(paged.key_pages) - 1)
     return np.arange(len(row)), paged.key_pages[row], paged.value_pages[row]
 
@@ -71,16 +75,75 @@ def _backwards(paged, b):
 
 
 PAGED = (
-    Mistake("page_off_by_one", "pages are read one place too far in block_table", "", form="paged", change_form=_table(lambda p, b: np.roll(p.block_table[b], -1))),
-    Mistake("page_number_off_by_one", "the page after the one in block_table is read", "", form="paged", change_form=_table(lambda p, b: (p.block_table[b] + 1) % len(p.key_pages))),
-    Mistake("page_table_of_first", "every sequence uses the block_table row of the first", "", form="paged", change_form=_table(lambda p, b: p.block_table[0])),
-    Mistake("page_table_ignored", "pages are read in order, block_table is ignored", "", form="paged", change_form=_table(lambda p, b: np.arange(p.block_table.shape[1]))),
-    Mistake("page_table_backwards", "the pages of a sequence are read in reverse order", "", form="paged",
-            change_form=_table(lambda p, b: _backwards(p, b))),
-    Mistake("page_slot_off_by_one", "slots within a page are read one too late", "", form="paged", change_form=_paged(_slots_rolled)),
-    Mistake("page_heads_and_slots_swapped", "pages are read as (page_size, num_kv_heads, dim)", "key_pages.swapaxes(1, 2)", form="paged", change_form=_paged(_heads_and_slots_swapped),
-            issues=("FlashInfer NHD / HND",)),
-    Mistake("page_table_for_keys_only", "values are read in page order, only keys go through block_table", "", form="paged", change_form=_paged(_value_pages_of_key)),
-    Mistake("page_tail_seen", "the unused slots of the last page take part", "respect kv_lengths inside the last page", form="paged", change_form=_whole_pages),
-    Mistake("page_partial_dropped", "keys in a partly filled last page are dropped", "", form="paged", change_form=_partial_page_lost),
+    Mistake(
+        "page_off_by_one",
+        "pages are read one place too far in block_table",
+        "",
+        form="paged",
+        change_form=_table(lambda p, b: np.roll(p.block_table[b], -1)),
+    ),
+    Mistake(
+        "page_number_off_by_one",
+        "the page after the one in block_table is read",
+        "",
+        form="paged",
+        change_form=_table(lambda p, b: (p.block_table[b] + 1) % len(p.key_pages)),
+    ),
+    Mistake(
+        "page_table_of_first",
+        "every sequence uses the block_table row of the first",
+        "",
+        form="paged",
+        change_form=_table(lambda p, b: p.block_table[0]),
+    ),
+    Mistake(
+        "page_table_ignored",
+        "pages are read in order, block_table is ignored",
+        "",
+        form="paged",
+        change_form=_table(lambda p, b: np.arange(p.block_table.shape[1])),
+    ),
+    Mistake(
+        "page_table_backwards",
+        "the pages of a sequence are read in reverse order",
+        "",
+        form="paged",
+        change_form=_table(lambda p, b: _backwards(p, b)),
+    ),
+    Mistake(
+        "page_slot_off_by_one",
+        "slots within a page are read one too late",
+        "",
+        form="paged",
+        change_form=_paged(_slots_rolled),
+    ),
+    Mistake(
+        "page_heads_and_slots_swapped",
+        "pages are read as (page_size, num_kv_heads, dim)",
+        "key_pages.swapaxes(1, 2)",
+        form="paged",
+        change_form=_paged(_heads_and_slots_swapped),
+        issues=("FlashInfer NHD / HND",),
+    ),
+    Mistake(
+        "page_table_for_keys_only",
+        "values are read in page order, only keys go through block_table",
+        "",
+        form="paged",
+        change_form=_paged(_value_pages_of_key),
+    ),
+    Mistake(
+        "page_tail_seen",
+        "the unused slots of the last page take part",
+        "respect kv_lengths inside the last page",
+        form="paged",
+        change_form=_whole_pages,
+    ),
+    Mistake(
+        "page_partial_dropped",
+        "keys in a partly filled last page are dropped",
+        "",
+        form="paged",
+        change_form=_partial_page_lost,
+    ),
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from refattn.calls.dense import Problem
 from refattn.calls.local import stored_once
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
-from refattn.calls.dense import Problem
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Mistake:
     change_call : callable
         Change of the arrays and options of that form: checked call -> checked call.
     change_form : callable
-        Replaces the step that cuts a call of that form into dense problems (`cut` of `refattn.calls.form.Checked.parts`).
+        Replaces the step that cuts a call of that form into dense problems (`cut` of
+        `refattn.calls.form.Checked.parts`).
     tiled : bool
         The result depends on the tile size.
     rounding : bool
@@ -51,7 +52,8 @@ class Mistake:
     random : bool
         Two runs differ; nothing can be predicted.
     fitted_kv_heads : int
-        Key heads that its numbers were fitted on, one a head; with another number of them nothing can be predicted. 0: any.
+        Key heads that its numbers were fitted on, one a head; with another number of them nothing can be
+        predicted. 0: any.
     families : tuple of str
         Input families that bring it out when ordinary data do not.
     issues : tuple of str
@@ -84,7 +86,9 @@ class Mistake:
         return self.change_call is not None or self.change_form is not None
 
     def applies(self, problem) -> bool:
-        """Whether this dense problem, or the problem of the mistake's own form, gives the mistake a chance to show."""
+        """Whether this dense problem, or the problem of the mistake's own form, gives the mistake a
+        chance to show.
+        """
         return all(NEEDS[name](problem) for name in self.needs)
 
 
@@ -125,8 +129,14 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "alibi": lambda p: p.alibi_slopes is not None,
     "sinks": lambda p: p.sinks is not None,
     "dropout": lambda p: p.dropout_mask is not None,
-    "hidden": lambda p: p.block_size is not None or p.left is not None or p.right is not None or p.mask is not None
-    or _some(np.asarray(p.kv_lengths) < p.kv_len) or _hides(p.bias),
+    "hidden": lambda p: (
+        p.block_size is not None
+        or p.left is not None
+        or p.right is not None
+        or p.mask is not None
+        or _some(np.asarray(p.kv_lengths) < p.kv_len)
+        or _hides(p.bias)
+    ),
     "grouped": lambda p: p.num_heads > p.num_kv_heads,
     "several kv heads": lambda p: p.num_kv_heads > 1,
     "true groups": lambda p: _squeezed(p.num_kv_heads, p.num_heads),
@@ -146,7 +156,9 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "zero scale": lambda p: p.scale == 0,
     "left of zero": lambda p: p.left == 0,
     "offsets differ": lambda p: _some(np.diff(np.ravel(p.q_offset))),
-    "slopes of sequences differ": lambda p: p.alibi_slopes is not None and p.alibi_slopes.ndim == 2 and _some(np.diff(p.alibi_slopes, axis=0)),
+    "slopes of sequences differ": lambda p: (
+        p.alibi_slopes is not None and p.alibi_slopes.ndim == 2 and _some(np.diff(p.alibi_slopes, axis=0))
+    ),
     "bias hides": lambda p: _hides(p.bias),
     "past 64 rows": lambda p: p.q_len > 64,
     "past 16 heads": lambda p: p.num_heads > 16,

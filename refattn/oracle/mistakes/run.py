@@ -34,7 +34,10 @@ def dense_part(checked, n: int, change_form: Callable | None = None) -> Problem:
         return known[n]
     with np.errstate(all="ignore"):
         part = one_batch_axis((change_form or type(checked).part)(checked, n))
-    if change_form is None and sum(own.key.size + own.value.size for own in (*known.values(), part)) <= KEPT_SIZE:
+    if (
+        change_form is None
+        and sum(own.key.size + own.value.size for own in (*known.values(), part)) <= KEPT_SIZE
+    ):
         known[n] = part
     return part
 
@@ -42,8 +45,8 @@ def dense_part(checked, n: int, change_form: Callable | None = None) -> Problem:
 def part_outlines(checked) -> list[Problem]:
     """The dense problems of a call without their numbers, with one batch axis.
 
-    Most questions are of shapes and options only, and gathering the pages of a whole cache for each of them would take
-    most of the time.
+    Most questions are of shapes and options only, and gathering the pages of a whole cache for each of
+    them would take most of the time.
     """
     if checked not in _KNOWN_OUTLINES:
         _KNOWN_OUTLINES[checked] = [one_batch_axis(checked.outline(n)) for n in range(checked.num_parts)]
@@ -66,7 +69,9 @@ def _split(checked, array, of_part, kept):
             yield None
             continue
         piece = of_part(Part(None, checked.place(n)), array)
-        batch = int(np.prod(piece.shape[:-kept], dtype=np.int64))  # -1 would be ambiguous where there are no elements
+        batch = int(
+            np.prod(piece.shape[:-kept], dtype=np.int64)
+        )  # -1 would be ambiguous where there are no elements
         yield piece.reshape(batch, *piece.shape[-kept:])
 
 
@@ -106,8 +111,8 @@ def run_form(
 
     Returns
     -------
-    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or the same cut, or
-    hold numbers fitted on other key heads.
+    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or
+    the same cut, or hold numbers fitted on other key heads.
     """
     of_form = [mistake for mistake in mistakes if mistake.of_form and possible(mistake, checked)]
     fitted = all(_fits_heads(mistake, checked) for mistake in mistakes)

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.simulated.staged import accumulate, cap, finish, finite_or_zero, position_bias, score, shift, start
+from refattn.oracle.simulated.staged import (
+    accumulate,
+    cap,
+    finish,
+    finite_or_zero,
+    position_bias,
+    score,
+    shift,
+    start,
+)
 
 
 def _hidden_before_cap(run, s, keep):
@@ -30,15 +39,21 @@ def _one_exponent_off(problem):
 
 
 def _published_slopes(p):
-    """Those of the paper (Press et al. 2022, section 3): a geometric sequence for a power of two, odd members of the next one for the rest."""
+    """Those of the paper (Press et al. 2022, section 3): a geometric sequence for a power of two, odd
+    members of the next one for the rest.
+    """
     heads = p.num_heads
     below = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (i + 1) / below) for i in range(below)] + [2.0 ** (-4.0 * (2 * i + 1) / below) for i in range(heads - below)]
+    slopes = [2.0 ** (-8.0 * (i + 1) / below) for i in range(below)] + [
+        2.0 ** (-4.0 * (2 * i + 1) / below) for i in range(heads - below)
+    ]
     return replace(p, alibi_slopes=np.broadcast_to(np.array(slopes), np.shape(p.alibi_slopes)))
 
 
 def _distance(measure):
-    """ALiBi with another distance: measure(position, key, row) in keys, which is subtracted times the slope."""
+    """ALiBi with another distance: measure(position, key, row) in keys, which is subtracted times the
+    slope.
+    """
 
     def broken(run, columns):
         if run.problem.alibi_slopes is None:
@@ -75,7 +90,9 @@ def _lse_without_sink(run, top, total, weighted):
     sink = np.broadcast_to(run.per_head(run.problem.sinks), top.shape)
     rest = total - np.where(sink == -np.inf, 0, np.exp(sink - finite_or_zero(top)))
     rest = np.maximum(rest, 0)
-    return output, np.where(rest > 0, finite_or_zero(top) + np.log(np.where(rest > 0, rest, 1)), -np.inf)[..., 0]
+    return output, np.where(rest > 0, finite_or_zero(top) + np.log(np.where(rest > 0, rest, 1)), -np.inf)[
+        ..., 0
+    ]
 
 
 def _sink_of_key_head(sinks, problem):
@@ -112,84 +129,331 @@ def _lse_lacks_top(run, top, total, weighted):
 
 def _lse_is_log2_of_total(run, top, total, weighted):
     """Maximum in natural units, logarithm in base 2: half a conversion."""
-    output, lse = finish(run, top, total, weighted)
+    output, _ = finish(run, top, total, weighted)
     return output, (finite_or_zero(top) + np.log2(total))[..., 0]
 
 
 SCORES = (
-    Mistake("softcap_dropped", "the softcap is ignored", "softcap=None", ("softcap",), lambda p: replace(p, softcap=None),
-            issues=("vllm-project/vllm-metal #665",)),
-    Mistake("softcap_after_mask", "the softcap is applied after masking, so hidden keys come back at -softcap", "", ("softcap", "hidden"),
-            stages={"hide": _hidden_before_cap}, issues=("onnx/onnx #7865", "microsoft/onnxruntime #28370")),
-    Mistake("softcap_after_bias", "the softcap is applied after ALiBi and bias", "", ("softcap", "shifted"),
-            stages={"cap": lambda run, s: s, "shift": _cap_last}, issues=("onnx/onnx #7867",)),
-    Mistake("softcap_times_score", "the softcap is score * tanh(score / softcap)", "", ("softcap",),
-            stages={"cap": lambda run, s: s * np.tanh(s / run.arithmetic.compute(run.problem.softcap or np.inf))}, issues=("unslothai/unsloth-zoo #593",)),
-    Mistake("softcap_not_multiplied_back", "the softcap is tanh(score / softcap) without the factor softcap", "", ("softcap",),
-            stages={"cap": lambda run, s: np.tanh(s / run.arithmetic.compute(run.problem.softcap or 1))}),
-    Mistake("softcap_clips", "scores are clipped at softcap instead of squeezed by tanh", "", ("softcap",),
-            stages={"cap": lambda run, s: np.clip(s, -(run.problem.softcap or np.inf), run.problem.softcap or np.inf)}),
+    Mistake(
+        "softcap_dropped",
+        "the softcap is ignored",
+        "softcap=None",
+        ("softcap",),
+        lambda p: replace(p, softcap=None),
+        issues=("vllm-project/vllm-metal #665",),
+    ),
+    Mistake(
+        "softcap_after_mask",
+        "the softcap is applied after masking, so hidden keys come back at -softcap",
+        "",
+        ("softcap", "hidden"),
+        stages={"hide": _hidden_before_cap},
+        issues=("onnx/onnx #7865", "microsoft/onnxruntime #28370"),
+    ),
+    Mistake(
+        "softcap_after_bias",
+        "the softcap is applied after ALiBi and bias",
+        "",
+        ("softcap", "shifted"),
+        stages={"cap": lambda run, s: s, "shift": _cap_last},
+        issues=("onnx/onnx #7867",),
+    ),
+    Mistake(
+        "softcap_times_score",
+        "the softcap is score * tanh(score / softcap)",
+        "",
+        ("softcap",),
+        stages={
+            "cap": lambda run, s: s * np.tanh(s / run.arithmetic.compute(run.problem.softcap or np.inf))
+        },
+        issues=("unslothai/unsloth-zoo #593",),
+    ),
+    Mistake(
+        "softcap_not_multiplied_back",
+        "the softcap is tanh(score / softcap) without the factor softcap",
+        "",
+        ("softcap",),
+        stages={"cap": lambda run, s: np.tanh(s / run.arithmetic.compute(run.problem.softcap or 1))},
+    ),
+    Mistake(
+        "softcap_clips",
+        "scores are clipped at softcap instead of squeezed by tanh",
+        "",
+        ("softcap",),
+        stages={
+            "cap": lambda run, s: np.clip(s, -(run.problem.softcap or np.inf), run.problem.softcap or np.inf)
+        },
+    ),
     Mistake("alibi_dropped", "ALiBi is ignored", "alibi_slopes=None", ("alibi",), _slopes(lambda p: None)),
-    Mistake("alibi_twice", "ALiBi is added twice", "alibi_slopes=2 * alibi_slopes", ("alibi",), _slopes(lambda p: 2 * p.alibi_slopes),
-            issues=("huggingface/transformers FalconAttention, eager",)),
-    Mistake("alibi_sign", "ALiBi has the wrong sign: far keys are favoured", "alibi_slopes=-alibi_slopes", ("alibi",), _slopes(lambda p: -p.alibi_slopes),
-            issues=("meta-pytorch/attention-gym #86", "FlashInfer reference +slope*j")),
-    Mistake("alibi_of_key_only", "ALiBi is slope * key index: the same softmax under a causal mask, but another lse", "compare outputs only, or shift lse",
-            ("alibi",), stages={"position_bias": _distance(lambda position, key, row: -key + 0 * position)}, issues=("mosaicml/llm-foundry #186",)),
-    Mistake("alibi_top_left", "ALiBi distances are measured from the row index (top-left), not from the row's key position", "q_offset=0 for ALiBi",
-            ("alibi", "offset"), stages={"position_bias": _distance(lambda position, key, row: np.abs(row - key))}, issues=("cuDNN frontend ALiBi",)),
-    Mistake("alibi_without_abs", "ALiBi is -slope * (position - key) without the absolute value", "", ("alibi", "not causal"),
-            stages={"position_bias": _distance(lambda position, key, row: position - key)}),
-    Mistake("alibi_off_by_one", "ALiBi distances are one too large (the newest key is at distance 1)", "", ("alibi",),
-            stages={"position_bias": _distance(lambda position, key, row: np.abs(position - key) + 1)}, issues=("vllm-project/vllm #945",)),
-    Mistake("alibi_position_one_late", "ALiBi distances are measured from the position after the row", "", ("alibi",),
-            stages={"position_bias": _distance(lambda position, key, row: np.abs(position + 1 - key))}),
-    Mistake("alibi_before_scale", "ALiBi is added before the scale", "alibi_slopes=alibi_slopes * scale", ("alibi",), stages={"position_bias": _alibi_before_scale}),
-    Mistake("alibi_exponent_off", "the ALiBi slopes start one exponent late", "alibi_slopes * (alibi_slopes[1] / alibi_slopes[0])", ("slopes differ",),
-            _slopes(_one_exponent_off), issues=("paiml/aprender #2143", "ml-explore/mlx #343")),
-    Mistake("alibi_slopes_published", "the kernel uses the slopes of the ALiBi paper, not those it is given", "alibi_slopes of the paper", ("alibi",), _published_slopes,
-            issues=("ml-explore/mlx #343",)),
-    Mistake("alibi_heads_reversed", "the ALiBi slopes are in reverse head order", "alibi_slopes[::-1]", ("slopes differ",), _slopes(lambda p: p.alibi_slopes[..., ::-1])),
-    Mistake("alibi_of_first_head", "every head uses the ALiBi slope of head 0", "", ("slopes differ",), _slopes(lambda p: _first(p.alibi_slopes, -1))),
+    Mistake(
+        "alibi_twice",
+        "ALiBi is added twice",
+        "alibi_slopes=2 * alibi_slopes",
+        ("alibi",),
+        _slopes(lambda p: 2 * p.alibi_slopes),
+        issues=("huggingface/transformers FalconAttention, eager",),
+    ),
+    Mistake(
+        "alibi_sign",
+        "ALiBi has the wrong sign: far keys are favoured",
+        "alibi_slopes=-alibi_slopes",
+        ("alibi",),
+        _slopes(lambda p: -p.alibi_slopes),
+        issues=("meta-pytorch/attention-gym #86", "FlashInfer reference +slope*j"),
+    ),
+    Mistake(
+        "alibi_of_key_only",
+        "ALiBi is slope * key index: the same softmax under a causal mask, but another lse",
+        "compare outputs only, or shift lse",
+        ("alibi",),
+        stages={"position_bias": _distance(lambda position, key, row: -key + 0 * position)},
+        issues=("mosaicml/llm-foundry #186",),
+    ),
+    Mistake(
+        "alibi_top_left",
+        "ALiBi distances are measured from the row index (top-left), not from the row's key position",
+        "q_offset=0 for ALiBi",
+        ("alibi", "offset"),
+        stages={"position_bias": _distance(lambda position, key, row: np.abs(row - key))},
+        issues=("cuDNN frontend ALiBi",),
+    ),
+    Mistake(
+        "alibi_without_abs",
+        "ALiBi is -slope * (position - key) without the absolute value",
+        "",
+        ("alibi", "not causal"),
+        stages={"position_bias": _distance(lambda position, key, row: position - key)},
+    ),
+    Mistake(
+        "alibi_off_by_one",
+        "ALiBi distances are one too large (the newest key is at distance 1)",
+        "",
+        ("alibi",),
+        stages={"position_bias": _distance(lambda position, key, row: np.abs(position - key) + 1)},
+        issues=("vllm-project/vllm #945",),
+    ),
+    Mistake(
+        "alibi_position_one_late",
+        "ALiBi distances are measured from the position after the row",
+        "",
+        ("alibi",),
+        stages={"position_bias": _distance(lambda position, key, row: np.abs(position + 1 - key))},
+    ),
+    Mistake(
+        "alibi_before_scale",
+        "ALiBi is added before the scale",
+        "alibi_slopes=alibi_slopes * scale",
+        ("alibi",),
+        stages={"position_bias": _alibi_before_scale},
+    ),
+    Mistake(
+        "alibi_exponent_off",
+        "the ALiBi slopes start one exponent late",
+        "alibi_slopes * (alibi_slopes[1] / alibi_slopes[0])",
+        ("slopes differ",),
+        _slopes(_one_exponent_off),
+        issues=("paiml/aprender #2143", "ml-explore/mlx #343"),
+    ),
+    Mistake(
+        "alibi_slopes_published",
+        "the kernel uses the slopes of the ALiBi paper, not those it is given",
+        "alibi_slopes of the paper",
+        ("alibi",),
+        _published_slopes,
+        issues=("ml-explore/mlx #343",),
+    ),
+    Mistake(
+        "alibi_heads_reversed",
+        "the ALiBi slopes are in reverse head order",
+        "alibi_slopes[::-1]",
+        ("slopes differ",),
+        _slopes(lambda p: p.alibi_slopes[..., ::-1]),
+    ),
+    Mistake(
+        "alibi_of_first_head",
+        "every head uses the ALiBi slope of head 0",
+        "",
+        ("slopes differ",),
+        _slopes(lambda p: _first(p.alibi_slopes, -1)),
+    ),
     Mistake("bias_dropped", "the bias is ignored", "bias=None", ("bias",), lambda p: replace(p, bias=None)),
-    Mistake("bias_before_scale", "the bias is added before the scale", "bias=bias * scale", ("bias",), _bias(lambda b, p: b * p.scale)),
+    Mistake(
+        "bias_before_scale",
+        "the bias is added before the scale",
+        "bias=bias * scale",
+        ("bias",),
+        _bias(lambda b, p: b * p.scale),
+    ),
     Mistake("bias_sign", "the bias is subtracted", "bias=-bias", ("bias",), _bias(lambda b, p: -b)),
     Mistake("bias_twice", "the bias is added twice", "bias=2 * bias", ("bias",), _bias(lambda b, p: 2 * b)),
-    Mistake("bias_transposed", "rows and keys of the bias are swapped", "bias.swapaxes(-1, -2)", ("bias", "square"), _bias(lambda b, p: np.swapaxes(b, -1, -2))),
-    Mistake("bias_axes_swapped", "batch and head axis of the bias are swapped", "bias.swapaxes(0, 1)", ("bias", "batch = heads"),
-            _bias(lambda b, p: np.swapaxes(b, 0, 1)), issues=("onnx/onnx #8108",)),
-    Mistake("bias_of_first_head", "every head uses the bias of head 0", "bias[:, :1]", ("bias", "several heads"), _bias(lambda b, p: _first(b, 1))),
-    Mistake("bias_of_first_sequence", "every sequence uses the bias of the first", "bias[:1]", ("bias", "several sequences"), _bias(lambda b, p: _first(b, 0))),
-    Mistake("bias_of_first_row", "every row uses the bias of row 0", "bias[:, :, :1]", ("bias", "rows"), _bias(lambda b, p: _first(b, 2))),
-    Mistake("constant_added", "1 is added to every score: the output is right, lse is 1 too large", "lse - 1", ("no mask",),
-            stages={"score": lambda run, q, k: score(run, q, k) + 1}, issues=("tinygrad/tinygrad #2425",)),
-    Mistake("sinks_dropped", "the sinks are ignored", "sinks=None", ("sinks",), lambda p: replace(p, sinks=None), issues=("vllm-project/vllm-metal #212",)),
-    Mistake("sinks_not_in_lse", "lse leaves the sink out, the output has it", "lse = logaddexp(lse, sinks)", ("sinks",), stages={"finish": _lse_without_sink},
-            issues=("deepseek-ai/FlashMLA attn_sink",)),
-    Mistake("sinks_counted_twice", "the sink is counted twice (once a split)", "sinks + log(2)", ("sinks",), _sinks(lambda s, p: s + math.log(2)),
-            issues=("ROCm/rocm-libraries #12227",)),
-    Mistake("sinks_scaled", "the sinks are multiplied by the scale", "sinks * scale", ("sinks",), _sinks(lambda s, p: s * p.scale),
-            issues=("ROCm/rocm-libraries #12229",)),
-    Mistake("sinks_in_base_two", "the sinks are taken in base 2", "sinks * ln 2", ("sinks",), _sinks(lambda s, p: s * math.log(2))),
-    Mistake("sinks_zero", "every sink is 0 (smooth softmax)", "sinks=zeros(num_heads)", ("sinks",), _sinks(lambda s, p: np.zeros_like(s)),
-            issues=("microsoft/onnxruntime smooth_softmax",)),
-    Mistake("sinks_of_key_head", "the sink of head h // group_size is used", "", ("sinks", "grouped"), _sinks(_sink_of_key_head)),
-    Mistake("sinks_have_first_value", "the sink adds the value of key 0", "a sink has no value", ("sinks",), stages={"start": _sink_has_first_value, "accumulate": _accumulate_after_sink},
-            issues=("sgl-project/sgl-kernel-npu #216",)),
-    Mistake("dropout_dropped", "dropout is not applied", "dropout_mask=None", ("dropout",), lambda p: replace(p, dropout_mask=None)),
-    Mistake("dropout_not_rescaled", "kept weights are not divided by 1 - dropout_rate", "output / (1 - dropout_rate)", ("dropout",),
-            lambda p: replace(p, keep_scale=1.0), issues=("NVIDIA/apex #816",)),
-    Mistake("dropout_inverted", "the dropout mask means the opposite (True = drop)", "dropout_mask=~dropout_mask", ("dropout",),
-            lambda p: replace(p, dropout_mask=~p.dropout_mask)),
-    Mistake("dropout_before_softmax", "dropout is applied before the softmax: kept weights sum to 1 again", "", ("dropout",),
-            lambda p: replace(p, mask=p.dropout_mask if p.mask is None else p.mask & p.dropout_mask, dropout_mask=None),
-            issues=("aws-neuron/nki-samples #80",)),
-    Mistake("lse_base_two", "lse is in base 2", "lse * ln 2", ("lse",), deliver=_lse(lambda lse: lse / math.log(2)),
-            issues=("flashinfer-ai/flashinfer #2113", "pytorch/pytorch #181645")),
-    Mistake("lse_converted_twice", "lse was multiplied by ln 2 although it is natural already", "lse / ln 2", ("lse",), deliver=_lse(lambda lse: lse * math.log(2)),
-            issues=("flashinfer-ai/flashinfer-bench #390",)),
-    Mistake("lse_half_converted", "lse is maximum + log2(sum): half converted to base 2", "", ("lse",), stages={"finish": _lse_is_log2_of_total}),
+    Mistake(
+        "bias_transposed",
+        "rows and keys of the bias are swapped",
+        "bias.swapaxes(-1, -2)",
+        ("bias", "square"),
+        _bias(lambda b, p: np.swapaxes(b, -1, -2)),
+    ),
+    Mistake(
+        "bias_axes_swapped",
+        "batch and head axis of the bias are swapped",
+        "bias.swapaxes(0, 1)",
+        ("bias", "batch = heads"),
+        _bias(lambda b, p: np.swapaxes(b, 0, 1)),
+        issues=("onnx/onnx #8108",),
+    ),
+    Mistake(
+        "bias_of_first_head",
+        "every head uses the bias of head 0",
+        "bias[:, :1]",
+        ("bias", "several heads"),
+        _bias(lambda b, p: _first(b, 1)),
+    ),
+    Mistake(
+        "bias_of_first_sequence",
+        "every sequence uses the bias of the first",
+        "bias[:1]",
+        ("bias", "several sequences"),
+        _bias(lambda b, p: _first(b, 0)),
+    ),
+    Mistake(
+        "bias_of_first_row",
+        "every row uses the bias of row 0",
+        "bias[:, :, :1]",
+        ("bias", "rows"),
+        _bias(lambda b, p: _first(b, 2)),
+    ),
+    Mistake(
+        "constant_added",
+        "1 is added to every score: the output is right, lse is 1 too large",
+        "lse - 1",
+        ("no mask",),
+        stages={"score": lambda run, q, k: score(run, q, k) + 1},
+        issues=("tinygrad/tinygrad #2425",),
+    ),
+    Mistake(
+        "sinks_dropped",
+        "the sinks are ignored",
+        "sinks=None",
+        ("sinks",),
+        lambda p: replace(p, sinks=None),
+        issues=("vllm-project/vllm-metal #212",),
+    ),
+    Mistake(
+        "sinks_not_in_lse",
+        "lse leaves the sink out, the output has it",
+        "lse = logaddexp(lse, sinks)",
+        ("sinks",),
+        stages={"finish": _lse_without_sink},
+        issues=("deepseek-ai/FlashMLA attn_sink",),
+    ),
+    Mistake(
+        "sinks_counted_twice",
+        "the sink is counted twice (once a split)",
+        "sinks + log(2)",
+        ("sinks",),
+        _sinks(lambda s, p: s + math.log(2)),
+        issues=("ROCm/rocm-libraries #12227",),
+    ),
+    Mistake(
+        "sinks_scaled",
+        "the sinks are multiplied by the scale",
+        "sinks * scale",
+        ("sinks",),
+        _sinks(lambda s, p: s * p.scale),
+        issues=("ROCm/rocm-libraries #12229",),
+    ),
+    Mistake(
+        "sinks_in_base_two",
+        "the sinks are taken in base 2",
+        "sinks * ln 2",
+        ("sinks",),
+        _sinks(lambda s, p: s * math.log(2)),
+    ),
+    Mistake(
+        "sinks_zero",
+        "every sink is 0 (smooth softmax)",
+        "sinks=zeros(num_heads)",
+        ("sinks",),
+        _sinks(lambda s, p: np.zeros_like(s)),
+        issues=("microsoft/onnxruntime smooth_softmax",),
+    ),
+    Mistake(
+        "sinks_of_key_head",
+        "the sink of head h // group_size is used",
+        "",
+        ("sinks", "grouped"),
+        _sinks(_sink_of_key_head),
+    ),
+    Mistake(
+        "sinks_have_first_value",
+        "the sink adds the value of key 0",
+        "a sink has no value",
+        ("sinks",),
+        stages={"start": _sink_has_first_value, "accumulate": _accumulate_after_sink},
+        issues=("sgl-project/sgl-kernel-npu #216",),
+    ),
+    Mistake(
+        "dropout_dropped",
+        "dropout is not applied",
+        "dropout_mask=None",
+        ("dropout",),
+        lambda p: replace(p, dropout_mask=None),
+    ),
+    Mistake(
+        "dropout_not_rescaled",
+        "kept weights are not divided by 1 - dropout_rate",
+        "output / (1 - dropout_rate)",
+        ("dropout",),
+        lambda p: replace(p, keep_scale=1.0),
+        issues=("NVIDIA/apex #816",),
+    ),
+    Mistake(
+        "dropout_inverted",
+        "the dropout mask means the opposite (True = drop)",
+        "dropout_mask=~dropout_mask",
+        ("dropout",),
+        lambda p: replace(p, dropout_mask=~p.dropout_mask),
+    ),
+    Mistake(
+        "dropout_before_softmax",
+        "dropout is applied before the softmax: kept weights sum to 1 again",
+        "",
+        ("dropout",),
+        lambda p: replace(
+            p, mask=p.dropout_mask if p.mask is None else p.mask & p.dropout_mask, dropout_mask=None
+        ),
+        issues=("aws-neuron/nki-samples #80",),
+    ),
+    Mistake(
+        "lse_base_two",
+        "lse is in base 2",
+        "lse * ln 2",
+        ("lse",),
+        deliver=_lse(lambda lse: lse / math.log(2)),
+        issues=("flashinfer-ai/flashinfer #2113", "pytorch/pytorch #181645"),
+    ),
+    Mistake(
+        "lse_converted_twice",
+        "lse was multiplied by ln 2 although it is natural already",
+        "lse / ln 2",
+        ("lse",),
+        deliver=_lse(lambda lse: lse * math.log(2)),
+        issues=("flashinfer-ai/flashinfer-bench #390",),
+    ),
+    Mistake(
+        "lse_half_converted",
+        "lse is maximum + log2(sum): half converted to base 2",
+        "",
+        ("lse",),
+        stages={"finish": _lse_is_log2_of_total},
+    ),
     Mistake("lse_is_maximum", "lse is only the row maximum", "", ("lse",), stages={"finish": _lse_is_top}),
-    Mistake("lse_lacks_maximum", "lse is only the logarithm of the denominator, without the row maximum", "", ("lse",), stages={"finish": _lse_lacks_top}),
+    Mistake(
+        "lse_lacks_maximum",
+        "lse is only the logarithm of the denominator, without the row maximum",
+        "",
+        ("lse",),
+        stages={"finish": _lse_lacks_top},
+    ),
     Mistake("lse_negated", "lse has the wrong sign", "-lse", ("lse",), deliver=_lse(np.negative)),
-)  # fmt: skip
+)

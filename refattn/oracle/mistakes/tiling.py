@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.simulated.staged import accumulate, correction, denominator, finish, hide, start, tiles, visible
+from refattn.oracle.simulated.staged import (
+    accumulate,
+    correction,
+    denominator,
+    finish,
+    hide,
+    start,
+    tiles,
+    visible,
+)
 
 
 def _without_last_tile(run):
@@ -39,7 +48,11 @@ def _without_first_key(run, columns):
 def _without_newest_key(run, columns):
     """Each row loses the last key it may see."""
     keep = visible(run, columns)
-    edge = run.kv_length - 1 if run.problem.right is None else np.minimum(run.kv_length - 1, run.position + run.problem.right)
+    edge = (
+        run.kv_length - 1
+        if run.problem.right is None
+        else np.minimum(run.kv_length - 1, run.position + run.problem.right)
+    )
     return keep & (columns != edge)
 
 
@@ -94,7 +107,7 @@ def _padded(problem, tile, fill):
     def plane(array, filler):
         if array is None:
             return None
-        return np.concatenate([array, np.full(array.shape[:-1] + (extra,), filler, array.dtype)], axis=-1)
+        return np.concatenate([array, np.full((*array.shape[:-1], extra), filler, array.dtype)], axis=-1)
 
     full = np.asarray(problem.kv_lengths) == problem.kv_len
     return replace(
@@ -109,7 +122,7 @@ def _padded(problem, tile, fill):
 
 
 def _zeros(array, extra, tile):
-    return np.zeros(array.shape[:-2] + (extra, array.shape[-1]), array.dtype)
+    return np.zeros((*array.shape[:-2], extra, array.shape[-1]), array.dtype)
 
 
 def _stale(array, extra, tile):
@@ -170,43 +183,205 @@ def _random_order(run):
 
 
 TILES = (
-    Mistake("last_tile_dropped", "the last tile of keys is dropped", "", ("keys",), stages={"tiles": _without_last_tile}, tiled=True),
-    Mistake("partial_tile_dropped", "keys after the last whole tile are dropped", "", ("keys",), stages={"tiles": _without_partial_tile}, tiled=True,
-            issues=("pytorch/pytorch #191937",)),
-    Mistake("first_tile_dropped", "the first tile of keys is dropped", "", ("keys",), stages={"tiles": _without_first_tile}, tiled=True),
-    Mistake("last_tile_twice", "the last tile of keys is counted twice", "", ("keys",), stages={"tiles": _last_tile_twice}, tiled=True),
-    Mistake("tile_edge_skipped", "the last key of every inner tile is skipped", "", ("keys",), stages={"tiles": _tile_edges_skipped}, tiled=True),
-    Mistake("first_key_dropped", "key 0 is never seen", "", ("keys",), stages={"visible": _without_first_key}),
-    Mistake("newest_key_dropped", "every row misses the last key it may see", "", ("keys",), stages={"visible": _without_newest_key}),
-    Mistake("tail_zeros_seen", "the last tile is padded with zero keys that take part in the softmax", "hide keys past kv_len", ("keys",),
-            prepare_tile=lambda p, tile: _padded(p, tile, _zeros), tiled=True),
-    Mistake("tail_stale_seen", "the last tile is padded with leftovers of the tile before, and they take part", "hide keys past kv_len", ("keys",),
-            prepare_tile=lambda p, tile: _padded(p, tile, _stale), tiled=True),
-    Mistake("output_not_rescaled", "the running output is not rescaled when the row maximum rises", "multiply it by exp(old - new)", ("keys",),
-            stages={"accumulate": _output_not_rescaled}, tiled=True, families=("ascending",)),
-    Mistake("denominator_not_rescaled", "the running denominator is not rescaled when the row maximum rises", "multiply it by exp(old - new)", ("keys",),
-            stages={"denominator": _denominator_not_rescaled}, tiled=True, families=("ascending",)),
-    Mistake("never_rescaled", "neither output nor denominator is rescaled when the row maximum rises", "multiply both by exp(old - new)", ("keys",),
-            stages={"correction": _never_rescaled}, tiled=True, families=("ascending",)),
-    Mistake("last_tile_not_rescaled", "the rescale is missing for the last tile", "", ("keys",), stages={"correction": _not_rescaled_last}, tiled=True,
-            families=("ascending",)),
-    Mistake("rescaled_upside_down", "the rescale factor is exp(new - old)", "exp(old - new)", ("keys",), stages={"correction": _rescaled_upside_down}, tiled=True,
-            families=("ascending",), issues=("deepseek-ai/FlashMLA docs/20250422",)),
-    Mistake("no_maximum_subtracted", "the row maximum is not subtracted: large scores overflow", "", (),
-            stages={"start": _unshifted_start, "weigh": _fixed_maximum, "correction": _unshifted_correction, "finish": _unshifted_finish}, rounding=True, families=("large scores", "low scores"),
-            issues=("pytorch/pytorch #60939",)),
-    Mistake("split_merge_unweighted", "the parts of a split key range are averaged without their lse weights", "merge_states", ("keys",),
-            stages={"accumulate": _unweighted, "finish": _finish_unweighted}, tiled=True, issues=("flashinfer-ai/flashinfer #4051",)),
-    Mistake("merged_in_base_two", "partial results are merged with exp2 although their lse is natural", "", ("keys",),
-            stages={"correction": _merged_in_base_two}, tiled=True, families=("ascending",), issues=("sgl-project/sglang #35045",)),
-    Mistake("nan_of_hidden_score", "NaN in a hidden key reaches the row (hidden by adding -inf)", "select, do not add", ("hidden",),
-            stages={"hide": _hidden_by_adding}, families=("poison",), issues=("pytorch/pytorch #101967", "onnx/onnx #8068")),
-    Mistake("nan_of_hidden_value", "NaN in a hidden value reaches the row (0 * NaN)", "do not multiply hidden values", ("hidden",),
-            stages={"accumulate": _zero_times_value}, families=("poison",), issues=("Dao-AILab/flash-attention #1745", "vllm-project/vllm #641")),
-    Mistake("nan_swallowed", "NaN in a visible key disappears (a maximum that ignores NaN)", "", (), stages={"hide": _nan_as_hidden},
-            families=("nan visible",), issues=("flashinfer-ai/flashinfer state.cuh",)),
-    Mistake("nan_value_swallowed", "NaN or Inf in a visible value disappears", "", (), stages={"accumulate": _clean_values}, families=("nan visible",)),
-    Mistake("tile_lost_at_random", "two runs differ: a tile is lost now and then (race)", "", ("keys",), stages={"tiles": _lost_at_random}, random=True, tiled=True),
-    Mistake("random_order", "two runs differ in the last bits: tiles arrive in random order", "", ("keys",), stages={"tiles": _random_order}, random=True,
-            tiled=True, issues=("Dao-AILab/flash-attention #1897",)),
-)  # fmt: skip
+    Mistake(
+        "last_tile_dropped",
+        "the last tile of keys is dropped",
+        "",
+        ("keys",),
+        stages={"tiles": _without_last_tile},
+        tiled=True,
+    ),
+    Mistake(
+        "partial_tile_dropped",
+        "keys after the last whole tile are dropped",
+        "",
+        ("keys",),
+        stages={"tiles": _without_partial_tile},
+        tiled=True,
+        issues=("pytorch/pytorch #191937",),
+    ),
+    Mistake(
+        "first_tile_dropped",
+        "the first tile of keys is dropped",
+        "",
+        ("keys",),
+        stages={"tiles": _without_first_tile},
+        tiled=True,
+    ),
+    Mistake(
+        "last_tile_twice",
+        "the last tile of keys is counted twice",
+        "",
+        ("keys",),
+        stages={"tiles": _last_tile_twice},
+        tiled=True,
+    ),
+    Mistake(
+        "tile_edge_skipped",
+        "the last key of every inner tile is skipped",
+        "",
+        ("keys",),
+        stages={"tiles": _tile_edges_skipped},
+        tiled=True,
+    ),
+    Mistake(
+        "first_key_dropped", "key 0 is never seen", "", ("keys",), stages={"visible": _without_first_key}
+    ),
+    Mistake(
+        "newest_key_dropped",
+        "every row misses the last key it may see",
+        "",
+        ("keys",),
+        stages={"visible": _without_newest_key},
+    ),
+    Mistake(
+        "tail_zeros_seen",
+        "the last tile is padded with zero keys that take part in the softmax",
+        "hide keys past kv_len",
+        ("keys",),
+        prepare_tile=lambda p, tile: _padded(p, tile, _zeros),
+        tiled=True,
+    ),
+    Mistake(
+        "tail_stale_seen",
+        "the last tile is padded with leftovers of the tile before, and they take part",
+        "hide keys past kv_len",
+        ("keys",),
+        prepare_tile=lambda p, tile: _padded(p, tile, _stale),
+        tiled=True,
+    ),
+    Mistake(
+        "output_not_rescaled",
+        "the running output is not rescaled when the row maximum rises",
+        "multiply it by exp(old - new)",
+        ("keys",),
+        stages={"accumulate": _output_not_rescaled},
+        tiled=True,
+        families=("ascending",),
+    ),
+    Mistake(
+        "denominator_not_rescaled",
+        "the running denominator is not rescaled when the row maximum rises",
+        "multiply it by exp(old - new)",
+        ("keys",),
+        stages={"denominator": _denominator_not_rescaled},
+        tiled=True,
+        families=("ascending",),
+    ),
+    Mistake(
+        "never_rescaled",
+        "neither output nor denominator is rescaled when the row maximum rises",
+        "multiply both by exp(old - new)",
+        ("keys",),
+        stages={"correction": _never_rescaled},
+        tiled=True,
+        families=("ascending",),
+    ),
+    Mistake(
+        "last_tile_not_rescaled",
+        "the rescale is missing for the last tile",
+        "",
+        ("keys",),
+        stages={"correction": _not_rescaled_last},
+        tiled=True,
+        families=("ascending",),
+    ),
+    Mistake(
+        "rescaled_upside_down",
+        "the rescale factor is exp(new - old)",
+        "exp(old - new)",
+        ("keys",),
+        stages={"correction": _rescaled_upside_down},
+        tiled=True,
+        families=("ascending",),
+        issues=("deepseek-ai/FlashMLA docs/20250422",),
+    ),
+    Mistake(
+        "no_maximum_subtracted",
+        "the row maximum is not subtracted: large scores overflow",
+        "",
+        (),
+        stages={
+            "start": _unshifted_start,
+            "weigh": _fixed_maximum,
+            "correction": _unshifted_correction,
+            "finish": _unshifted_finish,
+        },
+        rounding=True,
+        families=("large scores", "low scores"),
+        issues=("pytorch/pytorch #60939",),
+    ),
+    Mistake(
+        "split_merge_unweighted",
+        "the parts of a split key range are averaged without their lse weights",
+        "merge_states",
+        ("keys",),
+        stages={"accumulate": _unweighted, "finish": _finish_unweighted},
+        tiled=True,
+        issues=("flashinfer-ai/flashinfer #4051",),
+    ),
+    Mistake(
+        "merged_in_base_two",
+        "partial results are merged with exp2 although their lse is natural",
+        "",
+        ("keys",),
+        stages={"correction": _merged_in_base_two},
+        tiled=True,
+        families=("ascending",),
+        issues=("sgl-project/sglang #35045",),
+    ),
+    Mistake(
+        "nan_of_hidden_score",
+        "NaN in a hidden key reaches the row (hidden by adding -inf)",
+        "select, do not add",
+        ("hidden",),
+        stages={"hide": _hidden_by_adding},
+        families=("poison",),
+        issues=("pytorch/pytorch #101967", "onnx/onnx #8068"),
+    ),
+    Mistake(
+        "nan_of_hidden_value",
+        "NaN in a hidden value reaches the row (0 * NaN)",
+        "do not multiply hidden values",
+        ("hidden",),
+        stages={"accumulate": _zero_times_value},
+        families=("poison",),
+        issues=("Dao-AILab/flash-attention #1745", "vllm-project/vllm #641"),
+    ),
+    Mistake(
+        "nan_swallowed",
+        "NaN in a visible key disappears (a maximum that ignores NaN)",
+        "",
+        (),
+        stages={"hide": _nan_as_hidden},
+        families=("nan visible",),
+        issues=("flashinfer-ai/flashinfer state.cuh",),
+    ),
+    Mistake(
+        "nan_value_swallowed",
+        "NaN or Inf in a visible value disappears",
+        "",
+        (),
+        stages={"accumulate": _clean_values},
+        families=("nan visible",),
+    ),
+    Mistake(
+        "tile_lost_at_random",
+        "two runs differ: a tile is lost now and then (race)",
+        "",
+        ("keys",),
+        stages={"tiles": _lost_at_random},
+        random=True,
+        tiled=True,
+    ),
+    Mistake(
+        "random_order",
+        "two runs differ in the last bits: tiles arrive in random order",
+        "",
+        ("keys",),
+        stages={"tiles": _random_order},
+        random=True,
+        tiled=True,
+        issues=("Dao-AILab/flash-attention #1897",),
+    ),
+)

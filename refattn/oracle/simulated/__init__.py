@@ -1,1 +1,3 @@
-"""Kernels simulated in NumPy: correct ones in low precision, and staged ones whose stages can be replaced."""
+"""Kernels simulated in NumPy: correct ones in low precision, and staged ones whose stages can be
+replaced.
+"""

@@ -1,23 +1,25 @@
 """Correct attention kernels in low precision, emulated: what a spec claims, done with NumPy.
 
-An emulation rounds where its `KernelSpec` says a kernel may round, and takes the freedoms real kernels take: order and size of blocks, splits
-over keys, pre-scaled queries, inexact exponentials. Tests run it to show that bounds hold; it is also the quickest way to see what a format
-costs. Stages in order: load, scores, cap, shift (ALiBi and bias), hide, then either online softmax over blocks of keys or, in eager kernels,
-one softmax over all of them.
+An emulation rounds where its `KernelSpec` says a kernel may round, and takes the freedoms real kernels
+take: order and size of blocks, splits over keys, pre-scaled queries, inexact exponentials. Tests run it
+to show that bounds hold; it is also the quickest way to see what a format costs. Stages in order: load,
+scores, cap, shift (ALiBi and bias), hide, then either online softmax over blocks of keys or, in eager
+kernels, one softmax over all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.calls.registry import form_called
-from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.bounds.operands import operands
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.calls.options import Options
+from refattn.calls.registry import form_called
 from refattn.exact.visibility import range_mask, row_bounds
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.bounds.operands import operands
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class EmulatedKernel:
     reverse : bool
         Take the blocks of keys from the last to the first.
     inexact_functions : bool
-        Spread the exponential and tanh over the whole error the spec allows, by a hash of their argument, in place of the accurate ones
-        of NumPy.
+        Spread the exponential and tanh over the whole error the spec allows, by a hash of their argument,
+        in place of the accurate ones of NumPy.
     first_block : int or None
         Length of the first block, so that block edges fall elsewhere.
     seed : int
@@ -64,10 +66,14 @@ class EmulatedKernel:
                         group = part.load(index, kv_head)
                         heads = slice(kv_head * part.group_size, (kv_head + 1) * part.group_size)
                         if choice is None:
-                            inputs = [run.load(operand.exact) for operand in (group.query, group.key, group.value)]
+                            inputs = [
+                                run.load(operand.exact) for operand in (group.query, group.key, group.value)
+                            ]
                             finish = None
                         else:
-                            inputs, finish = run.load_latent(arrays, index, kv_head, group.key.exact.shape[0], choice)
+                            inputs, finish = run.load_latent(
+                                arrays, index, kv_head, group.key.exact.shape[0], choice
+                            )
                         rows = run.attention(*inputs, part.options, index, heads, finish)
                         output[part.channels][index][heads] = rows[0]
                         lse[part.rows][index][heads] = rows[1]
@@ -80,12 +86,16 @@ def emulate(*arrays, spec, function="attention", **options):
 
 
 class _Run:
-    """One evaluation: the arithmetic as functions. Works in float32, or float64 where the spec's softmax does."""
+    """One evaluation: the arithmetic as functions. Works in float32, or float64 where the spec's
+    softmax does.
+    """
 
     def __init__(self, kernel: EmulatedKernel):
         self.kernel, self.spec = kernel, kernel.spec
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
-        self.plain = self.spec.accumulator.name == np.dtype(self.kind).name  # sums round as the working format does
+        self.plain = (
+            self.spec.accumulator.name == np.dtype(self.kind).name
+        )  # sums round as the working format does
 
     def load(self, x):
         return self.flush(round_to(x, self.spec.input).astype(self.kind))
@@ -103,18 +113,31 @@ class _Run:
         q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = (np.asarray(array) for array in arrays)
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = (
             self.load(np.asarray(x, dtype=np.float64))
-            for x in (q_nope[index][head], q_rope[index][head], kv_latent[index][:length], k_rope[index][:length], w_uk[head], w_uv[head])
+            for x in (
+                q_nope[index][head],
+                q_rope[index][head],
+                kv_latent[index][:length],
+                k_rope[index][:length],
+                w_uk[head],
+                w_uv[head],
+            )
         )
         middle = self.spec.intermediate
         if choice == "absorb":
             absorbed = self.store(q_nope @ w_uk, middle)
-            inputs = np.concatenate([absorbed, q_rope], -1)[None], np.concatenate([latent, k_rope], -1), latent
+            inputs = (
+                np.concatenate([absorbed, q_rope], -1)[None],
+                np.concatenate([latent, k_rope], -1),
+                latent,
+            )
             return inputs, lambda output: self.store(output, middle) @ w_uv.T
         key, value = self.store(latent @ w_uk.T, middle), self.store(latent @ w_uv.T, middle)
         return (np.concatenate([q_nope, q_rope], -1)[None], np.concatenate([key, k_rope], -1), value), None
 
     def function(self, exact, x, error):
-        """A function's values at x with the relative error a kernel may have, in the working format; equal x give equal values."""
+        """A function's values at x with the relative error a kernel may have, in the working format;
+        equal x give equal values.
+        """
         if self.kernel.inexact_functions:
             spread = max(error - self.spec.softmax.unit_roundoff, 0.0)
             exact = exact * (1.0 + spread * _scrambled(x, self.kernel.seed))
@@ -135,7 +158,9 @@ class _Run:
         return total
 
     def rounded_sum(self, x, y):
-        return round_to(x.astype(np.float64) + y, self.spec.accumulator, truncate=self.spec.truncates).astype(self.kind)
+        return round_to(
+            x.astype(np.float64) + y, self.spec.accumulator, truncate=self.spec.truncates
+        ).astype(self.kind)
 
     def rounded_block(self, a, b):
         """a @ b term by term in a narrow accumulator."""
@@ -158,7 +183,9 @@ class _Run:
     def scores(self, query, key, options: Options):
         spec, scale = self.spec, self.kind(options.scale)
         if spec.scaled_query.unit_roundoff:
-            return self.cap(self.product(self.store(query * scale, spec.scaled_query), key.T), options.softcap)
+            return self.cap(
+                self.product(self.store(query * scale, spec.scaled_query), key.T), options.softcap
+            )
         products = self.store(self.product(query, key.T), spec.score)
         return self.cap(self.store(products * scale, spec.score), options.softcap)
 
@@ -205,7 +232,9 @@ class _Run:
             output, lse = self.split(tile, value, sinks, dropped, (*query.shape[:2], value.shape[-1]))
         if finish is not None:
             output = finish(output)
-        return round_to(self.flush(output).astype(np.float64), self.spec.output), round_to(lse.astype(np.float64), self.spec.lse)
+        return round_to(self.flush(output).astype(np.float64), self.spec.output), round_to(
+            lse.astype(np.float64), self.spec.lse
+        )
 
     def eager(self, tile, value, sinks, dropped):
         scores = tile(0, len(value))
@@ -229,7 +258,9 @@ class _Run:
             return self.accumulate(output, weights, value)
         output = self.accumulate(output, weights, np.where(broken[:, None], self.kind(0), value))
         for key in np.flatnonzero(broken):
-            output = output + np.where(weights[..., key, None] == 0, self.kind(0), weights[..., key, None] * value[key])
+            output = output + np.where(
+                weights[..., key, None] == 0, self.kind(0), weights[..., key, None] * value[key]
+            )
         return output
 
     def convert(self, weights):
@@ -241,8 +272,10 @@ class _Run:
         count = max(1, min(self.spec.splits, len(value)))
         edges = np.linspace(0, len(value), count + 1).astype(int)
         states = []
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
-            states.append(self.online(tile, value, sinks if first == 0 else None, dropped, shape, first, last))
+        for first, last in itertools.pairwise(edges):
+            states.append(
+                self.online(tile, value, sinks if first == 0 else None, dropped, shape, first, last)
+            )
         if count == 1:
             return states[0]
         lses = np.stack([lse for _, lse in states])
@@ -269,14 +302,18 @@ class _Run:
             base = np.where(new == -np.inf, kind(0), new)
             shrink = np.where(top == new, kind(1), np.where(top == -np.inf, kind(0), self.exp(top - base)))
             weights = np.where(scores == -np.inf, kind(0), self.exp(scores - base[..., None]))
-            weights = np.where(scores == base[..., None], kind(1), weights)  # exp(0) is exact in every library
+            weights = np.where(
+                scores == base[..., None], kind(1), weights
+            )  # exp(0) is exact in every library
             converted = self.convert(dropped(weights, first, last))
             summed = weights if self.spec.denominator == "unrounded" else self.convert(weights)
             total = self.add_up(total * shrink, summed)
             output = self.weigh(output * shrink[..., None], converted, value[first:last])
             top = new
         safe = np.where(total == 0, kind(1), total)
-        return output / safe[..., None], np.where(total == 0, -np.inf, np.where(top == -np.inf, kind(0), top) + np.log(safe))
+        return output / safe[..., None], np.where(
+            total == 0, -np.inf, np.where(top == -np.inf, kind(0), top) + np.log(safe)
+        )
 
     def blocks(self, first, last):
         """Key ranges in the order they are taken."""
@@ -288,7 +325,12 @@ class _Run:
 
 def _scrambled(x, seed):
     """Numbers in [-1, 1) that look random but depend on the bits of x alone."""
-    bits = np.ascontiguousarray(x, dtype=np.float64).view(np.uint64) ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
-    for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):  # the finaliser of MurmurHash3
+    bits = np.ascontiguousarray(x, dtype=np.float64).view(np.uint64) ^ np.uint64(
+        (seed * 0x9E3779B97F4A7C15) % 2**64
+    )
+    for shift, factor in (
+        (33, 0xFF51AFD7ED558CCD),
+        (33, 0xC4CEB9FE1A85EC53),
+    ):  # the finaliser of MurmurHash3
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0

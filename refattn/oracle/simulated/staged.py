@@ -23,6 +23,7 @@ from refattn.calls.dense import Problem
 
 SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
 
+
 @dataclass(frozen=True)
 class Arithmetic:
     """Where a run rounds: the dtypes of its products, weights and results."""
@@ -53,8 +54,8 @@ class Arithmetic:
 class Sample:
     """Which sequences, heads and rows a run computes (index arrays into the flattened problem).
 
-    Runs on one sample share what they gather and convert of its keys and values: hundreds of hypotheses about a few rows of long sequences
-    would otherwise spend their time there.
+    Runs on one sample share what they gather and convert of its keys and values: hundreds of hypotheses
+    about a few rows of long sequences would otherwise spend their time there.
     """
 
     sequences: np.ndarray
@@ -121,7 +122,9 @@ def position_bias(run: Run, columns: np.ndarray) -> np.ndarray | None:
     """ALiBi term of a tile, (N, H, T, n), or None."""
     if run.problem.alibi_slopes is None:
         return None
-    return -run.per_head(run.problem.alibi_slopes) * np.abs(run.position - columns).astype(run.arithmetic.compute)
+    return -run.per_head(run.problem.alibi_slopes) * np.abs(run.position - columns).astype(
+        run.arithmetic.compute
+    )
 
 
 def shift(run: Run, s: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -192,7 +195,9 @@ def round_weights(run: Run, w: np.ndarray) -> np.ndarray:
     return w.astype(run.arithmetic.weights).astype(run.arithmetic.compute)
 
 
-def accumulate(run: Run, total: np.ndarray, factor: np.ndarray, w: np.ndarray, v: np.ndarray, keep: np.ndarray):
+def accumulate(
+    run: Run, total: np.ndarray, factor: np.ndarray, w: np.ndarray, v: np.ndarray, keep: np.ndarray
+):
     """total * factor + w v, where a hidden key contributes nothing even if its value is NaN."""
     clean = np.isfinite(v)
     if clean.all():
@@ -205,7 +210,9 @@ def accumulate(run: Run, total: np.ndarray, factor: np.ndarray, w: np.ndarray, v
     return total
 
 
-def finish(run: Run, top: np.ndarray, total: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def finish(
+    run: Run, top: np.ndarray, total: np.ndarray, weighted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     empty = total == 0
     output = np.where(empty, 0, weighted / np.where(empty, 1, total))
     lse = np.where(empty, -np.inf, finite_or_zero(top) + np.log(np.where(empty, 1, total)))
@@ -255,7 +262,9 @@ def one_batch_axis(problem: Problem) -> Problem:
     count = int(np.prod(batch, dtype=np.int64))
 
     def flat(array, kept):
-        return None if array is None else np.asarray(array).reshape((count,) + array.shape[array.ndim - kept :])
+        return (
+            None if array is None else np.asarray(array).reshape((count, *array.shape[array.ndim - kept :]))
+        )
 
     return dataclasses.replace(
         problem,
@@ -330,9 +339,17 @@ def _norms(x: np.ndarray) -> np.ndarray:
 
 
 def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
-    """Keys or values of the sample: those of the first problem converted once, larger ones and those that a mistake changes left to the run."""
+    """Keys or values of the sample: those of the first problem converted once, larger ones and those
+    that a mistake changes left to the run.
+    """
     group = run.problem.group_size
-    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)  # problems are rebuilt around the same arrays
+    here = (
+        source.ctypes.data,
+        source.shape,
+        source.strides,
+        source.dtype,
+        group,
+    )  # problems are rebuilt around the same arrays
     known = run.sample.shared.get((what, kind))
     if known is not None and known[0] == here:
         return known[2]
@@ -345,20 +362,29 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
         array = np.concatenate([array, np.abs(array)], axis=-1)
     if known is None and small:
         array.flags.writeable = False
-        run.sample.shared[what, kind] = here, source, array  # the source is kept, so that no other array comes to lie at its address
+        run.sample.shared[what, kind] = (
+            here,
+            source,
+            array,
+        )  # the source is kept, so that no other array comes to lie at its address
     return array
 
 
-def _over_tiles(run: Run, stages: Stages, query_index, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _over_tiles(
+    run: Run, stages: Stages, query_index, with_size: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     problem, kind = run.problem, run.arithmetic.compute
     q = problem.query[query_index].astype(kind)
-    key, value = _shared(run, problem.key, "key", kind), _shared(run, problem.value, "value and size" if with_size else "value", kind)
+    key, value = (
+        _shared(run, problem.key, "key", kind),
+        _shared(run, problem.value, "value and size" if with_size else "value", kind),
+    )
     reach = None
     if with_size:
         reach = np.abs(problem.scale) * _norms(q) * _shared(run, problem.key, "longest key", np.float64)
-    shape = q.shape[:-1] + (1,)
+    shape = (*q.shape[:-1], 1)
     top, total = stages.start(run, shape)
-    weighted = np.zeros(q.shape[:-1] + (value.shape[-1],), kind)
+    weighted = np.zeros((*q.shape[:-1], value.shape[-1]), kind)
     spans = stages.tiles(run)
     for count, (first, stop) in enumerate(spans, 1):
         columns = np.arange(first, stop)
@@ -373,6 +399,8 @@ def _over_tiles(run: Run, stages: Stages, query_index, with_size: bool) -> tuple
         w = stages.round_weights(run, stages.drop(run, w, columns))
         if problem.dropout_mask is not None:
             keep = keep & run.plane(problem.dropout_mask, columns)
-        weighted = stages.accumulate(run, weighted, factor, w, value[:, :, first:stop].astype(kind, copy=False), keep)
+        weighted = stages.accumulate(
+            run, weighted, factor, w, value[:, :, first:stop].astype(kind, copy=False), keep
+        )
         top = new_top
     return *stages.finish(run, top, total, weighted), reach

@@ -1,12 +1,13 @@
-"""Named arrays and one text, in a file that anybody may have written: three containers, read without executing anything and without
-allocating more than the file proves to hold.
+"""Named arrays and one text, in a file that anybody may have written: three containers, read without
+executing anything and without allocating more than the file proves to hold.
 
     .npz           a zip of .npy files; stored, not compressed, when written here
     .safetensors   an eight-byte length, a JSON header, little-endian data; the text is in its `__metadata__`
-    raw            a directory: one little-endian file an array, and `case.txt`, which a C or C++ program reads with nothing but its standard library
+    raw            a directory: one little-endian file an array, and `case.txt`; needs no library to be read
 
-Reading checks names, dtypes, shapes and sizes against each other and against a limit before the data of any array is touched; pickles, Python
-expressions, links and encrypted or nested archives are refused. Everything wrong is a `VectorError`.
+Reading checks names, dtypes, shapes and sizes against each other and against a limit before the data of
+any array is touched; pickles, Python expressions, links and encrypted or nested archives are refused.
+Everything wrong is a `VectorError`.
 """
 
 from __future__ import annotations
@@ -24,13 +25,26 @@ from refattn.oracle.vectors.safetensors_file import read_safetensors, write_safe
 from refattn.oracle.vectors.untrusted import LARGEST, TEXT, VectorError, open_regular, valid_name
 
 # what zipfile, zlib, struct and int() raise on damaged data
-DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, RecursionError, NotImplementedError, RuntimeError, ValueError,
-          KeyError, TypeError, OverflowError, IndexError)  # fmt: skip
+DAMAGE = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    IndexError,
+)
 ENDINGS = {"npz": ".npz", "safetensors": ".safetensors", "raw": ""}
 
 
 def container_of(path) -> str:
-    """"npz", "safetensors" or "raw", from the name; a directory is raw."""
+    """ "npz", "safetensors" or "raw", from the name; a directory is raw."""
     path = Path(path)
     ending = path.suffix.lower()
     if ending in (".npz", ".safetensors"):
@@ -58,7 +72,9 @@ def write_arrays(path, arrays: dict[str, np.ndarray], text: str, container=None,
     for name in arrays:
         if not valid_name(name) or name == TEXT:
             raise VectorError(f"array names must be letters, digits, '_', '.' and '-'; got {name!r}.")
-    {"npz": write_npz, "safetensors": write_safetensors, "raw": write_raw}[container](path, arrays, text, lines)
+    {"npz": write_npz, "safetensors": write_safetensors, "raw": write_raw}[container](
+        path, arrays, text, lines
+    )
 
 
 def read_arrays(path, *, largest=LARGEST) -> tuple[dict[str, np.ndarray], str]:
@@ -100,4 +116,6 @@ def read_arrays(path, *, largest=LARGEST) -> tuple[dict[str, np.ndarray], str]:
     except OSError as error:
         if file is None:
             raise
-        raise VectorError(f"{path.name} is damaged: {error}") from error  # an offset before the start of the file
+        raise VectorError(
+            f"{path.name} is damaged: {error}"
+        ) from error  # an offset before the start of the file

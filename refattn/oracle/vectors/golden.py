@@ -1,10 +1,12 @@
-"""Golden vectors: calls with their inputs, the exact result and the error a correct kernel may make, element by element, in files that any
-language reads. A test in C++ or Rust then needs no tolerance of its own:
+"""Golden vectors: calls with their inputs, the exact result and the error a correct kernel may make,
+element by element, in files that any language reads. A test in C++ or Rust then needs no tolerance of its
+own:
 
     x == output  or  abs(x - output) <= output_bound  or both are NaN
 
-`output_bound` is the statistical bound of the spec (a correct kernel exceeds it in one call of 10^9), `output_hard_bound` the rigorous one;
-0 where the result is not finite or the row is empty, inf where the formats of the spec may overflow. The same for `lse`.
+`output_bound` is the statistical bound of the spec (a correct kernel exceeds it in one call of 10^9),
+`output_hard_bound` the rigorous one; 0 where the result is not finite or the row is empty, inf where the
+formats of the spec may overflow. The same for `lse`.
 """
 
 from __future__ import annotations
@@ -20,15 +22,31 @@ import numpy as np
 import refattn
 from refattn.calls.options import OPTIONS
 from refattn.calls.registry import FORMS
-from refattn.oracle.bounds.bound import error_bound
 from refattn.oracle.arithmetic.formats import number_format
-from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.vectors.untrusted import BITS, LARGEST, VectorError, as_dtype, as_stored, dtype_name, parse_json, valid_name
+from refattn.oracle.bounds.bound import error_bound
+from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
+from refattn.oracle.vectors.untrusted import (
+    BITS,
+    LARGEST,
+    VectorError,
+    as_dtype,
+    as_stored,
+    dtype_name,
+    parse_json,
+    valid_name,
+)
 
 FORMAT = "refattn case", 1
-EXPECTED = ("expected_output", "expected_lse", "output_bound", "lse_bound", "output_hard_bound", "lse_hard_bound")
+EXPECTED = (
+    "expected_output",
+    "expected_lse",
+    "output_bound",
+    "lse_bound",
+    "output_hard_bound",
+    "lse_hard_bound",
+)
 STORED_FORMS = {form.function: form for form in FORMS if form.public and not form.joins}
 
 
@@ -74,11 +92,24 @@ class VectorCase:
         """The `Report` on a kernel's result, by `refattn.oracle.check`."""
         from refattn.oracle.verdict.check import check
 
-        return check(output, *self.arrays, lse=lse, spec=self.spec if spec is None else spec, function=self.function, **self.options)
+        return check(
+            output,
+            *self.arrays,
+            lse=lse,
+            spec=self.spec if spec is None else spec,
+            function=self.function,
+            **self.options,
+        )
 
     def within(self, output, lse=None) -> np.ndarray:
-        """What a test without Python does: whether each element of output, and with lse each row, is within its bound; None: not given."""
-        good = np.ones(self.output.shape, bool) if output is None else _within(output, self.output, self.output_bound)
+        """What a test without Python does: whether each element of output, and with lse each row, is
+        within its bound; None: not given.
+        """
+        good = (
+            np.ones(self.output.shape, bool)
+            if output is None
+            else _within(output, self.output, self.output_bound)
+        )
         return good if lse is None else good & _within(lse, self.lse, self.lse_bound)[..., None]
 
     @property
@@ -112,7 +143,8 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     seed : int
         Written into the manifest.
     store : {"float8_e4m3fn", "float8_e5m2"}, optional
-        Format of the arguments in the file; they must hold numbers of it (`quantised` makes them so). Needs `ml_dtypes`.
+        Format of the arguments in the file; they must hold numbers of it (`quantised` makes them so).
+        Needs `ml_dtypes`.
 
     Examples
     --------
@@ -133,7 +165,20 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     name = "-".join(part for part in "".join(c if c.isalnum() else " " for c in inputs.name).split())
     scale = float(form.check(*inputs.arrays, **options).scale)
     stored = {} if store is None else dict.fromkeys(form.arrays, store)
-    return VectorCase(name, pack, function, tuple(inputs.arrays), options, spec, scale, bound.output, bound.lse, *bounds, seed, stored)
+    return VectorCase(
+        name,
+        pack,
+        function,
+        tuple(inputs.arrays),
+        options,
+        spec,
+        scale,
+        bound.output,
+        bound.lse,
+        *bounds,
+        seed,
+        stored,
+    )
 
 
 def quantised(array, name) -> np.ndarray:
@@ -145,34 +190,75 @@ def quantised(array, name) -> np.ndarray:
     form = as_dtype(np.zeros(0, np.uint8), name).dtype
     array = np.asarray(array, np.float32)
     largest = np.float32(number_format(name, "store").largest)
-    return np.where(np.isfinite(array), np.clip(array, -largest, largest), array).astype(form).astype(np.float32)
+    return (
+        np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
+        .astype(form)
+        .astype(np.float32)
+    )
 
 
 # one case, one file
 
 
 def save_case(case: VectorCase, path, container=None) -> str:
-    """Write a case; returns the sha256 of its manifest. The container is npz or safetensors by the ending of `path`, or "raw"."""
+    """Write a case; returns the sha256 of its manifest. The container is npz or safetensors by the
+    ending of `path`, or "raw".
+    """
     form = STORED_FORMS[case.function]
     names = list(form.arrays)
-    arrays = {name: _narrow(array, case.stored.get(name), name) for name, array in zip(names, case.arrays, strict=True)}
+    arrays = {
+        name: _narrow(array, case.stored.get(name), name)
+        for name, array in zip(names, case.arrays, strict=True)
+    }
     options = {}
     for name, value in case.options.items():
         if isinstance(value, np.ndarray):
             arrays[name], options[name] = value, {"array": name}
         else:
-            options[name] = list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
-    results = case.output, case.lse, case.output_bound, case.lse_bound, case.output_hard_bound, case.lse_hard_bound
+            options[name] = (
+                list(value)
+                if isinstance(value, tuple)
+                else value.item()
+                if isinstance(value, np.generic)
+                else value
+            )
+    results = (
+        case.output,
+        case.lse,
+        case.output_bound,
+        case.lse_bound,
+        case.output_hard_bound,
+        case.lse_hard_bound,
+    )
     arrays |= dict(zip(EXPECTED, results, strict=True))
-    axes = {option.name: option.belongs_to for option in OPTIONS} | {**form.structure, **form.arrays, **form.results}
+    axes = {option.name: option.belongs_to for option in OPTIONS} | {
+        **form.structure,
+        **form.arrays,
+        **form.results,
+    }
     manifest = {
-        "format": FORMAT[0], "version": FORMAT[1], "name": case.name, "pack": case.pack, "function": case.function, "arguments": list(names),
-        "options": options, "scale": case.scale, "seed": case.seed, "spec": case.spec.to_dict(),
-        "layout": {name: axes[name] for name in (*names, *options, "output", "lse") if axes.get(name) and name in {*arrays, "output", "lse"}},
+        "format": FORMAT[0],
+        "version": FORMAT[1],
+        "name": case.name,
+        "pack": case.pack,
+        "function": case.function,
+        "arguments": list(names),
+        "options": options,
+        "scale": case.scale,
+        "seed": case.seed,
+        "spec": case.spec.to_dict(),
+        "layout": {
+            name: axes[name]
+            for name in (*names, *options, "output", "lse")
+            if axes.get(name) and name in {*arrays, "output", "lse"}
+        },
         "rule": "x == expected or abs(x - expected) <= bound or both NaN",
-        "arrays": {name: {"dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest(array)} for name, array in arrays.items()},
+        "arrays": {
+            name: {"dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest(array)}
+            for name, array in arrays.items()
+        },
         "made_by": {"refattn": refattn.__version__, "numpy": np.__version__},
-    }  # fmt: skip
+    }
     text = json.dumps(manifest, indent=1, allow_nan=False)
     write_arrays(path, arrays, text, container, _raw_lines(case, options))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -184,13 +270,20 @@ def _narrow(array, form, name):
         return array
     bits = array.astype(as_dtype(np.zeros(0, np.uint8), form).dtype)
     if not np.array_equal(bits.astype(array.dtype), array, equal_nan=True):
-        raise ValueError(f"{name} must hold numbers of {form} only. Use refattn.oracle.vectors.golden.quantised.")
+        raise ValueError(
+            f"{name} must hold numbers of {form} only. Use refattn.oracle.vectors.golden.quantised."
+        )
     return bits
 
 
 def _raw_lines(case, options):
     """The head of case.txt: one fact a line, words apart by blanks, "none" for None."""
-    lines = [f"refattn-case {FORMAT[1]}", f"name {case.name}", f"function {case.function}", f"scale {case.scale!r}"]
+    lines = [
+        f"refattn-case {FORMAT[1]}",
+        f"name {case.name}",
+        f"function {case.function}",
+        f"scale {case.scale!r}",
+    ]
     lines.append(f"causal {int(bool(options.get('causal')))}")
     for name, value in options.items():
         if name in ("scale", "causal"):
@@ -226,35 +319,67 @@ def load_case(path, *, largest=LARGEST) -> VectorCase:
         raise VectorError(f"{label}: the spec must describe a kernel: {error}") from error
     expected = [np.asarray(arrays[name], np.float64) for name in EXPECTED]
     options = {name: _option(name, value, arrays, label) for name, value in manifest["options"].items()}
-    stored = {name: arrays[name].dtype.name for name in manifest["arguments"] if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1}
-    own = tuple(arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"])
+    stored = {
+        name: arrays[name].dtype.name
+        for name in manifest["arguments"]
+        if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1
+    }
+    own = tuple(
+        arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"]
+    )
     try:
         problem = STORED_FORMS[manifest["function"]].check(*own, **options)
     except (TypeError, ValueError, MemoryError) as error:
         raise VectorError(f"{label} must hold a call of {manifest['function']}: {error}") from error
     _check_shapes(expected, problem.output_shape, label)
     return VectorCase(
-        manifest["name"], str(manifest.get("pack", "")), manifest["function"], own, options, spec, float(manifest["scale"]), *expected,
-        seed=int(manifest.get("seed", 0)), stored=stored,
-    )  # fmt: skip
+        manifest["name"],
+        str(manifest.get("pack", "")),
+        manifest["function"],
+        own,
+        options,
+        spec,
+        float(manifest["scale"]),
+        *expected,
+        seed=int(manifest.get("seed", 0)),
+        stored=stored,
+    )
 
 
 def _checked_manifest(text, label):
     if not text:
         raise VectorError(f"{label} must hold the manifest of a case; it has arrays only.")
     manifest = parse_json(text, f"the manifest of {label}")
-    kinds = {"format": str, "version": int, "name": str, "function": str, "arguments": list, "options": dict, "scale": (int, float),
-             "spec": dict, "arrays": dict}  # fmt: skip
+    kinds = {
+        "format": str,
+        "version": int,
+        "name": str,
+        "function": str,
+        "arguments": list,
+        "options": dict,
+        "scale": (int, float),
+        "spec": dict,
+        "arrays": dict,
+    }
     for name, kind in kinds.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind) or isinstance(manifest[name], bool):
+        if (
+            not isinstance(manifest, dict)
+            or not isinstance(manifest.get(name), kind)
+            or isinstance(manifest[name], bool)
+        ):
             raise VectorError(f"{label}: the manifest must have a {name}.")
     if (manifest["format"], manifest["version"]) != FORMAT:
         found = f"{manifest['format'][:40]!r} of version {manifest['version']}"
         raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {found}.")
     if not valid_name(manifest["name"]):
-        raise VectorError(f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got {manifest['name'][:60]!r}.")
+        raise VectorError(
+            f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got "
+            f"{manifest['name'][:60]!r}."
+        )
     if manifest["function"] not in STORED_FORMS:
-        raise VectorError(f"{label}: function must be one of {', '.join(STORED_FORMS)}; got {manifest['function'][:60]!r}.")
+        raise VectorError(
+            f"{label}: function must be one of {', '.join(STORED_FORMS)}; got {manifest['function'][:60]!r}."
+        )
     form = STORED_FORMS[manifest["function"]]
     names = form.arrays
     if manifest["arguments"] != list(names):
@@ -276,17 +401,27 @@ def _checked_array(name, array, described, label):
         array = as_dtype(array, dtype)
     decoded = dtype == "bfloat16" and array.dtype == np.float32  # ml_dtypes is missing
     if not (decoded or array.dtype.name == dtype) or list(array.shape) != shape:
-        raise VectorError(f"{label}: {name} must have dtype {dtype} and shape {shape}; got {array.dtype.name} {list(array.shape)}.")
+        raise VectorError(
+            f"{label}: {name} must have dtype {dtype} and shape {shape}; got {array.dtype.name} "
+            f"{list(array.shape)}."
+        )
     stored = (array.view(np.uint32) >> 16).astype("<u2") if decoded else as_stored(array)
     if hashlib.sha256(stored.tobytes()).hexdigest() != entry.get("sha256"):
-        raise VectorError(f"{label}: {name} does not have its sha256; the file was changed after it was made.")
+        raise VectorError(
+            f"{label}: {name} does not have its sha256; the file was changed after it was made."
+        )
     return array
 
 
 def _check_shapes(expected, shape, label):
-    for array, like in zip(expected, (shape, shape[:-1]) * 3, strict=True):  # output and lse: results, bounds, hard bounds
+    for array, like in zip(
+        expected, (shape, shape[:-1]) * 3, strict=True
+    ):  # output and lse: results, bounds, hard bounds
         if array.shape != like:
-            raise VectorError(f"{label}: expected results and bounds must have matching shapes; got {array.shape} for {like}.")
+            raise VectorError(
+                f"{label}: expected results and bounds must have matching shapes; got {array.shape} for "
+                f"{like}."
+            )
     if any(not (bound >= 0).all() for bound in expected[2:]):
         raise VectorError(f"{label}: bounds must be at least 0.")
 

@@ -10,14 +10,29 @@ import zipfile
 import numpy as np
 
 from refattn.oracle.vectors.untrusted import (
-    BITS, DTYPES, LARGEST_TEXT, MOST_ARRAYS, TEXT, VectorError, as_array_of, as_stored, exactly, require_bytes, size_of, valid_name,
-)  # fmt: skip
+    BITS,
+    DTYPES,
+    LARGEST_TEXT,
+    MOST_ARRAYS,
+    TEXT,
+    VectorError,
+    as_array_of,
+    as_stored,
+    exactly,
+    require_bytes,
+    size_of,
+    valid_name,
+)
 
 NPY_HEADER = re.compile(
     rb"\s*\{\s*'descr'\s*:\s*'([<>|=]?[a-zA-Z]\d{0,2})'\s*,\s*'fortran_order'\s*:\s*(True|False)\s*,"
     rb"\s*'shape'\s*:\s*\(([0-9, ]{0,400})\)\s*,?\s*\}\s*"
 )
-FOREIGN = {"V2": "bfloat16", "f1": "float8_e5m2", "V1": "uint8"}  # how NumPy stores dtypes of ml_dtypes; V1 does not say which, so bytes
+FOREIGN = {
+    "V2": "bfloat16",
+    "f1": "float8_e5m2",
+    "V1": "uint8",
+}  # how NumPy stores dtypes of ml_dtypes; V1 does not say which, so bytes
 LARGEST_RATIO = 200  # of a compressed member; beyond LARGE bytes more is a bomb, not data
 LARGE = 2**24
 
@@ -46,10 +61,15 @@ def read_npz(file, label, largest):
             with archive.open(member) as stream:
                 if member.filename == TEXT:
                     if member.file_size > LARGEST_TEXT:
-                        raise VectorError(f"{label}: {TEXT} must have at most {LARGEST_TEXT} bytes; got {member.file_size}.")
+                        raise VectorError(
+                            f"{label}: {TEXT} must have at most {LARGEST_TEXT} bytes; got "
+                            f"{member.file_size}."
+                        )
                     text = exactly(stream, member.file_size, label).decode("utf-8")
                 else:
-                    arrays[member.filename.removesuffix(".npy")] = read_npy(stream, member.file_size, f"{label}: {member.filename}")
+                    arrays[member.filename.removesuffix(".npy")] = read_npy(
+                        stream, member.file_size, f"{label}: {member.filename}"
+                    )
                 if stream.read(1):
                     raise VectorError(f"{label}: {member.filename} is longer than it says.")
     return arrays, text
@@ -65,7 +85,10 @@ def _check_directory_size(file, label):
         raise VectorError(f"{label} must be a zip file; its end is missing.")
     entries, length = struct.unpack("<10xHL", tail[at : at + 16])
     if tail[max(at - 20, 0) : at].startswith(b"PK\x06\x07") or entries > MOST_ARRAYS + 1 or length > 2**20:
-        raise VectorError(f"{label} must have at most {MOST_ARRAYS} arrays; got {entries} members in a directory of {length} bytes.")
+        raise VectorError(
+            f"{label} must have at most {MOST_ARRAYS} arrays; got {entries} members in a directory of "
+            f"{length} bytes."
+        )
     file.seek(0)
 
 
@@ -74,13 +97,19 @@ def _check_member(member, seen, label):
     if name in seen:
         raise VectorError(f"{label} must have each array once; got {name[:60]!r} twice.")
     seen.add(name)
-    if member.orig_filename != name or name != TEXT and not (name.endswith(".npy") and valid_name(name.removesuffix(".npy"))):
-        raise VectorError(f"{label}: members must be named like query.npy; got {member.orig_filename[:60]!r}.")
+    if member.orig_filename != name or (
+        name != TEXT and not (name.endswith(".npy") and valid_name(name.removesuffix(".npy")))
+    ):
+        raise VectorError(
+            f"{label}: members must be named like query.npy; got {member.orig_filename[:60]!r}."
+        )
     if member.flag_bits & 0x1:
         raise VectorError(f"{label}: {name} must not be encrypted.")
     if member.file_size > max(LARGE, LARGEST_RATIO * member.compress_size):
         sizes = f"{member.compress_size} bytes for {member.file_size}"
-        raise VectorError(f"{label}: {name} must unpack to at most {LARGEST_RATIO} times its size; got {sizes}.")
+        raise VectorError(
+            f"{label}: {name} must unpack to at most {LARGEST_RATIO} times its size; got {sizes}."
+        )
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise VectorError(f"{label}: {name} must be stored or deflated; got method {member.compress_type}.")
 
@@ -96,7 +125,10 @@ def read_npy(stream, file_size, label):
         raise VectorError(f"{label}: the header must have at most 10000 bytes; got {length}.")
     match = NPY_HEADER.fullmatch(exactly(stream, length, label))
     if match is None:
-        raise VectorError(f"{label}: the header must give descr, fortran_order and shape of an array of numbers, no objects and no records.")
+        raise VectorError(
+            f"{label}: the header must give descr, fortran_order and shape of an array of numbers, no "
+            "objects and no records."
+        )
     dtype, swapped = _described(match[1].decode(), label)
     sizes = [part.strip() for part in match[3].decode().split(",")]
     if sizes and sizes[-1] == "":
@@ -106,7 +138,10 @@ def read_npy(stream, file_size, label):
     shape = tuple(map(int, sizes))
     nbytes = size_of("array", dtype, shape, label)
     if nbytes != file_size - 8 - width - length:
-        raise VectorError(f"{label}: shape {shape} of {dtype} must have {nbytes} bytes; the member has {file_size - 8 - width - length}.")
+        raise VectorError(
+            f"{label}: shape {shape} of {dtype} must have {nbytes} bytes; the member has "
+            f"{file_size - 8 - width - length}."
+        )
     data = exactly(stream, nbytes, label)
     if swapped:
         data = np.frombuffer(data, np.dtype(DTYPES[dtype]).newbyteorder(">")).astype(DTYPES[dtype]).tobytes()

@@ -12,9 +12,16 @@ from pathlib import Path
 import numpy as np
 
 import refattn
-from refattn.oracle.vectors.untrusted import LARGEST, VectorError, open_regular, parse_json, read_text_file, valid_name
 from refattn.oracle.vectors.containers import ENDINGS
 from refattn.oracle.vectors.golden import VectorCase, load_case, save_case
+from refattn.oracle.vectors.untrusted import (
+    LARGEST,
+    VectorError,
+    open_regular,
+    parse_json,
+    read_text_file,
+    valid_name,
+)
 
 PACK_FORMAT = "refattn pack", 1
 MANIFEST = "manifest.json"
@@ -38,7 +45,9 @@ def write_pack(directory, cases, *, container="npz", description=None) -> Path:
         raise ValueError(f"container must be one of {', '.join(ENDINGS)}; got container={container!r}.")
     directory = Path(directory)
     if (directory / MANIFEST).exists():
-        raise FileExistsError(f"directory must not hold a pack already; found {MANIFEST} in {directory.name}.")
+        raise FileExistsError(
+            f"directory must not hold a pack already; found {MANIFEST} in {directory.name}."
+        )
     directory.mkdir(parents=True, exist_ok=True)
     entries, names = [], set()
     for case in cases:
@@ -49,10 +58,24 @@ def write_pack(directory, cases, *, container="npz", description=None) -> Path:
         path = directory / f"{file}{ENDINGS[container]}"
         text_digest = save_case(case, path, container)
         whole = text_digest if container == "raw" else file_digest(path)
-        entries.append({"name": file, "file": path.name, "pack": case.pack, "function": case.function, "options": sorted(case.options),
-                        "sha256": whole})  # fmt: skip
-    manifest = {"format": PACK_FORMAT[0], "version": PACK_FORMAT[1], "container": container, **(description or {}),
-                "made_by": {"refattn": refattn.__version__, "numpy": np.__version__}, "cases": entries}  # fmt: skip
+        entries.append(
+            {
+                "name": file,
+                "file": path.name,
+                "pack": case.pack,
+                "function": case.function,
+                "options": sorted(case.options),
+                "sha256": whole,
+            }
+        )
+    manifest = {
+        "format": PACK_FORMAT[0],
+        "version": PACK_FORMAT[1],
+        "container": container,
+        **(description or {}),
+        "made_by": {"refattn": refattn.__version__, "numpy": np.__version__},
+        "cases": entries,
+    }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
     return directory
 
@@ -84,7 +107,9 @@ class PackEntry:
         else:
             found = file_digest(self.path)
         if found != self.sha256:
-            raise VectorError(f"{self.path.name} does not have its sha256; the file was changed after the pack was made.")
+            raise VectorError(
+                f"{self.path.name} does not have its sha256; the file was changed after the pack was made."
+            )
         return load_case(self.path, largest=largest)
 
 
@@ -98,7 +123,9 @@ def read_pack(directory) -> Iterator[PackEntry]:
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
-        raise VectorError(f"{directory} must be a pack: a directory with {MANIFEST}, as 'refattn vectors make' writes it.")
+        raise VectorError(
+            f"{directory} must be a pack: a directory with {MANIFEST}, as 'refattn vectors make' writes it."
+        )
     manifest = parse_json(read_text_file(directory / MANIFEST, 2**24), MANIFEST)
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != PACK_FORMAT:
         raise VectorError(f"{MANIFEST} must be that of a {PACK_FORMAT[0]} of version {PACK_FORMAT[1]}.")
@@ -107,10 +134,17 @@ def read_pack(directory) -> Iterator[PackEntry]:
         raise VectorError(f"{MANIFEST} must list at most {MOST_CASES} cases.")
     checked, seen = [], set()
     for entry in entries:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "file", "sha256", "function")):
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), str) for key in ("name", "file", "sha256", "function")
+        ):
             raise VectorError(f"{MANIFEST}: every case must have name, file, function and sha256.")
         if not valid_name(entry["file"]) or not valid_name(entry["name"]) or entry["name"] in seen:
-            raise VectorError(f"{MANIFEST}: files must lie in the directory of the pack, each once; got {entry['file'][:60]!r}.")
+            raise VectorError(
+                f"{MANIFEST}: files must lie in the directory of the pack, each once; got "
+                f"{entry['file'][:60]!r}."
+            )
         seen.add(entry["name"])
-        checked.append(PackEntry(entry["name"], directory / entry["file"], entry["sha256"], entry["function"]))
+        checked.append(
+            PackEntry(entry["name"], directory / entry["file"], entry["sha256"], entry["function"])
+        )
     return iter(checked)

@@ -1,4 +1,6 @@
-"""The packs of golden vectors that `refattn vectors make` writes, and the check of one against this installation."""
+"""The packs of golden vectors that `refattn vectors make` writes, and the check of one against this
+installation.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.arithmetic.spec import EIGHT_BITS, kernel_spec
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
@@ -30,28 +32,55 @@ def _dense(sizes, lines) -> Callable[..., Iterator[AttentionInputs]]:
 def _latent(dtype, seed):
     for form in ("absorb", "expand"):
         lengths = {"kv_lengths": np.array([45, 17])}
-        for options in ({}, {"causal": True}, {"scale": 0.25, "causal": True}, {"sinks": SINKS[4]}, {"softcap": 1.5}, lengths):
+        for options in (
+            {},
+            {"causal": True},
+            {"scale": 0.25, "causal": True},
+            {"sinks": SINKS[4]},
+            {"softcap": 1.5},
+            lengths,
+        ):
             inputs = latent_inputs(dtype, seed, form=form, **options)
             yield replace(inputs, name=f"{inputs.name} {form}")
 
 
 def _packed(dtype, seed):
     lengths = {"kv_lengths": np.array([9, 40, 1, 12])}
-    for options in ({}, {"causal": True}, {"causal": True, "window": (7, None)}, {"sinks": SINKS[6]}, {"softcap": 1.5}, lengths):
+    for options in (
+        {},
+        {"causal": True},
+        {"causal": True, "window": (7, None)},
+        {"sinks": SINKS[6]},
+        {"softcap": 1.5},
+        lengths,
+    ):
         yield packed_inputs(dtype, seed, **options)
 
 
 def _paged(dtype, seed):
-    for options in ({}, {"causal": True}, {"causal": True, "window": (7, None)}, {"sinks": SINKS[6]}, {"softcap": 1.5}):
+    for options in (
+        {},
+        {"causal": True},
+        {"causal": True, "window": (7, None)},
+        {"sinks": SINKS[6]},
+        {"softcap": 1.5},
+    ):
         yield paged_inputs(dtype, seed, **options)
     yield paged_inputs(dtype, seed, poison=True, causal=True)
 
 
 def _block_local(dtype, seed):
     for names in ((), ("causal",), ("softcap",)):
-        inputs = attention_inputs("normal", names, sizes=replace(SMALL, q_len=29, kv_len=29), dtype=dtype, seed=seed)
+        inputs = attention_inputs(
+            "normal", names, sizes=replace(SMALL, q_len=29, kv_len=29), dtype=dtype, seed=seed
+        )
         options = {"block_size": 8, **inputs.options}
-        yield replace(inputs, name=f"block local {' '.join(names)}", function="block_local_attention_with_lse", options=options)
+        yield replace(
+            inputs,
+            name=f"block local {' '.join(names)}",
+            function="block_local_attention_with_lse",
+            options=options,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,31 +93,66 @@ class PackRecipe:
 
 
 _PLAIN = (("normal",), ("normal", "causal"), ("wide", "softcap"), ("normal", "mask"), ("normal", "bias"))
-_OPTIONS = (*_PLAIN, ("wide", "softcap", "bias", "alibi"), ("normal", "left window", "causal"), ("normal", "two-sided window"),
-            ("normal", "alibi", "causal"), ("normal", "sinks"), ("normal", "lengths", "causal"), ("normal", "own offset", "causal"),
-            ("normal", "own scale"), ("normal", "dropout"))  # fmt: skip
-_DECODE = (("normal",), ("normal", "lengths", "causal"), ("normal", "left window", "causal"), ("normal", "sinks"), ("early sink",))
+_OPTIONS = (
+    *_PLAIN,
+    ("wide", "softcap", "bias", "alibi"),
+    ("normal", "left window", "causal"),
+    ("normal", "two-sided window"),
+    ("normal", "alibi", "causal"),
+    ("normal", "sinks"),
+    ("normal", "lengths", "causal"),
+    ("normal", "own offset", "causal"),
+    ("normal", "own scale"),
+    ("normal", "dropout"),
+)
+_DECODE = (
+    ("normal",),
+    ("normal", "lengths", "causal"),
+    ("normal", "left window", "causal"),
+    ("normal", "sinks"),
+    ("early sink",),
+)
 _HOSTILE = tuple(
     (family,)
-    for family in ("ascending", "descending", "early sink", "late sink", "low scores", "large scores", "one-hot", "uniform", "offset values",
-                   "alternating values", "heavy tails", "repeated keys", "subnormal values", "poison", "nan visible")
-)  # fmt: skip
+    for family in (
+        "ascending",
+        "descending",
+        "early sink",
+        "late sink",
+        "low scores",
+        "large scores",
+        "one-hot",
+        "uniform",
+        "offset values",
+        "alternating values",
+        "heavy tails",
+        "repeated keys",
+        "subnormal values",
+        "poison",
+        "nan visible",
+    )
+)
 
 PACKS: dict[str, PackRecipe] = {
     recipe.name: recipe
     for recipe in (
         PackRecipe("mha", "multi-head attention", _dense(replace(SMALL, num_kv_heads=6), _PLAIN)),
-        PackRecipe("mqa", "multi-query attention: one key head", _dense(replace(SMALL, num_kv_heads=1), _PLAIN)),
+        PackRecipe(
+            "mqa", "multi-query attention: one key head", _dense(replace(SMALL, num_kv_heads=1), _PLAIN)
+        ),
         PackRecipe("gqa", "grouped-query attention, every option", _dense(SMALL, _OPTIONS)),
         PackRecipe("mla", "multi-head latent attention, both forms", _latent),
         PackRecipe("decode", "one row, 257 keys", _dense(replace(SMALL, q_len=1, kv_len=257), _DECODE)),
         PackRecipe("packed", "sequences end to end", _packed),
         PackRecipe("paged", "keys in pages behind a block table", _paged),
         PackRecipe("local", "block-local attention", _block_local),
-        PackRecipe("hostile", "inputs that bring mistakes out: ties, sinks, overflow, NaN in hidden slots, empty rows",
-                   _dense(SMALL, (*_HOSTILE, ("empty rows", "empty rows"), ("empty rows", "sinks", "empty rows")))),
+        PackRecipe(
+            "hostile",
+            "inputs that bring mistakes out: ties, sinks, overflow, NaN in hidden slots, empty rows",
+            _dense(SMALL, (*_HOSTILE, ("empty rows", "empty rows"), ("empty rows", "sinks", "empty rows"))),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def recipe(name: str) -> PackRecipe:
@@ -103,7 +167,9 @@ def recipe(name: str) -> PackRecipe:
     return PACKS[name]
 
 
-def make_cases(names: Iterable[str] | None = None, *, dtype="float32", spec=None, seed=0) -> Iterator[VectorCase]:
+def make_cases(
+    names: Iterable[str] | None = None, *, dtype="float32", spec=None, seed=0
+) -> Iterator[VectorCase]:
     """The cases of packs, one after another.
 
     Parameters
@@ -111,8 +177,8 @@ def make_cases(names: Iterable[str] | None = None, *, dtype="float32", spec=None
     names : iterable of str, optional
         Keys of PACKS; default all.
     dtype : str
-        Of the inputs: float64, float32, float16, bfloat16, or float8_e4m3fn and float8_e5m2, whose arrays are stored in 8 bits (bias and
-        sinks stay in float32).
+        Of the inputs: float64, float32, float16, bfloat16, or float8_e4m3fn and float8_e5m2, whose arrays
+        are stored in 8 bits (bias and sinks stay in float32).
     spec : KernelSpec, str or None
         The arithmetic the bounds are for; default a flash kernel in `dtype`.
     seed : int
@@ -144,17 +210,23 @@ def numpy_dtype(name) -> np.dtype:
         try:
             import ml_dtypes
         except ImportError as error:
-            raise ImportError("dtype bfloat16 must have ml_dtypes installed; install refattn[lowp].") from error
+            raise ImportError(
+                "dtype bfloat16 must have ml_dtypes installed; install refattn[lowp]."
+            ) from error
         return np.dtype(ml_dtypes.bfloat16)
     if name not in ("float64", "float32", "float16"):
-        raise ValueError(f"dtype must be one of float64, float32, float16, bfloat16, {', '.join(EIGHT_BITS)}; got dtype={name!r}.")
+        raise ValueError(
+            f"dtype must be one of float64, float32, float16, bfloat16, {', '.join(EIGHT_BITS)}; got "
+            f"dtype={name!r}."
+        )
     return np.dtype(name)
 
 
 def recompute(case: VectorCase) -> str:
     """Compare a case with what this installation computes; what differs, in words, or empty.
 
-    Results may differ by rounding, far below the bound; bounds by one percent, because sums run in another order on another machine.
+    Results may differ by rounding, far below the bound; bounds by one percent, because sums run in
+    another order on another machine.
     """
     if case.work > LARGEST_WORK:
         return f"not computed again: {case.work:.1e} multiplications are more than {LARGEST_WORK:.0e}"
@@ -166,9 +238,15 @@ def recompute(case: VectorCase) -> str:
         stored, here = getattr(case, name), getattr(again, name)
         if stored.shape != here.shape:
             return f"{name} has shape {stored.shape}, computed here {here.shape}"
-        hard = np.maximum(getattr(again, f"{name}_hard_bound"), 2.0**-50 * np.abs(np.where(np.isfinite(here), here, 0.0)))
+        hard = np.maximum(
+            getattr(again, f"{name}_hard_bound"), 2.0**-50 * np.abs(np.where(np.isfinite(here), here, 0.0))
+        )
         with np.errstate(invalid="ignore"):
-            good = (stored == here) | (np.abs(stored - here) <= 0.01 * hard) | (np.isnan(stored) & np.isnan(here))
+            good = (
+                (stored == here)
+                | (np.abs(stored - here) <= 0.01 * hard)
+                | (np.isnan(stored) & np.isnan(here))
+            )
         if case.spec.accumulator.name == "float64":
             good |= np.abs(np.nan_to_num(stored - here, nan=np.inf)) <= hard
         if not good.all():
@@ -176,7 +254,10 @@ def recompute(case: VectorCase) -> str:
         for kind in ("bound", "hard_bound"):
             one, other = getattr(case, f"{name}_{kind}"), getattr(again, f"{name}_{kind}")
             if not np.allclose(one, other, rtol=0.01, atol=1e-300):
-                return f"{name}_{kind} differs from what is computed here at {_first(~np.isclose(one, other, rtol=0.01, atol=1e-300))}"
+                return (
+                    f"{name}_{kind} differs from what is computed here at "
+                    f"{_first(~np.isclose(one, other, rtol=0.01, atol=1e-300))}"
+                )
     return ""
 
 

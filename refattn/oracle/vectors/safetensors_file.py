@@ -1,4 +1,6 @@
-"""Arrays in .safetensors files: an eight-byte length, a JSON header, little-endian data; the text is in `__metadata__`."""
+"""Arrays in .safetensors files: an eight-byte length, a JSON header, little-endian data; the text is
+in `__metadata__`.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,49 @@ import os
 import struct
 
 from refattn.oracle.vectors.untrusted import (
-    LARGEST_TEXT, MOST_ARRAYS, VectorError, as_array_of, as_stored, dtype_name, exactly, parse_json, require_bytes, size_of,
-)  # fmt: skip
+    LARGEST_TEXT,
+    MOST_ARRAYS,
+    VectorError,
+    as_array_of,
+    as_stored,
+    dtype_name,
+    exactly,
+    parse_json,
+    require_bytes,
+    size_of,
+)
 
 SAFETENSORS = {
-    "BOOL": "bool", "I8": "int8", "U8": "uint8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32", "I64": "int64", "U64": "uint64",
-    "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
+    "BOOL": "bool",
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 
 
 def write_safetensors(path, arrays, text, _lines):
     names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
     header, end, stored = {"__metadata__": {"refattn": text}}, 0, []
-    for name, array in sorted(arrays.items(), key=lambda item: -as_stored(item[1]).itemsize):  # data aligned to its item size
+    for name, array in sorted(
+        arrays.items(), key=lambda item: -as_stored(item[1]).itemsize
+    ):  # data aligned to its item size
         stored.append(as_stored(array))
-        header[name] = {"dtype": names[dtype_name(array)], "shape": list(array.shape), "data_offsets": [end, end + stored[-1].nbytes]}
+        header[name] = {
+            "dtype": names[dtype_name(array)],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + stored[-1].nbytes],
+        }
         end += stored[-1].nbytes
     packed = json.dumps(header, separators=(",", ":")).encode()
     packed += b" " * (-len(packed) % 8)
@@ -35,7 +65,9 @@ def read_safetensors(file, label, largest):
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(exactly(file, 8, label), "little")
     if length > min(size - 8, 2 * LARGEST_TEXT):
-        raise VectorError(f"{label}: the header must have at most {min(size - 8, 2 * LARGEST_TEXT)} bytes; got {length}.")
+        raise VectorError(
+            f"{label}: the header must have at most {min(size - 8, 2 * LARGEST_TEXT)} bytes; got {length}."
+        )
     header = parse_json(exactly(file, length, label).decode("utf-8"), f"the header of {label}")
     if not isinstance(header, dict):
         raise VectorError(f"{label}: the header must be a JSON object.")
@@ -53,7 +85,10 @@ def read_safetensors(file, label, largest):
         end = last
     if end != size - 8 - length:
         raise VectorError(f"{label} must have {end} bytes after the header; got {size - 8 - length}.")
-    arrays = {name: as_array_of(exactly(file, last - first, label), dtype, shape) for first, last, name, dtype, shape in described}
+    arrays = {
+        name: as_array_of(exactly(file, last - first, label), dtype, shape)
+        for first, last, name, dtype, shape in described
+    }
     return arrays, metadata.get("refattn", "")
 
 
@@ -64,11 +99,18 @@ def _layout(header, label):
         if not isinstance(entry, dict) or {*entry} != {"dtype", "shape", "data_offsets"}:
             raise VectorError(f"{label}: {str(name)[:60]!r} must have dtype, shape and data_offsets.")
         offsets = entry["data_offsets"]
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(x) is int and 0 <= x < 2**63 for x in offsets):
+        if (
+            not isinstance(offsets, list)
+            or len(offsets) != 2
+            or not all(type(x) is int and 0 <= x < 2**63 for x in offsets)
+        ):
             raise VectorError(f"{label}: data_offsets of {str(name)[:60]!r} must be two integers.")
         dtype = SAFETENSORS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
         nbytes = size_of(name, dtype or str(entry["dtype"]), entry["shape"], label)
         if offsets[1] - offsets[0] != nbytes:
-            raise VectorError(f"{label}: {name} of shape {entry['shape']} must have {nbytes} bytes; data_offsets give {offsets[1] - offsets[0]}.")
+            raise VectorError(
+                f"{label}: {name} of shape {entry['shape']} must have {nbytes} bytes; data_offsets give "
+                f"{offsets[1] - offsets[0]}."
+            )
         described.append((*offsets, name, dtype, tuple(entry["shape"])))
     return sorted(described, key=lambda item: item[:2])

@@ -1,4 +1,6 @@
-"""What may be believed of a file that anybody may have written: names, dtypes, shapes and sizes, each checked before it is used."""
+"""What may be believed of a file that anybody may have written: names, dtypes, shapes and sizes, each
+checked before it is used.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,30 @@ TEXT = "case.json"  # the text's name inside npz and raw
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # device names of Windows
-# name -> NumPy dtype of the bytes; those of BITS are no dtypes of NumPy's own, so their bits are stored as integers
+# name -> NumPy dtype of the bytes; those of BITS are no dtypes of NumPy's own, so their bits are stored as
+# integers
 DTYPES = {
-    "bool": "|b1", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "uint32": "<u4", "int64": "<i8", "uint64": "<u8",
-    "float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2", "float8_e4m3fn": "|u1", "float8_e5m2": "|u1",
-}  # fmt: skip
-BITS = {"bfloat16": np.dtype(np.uint16), "float8_e4m3fn": np.dtype(np.uint8), "float8_e5m2": np.dtype(np.uint8)}
+    "bool": "|b1",
+    "int8": "|i1",
+    "uint8": "|u1",
+    "int16": "<i2",
+    "uint16": "<u2",
+    "int32": "<i4",
+    "uint32": "<u4",
+    "int64": "<i8",
+    "uint64": "<u8",
+    "float16": "<f2",
+    "float32": "<f4",
+    "float64": "<f8",
+    "bfloat16": "<u2",
+    "float8_e4m3fn": "|u1",
+    "float8_e5m2": "|u1",
+}
+BITS = {
+    "bfloat16": np.dtype(np.uint16),
+    "float8_e4m3fn": np.dtype(np.uint8),
+    "float8_e5m2": np.dtype(np.uint8),
+}
 
 
 class VectorError(ValueError):
@@ -38,7 +58,12 @@ def valid_name(name) -> bool:
     >>> valid_name("query"), valid_name("../query"), valid_name("nul.bin")
     (True, False, False)
     """
-    return isinstance(name, str) and NAME.fullmatch(name) is not None and RESERVED.fullmatch(name) is None and not name.endswith(".")
+    return (
+        isinstance(name, str)
+        and NAME.fullmatch(name) is not None
+        and RESERVED.fullmatch(name) is None
+        and not name.endswith(".")
+    )
 
 
 def dtype_name(array: np.ndarray) -> str:
@@ -56,7 +81,9 @@ def as_stored(array: np.ndarray) -> np.ndarray:
 
 
 def as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
-    """Stored bits as an array of the named dtype; where `ml_dtypes` is missing, bfloat16 becomes float32 and 8-bit floats are refused."""
+    """Stored bits as an array of the named dtype; where `ml_dtypes` is missing, bfloat16 becomes
+    float32 and 8-bit floats are refused.
+    """
     if name not in BITS:
         return stored
     try:
@@ -69,7 +96,9 @@ def as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
 
 
 def open_regular(path):
-    """A file opened for reading; devices, pipes and symbolic links are refused (they block, or lead out of the pack)."""
+    """A file opened for reading; devices, pipes and symbolic links are refused (they block, or lead
+    out of the pack).
+    """
     found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
         raise VectorError(f"{Path(path).name} must be a regular file.")
@@ -85,7 +114,9 @@ def read_text_file(path, largest=LARGEST_TEXT) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise VectorError(f"{Path(path).name} must be UTF-8 text: {error.reason} at byte {error.start}.") from error
+        raise VectorError(
+            f"{Path(path).name} must be UTF-8 text: {error.reason} at byte {error.start}."
+        ) from error
 
 
 def parse_json(text: str, label: str):
@@ -94,7 +125,9 @@ def parse_json(text: str, label: str):
     def unique(pairs):
         keys = [key for key, _ in pairs]
         if len({*keys}) != len(keys):
-            raise VectorError(f"{label} must not have the key {next(k for k in keys if keys.count(k) > 1)!r} twice.")
+            raise VectorError(
+                f"{label} must not have the key {next(k for k in keys if keys.count(k) > 1)!r} twice."
+            )
         return dict(pairs)
 
     def refuse(word):
@@ -110,7 +143,9 @@ def parse_json(text: str, label: str):
         return number if math.isfinite(number) else refuse(digits[:40])
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer, parse_float=real)
+        return json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_int=integer, parse_float=real
+        )
     except (json.JSONDecodeError, RecursionError) as error:
         raise VectorError(f"{label} must be JSON: {str(error)[:200]}") from error
 
@@ -118,16 +153,23 @@ def parse_json(text: str, label: str):
 def size_of(name, dtype, shape, label) -> int:
     """Bytes of an array, its description checked."""
     if not valid_name(name):
-        raise VectorError(f"{label}: array names must be letters, digits, '_', '.' and '-'; got {str(name)[:60]!r}.")
+        raise VectorError(
+            f"{label}: array names must be letters, digits, '_', '.' and '-'; got {str(name)[:60]!r}."
+        )
     if dtype not in DTYPES:
-        raise VectorError(f"{label}: {name} must have a dtype of {', '.join(DTYPES)}; got {str(dtype)[:40]!r}.")
+        raise VectorError(
+            f"{label}: {name} must have a dtype of {', '.join(DTYPES)}; got {str(dtype)[:40]!r}."
+        )
     if not isinstance(shape, (list, tuple)) or len(shape) > MOST_AXES:
         raise VectorError(f"{label}: {name} must have a shape of at most {MOST_AXES} sizes.")
     for size in shape:
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**48:
             raise VectorError(f"{label}: {name} must have sizes between 0 and 2**48; got {str(size)[:40]}.")
     if 0 in shape and math.prod(max(size, 1) for size in shape) > LARGEST_EMPTY:
-        raise VectorError(f"{label}: {name} holds nothing, so its sizes must have a product of at most {LARGEST_EMPTY} without the zeros.")
+        raise VectorError(
+            f"{label}: {name} holds nothing, so its sizes must have a product of at most {LARGEST_EMPTY} "
+            "without the zeros."
+        )
     return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
 
 

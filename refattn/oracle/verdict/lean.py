@@ -212,7 +212,7 @@ class Lean:
                     multiplier = math.sqrt(
                         2.0 * math.log(4.0 * len(self.sums) * tests / failure_probability)
                     )
-                    add = lambda part, axes=axes: np.asarray(part.sum(axis=axes), dtype=np.float64).ravel()  # noqa: E731
+                    add = lambda part, axes=axes: np.asarray(part.sum(axis=axes), dtype=np.float64).ravel()
                     variance = add(times * sums["row"]) + add(sums["own"])
                     count = np.maximum(add(sums["count"]), 1.0)
                     independent = np.minimum(

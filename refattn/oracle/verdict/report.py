@@ -378,12 +378,13 @@ class Report:
         return "\n".join(lines)
 
     def _lines(self, measure):
-        mark = lambda tier: " FAIL" if tier in measure.failed else ""  # noqa: E731
+        mark = lambda tier: " FAIL" if tier in measure.failed else ""
         head = f"  {measure.name:10s} {measure.checked} elements in {measure.rows_checked} rows"
         tiers = [
-            f"hard {measure.use_hard:.3g}{mark('hard')}", f"tight {measure.use_tight:.3g}{mark('tight')}",
+            f"hard {measure.use_hard:.3g}{mark('hard')}",
+            f"tight {measure.use_tight:.3g}{mark('tight')}",
             f"rms {measure.rms:.3g} of {measure.rms_limit:.3g}{mark('aggregate')}",
-        ]  # fmt: skip
+        ]
         if measure.outside:
             tiers.insert(0, f"{measure.outside} outside the range of the visible values FAIL")
         if measure.lost:

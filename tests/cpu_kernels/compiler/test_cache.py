@@ -15,11 +15,12 @@ import pytest
 
 pytest.importorskip("numba")
 
+from package_copy import COMPILED, FIRST_CALL, LOADED, ROOT, PackageCopy
+
 from cpu_kernels.compiler import cache
 from cpu_kernels.compiler.cache import source_digest
 from cpu_kernels.compiler.jit import INTERPRETED, driver
 from cpu_kernels.compiler.private_folder import PrivateFolder, Refused, usual_places
-from package_copy import COMPILED, FIRST_CALL, LOADED, ROOT, PackageCopy
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="compiled code is kept on POSIX systems only")
 
@@ -121,11 +122,14 @@ print(outcome())
     assert copy.python(FIRST_CALL)[0] == "([-2.0, -5.0, -8.0], 0, 1)"
 
 
-@pytest.mark.parametrize("change", [
-    "import numba, numpy; numpy.__version__ = '2.99.0'",
-    "import numba, llvmlite; llvmlite.__version__ = '0'",
-    "import numba; numba.config.OPT = numba.core.config._OptLevel(2)",
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "import numba, numpy; numpy.__version__ = '2.99.0'",
+        "import numba, llvmlite; llvmlite.__version__ = '0'",
+        "import numba; numba.config.OPT = numba.core.config._OptLevel(2)",
+    ],
+)
 def test_other_versions_and_options_share_nothing(warm, change):
     before = warm.entries()
     assert warm.python(f"{change}; {FIRST_CALL}")[0] == COMPILED
@@ -212,7 +216,10 @@ def test_home_places(copy):
     home = copy.folder / "home"
     home.mkdir()
     xdg = copy.folder / "xdg"
-    where = "from cpu_kernels.sample import outcome; from cpu_kernels.compiler.cache import place; outcome(); print(place().path)"
+    where = (
+        "from cpu_kernels.sample import outcome; from cpu_kernels.compiler.cache import place; "
+        "outcome(); print(place().path)"
+    )
     nothing = dict(CPU_KERNELS_CACHE_DIR=None, HOME=str(home), TMPDIR=str(copy.folder))
     if os.sys.platform != "darwin":
         assert copy.python(where, **nothing)[0] == str(home / ".cache" / "cpu_kernels")
@@ -234,7 +241,10 @@ def test_read_only_home_falls_back_silently(copy):
 def test_without_a_cache_everything_works_with_one_line_at_most(copy, place):
     (copy.folder / "file").write_text("")
     place = str(copy.folder / place) if place == "file" else place
-    hurried = f"from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
+    hurried = (
+        "from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = 0; "
+        f"{FIRST_CALL}"
+    )
     for _ in range(2):
         output, errors = copy.python(hurried, CPU_KERNELS_CACHE_DIR=place)
         assert output == COMPILED
@@ -366,7 +376,9 @@ def test_old_states_are_removed(tmp_path):
         os.utime(folder.subfolder(f"state{number}").path, (number, number))
     folder.write("file", b"")
     folder.keep_newest(8)
-    assert sorted(path.name for path in folder.path.iterdir()) == sorted(["file"] + [f"state{number}" for number in range(4, 12)])
+    assert sorted(path.name for path in folder.path.iterdir()) == sorted(
+        ["file"] + [f"state{number}" for number in range(4, 12)]
+    )
 
 
 def test_usual_places_ignore_a_relative_cache_home(monkeypatch, tmp_path):
@@ -384,7 +396,7 @@ def test_time_of_use_is_recorded(warm):
     assert any(folder.stat().st_mtime > time.time() - 600 for folder in states), state
 
 
-# -- whatever lies where the cache should be ----------------------------------------------------------------------------------------------------
+# -- whatever lies where the cache should be ----------------------------------------------------------------
 
 
 def pipe(path):
@@ -417,6 +429,7 @@ def full_folder(path):
 def link_to(target):
     def plant(path):
         path.symlink_to(path.parent / target if target != "itself" else path)
+
     return plant
 
 
@@ -424,6 +437,7 @@ def of_another_user(plant):
     def planted(path):
         plant(path)
         os.chown(path, 12345, 12345)
+
     return planted
 
 
@@ -431,17 +445,28 @@ def with_mode(bits, plant):
     def planted(path):
         plant(path)
         path.chmod(bits)
+
     return planted
 
 
 PLANTS = {
-    "pipe": pipe, "socket": unix_socket, "device": device, "file": plain_file, "folder": full_folder,
-    "link to a folder": link_to("elsewhere"), "link to a file": link_to("elsewhere/file"), "link to a pipe": link_to("elsewhere/pipe"),
-    "link to nothing": link_to("missing"), "link to itself": link_to("itself"),
-    "another user's file": of_another_user(plain_file), "another user's folder": of_another_user(full_folder),
-    "file nobody may read": with_mode(0o000, plain_file), "folder nobody may enter": with_mode(0o000, full_folder),
-    "folder nobody may write to": with_mode(0o500, full_folder), "file everybody may write to": with_mode(0o666, plain_file),
-}  # fmt: skip
+    "pipe": pipe,
+    "socket": unix_socket,
+    "device": device,
+    "file": plain_file,
+    "folder": full_folder,
+    "link to a folder": link_to("elsewhere"),
+    "link to a file": link_to("elsewhere/file"),
+    "link to a pipe": link_to("elsewhere/pipe"),
+    "link to nothing": link_to("missing"),
+    "link to itself": link_to("itself"),
+    "another user's file": of_another_user(plain_file),
+    "another user's folder": of_another_user(full_folder),
+    "file nobody may read": with_mode(0o000, plain_file),
+    "folder nobody may enter": with_mode(0o000, full_folder),
+    "folder nobody may write to": with_mode(0o500, full_folder),
+    "file everybody may write to": with_mode(0o666, plain_file),
+}
 NEEDS_ROOT = ("device", "another user's file", "another user's folder")
 
 
@@ -455,7 +480,9 @@ def remove(path):
 
 @pytest.fixture
 def first_call(monkeypatch, tmp_path):
-    """Calls a new driver of this package as a new process would; whether its code was loaded, and where the notice would say it is kept."""
+    """Calls a new driver of this package as a new process would; whether its code was loaded, and
+    where the notice would say it is kept.
+    """
     monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", str(tmp_path / "given"))
     module = types.ModuleType("cpu_kernels.planted")
     exec("def doubled(x):\n    return 2 * x", vars(module))
@@ -483,12 +510,14 @@ def first_call(monkeypatch, tmp_path):
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
 @pytest.mark.parametrize("kind", PLANTS)
 def test_a_call_works_whatever_lies_where_the_cache_should_be(kind, first_call, tmp_path):
-    """In the place of the folder given, of ours in it, of the one for this state of the world, of the file: and what the notice says is so."""
+    """In the place of the folder given, of ours in it, of the one for this state of the world, of the
+    file: and what the notice says is so.
+    """
     if kind in NEEDS_ROOT and os.geteuid() != 0:
         pytest.skip("only root makes devices and files of other users")
     given = tmp_path / "given"
     assert first_call() == (False, f"kept in {given / 'cpu_kernels'}")
-    entry, = [path for path in given.rglob("*") if path.is_file()]
+    (entry,) = [path for path in given.rglob("*") if path.is_file()]
     for place in (entry, entry.parent, entry.parent.parent, given):
         remove(place)
         elsewhere = place.parent / "elsewhere"
@@ -498,7 +527,9 @@ def test_a_call_works_whatever_lies_where_the_cache_should_be(kind, first_call, 
         loaded, said = first_call()
         assert not loaded and said.startswith(("kept in ", "not kept: ")), place
         assert first_call()[0] == said.startswith("kept in "), (place, said)
-        assert (elsewhere / "file").read_bytes() == b"something"  # what a link leads to is left alone, but for a folder of ours in the one given
+        assert (
+            (elsewhere / "file").read_bytes() == b"something"
+        )  # what a link leads to is left alone, but for a folder of ours in the one given
         remove(place)
         remove(elsewhere)
         if place == entry:
@@ -517,7 +548,9 @@ def test_what_was_given_is_named(kind, tmp_path, monkeypatch):
         monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", given)
         assert cache._Place().description == f"not kept: CPU_KERNELS_CACHE_DIR={given} {words}"
     monkeypatch.setenv("CPU_KERNELS_CACHE_DIR", str(place / "deeper"))
-    assert cache._Place().description == f"not kept: CPU_KERNELS_CACHE_DIR={place / 'deeper'}: {place} {words}"
+    assert (
+        cache._Place().description == f"not kept: CPU_KERNELS_CACHE_DIR={place / 'deeper'}: {place} {words}"
+    )
 
 
 NO_ROOM = """
@@ -552,12 +585,17 @@ def test_kept_code_is_loaded_where_there_is_no_room_for_more(copy):
 def test_a_full_disk(copy):
     """A real one, of a few pages, where this user may mount it."""
     copy.cache.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", copy.cache], capture_output=True)
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", copy.cache], capture_output=True
+    )
     if not mounted or mounted.returncode:
         pytest.skip("may not mount a file system")
     try:
         (copy.cache / "filler").write_bytes(bytes(4096))
-        hurried = f"from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = 0; {FIRST_CALL}"
+        hurried = (
+            "from cpu_kernels.compiler import notice as compile_notice; compile_notice.PATIENCE = "
+            f"0; {FIRST_CALL}"
+        )
         for _ in range(2):
             output, notice = copy.python(hurried)
             assert output == COMPILED and "(not kept: " in notice and "No space left on device" in notice

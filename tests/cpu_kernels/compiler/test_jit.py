@@ -1,4 +1,6 @@
-"""Numba options in one place: nothing compiles on import, floating-point freedoms stay bounded, every switch works."""
+"""Numba options in one place: nothing compiles on import, floating-point freedoms stay bounded, every
+switch works.
+"""
 
 import ast
 import os
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba")
+
+from package_copy import FIRST_CALL, ROOT, PackageCopy
 
 from cpu_kernels.compiler.jit import (
     COUNTER_LIMIT,
@@ -23,7 +27,6 @@ from cpu_kernels.compiler.jit import (
     next_item,
     vector_bytes,
 )
-from package_copy import FIRST_CALL, ROOT, PackageCopy
 
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="looks at compiled code")
 SOURCES = sorted((ROOT / "cpu_kernels").rglob("*.py"))
@@ -35,7 +38,9 @@ def copy(tmp_path):
 
 
 def test_nothing_compiles_on_import(tmp_path):
-    """Not on import of any module, neither in memory nor from the cache; and importing opens no cache folder."""
+    """Not on import of any module, neither in memory nor from the cache; and importing opens no cache
+    folder.
+    """
     code = """
 import importlib, pkgutil
 import numba.core.event as event
@@ -250,7 +255,7 @@ print([kernel(1.5) for kernel in kernels], sum(sum(kernel.stats.cache_hits.value
     assert copy.python(code)[0] == "[3.0, 4.5, 3.0, 4.5, 3.0, 1.5] 6"
 
 
-# -- switches ---------------------------------------------------------------------------------------------------------------------------------
+# -- switches -----------------------------------------------------------------------------------------------
 
 OUT_OF_BOUNDS = """
 import numpy as np
@@ -353,9 +358,16 @@ def test_vector_width_of_this_machine():
         assert ("avx512f" in features) == ("avx512f" in flags) and ("avx2" in features) == ("avx2" in flags)
 
 
-@pytest.mark.parametrize("machine, flags, neon", [
-    ("aarch64", "", True), ("arm64", "+crc", True), ("aarch64", "+neon,+lse", True), ("aarch64", "+crc,-neon", False), ("x86_64", "+avx2", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "machine, flags, neon",
+    [
+        ("aarch64", "", True),
+        ("arm64", "+crc", True),
+        ("aarch64", "+neon,+lse", True),
+        ("aarch64", "+crc,-neon", False),
+        ("x86_64", "+avx2", False),
+    ],
+)
 def test_every_64_bit_arm_has_neon(machine, flags, neon, monkeypatch):
     """Some systems list no features at all."""
     monkeypatch.setattr("platform.machine", lambda: machine)
@@ -373,7 +385,7 @@ def test_switches_are_plain_values():
     assert INTERPRETED is bool(INTERPRETED)
 
 
-# -- what is taken from Numba's inside --------------------------------------------------------------------------------------------------------
+# -- what is taken from Numba's inside ----------------------------------------------------------------------
 
 
 @compiled_only
@@ -423,7 +435,10 @@ def outer(x, n):
 def kernel(x):
     return outer(x, x.size) + outer(x, 1)
 """)
-    code = "import numpy as np; from cpu_kernels.sample import kernel; print(kernel(np.array([0.5, 1.5])), sum(kernel.stats.cache_hits.values()))"
+    code = (
+        "import numpy as np; from cpu_kernels.sample import kernel; print(kernel(np.array([0.5, 1.5])), "
+        "sum(kernel.stats.cache_hits.values()))"
+    )
     expected = 2 * np.exp(0.5) + np.exp(1.5) + 1
     for hits in (0, 1):
         value, found = copy.python(code)[0].split()

@@ -1,5 +1,6 @@
-"""Random calls of every function, each from its own seed; `python tests/cpu_kernels/kernels/test_kernels_campaign.py 5000 [first seed]` runs
-as many as wanted, with this checkout and its tests/support on PYTHONPATH.
+"""Random calls of every function, each from its own seed; `python
+tests/cpu_kernels/kernels/test_kernels_campaign.py 5000 [first seed]` runs as many as wanted, with this
+checkout and its tests/support on PYTHONPATH.
 
 A failure names the seed: `run(seed)` repeats it.
 """
@@ -14,11 +15,20 @@ from cases import LAYOUTS, Case, Sizes
 from families import FAMILIES
 from kernel_checks import FUNCTIONS, assert_right
 
-# Options that only just fit, or do not fit float32; drawn last, so that the other draws of a seed stay what they were.
+# Options that only just fit, or do not fit float32; drawn last, so that the other draws of a seed stay what
+# they were.
 EDGES = [
-    ("softcap", 1e39), ("softcap", 1e-39), ("softcap", 1e-300), ("scale", 1e25), ("scale", 1e-40), ("scale", -1e-300), ("q_offset", 2**53),
-    ("q_offset", -(2**53)), ("window", (2**62, None)), ("window", (None, 2**62)),
-]  # fmt: skip
+    ("softcap", 1e39),
+    ("softcap", 1e-39),
+    ("softcap", 1e-300),
+    ("scale", 1e25),
+    ("scale", 1e-40),
+    ("scale", -1e-300),
+    ("q_offset", 2**53),
+    ("q_offset", -(2**53)),
+    ("window", (2**62, None)),
+    ("window", (None, 2**62)),
+]
 
 CALLS = int(os.environ.get("REFATTN_CAMPAIGN", 200))
 CHUNK = 50
@@ -27,11 +37,30 @@ CHUNK = 50
 def draw(seed):
     """One random case and dtype."""
     rng = np.random.default_rng([seed, zlib.crc32(b"kernel campaign")])
-    pick = lambda *values: values[rng.integers(len(values))]
-    length = lambda: int(pick(rng.integers(0, 4), rng.integers(1, 40), rng.integers(1, 40), rng.integers(40, 150), pick(1, 63, 64, 65, 96, 97, 129, 193)))
-    dim = lambda: int(pick(rng.integers(1, 20), rng.integers(1, 140), pick(16, 32, 64, 80, 96, 128)))
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    def length():
+        return int(
+            pick(
+                rng.integers(0, 4),
+                rng.integers(1, 40),
+                rng.integers(1, 40),
+                rng.integers(40, 150),
+                pick(1, 63, 64, 65, 96, 97, 129, 193),
+            )
+        )
+
+    def dim():
+        return int(pick(rng.integers(1, 20), rng.integers(1, 140), pick(16, 32, 64, 80, 96, 128)))
+
     function = pick(*FUNCTIONS, "attention", "attention")
-    batch = pick((), (1,), (2,), (1, 2)) if function != "paged_attention" and function != "packed_attention" else (int(rng.integers(1, 4)),)
+    batch = (
+        pick((), (1,), (2,), (1, 2))
+        if function != "paged_attention" and function != "packed_attention"
+        else (int(rng.integers(1, 4)),)
+    )
     q_len, kv_len = length(), length()
     if function == "block_local_attention":
         kv_len = q_len
@@ -40,11 +69,24 @@ def draw(seed):
         kv_len = -(-kv_len // page_size) * page_size
     q_len, kv_len = (max(n, 1) if function == "packed_attention" else n for n in (q_len, kv_len))
     sizes = Sizes(
-        batch, int(pick(1, 2, 3)), int(pick(1, 1, 2, 3, 4, 8, 17)), q_len, kv_len, dim(), dim(), page_size,
-        int(pick(1, 7, 64, 100)), dim() % 40 + 1, dim() % 20, dim() % 60 + 1,
-    )  # fmt: skip
+        batch,
+        int(pick(1, 2, 3)),
+        int(pick(1, 1, 2, 3, 4, 8, 17)),
+        q_len,
+        kv_len,
+        dim(),
+        dim(),
+        page_size,
+        int(pick(1, 7, 64, 100)),
+        dim() % 40 + 1,
+        dim() % 20,
+        dim() % 60 + 1,
+    )
     options = {}
-    maybe = lambda name, chance, *values: options.update({name: pick(*values)}) if rng.random() < chance else None
+
+    def maybe(name, chance, *values):
+        return options.update({name: pick(*values)}) if rng.random() < chance else None
+
     maybe("causal", 0.5, True)
     maybe("window", 0.25, (3, 2), (50, 0), (None, 7), (20, None), (0, 0), (200, 200))
     maybe("scale", 0.2, 0.3, -0.5, 0.0)
@@ -54,7 +96,9 @@ def draw(seed):
     if function == "paged_attention" or rng.random() < 0.2:
         options["kv_lengths"] = "array"
     if function not in ("block_local_attention",):
-        maybe("q_offset", 0.25, "array") if batch or function == "packed_attention" else maybe("q_offset", 0.25, 0, -3, 11)
+        maybe("q_offset", 0.25, "array") if batch or function == "packed_attention" else maybe(
+            "q_offset", 0.25, 0, -3, 11
+        )
     if function != "packed_attention" or rng.random() < 0.5:
         wide = "bhts" if function != "packed_attention" else "ts"
         maybe("bias", 0.2, "ts", f"{wide}:inf", "s", "t1", f"{wide}:big")
@@ -70,7 +114,9 @@ def draw(seed):
         name, value = EDGES[rng.integers(len(EDGES))]
         if name != "q_offset" or function != "block_local_attention":
             options[name] = value
-    return Case(f"campaign-{seed}", function, sizes, options, seed, family, layout), pick("float32", "float32", "float64")
+    return Case(f"campaign-{seed}", function, sizes, options, seed, family, layout), pick(
+        "float32", "float32", "float64"
+    )
 
 
 def run(seed):

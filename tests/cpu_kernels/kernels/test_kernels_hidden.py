@@ -1,4 +1,6 @@
-"""What is hidden never shows, whatever it holds; what is visible and not finite poisons exactly the rows that see it."""
+"""What is hidden never shows, whatever it holds; what is visible and not finite poisons exactly the
+rows that see it.
+"""
 
 import numpy as np
 import pytest
@@ -35,12 +37,19 @@ def test_hidden_keys_may_hold_anything(case, junk, dtype):
     clean = FUNCTIONS[case.function](*arrays.values(), **options)
     seen = visible(case, arrays, options)
     group = arrays["query"].shape[1] // arrays["key"].shape[1]
-    unseen = ~seen.reshape(seen.shape[0], -1, group, *seen.shape[2:]).any(axis=(2, 3))  # [batch, kv heads, keys]
+    unseen = ~seen.reshape(seen.shape[0], -1, group, *seen.shape[2:]).any(
+        axis=(2, 3)
+    )  # [batch, kv heads, keys]
     assert unseen.any() or case.id in ("mask", "bias")
     if case.id in ("mask", "bias"):  # hide a few keys from everybody
         name, hidden = case.id, np.arange(23) % 5 == 2
-        options[name] = np.where(hidden, False if name == "mask" else -np.inf, options[name]).astype(options[name].dtype)
-        clean, unseen = FUNCTIONS[case.function](*arrays.values(), **options), np.broadcast_to(hidden, unseen.shape)
+        options[name] = np.where(hidden, False if name == "mask" else -np.inf, options[name]).astype(
+            options[name].dtype
+        )
+        clean, unseen = (
+            FUNCTIONS[case.function](*arrays.values(), **options),
+            np.broadcast_to(hidden, unseen.shape),
+        )
     for name in ("key", "value"):
         arrays[name] = np.where(unseen[..., None], junk, arrays[name]).astype(dtype)
     dirty = FUNCTIONS[case.function](*arrays.values(), **options)
@@ -52,11 +61,15 @@ def test_hidden_keys_may_hold_anything(case, junk, dtype):
 @pytest.mark.parametrize("junk", NOT_FINITE, ids=str)
 @pytest.mark.parametrize("case", HIDING, ids=str)
 def test_values_poison_the_rows_that_see_them(case, junk, dtype):
-    """Some elements of some values: the columns and rows affected, and the errors elsewhere, are those of the reference."""
+    """Some elements of some values: the columns and rows affected, and the errors elsewhere, are
+    those of the reference.
+    """
     arrays, options = case.build(dtype)
     rng = np.random.default_rng(1)
     value = arrays["value"]
-    arrays["value"] = np.where((rng.random(value.shape[:-1]) < 0.1)[..., None] & (rng.random(value.shape) < 0.3), junk, value).astype(dtype)
+    arrays["value"] = np.where(
+        (rng.random(value.shape[:-1]) < 0.1)[..., None] & (rng.random(value.shape) < 0.3), junk, value
+    ).astype(dtype)
     assert_right(case.function, arrays.values(), options, dtype)
 
 
@@ -66,7 +79,9 @@ def test_values_poison_the_rows_that_see_them(case, junk, dtype):
 def test_nan_scores_poison_the_rows_that_see_them(case, name):
     arrays, options = case.build("float32")
     x = arrays[name]
-    arrays[name] = np.where((np.random.default_rng(2).random(x.shape[:-1]) < 0.05)[..., None], np.nan, x).astype(np.float32)
+    arrays[name] = np.where(
+        (np.random.default_rng(2).random(x.shape[:-1]) < 0.05)[..., None], np.nan, x
+    ).astype(np.float32)
     expected = refattn.attention_with_lse(*arrays.values(), **options)
     for ours, theirs in zip(FUNCTIONS[case.function](*arrays.values(), **options), expected):
         assert np.array_equal(np.isnan(ours), np.isnan(theirs))
@@ -112,17 +127,23 @@ def test_infinities_stay_however_small_their_weight(kv_len, dtype):
     assert np.isfinite(output[..., 3:]).all()
 
 
-# -- infinite values: one contract for both packages -----------------------------------------------------------------------------------------------
+# -- infinite values: one contract for both packages --------------------------------------------------------
 
 LARGEST = {"float32": 3e38, "float64": 1.7e308, "float16": 6e4}
 COLUMNS = {  # elements of keys 1 and 2, and what they make of their column
-    "inf": (np.inf, 1.0, np.inf), "-inf": (-np.inf, 1.0, -np.inf), "both": (np.inf, -np.inf, np.nan), "twice": (np.inf, np.inf, np.inf),
-    "nan": (np.nan, 1.0, np.nan), "nan and inf": (np.inf, np.nan, np.nan),
-}  # fmt: skip
+    "inf": (np.inf, 1.0, np.inf),
+    "-inf": (-np.inf, 1.0, -np.inf),
+    "both": (np.inf, -np.inf, np.nan),
+    "twice": (np.inf, np.inf, np.inf),
+    "nan": (np.nan, 1.0, np.nan),
+    "nan and inf": (np.inf, np.nan, np.nan),
+}
 
 
 def with_infinite_values(function, dtype, level, rows, keys, hidden):
-    """Call of `function` in which keys 1 and 2 have values that are not finite and scores about `level` below the others; all other values are huge."""
+    """Call of `function` in which keys 1 and 2 have values that are not finite and scores about
+    `level` below the others; all other values are huge.
+    """
     size = LARGEST[dtype]
     query, key, value = np.ones((2, rows, 16)), np.zeros((2, keys, 16)), np.full((2, keys, 16), size)
     key[:, 1:3, 0] = -level / 0.25
@@ -134,7 +155,10 @@ def with_infinite_values(function, dtype, level, rows, keys, hidden):
     elif hidden == "bias":
         options["bias"] = np.where(np.isin(np.arange(keys), [1, 2]), -np.inf, 0.0)[None]
     elif hidden == "dropout":
-        options |= {"dropout_mask": np.broadcast_to(~np.isin(np.arange(keys), [1, 2]), (rows, keys)), "dropout_rate": 0.0}
+        options |= {
+            "dropout_mask": np.broadcast_to(~np.isin(np.arange(keys), [1, 2]), (rows, keys)),
+            "dropout_rate": 0.0,
+        }
     elif hidden == "key":
         key[:, 1:3, 0] = -np.inf
     arrays = [x.astype(dtype) for x in (query, key, value)]
@@ -153,9 +177,13 @@ def with_infinite_values(function, dtype, level, rows, keys, hidden):
 @pytest.mark.parametrize("level", [0.0, 50.0, 1.5e4])
 @pytest.mark.parametrize("rows, keys", [(1, 8), (40, 40), (3, 2048)])  # 2048 keys are split
 @pytest.mark.parametrize("dtype", LARGEST)
-@pytest.mark.parametrize("function", ["attention", "packed_attention", "paged_attention", "block_local_attention"])
+@pytest.mark.parametrize(
+    "function", ["attention", "packed_attention", "paged_attention", "block_local_attention"]
+)
 def test_infinite_values_decide_their_column(function, dtype, rows, keys, level, hidden):
-    """However small the weight, beside the largest finite values; not where the key is hidden, its score -inf, or its weight dropped."""
+    """However small the weight, beside the largest finite values; not where the key is hidden, its
+    score -inf, or its weight dropped.
+    """
     if function == "block_local_attention" and rows != keys:
         pytest.skip("as many rows as keys")
     arrays, options = with_infinite_values(function, dtype, level, rows, keys, hidden)
@@ -168,10 +196,17 @@ def test_infinite_values_decide_their_column(function, dtype, rows, keys, level,
         theirs = getattr(refattn, f"{function}_with_lse")(*arrays, **options)
         ours = FUNCTIONS[function](*arrays, **options)
     for output, lse in (ours, theirs):
-        assert np.allclose(output.astype(float), expected, rtol=2e-3, equal_nan=True) and np.isfinite(lse).all()
+        assert (
+            np.allclose(output.astype(float), expected, rtol=2e-3, equal_nan=True) and np.isfinite(lse).all()
+        )
     if keys > 40:
         return
-    verdicts = [check(output.astype(dtype), *arrays, spec=KernelSpec.cpu_kernels(dtype), function=function, **options) for output, _ in (ours, theirs)]
+    verdicts = [
+        check(
+            output.astype(dtype), *arrays, spec=KernelSpec.cpu_kernels(dtype), function=function, **options
+        )
+        for output, _ in (ours, theirs)
+    ]
     assert verdicts[0].failed == verdicts[1].failed and not verdicts[0].wrong, str(verdicts[0])
 
 
@@ -190,7 +225,9 @@ def test_infinite_values_of_merged_states(module, level):
 
 
 def test_infinite_latents_poison_alike():
-    """A latent is part of the key, too: a score of +inf or NaN poisons its row, one of -inf hides the key."""
+    """A latent is part of the key, too: a score of +inf or NaN poisons its row, one of -inf hides the
+    key.
+    """
     rng = np.random.default_rng(7)
     shapes = ((2, 3, 4), (2, 3, 2), (9, 5), (9, 2), (2, 4, 5), (2, 6, 5))
     for junk in NOT_FINITE:
@@ -198,6 +235,9 @@ def test_infinite_latents_poison_alike():
         arrays[2][4, 1] = junk
         for form in ("absorb", "expand"):
             options = {"form": form, "mask": np.array([[True] * 9, [True] * 9, [True] * 4 + [False] * 5])}
-            ours, theirs = FUNCTIONS["latent_attention"](*arrays, **options), refattn.latent_attention_with_lse(*arrays, **options)
+            ours, theirs = (
+                FUNCTIONS["latent_attention"](*arrays, **options),
+                refattn.latent_attention_with_lse(*arrays, **options),
+            )
             for a, b in zip(ours, theirs):
                 assert np.array_equal(np.isfinite(a), np.isfinite(b)) and np.isfinite(a[:, 2]).all()

@@ -1,4 +1,6 @@
-"""The kernels compiled for lesser processors give results within the same bounds: vectors of 32 bytes with 16 registers, and of 16 bytes without FMA."""
+"""The kernels compiled for lesser processors give results within the same bounds: vectors of 32 bytes
+with 16 registers, and of 16 bytes without FMA.
+"""
 
 import os
 import platform
@@ -10,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TARGETS = {
-    "avx2": ("x86-64-v3", "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe"),
+    "avx2": (
+        "x86-64-v3",
+        "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe",
+    ),
     "sse2": ("x86-64", "+sse,+sse2"),
 }
 SCRIPT = """

@@ -1,4 +1,6 @@
-"""merge_states of cpu_kernels on parts of different dtypes: the dtype of the result follows from all parts, in any order."""
+"""merge_states of cpu_kernels on parts of different dtypes: the dtype of the result follows from all
+parts, in any order.
+"""
 
 import itertools
 
@@ -9,7 +11,9 @@ import refattn
 from cpu_kernels import merge_states
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
-HALF, BRAIN, SINGLE, DOUBLE = (np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+HALF, BRAIN, SINGLE, DOUBLE = (
+    np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,10 @@ HALF, BRAIN, SINGLE, DOUBLE = (np.dtype(kind) for kind in (np.float16, ml_dtypes
 )
 def test_dtype_of_the_result(dtypes, lse_dtype, expected, expected_lse):
     rng = np.random.default_rng(len(dtypes))
-    parts = [(rng.normal(size=(2, 3, 5)).astype(dtype), rng.normal(size=(2, 3)).astype(lse_dtype)) for dtype in dtypes]
+    parts = [
+        (rng.normal(size=(2, 3, 5)).astype(dtype), rng.normal(size=(2, 3)).astype(lse_dtype))
+        for dtype in dtypes
+    ]
     exact, exact_lse = refattn.merge_states(*zip(*parts))
     roundoff = {HALF: 2.0**-11, BRAIN: 2.0**-8, SINGLE: 2.0**-24, DOUBLE: 2.0**-53}
     for order in itertools.permutations(parts):
@@ -41,6 +48,9 @@ def test_dtype_of_the_result(dtypes, lse_dtype, expected, expected_lse):
 
 def test_stacked_array_is_a_sequence_of_parts():
     rng = np.random.default_rng(1)
-    outputs, lses = rng.normal(size=(3, 2, 4, 5)).astype(np.float32), rng.normal(size=(3, 2, 4)).astype(np.float32)
+    outputs, lses = (
+        rng.normal(size=(3, 2, 4, 5)).astype(np.float32),
+        rng.normal(size=(3, 2, 4)).astype(np.float32),
+    )
     for stacked, listed in zip(merge_states(outputs, lses), merge_states(list(outputs), list(lses))):
         assert np.array_equal(stacked, listed)

@@ -1,4 +1,6 @@
-"""How many threads: what the user asks for, else the least of affinity, container quota and NUMBA_NUM_THREADS."""
+"""How many threads: what the user asks for, else the least of affinity, container quota and
+NUMBA_NUM_THREADS.
+"""
 
 import os
 import sys
@@ -10,10 +12,11 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.machine import cpu_limits
-from cpu_kernels.compiler.jit import INTERPRETED
-from cpu_kernels.machine.thread_pool import get_num_threads, num_threads, run, set_num_threads
 from package_copy import PackageCopy
+
+from cpu_kernels.compiler.jit import INTERPRETED
+from cpu_kernels.machine import cpu_limits
+from cpu_kernels.machine.thread_pool import get_num_threads, num_threads, run, set_num_threads
 
 
 @pytest.fixture(autouse=True)
@@ -50,14 +53,17 @@ def test_set_num_threads_is_for_the_process_and_none_undoes_it():
     assert get_num_threads() == usual
 
 
-@pytest.mark.parametrize("count, error, message", [
-    (0, ValueError, "count must be between 1 and 1024; got 0."),
-    (-3, ValueError, "count must be between 1 and 1024; got -3."),
-    (10**9, ValueError, "count must be between 1 and 1024; got 1000000000."),
-    (2.0, TypeError, "count must be an integer; got float."),
-    ("2", TypeError, "count must be an integer; got str."),
-    (True, TypeError, "count must be an integer; got bool."),
-])
+@pytest.mark.parametrize(
+    "count, error, message",
+    [
+        (0, ValueError, "count must be between 1 and 1024; got 0."),
+        (-3, ValueError, "count must be between 1 and 1024; got -3."),
+        (10**9, ValueError, "count must be between 1 and 1024; got 1000000000."),
+        (2.0, TypeError, "count must be an integer; got float."),
+        ("2", TypeError, "count must be an integer; got str."),
+        (True, TypeError, "count must be an integer; got bool."),
+    ],
+)
 def test_wrong_counts(count, error, message):
     for setter in (set_num_threads, lambda value: num_threads(value).__enter__()):
         with pytest.raises(error) as caught:
@@ -65,7 +71,9 @@ def test_wrong_counts(count, error, message):
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("value, expected", [("1", 1), ("100000", None), ("", None), ("0", None), ("many", None)])
+@pytest.mark.parametrize(
+    "value, expected", [("1", 1), ("100000", None), ("", None), ("0", None), ("many", None)]
+)
 def test_numba_num_threads_is_an_upper_bound(monkeypatch, value, expected):
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     usual = get_num_threads()
@@ -113,7 +121,11 @@ def cgroup_tree(tmp_path, membership, mounts, files):
     proc = tmp_path / "proc"
     proc.mkdir(parents=True)
     (proc / "cgroup").write_text(membership)
-    lines = [f"30 25 0:26 {root} {str(tmp_path).replace(' ', chr(92) + '040')}/{where} rw,nosuid - {kind} {kind} {options}" for where, root, kind, options in mounts]
+    lines = [
+        f"30 25 0:26 {root} {str(tmp_path).replace(' ', chr(92) + '040')}/{where} rw,nosuid - {kind} "
+        f"{kind} {options}"
+        for where, root, kind, options in mounts
+    ]
     (proc / "mountinfo").write_text("22 1 0:21 / / rw - ext4 /dev/root rw\n" + "\n".join(lines))
     for name, text in files.items():
         path = tmp_path / name
@@ -125,20 +137,63 @@ def cgroup_tree(tmp_path, membership, mounts, files):
 V2, V1 = ("unified", "/", "cgroup2", "rw"), ("cpu", "/", "cgroup", "rw,cpu,cpuacct")
 
 
-@pytest.mark.parametrize("membership, mounts, files, expected", [
-    ("0::/app\n", [V2], {"unified/app/cpu.max": "150000 100000\n"}, 1.5),
-    ("0::/app\n", [V2], {"unified/app/cpu.max": "max 100000\n"}, None),
-    ("0::/app\n", [V2], {}, None),
-    ("0::/pod/app\n", [V2], {"unified/pod/cpu.max": "200000 100000\n", "unified/pod/app/cpu.max": "max 100000\n"}, 2.0),  # the parent binds
-    ("0::/pod/app\n", [V2], {"unified/pod/cpu.max": "300000 100000\n", "unified/pod/app/cpu.max": "100000 50000\n"}, 2.0),
-    ("0::/\n", [V2], {"unified/cpu.max": "50000 100000\n"}, 0.5),  # a container with its own cgroup namespace
-    ("0::/kubepods/pod1\n", [("unified", "/kubepods/pod1", "cgroup2", "rw")], {"unified/cpu.max": "400000 100000\n"}, 4.0),  # bind-mounted subtree
-    ("4:cpu,cpuacct:/app\n2:memory:/other\n", [V1], {"cpu/app/cpu.cfs_quota_us": "250000\n", "cpu/app/cpu.cfs_period_us": "100000\n"}, 2.5),
-    ("4:cpu,cpuacct:/app\n", [V1], {"cpu/app/cpu.cfs_quota_us": "-1\n", "cpu/app/cpu.cfs_period_us": "100000\n"}, None),
-    ("4:cpu:/app\n0::/\n", [V1, V2], {"cpu/app/cpu.cfs_quota_us": "100000\n", "cpu/app/cpu.cfs_period_us": "100000\n"}, 1.0),
-    ("4:cpuset:/app\n", [("cpuset", "/", "cgroup", "rw,cpuset")], {"cpuset/app/cpu.cfs_quota_us": "1\n"}, None),
-    ("0::/app\n", [V2], {"unified/app/cpu.max": "nonsense\n"}, None),
-])
+@pytest.mark.parametrize(
+    "membership, mounts, files, expected",
+    [
+        ("0::/app\n", [V2], {"unified/app/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/app\n", [V2], {"unified/app/cpu.max": "max 100000\n"}, None),
+        ("0::/app\n", [V2], {}, None),
+        (
+            "0::/pod/app\n",
+            [V2],
+            {"unified/pod/cpu.max": "200000 100000\n", "unified/pod/app/cpu.max": "max 100000\n"},
+            2.0,
+        ),  # the parent binds
+        (
+            "0::/pod/app\n",
+            [V2],
+            {"unified/pod/cpu.max": "300000 100000\n", "unified/pod/app/cpu.max": "100000 50000\n"},
+            2.0,
+        ),
+        (
+            "0::/\n",
+            [V2],
+            {"unified/cpu.max": "50000 100000\n"},
+            0.5,
+        ),  # a container with its own cgroup namespace
+        (
+            "0::/kubepods/pod1\n",
+            [("unified", "/kubepods/pod1", "cgroup2", "rw")],
+            {"unified/cpu.max": "400000 100000\n"},
+            4.0,
+        ),  # bind-mounted subtree
+        (
+            "4:cpu,cpuacct:/app\n2:memory:/other\n",
+            [V1],
+            {"cpu/app/cpu.cfs_quota_us": "250000\n", "cpu/app/cpu.cfs_period_us": "100000\n"},
+            2.5,
+        ),
+        (
+            "4:cpu,cpuacct:/app\n",
+            [V1],
+            {"cpu/app/cpu.cfs_quota_us": "-1\n", "cpu/app/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+        (
+            "4:cpu:/app\n0::/\n",
+            [V1, V2],
+            {"cpu/app/cpu.cfs_quota_us": "100000\n", "cpu/app/cpu.cfs_period_us": "100000\n"},
+            1.0,
+        ),
+        (
+            "4:cpuset:/app\n",
+            [("cpuset", "/", "cgroup", "rw,cpuset")],
+            {"cpuset/app/cpu.cfs_quota_us": "1\n"},
+            None,
+        ),
+        ("0::/app\n", [V2], {"unified/app/cpu.max": "nonsense\n"}, None),
+    ],
+)
 def test_container_quota(tmp_path, membership, mounts, files, expected):
     assert cpu_limits.cpu_quota(cgroup_tree(tmp_path, membership, mounts, files)) == expected
 
@@ -147,7 +202,10 @@ def test_no_control_groups(tmp_path):
     assert cpu_limits.cpu_quota(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize("quota, cpus, environment, expected", [(1.5, 8, None, 2), (0.2, 8, None, 1), (None, 8, None, 8), (16, 8, None, 8), (4, 8, "3", 3)])
+@pytest.mark.parametrize(
+    "quota, cpus, environment, expected",
+    [(1.5, 8, None, 2), (0.2, 8, None, 1), (None, 8, None, 8), (16, 8, None, 8), (4, 8, "3", 3)],
+)
 def test_least_limit_wins(monkeypatch, quota, cpus, environment, expected):
     monkeypatch.setattr(cpu_limits, "cpu_quota", lambda: quota)
     monkeypatch.setattr(cpu_limits, "allowed_cpus", lambda: frozenset(range(cpus)))
@@ -168,6 +226,7 @@ def test_systems_without_affinity(monkeypatch):
 
 
 if sys.platform == "linux":
+
     def test_this_process_reads_its_own_groups():
         quota = cpu_limits.cpu_quota(Path("/proc/self"))
         assert quota is None or quota > 0

@@ -1,4 +1,6 @@
-"""cpu_kernels inside a host program: its own parallel loops, its Numba settings, its forks and its end are as they were without us."""
+"""cpu_kernels inside a host program: its own parallel loops, its Numba settings, its forks and its
+end are as they were without us.
+"""
 
 import os
 import sys
@@ -7,8 +9,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.compiler.jit import INTERPRETED
 from package_copy import PackageCopy
+
+from cpu_kernels.compiler.jit import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="plain Python stays in the calling thread")
 
@@ -20,7 +23,9 @@ def copy(tmp_path):
 
 @pytest.mark.parametrize("layer", [None, "workqueue", "omp", "tbb"])
 def test_eight_python_threads_beside_the_hosts_own_prange(copy, layer):
-    """No Numba threading layer can matter: none is used. The host's own parallel loop, entered by one thread, goes on as before."""
+    """No Numba threading layer can matter: none is used. The host's own parallel loop, entered by one
+    thread, goes on as before.
+    """
     code = """
 import threading
 import numba, numpy as np
@@ -177,18 +182,24 @@ WHERE
 """
 
 
-@pytest.mark.parametrize("where, starter", [
-    ("atexit", "atexit.register(call, 'atexit')"),
-    ("thread", "threading.Thread(target=late).start()"),
-    ("__del__", "last = Last()"),
-    ("__del__", "sys.modules['last'] = Last()"),
-])
+@pytest.mark.parametrize(
+    "where, starter",
+    [
+        ("atexit", "atexit.register(call, 'atexit')"),
+        ("thread", "threading.Thread(target=late).start()"),
+        ("__del__", "last = Last()"),
+        ("__del__", "sys.modules['last'] = Last()"),
+    ],
+)
 def test_first_calls_at_the_end_of_the_process(copy, where, starter):
     """Compiling and loading, when no thread can be started any more, or modules are being taken apart."""
     for _ in range(2):
         output, errors = copy.python(AT_THE_END.replace("WHERE", starter))
         if where == "__del__":  # Python has taken its import system apart, NumPy fails and says so
-            assert output.endswith("[1.0, 8.0, 27.0]") or "ImportError: sys.meta_path is None, Python is likely shutting down" in errors, errors
+            assert (
+                output.endswith("[1.0, 8.0, 27.0]")
+                or "ImportError: sys.meta_path is None, Python is likely shutting down" in errors
+            ), errors
         else:
             assert output == f"{where} [1.0, 8.0, 27.0]", errors
 

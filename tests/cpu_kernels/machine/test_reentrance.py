@@ -1,6 +1,8 @@
-"""Calls in the middle of a call: signal handlers, finalizers and exit handlers may call cpu_kernels, wait for a thread that does, raise, or fork.
+"""Calls in the middle of a call: signal handlers, finalizers and exit handlers may call cpu_kernels, wait
+for a thread that does, raise, or fork.
 
-Python runs them between any two of its instructions, so a trace function plays each of them at one instruction of the pool after the other.
+Python runs them between any two of its instructions, so a trace function plays each of them at one
+instruction of the pool after the other.
 """
 
 import os
@@ -11,8 +13,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.compiler.jit import INTERPRETED
 from package_copy import ROOT, PackageCopy
+
+from cpu_kernels.compiler.jit import INTERPRETED
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="plain Python stays in the calling thread"),
@@ -49,7 +52,9 @@ def fresh_pool():
 cubes()
 """
 
-EVERY_MOMENT = CALLS + """
+EVERY_MOMENT = (
+    CALLS
+    + """
 HELPERS, OPCODES, STEP, CROWD = SETTINGS
 moment = seen = 0
 main = threading.get_ident()
@@ -154,9 +159,15 @@ for other in others:
     other.join()
 print("moments", moment // STEP > LEAST)
 """
+)
 
-# (instructions of helpers instead of the caller, every instruction or every line, every how manyth, threads that call meanwhile), least number
-CALLER, IN_A_CROWD, IN_A_HELPER = ((False, True, 3, 0), 100), ((False, True, 11, 3), 20), ((True, False, 1, 0), 5)
+# (instructions of helpers instead of the caller, every instruction or every line, every how manyth, threads
+# that call meanwhile), least number
+CALLER, IN_A_CROWD, IN_A_HELPER = (
+    ((False, True, 3, 0), 100),
+    ((False, True, 11, 3), 20),
+    ((True, False, 1, 0), 5),
+)
 KINDS = {
     "signal handler": ("interrupt = by_signal(lambda *_: cubes(5))", CALLER),
     "signal handler among other callers": ("interrupt = by_signal(lambda *_: cubes(5))", IN_A_CROWD),
@@ -178,11 +189,17 @@ SHARED_OUT = [pytest.param(kind, marks=pytest.mark.campaign if kind in SELDOM el
 @pytest.mark.parametrize("kind", SHARED_OUT)
 def test_call_inside_a_call(copy, kind):
     code, (settings, least) = KINDS[kind]
-    code = EVERY_MOMENT.replace("KIND", f"failing = None\n{code}").replace("SETTINGS", repr(settings)).replace("LEAST", str(least))
+    code = (
+        EVERY_MOMENT.replace("KIND", f"failing = None\n{code}")
+        .replace("SETTINGS", repr(settings))
+        .replace("LEAST", str(least))
+    )
     assert copy.python(code)[0] == "moments True"
 
 
-AT_THE_END = CALLS.removesuffix("cubes()\n") + """
+AT_THE_END = (
+    CALLS.removesuffix("cubes()\n")
+    + """
 import atexit
 faulthandler.dump_traceback_later(30, exit=True)
 
@@ -206,6 +223,7 @@ Cycle()  # collected by Python at the end, before it empties the modules
 kept, sys.kept = Kept(), Kept()
 BEFORE
 """
+)
 
 
 @pytest.mark.parametrize("before", ["", "cubes()"])
@@ -316,6 +334,13 @@ print(wrong, calls > 10)
 
 def test_every_function_under_a_timer():
     """The same results to the bit, in the handler and in what it interrupts, with other threads calling."""
-    ended = subprocess.run([sys.executable, "-c", TIMER], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, "-c", TIMER],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "[] True\n"

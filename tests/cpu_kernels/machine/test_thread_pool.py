@@ -9,10 +9,11 @@ import pytest
 
 pytest.importorskip("numba")
 
-from cpu_kernels.machine import thread_pool as pool
-from cpu_kernels.compiler.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, driver, next_item
-from cpu_kernels.machine.thread_pool import num_threads, run, thread_scratch
 from package_copy import PackageCopy
+
+from cpu_kernels.compiler.jit import COUNTER_LIMIT, COUNTER_SIZE, INTERPRETED, driver, next_item
+from cpu_kernels.machine import thread_pool as pool
+from cpu_kernels.machine.thread_pool import num_threads, run, thread_scratch
 
 LARGE = 1e9  # a cost in microseconds that deserves every thread
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="plain Python stays in the calling thread")
@@ -53,8 +54,6 @@ def test_same_bits_for_any_number_of_threads(num_items):
             assert sums_of(num_items).tobytes() == expected.tobytes()
 
 
-
-
 class PythonDriver:
     """Stands in for a compiled driver; remembers who took what."""
 
@@ -86,7 +85,12 @@ def test_helpers_help():
 
 
 def test_little_work_stays_in_the_calling_thread():
-    for count, items, cost in ((2, 100, 0), (2, 100, 2 * pool.WORK_PER_THREAD - 1), (2, 1, LARGE), (1, 100, LARGE)):
+    for count, items, cost in (
+        (2, 100, 0),
+        (2, 100, 2 * pool.WORK_PER_THREAD - 1),
+        (2, 1, LARGE),
+        (1, 100, LARGE),
+    ):
         stand_in = PythonDriver()
         with num_threads(count):
             run(stand_in, items, cost=cost)
@@ -135,9 +139,13 @@ def test_an_error_in_the_caller_waits_for_the_helpers():
 
 
 @compiled_only
-@pytest.mark.parametrize("sender", ["os.kill(os.getpid(), signal.SIGINT)", "signal.raise_signal(signal.SIGINT)"])
+@pytest.mark.parametrize(
+    "sender", ["os.kill(os.getpid(), signal.SIGINT)", "signal.raise_signal(signal.SIGINT)"]
+)
 def test_interrupt_waits_for_the_helpers(copy, sender):
-    """Ctrl-C while helpers still write to the caller's arrays; a signal to the process wakes the caller, one to the helper's thread does not."""
+    """Ctrl-C while helpers still write to the caller's arrays; a signal to the process wakes the
+    caller, one to the helper's thread does not.
+    """
     code = """
 import os, signal, threading, time
 import numpy as np
@@ -187,6 +195,7 @@ def test_no_threads_to_be_had(monkeypatch):
 
 def test_arguments_are_released_after_the_call():
     import weakref
+
     x = np.ones(10)
     alive = weakref.ref(x)
     with num_threads(2):
@@ -199,14 +208,19 @@ def test_arguments_are_released_after_the_call():
     assert alive() is None
 
 
-# -- scratch ----------------------------------------------------------------------------------------------------------------------------------
+# -- scratch ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("count", [0, 1, 17, 100_000])
 def test_scratch_is_aligned_and_reused(count, dtype):
     scratch = thread_scratch(count, dtype)
-    assert scratch.shape == (count,) and scratch.dtype == dtype and scratch.flags.c_contiguous and scratch.flags.writeable
+    assert (
+        scratch.shape == (count,)
+        and scratch.dtype == dtype
+        and scratch.flags.c_contiguous
+        and scratch.flags.writeable
+    )
     assert count == 0 or scratch.ctypes.data % 64 == 0
     assert thread_scratch(count, dtype).ctypes.data == scratch.ctypes.data
 
@@ -234,17 +248,26 @@ def test_threads_do_not_share_scratch():
     assert len(addresses) == 3
 
 
-# -- cost -------------------------------------------------------------------------------------------------------------------------------------
+# -- cost ---------------------------------------------------------------------------------------------------
 
 
 @compiled_only
 def test_overhead_of_a_small_call():
-    """By the number of functions that Python calls for it, whatever the machine does: no job, no lock, no other thread."""
+    """By the number of functions that Python calls for it, whatever the machine does: no job, no
+    lock, no other thread.
+    """
     visits, sums = np.zeros(1, np.int64), np.zeros(1)
-    small = lambda: run(fill, 1, 1, visits, sums, cost=0, scratch=1, dtype=np.float64)
+
+    def small():
+        return run(fill, 1, 1, visits, sums, cost=0, scratch=1, dtype=np.float64)
+
     small()  # compiles, and makes the scratch of this thread
     calls = []
-    sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name) if event in ("call", "c_call") else None)
+    sys.setprofile(
+        lambda frame, event, argument: (
+            calls.append(frame.f_code.co_name) if event in ("call", "c_call") else None
+        )
+    )
     try:
         small()
     finally:
@@ -254,7 +277,9 @@ def test_overhead_of_a_small_call():
 
 @driver
 def tick_until_interleaved(counter, scratch, ticks, met):
-    """Counts `ticks` up until some count is missing in between, and a while longer for the other thread to notice too."""
+    """Counts `ticks` up until some count is missing in between, and a while longer for the other
+    thread to notice too.
+    """
     item = next_item(counter)
     while item >= 0:
         before, left = next_item(ticks), 1_000_000_000
@@ -278,6 +303,7 @@ def test_compiled_drivers_run_side_by_side():
 
 def test_module_docstring_example():
     import doctest
+
     assert doctest.testmod(pool).failed == 0
 
 

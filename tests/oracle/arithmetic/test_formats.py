@@ -1,4 +1,6 @@
-"""Rounding to a format agrees with ml_dtypes and NumPy, exhaustively for 16-bit numbers and their midpoints."""
+"""Rounding to a format agrees with ml_dtypes and NumPy, exhaustively for 16-bit numbers and their
+midpoints.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 from refattn.oracle.arithmetic.formats import FORMATS, number_format, round_to
 
 TYPES = {
-    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
-}  # fmt: skip
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+}
 
 
 def finite_numbers(dtype):
@@ -49,7 +54,9 @@ def test_bfloat16_fast_path_equals_the_general_one():
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2**32, size=200000, dtype=np.uint32).view(np.float32)
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(round_to(x, "bfloat16"), round_to(x.astype(np.float64), "bfloat16").astype(np.float32))
+        np.testing.assert_array_equal(
+            round_to(x, "bfloat16"), round_to(x.astype(np.float64), "bfloat16").astype(np.float32)
+        )
 
 
 def test_truncation_never_grows_and_loses_less_than_a_step():
@@ -67,7 +74,10 @@ def test_overflow_and_specials():
     np.testing.assert_array_equal(round_to(x, "float8_e4m3fn"), [np.nan, np.inf, -np.inf, 448, -448, 0])
     assert np.signbit(round_to(x, "bfloat16")[-1])
     limit = FORMATS["float16"].overflow_threshold
-    assert np.isinf(round_to(np.array([limit]), "float16")) and round_to(np.array([np.nextafter(limit, 0)]), "float16") == 65504
+    assert (
+        np.isinf(round_to(np.array([limit]), "float16"))
+        and round_to(np.array([np.nextafter(limit, 0)]), "float16") == 65504
+    )
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "tfloat32", "float8_e4m3fn"])

@@ -1,4 +1,6 @@
-"""Correct kernels under a spec that does not say what they do: the message names the freedom they take. Mistakes get no such excuse."""
+"""Correct kernels under a spec that does not say what they do: the message names the freedom they
+take. Mistakes get no such excuse.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from refattn.oracle.arithmetic.other_specs import other_specs
 
 def arrays(seed=0):
     rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(shape).astype(np.float16) for shape in ((2, 64, 32), (2, 200, 32), (2, 200, 32)))
+    return tuple(
+        rng.standard_normal(shape).astype(np.float16) for shape in ((2, 64, 32), (2, 200, 32), (2, 200, 32))
+    )
 
 
 def message(output, lse, spec, *inputs, **options):
@@ -20,7 +24,10 @@ def message(output, lse, spec, *inputs, **options):
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({"denominator": "rounded"}, "spec.replace(denominator='rounded')"), ({"exp_error": 9e-5}, "spec.replace(exp_error=9e-05)")],
+    [
+        ({"denominator": "rounded"}, "spec.replace(denominator='rounded')"),
+        ({"exp_error": 9e-5}, "spec.replace(exp_error=9e-05)"),
+    ],
 )
 def test_the_freedom_a_kernel_takes_is_named(changes, code):
     spec = KernelSpec.flash("float16")

@@ -1,4 +1,6 @@
-"""Error bounds: rigorous against the worst roundings, equal over all forms, silent where nothing can be known."""
+"""Error bounds: rigorous against the worst roundings, equal over all forms, silent where nothing can
+be known.
+"""
 
 import itertools
 
@@ -9,12 +11,21 @@ from cases import CASES
 
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
-from refattn.oracle.bounds import row_blocks as tiles_module
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.bounds import row_blocks as tiles_module
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 NAMES = ("output_hard", "output_tight", "output_sigma", "lse_hard", "lse_tight", "lse_sigma")
-EXACT = KernelSpec("exact", input="exact", accumulator="exact", softmax="exact", output="exact", lse="exact", exp_error=0.0, tanh_error=0.0)
+EXACT = KernelSpec(
+    "exact",
+    input="exact",
+    accumulator="exact",
+    softmax="exact",
+    output="exact",
+    lse="exact",
+    exp_error=0.0,
+    tanh_error=0.0,
+)
 
 
 def sample(seed=0, heads=2, q_len=24, kv_len=40, dim=16, v_dim=12, dtype="float16"):
@@ -32,7 +43,9 @@ def test_exact_arithmetic_leaves_no_error():
 
 
 def worst_of(spec, perturb, keys=6, dims=5):
-    """Largest use of the hard bound when `perturb(signs, p, v)` gives the wrong output for every combination of signs."""
+    """Largest use of the hard bound when `perturb(signs, p, v)` gives the wrong output for every
+    combination of signs.
+    """
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(1, 1, 4)), rng.normal(size=(1, keys, 4)) * 2, rng.normal(size=(1, keys, dims))
     steps = refattn.attention_steps(q, k, v)
@@ -84,7 +97,9 @@ def test_worst_output_rounding():
 
 
 def test_underflow_of_weights_is_bounded_by_what_is_lost():
-    """A key 7 below the maximum has weight 0.0009 and half a step of e4m3 is 0.00098: flushed, and no more than that can be lost."""
+    """A key 7 below the maximum has weight 0.0009 and half a step of e4m3 is 0.00098: flushed, and no
+    more than that can be lost.
+    """
     q, k, v = np.ones((1, 1, 1)), np.array([[[0.0], [-7.0]]]), np.array([[[0.0], [1.0]]])
     bound = error_bound(q, k, v, spec=EXACT.replace(weight="float8_e4m3fn"), scale=1.0)
     lost = refattn.attention(q, k, v, scale=1.0)
@@ -98,13 +113,18 @@ def test_constant_values_have_no_score_error():
     """Whatever the weights, their mean of equal values is that value: the score error must not enter."""
     q, k, v = sample()
     v = np.broadcast_to(v[:, :1], v.shape)
-    coarse, fine = (error_bound(q, k, v, spec=EXACT.replace(score=u, output="bfloat16", block_size=None)) for u in (2.0**-6, 0.0))
+    coarse, fine = (
+        error_bound(q, k, v, spec=EXACT.replace(score=u, output="bfloat16", block_size=None))
+        for u in (2.0**-6, 0.0)
+    )
     for name in ("output_hard", "output_tight"):
         np.testing.assert_allclose(getattr(coarse, name), getattr(fine, name), rtol=1e-6)
 
 
 def test_dropout_of_rate_zero_still_drops():
-    """Half of the weights dropped and none scaled up: constant values no longer come out as they are, and their score error counts."""
+    """Half of the weights dropped and none scaled up: constant values no longer come out as they are,
+    and their score error counts.
+    """
     q, k, v = sample()
     keep = np.arange(40) % 2 == 0
     spec = EXACT.replace(exp_error=0.01, block_size=None)
@@ -118,14 +138,19 @@ def test_dropout_of_rate_zero_still_drops():
 def test_saturated_softcap_forgives_score_errors():
     q, k, v = sample()
     spec = EXACT.replace(scaled_query=2.0**-8)
-    loose, saturated = (error_bound(q, k, v, spec=spec, scale=3.0, softcap=cap).output_hard for cap in (1e6, 1.0))
+    loose, saturated = (
+        error_bound(q, k, v, spec=spec, scale=3.0, softcap=cap).output_hard for cap in (1e6, 1.0)
+    )
     assert np.median(saturated) < 0.2 * np.median(loose)
 
 
 # Shape of the answer
 
 
-@pytest.mark.parametrize("kind, present", [("both", NAMES), ("hard", ("output_hard", "lse_hard")), ("tight", NAMES[1:3] + NAMES[4:])])
+@pytest.mark.parametrize(
+    "kind, present",
+    [("both", NAMES), ("hard", ("output_hard", "lse_hard")), ("tight", NAMES[1:3] + NAMES[4:])],
+)
 def test_kinds(kind, present):
     bound = error_bound(*sample(), spec="float16", kind=kind)
     for name in NAMES:
@@ -136,7 +161,9 @@ def test_kinds(kind, present):
 @pytest.mark.parametrize("make", [KernelSpec.flash, KernelSpec.eager, KernelSpec.cpu_kernels])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_every_case_has_bounds_that_a_correct_kernel_keeps(make, dtype):
-    """All options and forms of the table of cases; shapes, order and signs of the bounds, and an emulated kernel within them."""
+    """All options and forms of the table of cases; shapes, order and signs of the bounds, and an
+    emulated kernel within them.
+    """
     spec = make(dtype)
     kernel = EmulatedKernel(spec)
     checked = 0
@@ -152,7 +179,9 @@ def test_every_case_has_bounds_that_a_correct_kernel_keeps(make, dtype):
             assert values.shape == result.shape and values.dtype == np.float64, (case.id, name)
             assert (values >= 0).all(), (case.id, name)
             assert (values[~np.isfinite(result)] == 0).all(), (case.id, name)
-        assert (bound.output_tight <= bound.output_hard).all() and (bound.lse_tight <= bound.lse_hard).all(), case.id
+        assert (bound.output_tight <= bound.output_hard).all() and (
+            bound.lse_tight <= bound.lse_hard
+        ).all(), case.id
         got = kernel(*arrays.values(), function=case.function, **options)
         for mine, right, limit in zip(got, exact, (bound.output_tight, bound.lse_tight), strict=True):
             finite = np.isfinite(right)
@@ -166,7 +195,17 @@ def test_forms_agree_with_the_dense_problems_they_are():
     spec = KernelSpec.flash("float16")
     q, k, v = sample(kv_len=24)
     cut = [0, 10, 24]
-    packed = error_bound(q, k, v, spec=spec, function="packed_attention", cu_q=cut, cu_kv=cut, causal=True, failure_probability=1e-9)
+    packed = error_bound(
+        q,
+        k,
+        v,
+        spec=spec,
+        function="packed_attention",
+        cu_q=cut,
+        cu_kv=cut,
+        causal=True,
+        failure_probability=1e-9,
+    )
     local = error_bound(q, k, v, spec=spec, function="block_local_attention", block_size=12, causal=True)
     for name in ("output_hard", "lse_hard", "output_sigma"):
         for first, last in itertools.pairwise(cut):
@@ -181,24 +220,47 @@ def test_forms_agree_with_the_dense_problems_they_are():
     value_pages = np.full((9, 2, 4, 12), np.nan)
     table = np.array([[7, 1, 4, 0, 8, 2]])
     for position, page in enumerate(table[0]):
-        pages[page], value_pages[page] = k[:, 4 * position : 4 * position + 4], v[:, 4 * position : 4 * position + 4]
-    paged = error_bound(q[None], pages, value_pages, spec=spec, function="paged_attention", block_table=table, kv_lengths=[21])
+        pages[page], value_pages[page] = (
+            k[:, 4 * position : 4 * position + 4],
+            v[:, 4 * position : 4 * position + 4],
+        )
+    paged = error_bound(
+        q[None],
+        pages,
+        value_pages,
+        spec=spec,
+        function="paged_attention",
+        block_table=table,
+        kv_lengths=[21],
+    )
     alone = error_bound(q, k[:, :21], v[:, :21], spec=spec)
     for name in ("output_hard", "output_tight", "lse_hard", "lse_tight"):
         np.testing.assert_allclose(getattr(paged, name)[0], getattr(alone, name), rtol=1e-12)
 
 
 def test_latent_forms_bound_their_own_roundings():
-    """Absorbing rounds the query and the latent output, expanding rounds keys and values; in exact arithmetic neither has an error."""
+    """Absorbing rounds the query and the latent output, expanding rounds keys and values; in exact
+    arithmetic neither has an error.
+    """
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in ((2, 9, 8), (2, 9, 4), (20, 12), (20, 4), (2, 8, 12), (2, 6, 12))]
+    arrays = [
+        rng.normal(size=shape) for shape in ((2, 9, 8), (2, 9, 4), (20, 12), (20, 4), (2, 8, 12), (2, 6, 12))
+    ]
     arrays = [round_to(array, "bfloat16") for array in arrays]
     for form in ("absorb", "expand"):
         call = {"function": "latent_attention", "form": form}
         assert error_bound(*arrays, spec=EXACT, **call).output_hard.max() == 0
         stored = error_bound(*arrays, spec=EXACT.replace(intermediate="bfloat16"), **call)
         assert (stored.output_hard > 0).all() and (stored.output_tight < stored.output_hard).any()
-        kernel = EmulatedKernel(EXACT.replace(intermediate="bfloat16", softmax="float64", accumulator="float64", output="float64", lse="float64"))
+        kernel = EmulatedKernel(
+            EXACT.replace(
+                intermediate="bfloat16",
+                softmax="float64",
+                accumulator="float64",
+                output="float64",
+                lse="float64",
+            )
+        )
         output, lse = kernel(*arrays, **call)
         assert 0.02 < np.max(np.abs(output - stored.output) / stored.output_hard) <= 1
         assert np.max(np.abs(lse - stored.lse) / stored.lse_hard) <= 1
@@ -214,13 +276,28 @@ def test_blocks_of_rows_do_not_change_the_bounds(monkeypatch, size):
         np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-9)
 
 
-@pytest.mark.parametrize("change", [
-    {"output": "bfloat16"}, {"weight": "bfloat16"}, {"score": "float16"}, {"accumulator": "e8m13"}, {"accumulator": "e8m13", "truncates": True},
-    {"exp_error": 1e-3}, {"scaled_query": "float16"}, {"splits": 4}, {"block_size": 1}, {"flushes_subnormals": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "bfloat16"},
+        {"weight": "bfloat16"},
+        {"score": "float16"},
+        {"accumulator": "e8m13"},
+        {"accumulator": "e8m13", "truncates": True},
+        {"exp_error": 1e-3},
+        {"scaled_query": "float16"},
+        {"splits": 4},
+        {"block_size": 1},
+        {"flushes_subnormals": True},
+    ],
+    ids=str,
+)
 def test_less_precision_never_shrinks_the_hard_bound(change):
     base = KernelSpec.flash("float32")
-    fine, coarse = (error_bound(*sample(), spec=spec, kind="hard", causal=True) for spec in (base, base.replace(**change)))
+    fine, coarse = (
+        error_bound(*sample(), spec=spec, kind="hard", causal=True)
+        for spec in (base, base.replace(**change))
+    )
     assert (coarse.output_hard >= fine.output_hard).all()
     assert coarse.output_hard.sum() > fine.output_hard.sum() or "flushes_subnormals" in change
     if "output" not in change and "weight" not in change:
@@ -240,7 +317,11 @@ def test_conversion_of_inputs_costs_only_where_it_rounds():
 
 
 def test_overflow_of_stored_scores_claims_nothing():
-    q, k, v = np.full((1, 1, 64), 64.0), np.full((1, 2, 64), 32.0), np.ones((1, 2, 3))  # q . k = 131072 > 65504
+    q, k, v = (
+        np.full((1, 1, 64), 64.0),
+        np.full((1, 2, 64), 32.0),
+        np.ones((1, 2, 3)),
+    )  # q . k = 131072 > 65504
     assert np.isinf(error_bound(q, k, v, spec=KernelSpec.eager("float16")).output_hard).all()
     assert np.isfinite(error_bound(q, k, v, spec=KernelSpec.flash("float16")).output_hard).all()
     assert np.isfinite(error_bound(q, k, v, spec=KernelSpec.eager("bfloat16")).output_hard).all()
@@ -250,32 +331,52 @@ def test_overflow_of_sums_claims_nothing():
     v = np.full((1, 4, 1), 1e38, dtype=np.float32)
     bound = error_bound(np.zeros((1, 1, 2), np.float32), np.zeros((1, 4, 2), np.float32), v)
     assert np.isinf(bound.output_hard).all() and np.isfinite(bound.lse_hard).all()
-    assert np.isfinite(error_bound(np.zeros((1, 1, 2)), np.zeros((1, 4, 2)), v, spec=KernelSpec.eager("float32")).output_hard).all()
+    assert np.isfinite(
+        error_bound(
+            np.zeros((1, 1, 2)), np.zeros((1, 4, 2)), v, spec=KernelSpec.eager("float32")
+        ).output_hard
+    ).all()
 
 
 def test_empty_rows_and_poisoned_rows_have_bound_zero():
     q, k, v = sample()
     k = k.copy()
     k[0, -1] = np.nan
-    bound = error_bound(q, k, v, spec="float16", causal=True, q_offset=-3, mask=np.ones((24, 40), dtype=bool))
+    bound = error_bound(
+        q, k, v, spec="float16", causal=True, q_offset=-3, mask=np.ones((24, 40), dtype=bool)
+    )
     assert (bound.output_hard[:, :3] == 0).all() and (bound.lse_hard[:, :3] == 0).all()
     bound = error_bound(q, k, v, spec="float16")
-    assert np.isnan(bound.output[0]).all() and (bound.output_hard[0] == 0).all() and (bound.output_hard[1] > 0).all()
+    assert (
+        np.isnan(bound.output[0]).all()
+        and (bound.output_hard[0] == 0).all()
+        and (bound.output_hard[1] > 0).all()
+    )
 
 
 def test_row_of_a_sink_alone():
     q, k, v = sample()
     bound = error_bound(q, k, v, spec="float16", mask=np.zeros((24, 40), dtype=bool), sinks=[1.0, -np.inf])
-    assert (bound.output_hard == 0).all() and (bound.lse_hard[0] > 0).all() and (bound.lse_hard[1] == 0).all()
+    assert (
+        (bound.output_hard == 0).all() and (bound.lse_hard[0] > 0).all() and (bound.lse_hard[1] == 0).all()
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4, 3), (5, 0, 4, 3), (5, 5, 4, 0), (1, 1, 1, 1)])
 def test_empty_sizes(shape):
     q_len, kv_len, dim, v_dim = shape
     rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(2, q_len, dim)), rng.normal(size=(2, kv_len, dim)), rng.normal(size=(2, kv_len, v_dim))
+    q, k, v = (
+        rng.normal(size=(2, q_len, dim)),
+        rng.normal(size=(2, kv_len, dim)),
+        rng.normal(size=(2, kv_len, v_dim)),
+    )
     bound = error_bound(q, k, v, spec="bfloat16")
-    assert bound.output_hard.shape == bound.output_tight.shape == (2, q_len, v_dim) and bound.lse_hard.shape == (2, q_len)
+    assert bound.output_hard.shape == bound.output_tight.shape == (
+        2,
+        q_len,
+        v_dim,
+    ) and bound.lse_hard.shape == (2, q_len)
 
 
 @pytest.mark.parametrize("size", [1e-310, 1e-300, 1e-30, 1e30, 1e300])
@@ -285,7 +386,9 @@ def test_tiny_and_huge_values_scale_the_tight_bound(size):
     unit = error_bound(q, k, v, spec="float64")
     scaled = error_bound(q, k, v * size, spec="float64")
     if size > 1e-306:  # no subnormals
-        np.testing.assert_allclose(scaled.output_tight, size * unit.output_tight, rtol=0.01 if size < 1e-299 else 1e-6)
+        np.testing.assert_allclose(
+            scaled.output_tight, size * unit.output_tight, rtol=0.01 if size < 1e-299 else 1e-6
+        )
     assert (scaled.output_tight > 0).all()
 
 
@@ -324,12 +427,18 @@ def test_errors():
 @pytest.mark.parametrize("scale", [1e300, -1e300, 1e308])
 @pytest.mark.parametrize("spec", ["float32", "float64"])
 def test_scales_whose_square_float64_does_not_hold(scale, spec):
-    """Scores of 1e300 are beyond float32, where nothing is claimed, and one-hot in float64; rows of zeros stay judged."""
+    """Scores of 1e300 are beyond float32, where nothing is claimed, and one-hot in float64; rows of
+    zeros stay judged.
+    """
     rng = np.random.default_rng(0)
     query, key, value = (rng.standard_normal((1, 4, 8)) for _ in range(3))
     query[0, 1] = 0.0
     bound = error_bound(query, key, value, spec=KernelSpec.flash(spec).replace(input="exact"), scale=scale)
     rows = [0, 2, 3]
     if abs(scale) == 1e300:
-        assert np.isinf(bound.output_hard[0, rows]).all() if spec == "float32" else (bound.output_hard[0, rows] < 1e-12).all()
+        assert (
+            np.isinf(bound.output_hard[0, rows]).all()
+            if spec == "float32"
+            else (bound.output_hard[0, rows] < 1e-12).all()
+        )
     assert not np.isnan(bound.output_tight).any() and not np.isnan(bound.lse_tight).any()

@@ -1,4 +1,6 @@
-"""A part of the campaign in every test run: random correct kernels pass, and use the bounds. `campaign.py` runs as many as asked for."""
+"""A part of the campaign in every test run: random correct kernels pass, and use the bounds.
+`campaign.py` runs as many as asked for.
+"""
 
 import campaign
 import numpy as np
@@ -12,16 +14,25 @@ COUNT, PARTS = 240, 8
 def test_correct_kernels_pass(part):
     results = [campaign.run_case(number) for number in range(part, COUNT, PARTS)]
     assert [result for result in results if not result["passed"]] == []
-    assert all(result["hard"] <= 1 and result["lse_hard"] <= 1 and result["tight"] <= 1 for result in results)
-    telling = [result["tight"] for result in results if result["informative"] and result["family"] not in campaign.EXACT_FAMILIES]
+    assert all(
+        result["hard"] <= 1 and result["lse_hard"] <= 1 and result["tight"] <= 1 for result in results
+    )
+    telling = [
+        result["tight"]
+        for result in results
+        if result["informative"] and result["family"] not in campaign.EXACT_FAMILIES
+    ]
     assert np.median(telling) > 0.05
     assert sum(result["bias"] > 0 for result in results) > 10  # the tier says something of many cases
 
 
-# keys that share the exponential's error at the row maximum (425, 1055); sums of converted weights (82, 213);
-# few different weights in all rows; sums of equal terms; small weights that convert alike; close outputs that round alike; keys hidden by -inf that overflow
+# keys that share the exponential's error at the row maximum (425, 1055); sums of converted weights (82,
+# 213); few different weights in all rows; sums of equal terms; small weights that convert alike; close
+# outputs that round alike; keys hidden by -inf that overflow
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("number", [425, 1055, 82, 213, 302816, 308610, 306952, 308388, 301526, 401113, 500471])
+@pytest.mark.parametrize(
+    "number", [425, 1055, 82, 213, 302816, 308610, 306952, 308388, 301526, 401113, 500471]
+)
 def test_cases_that_once_failed(number):
     result = campaign.run_case(number)
     assert result["passed"], result

@@ -1,4 +1,6 @@
-"""Rows whose scores are far less certain than their weights: the hard bound still says what must hold, and holds for correct kernels."""
+"""Rows whose scores are far less certain than their weights: the hard bound still says what must
+hold, and holds for correct kernels.
+"""
 
 import numpy as np
 import pytest
@@ -11,10 +13,15 @@ FORMATS = {"float32": 3e5, "float16": 1e4}
 
 
 def filled(dtype, *numbers, keys=1, dim=64):
-    return [np.full((1, keys, width), number, dtype) for number, width in zip(numbers, (dim, dim, 2), strict=True)]
+    return [
+        np.full((1, keys, width), number, dtype)
+        for number, width in zip(numbers, (dim, dim, 2), strict=True)
+    ]
 
 
-@pytest.mark.parametrize("dtype, query, key", [("float32", 3e5, 1.0), ("float16", 1e4, 100.0), ("float32", 3e4, 100.0)])
+@pytest.mark.parametrize(
+    "dtype, query, key", [("float32", 3e5, 1.0), ("float16", 1e4, 100.0), ("float32", 3e4, 100.0)]
+)
 @pytest.mark.parametrize("wrong", [0.0, 1.5, -1.0])
 def test_one_visible_key_gives_its_value(dtype, query, key, wrong):
     arrays = filled(dtype, query, key, 1.0)
@@ -56,24 +63,40 @@ def test_one_hot_rows_by_their_gap(factor, options):
 
 
 SPECS = [
-    KernelSpec.flash("float32"), KernelSpec.flash("float16"), KernelSpec.flash("bfloat16"), KernelSpec.eager("float32"), KernelSpec.eager("bfloat16"),
-    KernelSpec.flash("float8_e4m3fn"), KernelSpec.flash("float32").replace(name="split", splits=3),
-    KernelSpec.flash("bfloat16").replace(name="rounded denominator", denominator="rounded"), KernelSpec.cpu_kernels("float32"),
-]  # fmt: skip
+    KernelSpec.flash("float32"),
+    KernelSpec.flash("float16"),
+    KernelSpec.flash("bfloat16"),
+    KernelSpec.eager("float32"),
+    KernelSpec.eager("bfloat16"),
+    KernelSpec.flash("float8_e4m3fn"),
+    KernelSpec.flash("float32").replace(name="split", splits=3),
+    KernelSpec.flash("bfloat16").replace(name="rounded denominator", denominator="rounded"),
+    KernelSpec.cpu_kernels("float32"),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_the_hard_bound_holds_for_correct_kernels(spec):
-    """Scores whose errors are from 0.01 to far more than their distances, in calls with every kind of option."""
+    """Scores whose errors are from 0.01 to far more than their distances, in calls with every kind of
+    option.
+    """
     uncertain = 0
     for seed in range(16):
         rng = np.random.default_rng([5, seed])
-        size = 10 ** rng.uniform(1, 3 if spec.input.name.startswith("float8") or spec.score.unit_roundoff > 1e-6 else 7)
+        size = 10 ** rng.uniform(
+            1, 3 if spec.input.name.startswith("float8") or spec.score.unit_roundoff > 1e-6 else 7
+        )
         keys, dim = int(rng.integers(1, 70)), int(rng.choice([4, 64]))
-        q, k = rng.standard_normal((2, 8, dim)) * min(size, 400.0), rng.standard_normal((2, keys, dim)) * max(size / 400.0, 1.0)
+        q, k = (
+            rng.standard_normal((2, 8, dim)) * min(size, 400.0),
+            rng.standard_normal((2, keys, dim)) * max(size / 400.0, 1.0),
+        )
         if rng.random() < 0.5:
             k = k[:, :1] + rng.choice([0.0, 1e-3, 1e-1]) * k  # large scores that lie close together
-        q, k, v = (np.clip(round_to(x, spec.input), -spec.input.largest, spec.input.largest) for x in (q, k, rng.standard_normal((2, keys, 5)) + 3.0 * (seed % 2)))
+        q, k, v = (
+            np.clip(round_to(x, spec.input), -spec.input.largest, spec.input.largest)
+            for x in (q, k, rng.standard_normal((2, keys, 5)) + 3.0 * (seed % 2))
+        )
         options = {"causal": bool(rng.random() < 0.4)}
         if rng.random() < 0.3:
             options["sinks"] = (q[:, 0] * k[:, 0]).sum(axis=-1) / np.sqrt(dim)
@@ -85,7 +108,10 @@ def test_the_hard_bound_holds_for_correct_kernels(spec):
             kernel = EmulatedKernel(spec, reverse=bool(rng.random() < 0.3), seed=seed)
             output, lse = kernel(q, k, v, **options)
         report = check(output, q, k, v, lse=lse, spec=spec, **options)
-        assert report.output.use_hard <= 1 and report.lse.use_hard <= 1 and not report.output.misplaced, (seed, report.text())
+        assert report.output.use_hard <= 1 and report.lse.use_hard <= 1 and not report.output.misplaced, (
+            seed,
+            report.text(),
+        )
         bound = error_bound(q, k, v, spec=spec, kind="hard", **options)
         uncertain += int((bound.output_hard[np.isfinite(bound.output_hard)] > 0.1).sum())
     assert uncertain > 30

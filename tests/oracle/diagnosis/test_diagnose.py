@@ -1,4 +1,6 @@
-"""diagnose: names hand-written wrong kernels, foreign libraries, mutants and pairs; finds layouts first; admits what it does not know."""
+"""diagnose: names hand-written wrong kernels, foreign libraries, mutants and pairs; finds layouts
+first; admits what it does not know.
+"""
 
 import math
 
@@ -9,18 +11,18 @@ from real_libraries import CALLS, MODULES
 from wrong_kernels import CASES
 
 import refattn
-from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.diagnosis.hypotheses import single_hypotheses
+from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.inputs.families import Sizes, attention_inputs
-from refattn.oracle.mistakes.catalogue import BY_ID
-from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
 from refattn.oracle.inputs.latent import latent_inputs
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.mistakes.catalogue import BY_ID
+from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.verdict.check import check
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
@@ -31,12 +33,23 @@ def names_of(diagnosis):
     return {best.id, *best.same_as} if best.explains else set()
 
 
-@pytest.mark.parametrize(("kernel", "given", "expected"), CASES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("kernel", "given", "expected"), CASES, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_hand_written_wrong_kernels(kernel, given, expected):
     names, extra = (sorted(given), {}) if isinstance(given, set) else ((), given)
-    inputs = attention_inputs("wide", [*names, *(["causal"] if kernel.__name__ == "window_counts_keys" else [])], sizes=SIZES, dtype=np.float64)
+    inputs = attention_inputs(
+        "wide",
+        [*names, *(["causal"] if kernel.__name__ == "window_counts_keys" else [])],
+        sizes=SIZES,
+        dtype=np.float64,
+    )
     options = {**inputs.options, **extra}
-    taken = {name: value for name, value in options.items() if name in kernel.__code__.co_varnames and name != "causal"}
+    taken = {
+        name: value
+        for name, value in options.items()
+        if name in kernel.__code__.co_varnames and name != "causal"
+    }
     output, lse = kernel(*inputs.arrays, **taken)
     found = diagnose(output, *inputs.arrays, lse=lse, **options)
     assert found.best.id == expected or expected in names_of(found), str(found)
@@ -72,18 +85,49 @@ def test_rows_without_keys_of_real_libraries_are_recognised(name):
     inputs = attention_inputs("empty rows", sizes=SIZES)
     swap = (lambda x: x.swapaxes(1, 2)) if name == "jax" else (lambda x: x)
     keys, scale = (("query", "key", "value"), {}) if name == "jax" else (("q", "k", "v"), {"scale": 0.25})
-    output, _ = CALLS[name](**dict(zip(keys, map(swap, inputs.arrays), strict=True)), mask=inputs.options["mask"], **scale)
+    output, _ = CALLS[name](
+        **dict(zip(keys, map(swap, inputs.arrays), strict=True)), mask=inputs.options["mask"], **scale
+    )
     assert "hidden_is_finite_minimum" in names_of(diagnose(swap(output), *inputs.arrays, **inputs.options))
 
 
 # one or two of every part of the catalogue; benchmarks/oracle_table.py does them all
-SOME = ("aligned_to_capacity", "window_symmetric", "window_right_minus_one", "window_left_is_kv_len", "alibi_twice", "mask_axes_swapped", "lengths_ignored", "empty_row_lse_plus_inf", "heads_shifted_group",
-        "heads_repeated_along_keys", "tail_dims_dropped", "inputs_heads_and_rows_swapped", "softcap_after_mask", "alibi_of_key_only",
-        "sinks_in_base_two", "dropout_before_softmax", "constant_added", "last_tile_twice", "tail_stale_seen", "merged_in_base_two",
-        "nan_of_hidden_value", "weights_truncated", "output_truncated", "accumulator_float16", "packed_leak_one",
-        "page_off_by_one", "page_tail_seen", "mla_scale_of_latent_width",
-        "mla_scale_without_mscale", "mla_rope_layouts_mixed", "rope_other_pairs", "rope_rows_from_zero", "merge_empty_nan",
-        "one_element_off")  # fmt: skip
+SOME = (
+    "aligned_to_capacity",
+    "window_symmetric",
+    "window_right_minus_one",
+    "window_left_is_kv_len",
+    "alibi_twice",
+    "mask_axes_swapped",
+    "lengths_ignored",
+    "empty_row_lse_plus_inf",
+    "heads_shifted_group",
+    "heads_repeated_along_keys",
+    "tail_dims_dropped",
+    "inputs_heads_and_rows_swapped",
+    "softcap_after_mask",
+    "alibi_of_key_only",
+    "sinks_in_base_two",
+    "dropout_before_softmax",
+    "constant_added",
+    "last_tile_twice",
+    "tail_stale_seen",
+    "merged_in_base_two",
+    "nan_of_hidden_value",
+    "weights_truncated",
+    "output_truncated",
+    "accumulator_float16",
+    "packed_leak_one",
+    "page_off_by_one",
+    "page_tail_seen",
+    "mla_scale_of_latent_width",
+    "mla_scale_without_mscale",
+    "mla_rope_layouts_mixed",
+    "rope_other_pairs",
+    "rope_rows_from_zero",
+    "merge_empty_nan",
+    "one_element_off",
+)
 
 
 @pytest.mark.sample(5)
@@ -92,11 +136,17 @@ SOME = ("aligned_to_capacity", "window_symmetric", "window_right_minus_one", "wi
 def test_mutants_are_named(name, dtype):
     mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
     for inputs in default_suite(dtype):
-        if inputs.function != mutant.function or inputs.family == "exact" or (mutant.families and inputs.family not in mutant.families):
+        if (
+            inputs.function != mutant.function
+            or inputs.family == "exact"
+            or (mutant.families and inputs.family not in mutant.families)
+        ):
             continue
         output, lse = inputs.call(mutant)
         right = inputs.call(correct_kernel(inputs.function))
-        if all(np.array_equal(got, want, equal_nan=True) for got, want in zip((output, lse), right, strict=True)):
+        if all(
+            np.array_equal(got, want, equal_nan=True) for got, want in zip((output, lse), right, strict=True)
+        ):
             continue
         found = diagnose(output, *inputs.arrays, lse=lse, **inputs.options)
         if found.verdict == "agrees":
@@ -116,7 +166,9 @@ def test_mutants_are_named(name, dtype):
     ],
 )
 def test_two_mistakes_at_once(pair):
-    inputs = attention_inputs("wide", ("causal", "alibi", "sinks", "bias"), sizes=Sizes(2, 6, 2, 7, 37, 24, 20))
+    inputs = attention_inputs(
+        "wide", ("causal", "alibi", "sinks", "bias"), sizes=Sizes(2, 6, 2, 7, 37, 24, 20)
+    )
     output, lse = staged_kernel(*(BY_ID[name] for name in pair))(*inputs.arrays, **inputs.options)
     found = diagnose(output, *inputs.arrays, lse=lse, seconds=60, **inputs.options)
     assert set(found.best.id.split(" + ")) == {*pair} and found.best.explains, str(found)
@@ -126,7 +178,10 @@ def test_axis_order_is_seen_from_the_shape():
     inputs = attention_inputs("normal", sizes=Sizes(2, 6, 2, 7, 37, 24, 20))
     output = refattn.attention(*inputs.arrays)
     found = diagnose(output.transpose(0, 2, 1, 3), *inputs.arrays)
-    assert found.best.says == "the output should have shape (2, 6, 7, 20); its axes are (batch, length, heads, dim)"
+    assert (
+        found.best.says
+        == "the output should have shape (2, 6, 7, 20); its axes are (batch, length, heads, dim)"
+    )
     assert found.best.remedy == "actual.transpose(0, 2, 1, 3)"
     merged = output.transpose(0, 2, 1, 3).reshape(2, 7, 120)
     assert "(..., length, heads, dim)" in diagnose(merged, *inputs.arrays).best.says
@@ -135,10 +190,17 @@ def test_axis_order_is_seen_from_the_shape():
     assert "should have shape (2, 6, 7, 20), the actual one has (2, 6, 6, 20)" in str(lost)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name
+)
 def test_correct_results_agree(dtype):
-    cases = [attention_inputs("wide", names, dtype=dtype) for names in ((), ("causal", "softcap", "alibi"), ("mask", "sinks"), ("lengths", "bias"))]
-    cases += [make(dtype, causal=True) for make in (packed_inputs, paged_inputs, latent_inputs, rotary_inputs)] + [merge_inputs(dtype)]
+    cases = [
+        attention_inputs("wide", names, dtype=dtype)
+        for names in ((), ("causal", "softcap", "alibi"), ("mask", "sinks"), ("lengths", "bias"))
+    ]
+    cases += [
+        make(dtype, causal=True) for make in (packed_inputs, paged_inputs, latent_inputs, rotary_inputs)
+    ] + [merge_inputs(dtype)]
     for inputs in cases:
         output, lse = inputs.call(correct_kernel(inputs.function))
         found = diagnose(output, *inputs.arrays, lse=lse, **inputs.options)
@@ -205,7 +267,10 @@ def test_catalogue_is_large_enough():
     tried = set()
     for inputs in default_suite(np.float64):
         if inputs.function not in ("merge_states",):
-            tried |= {hypothesis.id for hypothesis in single_hypotheses(checked_call(*inputs.arrays, **inputs.options), True)}
+            tried |= {
+                hypothesis.id
+                for hypothesis in single_hypotheses(checked_call(*inputs.arrays, **inputs.options), True)
+            }
     assert len(tried) >= 190
 
 
@@ -213,11 +278,18 @@ def test_text_and_json():
     inputs = attention_inputs("normal", ("causal",), sizes=SIZES)
     output = refattn.attention(*inputs.arrays, causal=True, q_offset=0).astype(np.float32)
     found = diagnose(output, *inputs.arrays, causal=True)
-    says = "causal mask and window are top-left aligned: row 0 stands at key 0; with q_offset=0 the output agrees (bound used 0."
+    says = (
+        "causal mask and window are top-left aligned: row 0 stands at key 0; with q_offset=0 the output "
+        "agrees (bound used 0."
+    )
     assert str(found).startswith(says)
     assert "pytorch/pytorch #108108" in str(found)
     plain = found.to_json()
-    assert plain["verdict"] == "explained" and plain["findings"][0]["id"] == "causal_top_left" and math.isfinite(plain["seconds"])
+    assert (
+        plain["verdict"] == "explained"
+        and plain["findings"][0]["id"] == "causal_top_left"
+        and math.isfinite(plain["seconds"])
+    )
 
 
 def test_lse_mistakes_need_the_lse():
@@ -250,11 +322,17 @@ def noisy(inputs, size):
     ("spoil", "words"),
     [
         (lambda x: np.full_like(x, np.nan), "100.0% of the output elements are wrong, all of them NaN."),
-        (lambda x: np.where(np.arange(9)[:, None] > 6, 0, x),
-         "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong rows: 7-8."),
-        (lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32), "these are other inputs, or another computation."),
+        (
+            lambda x: np.where(np.arange(9)[:, None] > 6, 0, x),
+            "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong "
+            "rows: 7-8.",
+        ),
+        (
+            lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32),
+            "these are other inputs, or another computation.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_explained_is_described(spoil, words):
     inputs = attention_inputs("normal", sizes=SIZES)
     found = diagnose(spoil(noisy(inputs, 0)), *inputs.arrays, seconds=1)
@@ -264,7 +342,9 @@ def test_what_is_not_explained_is_described(spoil, words):
 def test_coarser_arithmetic_is_suggested():
     inputs = attention_inputs("normal", sizes=SIZES)
     found = diagnose(noisy(inputs, 3e-6), *inputs.arrays, seconds=10)
-    assert "It passes as a kernel that multiplies in tfloat32: spec='tfloat32', if that is meant." in str(found)
+    assert "It passes as a kernel that multiplies in tfloat32: spec='tfloat32', if that is meant." in str(
+        found
+    )
 
 
 def test_what_the_result_itself_shows():
@@ -272,12 +352,20 @@ def test_what_the_result_itself_shows():
     assert str(diagnose(0 * noisy(inputs, 0), *inputs.arrays)) == "all zeros: was the output ever written?"
     broken = noisy(inputs, 0)
     broken[1, 2, 3, 4] = np.nan
-    assert str(diagnose(broken, *inputs.arrays)) == "one element is wrong (sequence 1 head 2 row 3 dim 4) and everything else agrees"
+    assert (
+        str(diagnose(broken, *inputs.arrays))
+        == "one element is wrong (sequence 1 head 2 row 3 dim 4) and everything else agrees"
+    )
 
 
 def test_progress_is_told():
     inputs, lines = attention_inputs("normal", sizes=SIZES), []
-    diagnose(np.random.default_rng(5).standard_normal((2, 4, 9, 16)).astype(np.float32), *inputs.arrays, seconds=1, progress=lines.append)
+    diagnose(
+        np.random.default_rng(5).standard_normal((2, 4, 9, 16)).astype(np.float32),
+        *inputs.arrays,
+        seconds=1,
+        progress=lines.append,
+    )
     assert lines[0] == "every mistake of the catalogue alone" and lines[-1] == "where the error lives"
     assert any(line.startswith("two mistakes together, for up to") for line in lines)
 
@@ -288,7 +376,10 @@ def test_block_local_attention():
     inputs = block_local_inputs(seed=8, causal=True)
     output, lse = inputs.call(refattn.block_local_attention_with_lse)
     options = {**inputs.options}
-    assert diagnose(output.astype(np.float32), *inputs.arrays, lse=lse.astype(np.float32), **options).verdict == "agrees"
+    assert (
+        diagnose(output.astype(np.float32), *inputs.arrays, lse=lse.astype(np.float32), **options).verdict
+        == "agrees"
+    )
     shifted = refattn.block_local_attention(*inputs.arrays, causal=True, block_size=9)
     assert diagnose(shifted.astype(np.float32), *inputs.arrays, **options).best.id == "block_size_one_more"
     everything = refattn.attention(*inputs.arrays, causal=True)
@@ -302,7 +393,11 @@ def test_near_looks_where_check_found_the_error():
     report = check(output, *inputs.arrays, causal=True, spec="float32")
     assert report.output.worst[:2] == (1, 5)
     found = diagnose(output, *inputs.arrays, causal=True, near=report.output.worst, seconds=1)
-    assert found.sampled and found.verdict == "unexplained" and "5" in str(found).partition("Wrong heads: ")[2][:3]
+    assert (
+        found.sampled
+        and found.verdict == "unexplained"
+        and "5" in str(found).partition("Wrong heads: ")[2][:3]
+    )
     with pytest.raises(ValueError, match="near must be an index of the output"):
         diagnose(output, *inputs.arrays, causal=True, near=(2, 0, 0))
 

@@ -1,4 +1,6 @@
-"""diagnose: its time is kept at any size, its numbers fit any head ratio, and no warning of NumPy leaves it."""
+"""diagnose: its time is kept at any size, its numbers fit any head ratio, and no warning of NumPy
+leaves it.
+"""
 
 import time
 import warnings
@@ -9,18 +11,18 @@ import numpy as np
 import pytest
 
 import refattn
+from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.diagnosis import budget as budget_module
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.diagnosis.search import Search, diagnose
 from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
-from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
+from refattn.oracle.diagnosis.search import Search, diagnose
+from refattn.oracle.diagnosis.tell_apart import probes
 from refattn.oracle.inputs.families import FAMILIES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import staged_kernel
-from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
-from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.simulated.staged import run_stages
-from refattn.oracle.diagnosis.tell_apart import probes
 from refattn.oracle.verdict.check import check
 
 RNG = np.random.default_rng(0)
@@ -53,20 +55,30 @@ def paged_problem(sequences, longest, heads=8, kv_heads=2, dim=64):
     order = np.split(RNG.permutation(pages.sum()), np.cumsum(pages)[:-1])
     for row, own in zip(table, order, strict=True):
         row[: len(own)] = own
-    key_pages, value_pages = (RNG.standard_normal((pages.sum(), kv_heads, 16, dim), dtype=np.float32) for _ in "kv")
+    key_pages, value_pages = (
+        RNG.standard_normal((pages.sum(), kv_heads, 16, dim), dtype=np.float32) for _ in "kv"
+    )
     query = RNG.standard_normal((sequences, heads, 1, dim), dtype=np.float32)
     return (query, key_pages, value_pages), {"block_table": table, "kv_lengths": lengths}
 
 
 def small_problem():
-    arrays = tuple(RNG.standard_normal((2, heads, length, 16), dtype=np.float32) for heads, length in ((4, 9), (2, 200), (2, 200)))
+    arrays = tuple(
+        RNG.standard_normal((2, heads, length, 16), dtype=np.float32)
+        for heads, length in ((4, 9), (2, 200), (2, 200))
+    )
     return arrays, {}
+
+
+PROBLEMS = {
+    "small": small_problem,
+    "paged": lambda: paged_problem(5, 700),
+    "many": lambda: paged_problem(40, 300),
+}
 
 
 class TestTimeIsKept:
     """By a clock that counts runs of the staged kernel as a second each, whatever the machine does."""
-
-    PROBLEMS = {"small": small_problem, "paged": lambda: paged_problem(5, 700), "many": lambda: paged_problem(40, 300)}
 
     @pytest.mark.sample(3)
     @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
@@ -94,7 +106,10 @@ class TestTimeIsKept:
 
         budget.run = measured
         found = Search(wrong, arrays, None, None, options, None, None, lambda line: None, budget).run(True)
-        assert runs[0] <= 1.2 * seconds + 4 * max(units), (runs[0], max(units))  # a first unit of each kind may be of any size
+        assert runs[0] <= 1.2 * seconds + 4 * max(units), (
+            runs[0],
+            max(units),
+        )  # a first unit of each kind may be of any size
         assert found.unfinished and "ended the search" in str(found) and found.to_json()["unfinished"]
 
     def test_a_unit_of_work_is_bounded_in_the_number_of_sequences(self):
@@ -105,11 +120,19 @@ class TestTimeIsKept:
             sizes.append(sum(not sample.left_out for sample in samples))
         assert sizes[0] == sizes[1] < 10
 
-    @pytest.mark.parametrize(("mistake", "change"), [("page_tail_seen", {}), ("scale_other", {"scale": 1.01 / 8})])
+    @pytest.mark.parametrize(
+        ("mistake", "change"), [("page_tail_seen", {}), ("scale_other", {"scale": 1.01 / 8})]
+    )
     def test_the_answer_on_a_large_problem_is_right(self, mistake, change):
         arrays, options = paged_problem(6, 2049, heads=32, kv_heads=8)
-        changed = {**options, **change} if change else {**options, "kv_lengths": -(-options["kv_lengths"] // 16) * 16}
-        found = diagnose(refattn.paged_attention(*arrays, **changed).astype(np.float32), *arrays, seconds=20, **options)
+        changed = (
+            {**options, **change}
+            if change
+            else {**options, "kv_lengths": -(-options["kv_lengths"] // 16) * 16}
+        )
+        found = diagnose(
+            refattn.paged_attention(*arrays, **changed).astype(np.float32), *arrays, seconds=20, **options
+        )
         assert found.best.explains and mistake in {found.best.id, *found.best.same_as}, str(found)
 
     def test_one_wrong_sequence_of_many_is_looked_at(self):
@@ -133,43 +156,69 @@ class TestHeadRatios:
         lengths = ((heads, 5), (kv_heads, 17), (kv_heads, 17))
         query, key, value = (RNG.standard_normal((2, n, length, 8)).astype(dtype) for n, length in lengths)
         ratios = np.linspace(0.5, 2, kv_heads)[:, None, None]
-        keys, values = (array * (ratios if what == name else 1.0) for name, array in (("keys", key), ("values", value)))
+        keys, values = (
+            array * (ratios if what == name else 1.0) for name, array in (("keys", key), ("values", value))
+        )
         scale = (1.01 if what == "scale" else 1.0) * 8**-0.5
-        output = refattn.attention(query.astype(np.float64), keys.astype(np.float64), values.astype(np.float64), scale=scale).astype(dtype)
+        output = refattn.attention(
+            query.astype(np.float64), keys.astype(np.float64), values.astype(np.float64), scale=scale
+        ).astype(dtype)
         form = checked_call(query, key, value)
         spec = KernelSpec.eager(np.dtype(dtype))
         fits = fitted_hypotheses(Evidence(form, output, None, spec, choose_samples(form)), Budget(1e9))
         names = {"scale": "scale_other", "keys": "scale_per_key_head", "values": "output_factor_per_head"}
-        name = names[what] if kv_heads > 1 else {"keys": "scale_other", "values": "output_factor"}.get(what, "scale_other")
-        assert any(fit.hypothesis.id == name and fit.explains for fit in fits), [(fit.hypothesis.id, fit.used) for fit in fits]
+        name = (
+            names[what]
+            if kv_heads > 1
+            else {"keys": "scale_other", "values": "output_factor"}.get(what, "scale_other")
+        )
+        assert any(fit.hypothesis.id == name and fit.explains for fit in fits), [
+            (fit.hypothesis.id, fit.used) for fit in fits
+        ]
         for probe, fit in product(probes(form), fits):
             self.predict(probe, fit.hypothesis, spec, kv_heads)
 
     def predict(self, probe, hypothesis, spec, kv_heads):
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-        evidence = Evidence(form, np.zeros(form.query.shape[:-1] + form.value.shape[-1:]), None, spec, choose_samples(form))
+        evidence = Evidence(
+            form, np.zeros(form.query.shape[:-1] + form.value.shape[-1:]), None, spec, choose_samples(form)
+        )
         predicted = evidence.predicted(hypothesis)
         own = hypothesis.mistakes[0].fitted_kv_heads in (0, form.num_kv_heads)
         assert (predicted is not None) == own, probe.words
 
-    @pytest.mark.parametrize("other", ["heads_all_first", "heads_repeated_along_keys", "keys_heads_and_rows_swapped", "value_head_first"])
+    @pytest.mark.parametrize(
+        "other",
+        ["heads_all_first", "heads_repeated_along_keys", "keys_heads_and_rows_swapped", "value_head_first"],
+    )
     def test_together_with_mistakes_that_change_the_heads(self, other):
         query, key, value = (RNG.standard_normal((1, n, 6, 8)) for n in (6, 3, 3))
         form = checked_call(query, key, value)
         output = refattn.attention(query, key * np.array([1, 2, 3.0])[:, None, None], value)
         evidence = Evidence(form, output, None, kernel_spec("float32"), choose_samples(form))
         for fit in fitted_hypotheses(evidence, Budget(1e9)):
-            for mistakes in ((BY_ID[other], *fit.hypothesis.mistakes), (*fit.hypothesis.mistakes, BY_ID[other])):
+            for mistakes in (
+                (BY_ID[other], *fit.hypothesis.mistakes),
+                (*fit.hypothesis.mistakes, BY_ID[other]),
+            ):
                 assert evidence.screen(type(fit.hypothesis)(mistakes)) >= 0
 
     def test_a_kernel_that_is_run_on_other_heads(self):
-        query, key, value = (RNG.standard_normal((2, n, length, 8)).astype(ml_dtypes.bfloat16) for n, length in ((3, 5), (3, 17), (3, 17)))
+        query, key, value = (
+            RNG.standard_normal((2, n, length, 8)).astype(ml_dtypes.bfloat16)
+            for n, length in ((3, 5), (3, 17), (3, 17))
+        )
 
         def kernel(query, key, value, **options):
             wide = (array.astype(np.float64) for array in (query, key, value))
-            return refattn.attention(*wide, **{**options, "scale": 1.01 * query.shape[-1] ** -0.5}).astype(query.dtype)
+            return refattn.attention(*wide, **{**options, "scale": 1.01 * query.shape[-1] ** -0.5}).astype(
+                query.dtype
+            )
 
-        assert diagnose(kernel, query, key, value, spec="eager bfloat16", seconds=10).verdict in ("explained", "agrees")
+        assert diagnose(kernel, query, key, value, spec="eager bfloat16", seconds=10).verdict in (
+            "explained",
+            "agrees",
+        )
 
 
 def hostile(arrays, options):
@@ -182,7 +231,12 @@ def hostile(arrays, options):
     bias = bias.copy()
     bias[..., 1, :] = -np.inf
     yield "a row of -inf", arrays, {**options, "bias": bias}
-    for name, at, fill in (("infinite key", 1, np.inf), ("NaN in a query", 0, np.nan), ("infinite value", 2, -np.inf), ("NaN in a value", 2, np.nan)):
+    for name, at, fill in (
+        ("infinite key", 1, np.inf),
+        ("NaN in a query", 0, np.nan),
+        ("infinite value", 2, -np.inf),
+        ("NaN in a value", 2, np.nan),
+    ):
         changed = [array.copy() for array in arrays]
         changed[at][..., 1, 0] = fill
         yield name, tuple(changed), options
@@ -190,14 +244,23 @@ def hostile(arrays, options):
     yield "huge scores", (query * query.dtype.type(largest), key * key.dtype.type(largest), value), options
 
 
-HOSTILE_OPTIONS = ((), ("causal", "bias"), ("mask", "sinks"), ("lengths", "alibi"), ("softcap", "two-sided window"), ("dropout",))
+HOSTILE_OPTIONS = (
+    (),
+    ("causal", "bias"),
+    ("mask", "sinks"),
+    ("lengths", "alibi"),
+    ("softcap", "two-sided window"),
+    ("dropout",),
+)
 WRONG = ("bias_sign", "scale_omitted", "output_doubled", "causal_top_left", "lse_base_two", "noise")
 
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_warning_leaves_check_and_diagnose(family):
-    """Families, options, hostile arrays, dtypes and mistakes in turn; the seed of each family picks others."""
+    """Families, options, hostile arrays, dtypes and mistakes in turn; the seed of each family picks
+    others.
+    """
     sizes, turn = Sizes(2, 6, 3, 5, 21, 8, 8), count(len(family))
     dtypes = (np.float32, ml_dtypes.bfloat16, np.float64, np.float16)
     with warnings.catch_warnings():
@@ -210,8 +273,14 @@ def test_no_warning_leaves_check_and_diagnose(family):
             for _, arrays, options in (calls[next(turn) % len(calls)], calls[1]):
                 wrong = WRONG[next(turn) % len(WRONG)]
                 with np.errstate(all="ignore"):
-                    output, lse = staged_kernel(*([] if wrong == "noise" else [BY_ID[wrong]]))(*arrays, **options)
-                    output = output + RNG.standard_normal(output.shape).astype(output.dtype) if wrong == "noise" else output
+                    output, lse = staged_kernel(*([] if wrong == "noise" else [BY_ID[wrong]]))(
+                        *arrays, **options
+                    )
+                    output = (
+                        output + RNG.standard_normal(output.shape).astype(output.dtype)
+                        if wrong == "noise"
+                        else output
+                    )
                 check(output, *arrays, lse=lse, **options)
                 diagnose(output, *arrays, lse=lse, seconds=0.3, **options)
 

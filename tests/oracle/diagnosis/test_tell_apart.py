@@ -1,17 +1,19 @@
-"""Two mistakes that predict the same numbers: both are named, the narrower first, and the kernel itself decides."""
+"""Two mistakes that predict the same numbers: both are named, the narrower first, and the kernel
+itself decides.
+"""
 
 import numpy as np
 import pytest
+from wrong_kernels import newest_key_forgotten, textbook
 
 import refattn
+from refattn.oracle.diagnosis.ranking import breadth
 from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import staged_kernel
-from refattn.oracle.diagnosis.ranking import breadth
-from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.verdict.check import check
-from wrong_kernels import newest_key_forgotten, textbook
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)
 INDISTINGUISHABLE = (
@@ -48,10 +50,15 @@ def test_numbers_alone_name_both_and_the_kernel_decides(pair, which):
 def test_a_hand_written_kernel_decides():
     """It takes causal and nothing else: every other probe fails and is passed over."""
     inputs = attention_inputs("normal", sizes=SIZES, dtype=np.float64)
-    assert "newest_key_dropped" in diagnose(newest_key_forgotten(*inputs.arrays)[0], *inputs.arrays).best.same_as
+    assert (
+        "newest_key_dropped"
+        in diagnose(newest_key_forgotten(*inputs.arrays)[0], *inputs.arrays).best.same_as
+    )
 
     def one_key_short(query, key, value, causal=False):
-        return textbook(query, key[:, :, :-1], value[:, :, :-1], causal, offset=key.shape[2] - query.shape[2])
+        return textbook(
+            query, key[:, :, :-1], value[:, :, :-1], causal, offset=key.shape[2] - query.shape[2]
+        )
 
     assert diagnose(one_key_short, *inputs.arrays).best.id == "lengths_minus_one"
 
@@ -75,7 +82,9 @@ def test_the_narrower_name_comes_first():
 def test_bound_used_is_that_of_check(dtype, sizes):
     import ml_dtypes
 
-    inputs = attention_inputs("normal", ("causal",), sizes=sizes, dtype=getattr(ml_dtypes, dtype, None) or np.dtype(dtype), seed=3)
+    inputs = attention_inputs(
+        "normal", ("causal",), sizes=sizes, dtype=getattr(ml_dtypes, dtype, None) or np.dtype(dtype), seed=3
+    )
     output, lse = staged_kernel(BY_ID["causal_top_left"])(*inputs.arrays, **inputs.options)
     found = diagnose(output, *inputs.arrays, lse=lse, **inputs.options)
     report = check(output, *inputs.arrays, lse=lse, causal=True, q_offset=0)
@@ -89,7 +98,10 @@ def test_bound_used_is_that_of_check(dtype, sizes):
 def test_agreement_is_that_of_check():
     inputs = attention_inputs("normal", ("causal",), sizes=SIZES)
     output, lse = inputs.call(staged_kernel())
-    found, report = diagnose(output, *inputs.arrays, lse=lse, causal=True), check(output, *inputs.arrays, lse=lse, causal=True)
+    found, report = (
+        diagnose(output, *inputs.arrays, lse=lse, causal=True),
+        check(output, *inputs.arrays, lse=lse, causal=True),
+    )
     assert found.verdict == "agrees" and found.best.bound_used == report.output.use_tight
     exact = refattn.attention(*inputs.arrays, causal=True)
     worse = (exact * (1 + 4e-5 * np.random.default_rng(0).standard_normal(exact.shape))).astype(np.float32)

@@ -1,21 +1,54 @@
-"""Dialects: translated calls give our numbers on the real libraries, and the stated conventions are what those libraries do."""
+"""Dialects: translated calls give our numbers on the real libraries, and the stated conventions are
+what those libraries do.
+"""
 
 import numpy as np
 import pytest
 from real_libraries import CALLS, MODULES
 
 import refattn
-from refattn.oracle.dialects.translate import from_ours, result_from_ours, result_to_ours, to_ours
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
 from refattn.oracle.dialects.table import DIALECTS, dialect, differences, explain_difference
+from refattn.oracle.dialects.translate import from_ours, result_from_ours, result_to_ours, to_ours
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 
-REQUIRED = ("torch", "flash_attn", "flashinfer", "flashmla", "onnx", "onnxruntime_gqa", "jax", "mlx", "cudnn", "ggml", "xformers", "transformers")
+REQUIRED = (
+    "torch",
+    "flash_attn",
+    "flashinfer",
+    "flashmla",
+    "onnx",
+    "onnxruntime_gqa",
+    "jax",
+    "mlx",
+    "cudnn",
+    "ggml",
+    "xformers",
+    "transformers",
+)
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=5, kv_len=11, head_dim=8, v_head_dim=8)
 SQUARE = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=9, head_dim=8, v_head_dim=8)
-GROUPS = ((), ("causal",), ("own offset", "causal"), ("left window", "causal"), ("two-sided window",), ("mask",), ("mask", "causal"), ("bias",),
-          ("bias", "mask"), ("softcap",), ("softcap", "causal"), ("alibi", "causal"), ("sinks",), ("sinks", "causal"), ("lengths",),
-          ("lengths", "causal"), ("own scale",), ("empty rows",), ("empty rows", "bias"))  # fmt: skip
+GROUPS = (
+    (),
+    ("causal",),
+    ("own offset", "causal"),
+    ("left window", "causal"),
+    ("two-sided window",),
+    ("mask",),
+    ("mask", "causal"),
+    ("bias",),
+    ("bias", "mask"),
+    ("softcap",),
+    ("softcap", "causal"),
+    ("alibi", "causal"),
+    ("sinks",),
+    ("sinks", "causal"),
+    ("lengths",),
+    ("lengths", "causal"),
+    ("own scale",),
+    ("empty rows",),
+    ("empty rows", "bias"),
+)
 # what a library cannot say at all; everything else must agree
 CANNOT = {
     "torch": {"softcap", "sinks"},
@@ -35,7 +68,9 @@ def call_library(name, arrays, options):
     call = from_ours(spoken, *arrays, **options)
     output, lse = CALLS[name](**call)
     empty = np.isneginf(refattn.attention_with_lse(*arrays, **{**options, "sinks": None})[1])
-    return result_to_ours(spoken, output, lse, heads=arrays[0].shape[1], sinks=options.get("sinks"), empty=empty)
+    return result_to_ours(
+        spoken, output, lse, heads=arrays[0].shape[1], sinks=options.get("sinks"), empty=empty
+    )
 
 
 def sayable(name, names):
@@ -44,7 +79,9 @@ def sayable(name, names):
     return not CANNOT[name] & {*names}
 
 
-@pytest.mark.parametrize(("name", "names"), [(name, names) for name in CALLS for names in GROUPS if sayable(name, names)])
+@pytest.mark.parametrize(
+    ("name", "names"), [(name, names) for name in CALLS for names in GROUPS if sayable(name, names)]
+)
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_translated_call_agrees_with_the_real_library(name, names):
     inputs = attention_inputs("normal", names, sizes=SQUARE if name == "onnxruntime_gqa" else SIZES)
@@ -62,7 +99,10 @@ def test_alibi_beside_16_bit_arrays_keeps_float32(name):
     pytest.importorskip(MODULES[name])
     query, key = np.zeros((1, 1, 1, 8), np.float16), np.zeros((1, 1, 2, 8), np.float16)
     value = np.broadcast_to(np.float16([[0], [1]]), key.shape)
-    call, argument = from_ours(name, query, key, value, alibi_slopes=np.array([0.3]), q_offset=4000), DIALECTS[name].arguments["bias"]
+    call, argument = (
+        from_ours(name, query, key, value, alibi_slopes=np.array([0.3]), q_offset=4000),
+        DIALECTS[name].arguments["bias"],
+    )
     assert call[argument].dtype == np.float32
     output, _ = result_to_ours(name, CALLS[name](**call)[0], heads=1)
     assert np.allclose(output.astype(np.float64), 1 / (1 + np.exp(-0.3)), rtol=0, atol=1e-3)
@@ -70,7 +110,11 @@ def test_alibi_beside_16_bit_arrays_keeps_float32(name):
 
 
 def test_a_single_row_of_an_operator_that_is_always_causal():
-    inputs = attention_inputs("normal", ("lengths",), sizes=Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=1, kv_len=9, head_dim=8, v_head_dim=8))
+    inputs = attention_inputs(
+        "normal",
+        ("lengths",),
+        sizes=Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=1, kv_len=9, head_dim=8, v_head_dim=8),
+    )
     for more in ({}, {"q_offset": 3}, {"window": (2, None), "q_offset": inputs.options["kv_lengths"] - 1}):
         options = {**inputs.options, **more}
         output, _ = call_library("onnxruntime_gqa", inputs.arrays, options)
@@ -79,7 +123,10 @@ def test_a_single_row_of_an_operator_that_is_always_causal():
         from_ours("onnxruntime_gqa", *inputs.arrays, window=(2, None), q_offset=3)
 
 
-@pytest.mark.parametrize(("name", "option"), [(name, option) for name in CALLS for option in ("softcap", "sinks") if option in CANNOT[name]])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name in CALLS for option in ("softcap", "sinks") if option in CANNOT[name]],
+)
 def test_what_a_library_cannot_say_is_refused(name, option):
     inputs = attention_inputs("normal", (option,), sizes=SIZES)
     with pytest.raises(ValueError, match=f"{option} must be None"):
@@ -97,14 +144,20 @@ def test_from_ours_and_to_ours_are_inverse():
             arrays = inputs.arrays if "B" in record.layout else tuple(array[0] for array in inputs.arrays)
             options = dict(inputs.options)
             if "B" not in record.layout:
-                options = {key: np.asarray(value)[0] if key in ("mask", "bias", "kv_lengths") else value for key, value in options.items()}
+                options = {
+                    key: np.asarray(value)[0] if key in ("mask", "bias", "kv_lengths") else value
+                    for key, value in options.items()
+                }
             try:
                 call = from_ours(name, *arrays, **options)
             except ValueError:
                 continue
             function, back, understood = to_ours(name, **call)
             assert function == "attention"
-            got, (want, lse) = refattn.attention(*back, **understood), refattn.attention_with_lse(*arrays, **options)
+            got, (want, lse) = (
+                refattn.attention(*back, **understood),
+                refattn.attention_with_lse(*arrays, **options),
+            )
             seen = lse > -np.inf  # a finite stand-in for -inf changes rows without keys
             np.testing.assert_allclose(got[seen], want[seen], rtol=0, atol=1e-6, err_msg=f"{name} {names}")
             said += 1
@@ -115,7 +168,20 @@ def test_from_ours_and_to_ours_are_inverse():
 def test_every_dialect_is_there_with_its_source(name):
     record = dialect(name)
     assert record.version and record.source and record.call and record.issues
-    ours = {"query", "key", "value", "causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale"}
+    ours = {
+        "query",
+        "key",
+        "value",
+        "causal",
+        "window",
+        "mask",
+        "bias",
+        "softcap",
+        "alibi_slopes",
+        "sinks",
+        "kv_lengths",
+        "scale",
+    }
     assert set(record.arguments) <= ours
 
 
@@ -136,17 +202,41 @@ def test_rows_without_keys_are_as_stated(name):
 def test_decode_lengths_of_onnxruntime_are_counts_minus_one():
     pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(0)
-    query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 1, 8), (2, 2, 7, 8), (2, 2, 7, 8)))
+    query, key, value = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 1, 8), (2, 2, 7, 8), (2, 2, 7, 8))
+    )
     lengths = np.array([5, 7])  # after the new key is written behind 4 and 6 cached ones
-    new_key, new_value = (np.stack([array[b, :, n - 1 : n] for b, n in enumerate(lengths)]) for array in (key, value))
-    call = {"query": array_from_ours(query, "BTM"), "key": array_from_ours(new_key, "BTM"), "value": array_from_ours(new_value, "BTM"),
-            "past_key": key[:, :, :6], "past_value": value[:, :, :6], "seqlens_k": lengths - 1, "num_heads": 4, "kv_num_heads": 2}  # fmt: skip
+    new_key, new_value = (
+        np.stack([array[b, :, n - 1 : n] for b, n in enumerate(lengths)]) for array in (key, value)
+    )
+    call = {
+        "query": array_from_ours(query, "BTM"),
+        "key": array_from_ours(new_key, "BTM"),
+        "value": array_from_ours(new_value, "BTM"),
+        "past_key": key[:, :, :6],
+        "past_value": value[:, :, :6],
+        "seqlens_k": lengths - 1,
+        "num_heads": 4,
+        "kv_num_heads": 2,
+    }
     import onnxruntime
     from real_libraries import GQA_ORDER, onnx_model
 
-    call |= {"seqlens_k": call["seqlens_k"].astype(np.int32), "total_sequence_length": np.array([7], np.int32)}
-    model, inputs = onnx_model(call, "GroupQueryAttention", GQA_ORDER, "com.microsoft", [("", 21), ("com.microsoft", 1)], ["Y", "pk", "pv"])
-    output = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+    call |= {
+        "seqlens_k": call["seqlens_k"].astype(np.int32),
+        "total_sequence_length": np.array([7], np.int32),
+    }
+    model, inputs = onnx_model(
+        call,
+        "GroupQueryAttention",
+        GQA_ORDER,
+        "com.microsoft",
+        [("", 21), ("com.microsoft", 1)],
+        ["Y", "pk", "pv"],
+    )
+    output = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )[0]
     want = refattn.attention(query, key, value, causal=True, kv_lengths=lengths)
     np.testing.assert_allclose(array_to_ours(output, "BTM", 4), want, atol=2e-6)
 
@@ -156,7 +246,12 @@ def test_torch_foreign_calls():
     x = np.random.default_rng(0).standard_normal((1, 2, 4, 8)).astype(np.float32)
     key = np.random.default_rng(1).standard_normal((1, 2, 6, 8)).astype(np.float32)
     tensors = [torch.from_numpy(array) for array in (x, key, key)]
-    for call in ({"is_causal": True}, {"attn_mask": torch.ones(4, 6).tril().bool()}, {"attn_mask": torch.randn(2, 4, 6)}, {"scale": 0.3}):
+    for call in (
+        {"is_causal": True},
+        {"attn_mask": torch.ones(4, 6).tril().bool()},
+        {"attn_mask": torch.randn(2, 4, 6)},
+        {"scale": 0.3},
+    ):
         want = torch.nn.functional.scaled_dot_product_attention(*tensors, **call).numpy()
         _, arrays, options = to_ours("torch", query=tensors[0], key=tensors[1], value=tensors[2], **call)
         np.testing.assert_allclose(refattn.attention(*arrays, **options), want, atol=2e-6)
@@ -168,15 +263,23 @@ def test_lower_right_bias_of_torch_is_our_default():
 
     rng = np.random.default_rng(0)
     query, key = (rng.standard_normal((1, 2, n, 8)).astype(np.float32) for n in (3, 7))
-    want = torch.nn.functional.scaled_dot_product_attention(*map(torch.from_numpy, (query, key, key)), attn_mask=causal_lower_right(3, 7)).numpy()
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *map(torch.from_numpy, (query, key, key)), attn_mask=causal_lower_right(3, 7)
+    ).numpy()
     np.testing.assert_allclose(refattn.attention(query, key, key, causal=True), want, atol=2e-6)
 
 
 def test_flashmla_call_is_paged_attention_over_the_latent():
     rng = np.random.default_rng(0)
     query, pages = rng.standard_normal((2, 1, 3, 576)), rng.standard_normal((5, 64, 1, 576))
-    call = {"q": query, "k_cache": pages, "block_table": np.array([[3, 1], [0, 4]]), "cache_seqlens": np.array([70, 100]), "head_dim_v": 512,
-            "causal": True}  # fmt: skip
+    call = {
+        "q": query,
+        "k_cache": pages,
+        "block_table": np.array([[3, 1], [0, 4]]),
+        "cache_seqlens": np.array([70, 100]),
+        "head_dim_v": 512,
+        "causal": True,
+    }
     function, arrays, options = to_ours("flashmla", **call)
     got, lse = getattr(refattn, function + "_with_lse")(*arrays, **options)
     rows = pages[[3, 1]].reshape(128, 576)[:70]
@@ -200,8 +303,12 @@ def test_results_go_there_and_back():
         there = result_from_ours(name, output, with_lse, sinks=sinks)
         empty = np.zeros(lse.shape, bool)
         empty[..., 2] = True
-        back, back_lse = result_to_ours(name, *there, heads=4, sinks=sinks, empty=empty if sinks is not None else None)
-        np.testing.assert_array_equal(np.where(empty[..., None], 0, back), np.where(empty[..., None], 0, output), err_msg=name)
+        back, back_lse = result_to_ours(
+            name, *there, heads=4, sinks=sinks, empty=empty if sinks is not None else None
+        )
+        np.testing.assert_array_equal(
+            np.where(empty[..., None], 0, back), np.where(empty[..., None], 0, output), err_msg=name
+        )
         if with_lse is not None:
             np.testing.assert_allclose(back_lse, lse, rtol=1e-12, err_msg=name)
 
@@ -222,7 +329,10 @@ def test_explain_difference_shows_only_what_differs():
         (lambda: dialect("tensorflow"), "dialect must be one of refattn, torch"),
         (lambda: to_ours("torch", q=1), "call must use the arguments of torch.nn.functional"),
         (lambda: from_ours("flashmla", *[np.ones((1, 1, 2, 4))] * 3), "dialect must take dense keys"),
-        (lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)), "mask must be None: flash_attn_func takes"),
+        (
+            lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)),
+            "mask must be None: flash_attn_func takes",
+        ),
         (lambda: from_ours("torch", *[np.ones((1, 1, 2, 4))] * 3, softcap=1.0), "softcap must be None"),
         (lambda: to_ours("mlx", **{name: np.ones((1, 1, 2, 4)) for name in "qkv"}), "scale must be given"),
         (lambda: array_to_ours(np.ones((1, 2, 8)), "BTM"), "heads must be given"),

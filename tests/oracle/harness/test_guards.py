@@ -6,7 +6,6 @@ import pytest
 from refattn.oracle.harness.guards import LAYOUTS, damage, guard_all, guarded, guarded_output
 
 
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (5,), (3, 0, 2), ()])
 def test_layouts_keep_the_numbers_and_the_guards_notice_every_write(layout, shape):
@@ -46,7 +45,12 @@ def test_output_guards_allow_writes_inside_only():
     out = guarded_output((2, 3), np.float32)
     out.view[...] = 1
     assert out.overwritten_guards() == 0
-    beyond = np.ndarray((7,), np.float32, out.buffer, out.view.__array_interface__["data"][0] - out.buffer.__array_interface__["data"][0])
+    beyond = np.ndarray(
+        (7,),
+        np.float32,
+        out.buffer,
+        out.view.__array_interface__["data"][0] - out.buffer.__array_interface__["data"][0],
+    )
     beyond[6] = 1.0
     assert out.overwritten_guards() > 0
 

@@ -1,16 +1,18 @@
-"""check_kernel: correct kernels pass, each kind of misbehaviour is named, and what a kernel lacks is skipped."""
+"""check_kernel: correct kernels pass, each kind of misbehaviour is named, and what a kernel lacks is
+skipped.
+"""
 
 import numpy as np
 import pytest
 
 import refattn
 from refattn.oracle import check_kernel
+from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.harness.callables import KernelCall
-from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
 from refattn.oracle.harness.run import Bench
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants
-from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
-from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.simulated.emulated import EmulatedKernel
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 
@@ -29,7 +31,9 @@ def status(report):
 
 @pytest.mark.parametrize("function, only", [(f, "" if f[0] == "p" else "s: ") for f in FUNCTIONS])
 def test_the_reference_passes(function, only):
-    report = check_kernel(getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only=only)
+    report = check_kernel(
+        getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only=only
+    )
     assert report.passed, report.text()
     assert report.count("pass", "strides") == 7
 
@@ -50,7 +54,10 @@ def test_an_output_only_kernel_passes_and_skips_the_merge():
     report = check_kernel(kernel, only="identities")
     assert report.passed, report.text()
     found = status(report)
-    assert found["identities: split and merged"] == "skip" and found["identities: keys past the length"] == "skip"
+    assert (
+        found["identities: split and merged"] == "skip"
+        and found["identities: keys past the length"] == "skip"
+    )
     assert "no lse" in report.text() and "no kv_lengths" in report.text()
 
 
@@ -73,8 +80,12 @@ def test_a_kernel_that_changes_its_input():
 
 def test_a_kernel_that_reads_past_the_last_row():
     def kernel(query, key, value, **options):
-        longer = np.lib.stride_tricks.as_strided(key, (*key.shape[:-2], key.shape[-2] + 1, key.shape[-1]), key.strides)
-        bias = np.float32(1e-30) * longer[..., -1:, :1].mean()  # one number past the end, with hardly any weight
+        longer = np.lib.stride_tricks.as_strided(
+            key, (*key.shape[:-2], key.shape[-2] + 1, key.shape[-1]), key.strides
+        )
+        bias = (
+            np.float32(1e-30) * longer[..., -1:, :1].mean()
+        )  # one number past the end, with hardly any weight
         output, lse = right(query, key, value, **options)
         return output + bias, lse
 
@@ -94,7 +105,9 @@ def test_a_kernel_that_writes_past_its_output():
 
 
 def test_a_kernel_that_ignores_out():
-    assert "out does not hold" in failing(lambda query, key, value, out=None: right(query, key, value)[0].astype(np.float32), "guards: out=")
+    assert "out does not hold" in failing(
+        lambda query, key, value, out=None: right(query, key, value)[0].astype(np.float32), "guards: out="
+    )
 
 
 def test_out_that_is_filled_and_not_returned_is_fine():
@@ -112,7 +125,9 @@ def test_a_kernel_that_cannot_do_without_out():
         out[...] = right(query, key, value)[0]
 
     report = check_kernel(kernel, skip=("repeatable",))
-    assert report.passed and report.count("pass", "reference") > 10 and report.count("pass", "guards") == 2, report.text()
+    assert (
+        report.passed and report.count("pass", "reference") > 10 and report.count("pass", "guards") == 2
+    ), report.text()
 
     def short(query, key, value, *, out):
         out[..., :-1] = right(query, key, value)[0][..., :-1]
@@ -159,18 +174,29 @@ def one_key_more(query, key, value, kv_lengths=None, **options):
 @pytest.mark.parametrize(
     "name, broken",
     [
-        ("permuted keys", lambda q, k, v, **o: right(q, k, v * np.linspace(1, 1.001, k.shape[-2], dtype=v.dtype)[:, None], **o)),
+        (
+            "permuted keys",
+            lambda q, k, v, **o: right(
+                q, k, v * np.linspace(1, 1.001, k.shape[-2], dtype=v.dtype)[:, None], **o
+            ),
+        ),
         ("shifted logits", lambda q, k, v, **o: right(q, np.clip(k, -1, 1), v, **o)),
         ("split and merged", lambda q, k, v, **o: (lambda s: (s[0], s[1] / np.log(2)))(right(q, k, v, **o))),
-        ("prefill and decode", lambda q, k, v, **o: right(q, k, v, **o, q_offset=0) if o.get("causal") else right(q, k, v, **o)),
+        (
+            "prefill and decode",
+            lambda q, k, v, **o: right(q, k, v, **o, q_offset=0) if o.get("causal") else right(q, k, v, **o),
+        ),
         ("causal prefix", lambda q, k, v, **o: right(q, k, v, **{**o, "causal": False})),
-        ("group and repeated heads", lambda q, k, v, **o: right(q, tiled(k, q.shape[1]), tiled(v, q.shape[1]), **o)),
+        (
+            "group and repeated heads",
+            lambda q, k, v, **o: right(q, tiled(k, q.shape[1]), tiled(v, q.shape[1]), **o),
+        ),
         ("one head at a time", lambda q, k, v, **o: right(q, k, v[:, ::-1], **o)),
         ("one sequence at a time", lambda q, k, v, **o: right(q, np.broadcast_to(k[:1], k.shape), v, **o)),
         ("keys past the length", one_key_more),
         ("causal as a mask", lambda q, k, v, mask=None, **o: right(q, k, v, **o)),
     ],
-)  # fmt: skip
+)
 def test_every_identity_of_attention_catches_something(name, broken):
     assert "times what their bounds allow" in failing(broken, f"identities: {name}")
 
@@ -179,10 +205,18 @@ def test_identities_of_the_other_forms_catch_something():
     packed, paged = correct_kernel("packed_attention_with_lse"), correct_kernel("paged_attention_with_lse")
 
     def joined(query, key, value, cu_q, cu_kv):
-        return packed(query, key, value, cu_q=cu_q, cu_kv=np.minimum(cu_kv + (cu_kv > 0) * (len(cu_kv) > 2), key.shape[-2]))
+        return packed(
+            query,
+            key,
+            value,
+            cu_q=cu_q,
+            cu_kv=np.minimum(cu_kv + (cu_kv > 0) * (len(cu_kv) > 2), key.shape[-2]),
+        )
 
     def latent(*arrays, form="absorb", **options):
-        return refattn.latent_attention_with_lse(*arrays, form=form, scale=0.1 if form == "absorb" else 0.1001, **options)
+        return refattn.latent_attention_with_lse(
+            *arrays, form=form, scale=0.1 if form == "absorb" else 0.1001, **options
+        )
 
     def drifting(q_nope, q_rope, kv_latent, *others):
         growing = np.linspace(1, 1.01, kv_latent.shape[-2], dtype=np.float32)[:, None]
@@ -191,9 +225,13 @@ def test_identities_of_the_other_forms_catch_something():
     local = refattn.block_local_attention_with_lse
     wrong = {
         "packed_attention": joined,
-        "paged_attention": lambda q, k, v, block_table, kv_lengths: paged(q, k, v, block_table=np.sort(block_table), kv_lengths=kv_lengths),
+        "paged_attention": lambda q, k, v, block_table, kv_lengths: paged(
+            q, k, v, block_table=np.sort(block_table), kv_lengths=kv_lengths
+        ),
         "latent_attention": latent,
-        "block_local_attention": lambda q, k, v, block_size, causal=False: local(q, k, v, block_size=block_size + (k.shape[-2] > 20), causal=causal),
+        "block_local_attention": lambda q, k, v, block_size, causal=False: local(
+            q, k, v, block_size=block_size + (k.shape[-2] > 20), causal=causal
+        ),
     }
     for function, kernel in wrong.items():
         name = next(i.name for i in IDENTITIES if i.function == function)
@@ -205,7 +243,12 @@ def test_mutants_of_every_form_are_caught_by_the_quick_level():
     missed = []
     for function in FUNCTIONS[:4]:
         for mutant in mutants(f"{function}_with_lse")[::20]:
-            if not mutant.random and check_kernel(mutant, function=function, only="reference", diagnose=False, max_failures=1).passed:
+            if (
+                not mutant.random
+                and check_kernel(
+                    mutant, function=function, only="reference", diagnose=False, max_failures=1
+                ).passed
+            ):
                 missed.append(mutant.id)
     assert missed == []
 
@@ -218,13 +261,23 @@ def test_large_numbers_stand_in_for_nan_where_the_kernel_does_not_hide_it():
     strict = check_kernel(multiplies, only="hidden slots", diagnose=False)
     assert strict.count("FAIL") == 4 and "hides_nan=False" in strict.text()
     assert check_kernel(multiplies, only="hidden slots", hides_nan=False).count("pass") == 4
-    one_past = lambda query, key, value, kv_lengths=None, **options: right(  # noqa: E731
-        query, key, value, kv_lengths=None if kv_lengths is None else np.minimum(kv_lengths + 1, key.shape[-2]), **options)  # fmt: skip
+    one_past = lambda query, key, value, kv_lengths=None, **options: right(
+        query,
+        key,
+        value,
+        kv_lengths=None if kv_lengths is None else np.minimum(kv_lengths + 1, key.shape[-2]),
+        **options,
+    )
     assert "hard" in failing(one_past, "past kv_lengths", hides_nan=False)
 
 
 def test_max_failures_stops_the_run():
-    report = check_kernel(lambda query, key, value: 1.01 * right(query, key, value)[0], only="reference", max_failures=2, diagnose=False)
+    report = check_kernel(
+        lambda query, key, value: 1.01 * right(query, key, value)[0],
+        only="reference",
+        max_failures=2,
+        diagnose=False,
+    )
     assert len(report.failures) == 2 and report.outcomes[-1].status == "FAIL"
 
 
@@ -252,7 +305,9 @@ def test_supports_is_taken_from_the_argument_the_attribute_or_the_signature():
     kernel.supports = {"softcap"}
     assert KernelCall(kernel).supports == {"softcap"}
     assert "window" in KernelCall(right).supports
-    assert KernelCall(kernel, supports={"dropout"}).unsupported({"dropout_mask": 1, "dropout_rate": 0.1}) == ""
+    assert (
+        KernelCall(kernel, supports={"dropout"}).unsupported({"dropout_mask": 1, "dropout_rate": 0.1}) == ""
+    )
     with pytest.raises(ValueError, match="supports must hold names"):
         check_kernel(kernel, supports={"rope"})
 
@@ -261,7 +316,12 @@ def test_level_full_adds_random_calls_of_what_is_supported():
     def kernel(query, key, value, *, causal=False):
         return right(query, key, value, causal=causal)
 
-    benches = [Bench(KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level) for level in ("quick", "full")]
+    benches = [
+        Bench(
+            KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level
+        )
+        for level in ("quick", "full")
+    ]
     quick, full = ([test.id for test in bench.tests()] for bench in benches)
     assert {*quick} <= {*full} and len(full) > 3 * len(quick) and len({*full}) == len(full)
     report = check_kernel(kernel, level="full", only=", random 1")
@@ -280,7 +340,9 @@ def test_a_kernel_built_for_one_head_size():
     for function in ("packed_attention", "paged_attention"):
         sized = getattr(refattn, f"{function}_with_lse")
         assert check_kernel(sized, function=function, head_dims=(32, 16), spec="float64", only="s: ").passed
-    ignoring = lambda query, key, value: right(query, np.concatenate([key[..., :63], key[..., :1]], axis=-1), value)  # noqa: E731
+    ignoring = lambda query, key, value: right(
+        query, np.concatenate([key[..., :63], key[..., :1]], axis=-1), value
+    )
     assert "hard" in failing(ignoring, "strides: padded", head_dims=64)
 
 
@@ -300,7 +362,11 @@ def test_no_rows_and_no_keys():
         ({"level": "slow"}, ValueError, "level must be one of quick, full"),
         ({"function": "conv"}, ValueError, "function must be one of"),
         ({"dialect": "tensorrt"}, ValueError, "dialect must be one of"),
-        ({"dialect": "torch", "function": "packed_attention"}, ValueError, "function must be attention for dialect torch"),
+        (
+            {"dialect": "torch", "function": "packed_attention"},
+            ValueError,
+            "function must be attention for dialect torch",
+        ),
         ({"form": "both"}, ValueError, "form must be"),
         ({"only": "nothing like it"}, ValueError, "only must be part of"),
         ({"only": ["reference: norma"]}, ValueError, "or a list of names"),
@@ -328,7 +394,7 @@ def test_progress_goes_to_standard_error_only_when_asked(capsys):
 
 
 def test_use_of_allowance_counts_positions():
-    state = lambda x: State(np.array([x, 1.0]), None, np.full(2, 0.5), None)  # noqa: E731
+    state = lambda x: State(np.array([x, 1.0]), None, np.full(2, 0.5), None)
     assert use_of_allowance(state(np.nan), state(np.nan)) == 0.0
     assert use_of_allowance(state(np.nan), state(1.0)) == np.inf
     assert use_of_allowance(state(np.inf), state(1.0)) == np.inf

@@ -6,8 +6,8 @@ import pytest
 
 import refattn
 from refattn.oracle import check_kernel
-from refattn.oracle.mistakes.mutants import correct_kernel
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.mistakes.mutants import correct_kernel
 
 
 def right(query, key, value, **options):
@@ -22,10 +22,16 @@ def test_a_failure_carries_report_diagnosis_and_reproduction():
     report = check_kernel(kernel, only="reference: normal causal", seed=3)
     outcome = report.failures[0]
     assert outcome.diagnosis.best.remedy == "q_offset=0"
-    assert "reproduce: check_kernel(kernel, spec='flash float32', dtype='float32', seed=3, only=['reference: normal causal'])" in report.text()
+    assert (
+        "reproduce: check_kernel(kernel, spec='flash float32', dtype='float32', seed=3, only=['reference: "
+        "normal causal'])" in report.text()
+    )
     assert "worst at" in outcome.text()
     again = check_kernel(kernel, seed=3, only=["reference: normal causal"], diagnose=False)
-    assert len(again.outcomes) == 1 < len(report.outcomes) and again.failures[0].report.output.worst == outcome.report.output.worst
+    assert (
+        len(again.outcomes) == 1 < len(report.outcomes)
+        and again.failures[0].report.output.worst == outcome.report.output.worst
+    )
     plain = json.loads(report.to_json())
     assert plain["passed"] is False and {"pass", "fail"} >= {o["status"] for o in plain["outcomes"]}
 
@@ -35,16 +41,23 @@ def test_the_kernel_is_run_again_where_two_mistakes_fit_its_result():
 
     def kernel(query, key, value, *, causal=False, window=None):
         calls.append(query.shape)
-        return right(query, key, value, causal=causal, window=window, q_offset=key.shape[-2] - query.shape[-2] + 1)
+        return right(
+            query, key, value, causal=causal, window=window, q_offset=key.shape[-2] - query.shape[-2] + 1
+        )
 
     outcome = check_kernel(kernel, only=["reference: normal causal"]).failures[0]
     assert len(calls) > 1 and outcome.diagnosis.told_apart_by
-    assert outcome.diagnosis.best.id == "position_one_late" and "causal_sees_next" not in outcome.diagnosis.best.same_as
+    assert (
+        outcome.diagnosis.best.id == "position_one_late"
+        and "causal_sees_next" not in outcome.diagnosis.best.same_as
+    )
 
 
 def test_diagnosis_looks_where_the_error_is(monkeypatch):
     places = []
-    monkeypatch.setattr("refattn.oracle.diagnosis.search.diagnose", lambda *arrays, near, **options: places.append(near))
+    monkeypatch.setattr(
+        "refattn.oracle.diagnosis.search.diagnose", lambda *arrays, near, **options: places.append(near)
+    )
 
     def kernel(query, key, value):
         output, lse = right(query, key, value)
@@ -59,7 +72,9 @@ def test_failures_of_block_local_kernels_are_explained():
     def kernel(query, key, value, *, block_size):
         return refattn.attention_with_lse(query, key, value)
 
-    outcome = check_kernel(kernel, function="block_local_attention", spec="float64", only="reference", max_failures=1).failures[0]
+    outcome = check_kernel(
+        kernel, function="block_local_attention", spec="float64", only="reference", max_failures=1
+    ).failures[0]
     assert outcome.diagnosis.best.id == "blocks_ignored"
 
 
@@ -68,7 +83,11 @@ def test_failures_of_block_local_kernels_are_explained():
     [
         {"seed": 3, "supports": {"causal", "window"}, "level": "full", "only": ", random"},
         {"spec": "eager float32", "head_dims": (16, 8), "only": "reference: normal"},
-        {"spec": KernelSpec.flash("float32").replace(name="mine", block_size=32), "hides_nan": False, "only": "reference: poison"},
+        {
+            "spec": KernelSpec.flash("float32").replace(name="mine", block_size=32),
+            "hides_nan": False,
+            "only": "reference: poison",
+        },
     ],
 )
 def test_the_line_that_reproduces_a_failure_does(arguments):
@@ -76,6 +95,8 @@ def test_the_line_that_reproduces_a_failure_does(arguments):
         return 1.001 * right(query, key, value, **options)[0]
 
     failure = check_kernel(kernel, diagnose=False, max_failures=1, **arguments).failures[0]
-    again = eval(failure.reproduce, {"check_kernel": check_kernel, "kernel": kernel, "KernelSpec": KernelSpec}).failures[0]
+    again = eval(
+        failure.reproduce, {"check_kernel": check_kernel, "kernel": kernel, "KernelSpec": KernelSpec}
+    ).failures[0]
     assert again.id == failure.id and again.report.to_json() == failure.report.to_json()
     assert again.reproduce == failure.reproduce

@@ -5,10 +5,10 @@ import pytest
 
 import refattn
 from refattn.oracle import Rope, check, check_kernel, diagnose
-from refattn.oracle.inputs.families import Sizes, attention_inputs
-from refattn.oracle.harness.merge_bench import merge_bound, merge_cases
-from refattn.oracle.mistakes.merge import MERGES
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.harness.merge_bench import merge_bound, merge_cases
+from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.mistakes.merge import MERGES
 
 
 def in_float32(outputs, lses):
@@ -19,7 +19,9 @@ def in_float32(outputs, lses):
         weights = np.exp2(lses - np.where(np.isneginf(top), np.float32(0), top))
         total = weights.sum(0)
         seen = np.where(weights[..., None] == 0, np.float32(0), outputs)
-        output = np.where(total[..., None] == 0, np.float32(0), (weights[..., None] * seen).sum(0) / total[..., None])
+        output = np.where(
+            total[..., None] == 0, np.float32(0), (weights[..., None] * seen).sum(0) / total[..., None]
+        )
         return output, (top + np.log2(total)) * np.float32(np.log(2))
 
 
@@ -48,7 +50,10 @@ def test_every_merge_mistake_is_caught_and_named(mistake):
 
     report = check_kernel(kernel, function="merge_states")
     assert not report.passed
-    assert any(outcome.diagnosis is not None and mistake.says in str(outcome.diagnosis) for outcome in report.failures), report.text()
+    assert any(
+        outcome.diagnosis is not None and mistake.says in str(outcome.diagnosis)
+        for outcome in report.failures
+    ), report.text()
 
 
 def test_each_section_catches_something():
@@ -69,10 +74,16 @@ def test_each_section_catches_something():
         report = check_kernel(kernel, function="merge_states", diagnose=False, **arguments)
         return {outcome.id for outcome in report.failures}
 
-    assert {"identities: states in another order", "identities: two joined, then the third"} <= found(order_matters, only="identities")
-    assert found(reads_empty_states, only="hidden") and not found(reads_empty_states, only="hidden", hides_nan=False)
+    assert {"identities: states in another order", "identities: two joined, then the third"} <= found(
+        order_matters, only="identities"
+    )
+    assert found(reads_empty_states, only="hidden") and not found(
+        reads_empty_states, only="hidden", hides_nan=False
+    )
     assert "guards: inputs and the bytes around them unchanged" in found(writes, only="guards")
-    assert found(lambda outputs, lses: in_float32(np.ascontiguousarray(outputs)[..., ::-1], lses), only="strides")
+    assert found(
+        lambda outputs, lses: in_float32(np.ascontiguousarray(outputs)[..., ::-1], lses), only="strides"
+    )
     with pytest.raises(ValueError, match="head_dims must be None for merge_states"):
         check_kernel(in_float32, function="merge_states", head_dims=64)
 
@@ -80,7 +91,9 @@ def test_each_section_catches_something():
 def test_the_bound_is_not_far_above_float32():
     for inputs in merge_cases(np.float32, 0, "quick"):
         exact = merge_bound(*inputs.arrays, KernelSpec.flash("float32"))
-        limit = 1e-2 if "large" in inputs.name or "very" in inputs.name else 1e-4  # an lse of 3000 in float32 is off by 1e-4
+        limit = (
+            1e-2 if "large" in inputs.name or "very" in inputs.name else 1e-4
+        )  # an lse of 3000 in float32 is off by 1e-4
         assert np.nanmax(exact.output_bound) < limit, inputs.name
 
 
@@ -97,21 +110,29 @@ def rotary_kernel(query, key, value, dtype, *, theta=10000.0, wrong=False):
         if wrong:
             first, second = x.astype(np.float32)[..., ::2], x.astype(np.float32)[..., 1::2]
         cos, sin = (f(positions[:, None].astype(np.float32) * angles) for f in (np.cos, np.sin))
-        return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(dtype)
+        return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(
+            dtype
+        )
 
-    return refattn.attention(rotate(query, rows), rotate(key, np.arange(key.shape[-2])), value, causal=True).astype(dtype)
+    return refattn.attention(
+        rotate(query, rows), rotate(key, np.arange(key.shape[-2])), value, causal=True
+    ).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_rotary_kernel_is_checked_on_exactly_rotated_arrays(dtype):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
-    query, key, value = attention_inputs("normal", sizes=Sizes(head_dim=24, v_head_dim=24), dtype=kind).arrays
+    query, key, value = attention_inputs(
+        "normal", sizes=Sizes(head_dim=24, v_head_dim=24), dtype=kind
+    ).arrays
     rope, rows = Rope(), key.shape[-2] - query.shape[-2] + np.arange(query.shape[-2])
     exact = rope.rotate(query, rows), rope.rotate(key, np.arange(key.shape[-2]))
     spec = KernelSpec.flash(dtype)
     spec = spec.replace(input=2.0**-22) if dtype == "float32" else spec
-    report = check(rotary_kernel(query, key, value, kind), *exact, value.astype(np.float64), spec=spec, causal=True)
+    report = check(
+        rotary_kernel(query, key, value, kind), *exact, value.astype(np.float64), spec=spec, causal=True
+    )
     assert report.passed, report.text()
     wrong = rotary_kernel(query, key, value, kind, wrong=True)
     assert not check(wrong, *exact, value.astype(np.float64), spec=spec, causal=True).passed

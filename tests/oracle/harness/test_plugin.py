@@ -38,14 +38,23 @@ def run(pytester, monkeypatch):
 
 
 def test_loading_the_plugin_imports_pytest_only():
-    code = "import sys, refattn.pytest_plugin; print(sorted(name for name in sys.modules if name.split('.')[0] in ('numpy', 'refattn')))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT.parents[1])
+    code = (
+        "import sys, refattn.pytest_plugin; print(sorted(name for name in sys.modules if "
+        "name.split('.')[0] in ('numpy', 'refattn')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT.parents[1]
+    )
     assert done.stdout.strip() == "['refattn', 'refattn._version', 'refattn.pytest_plugin']"
 
 
-@pytest.mark.parametrize("name", ["attention_case", "kernel_spec", "refattn_case", "refattn_kernel_spec", "refattn_check_kernel"])
+@pytest.mark.parametrize(
+    "name", ["attention_case", "kernel_spec", "refattn_case", "refattn_kernel_spec", "refattn_check_kernel"]
+)
 def test_a_projects_own_names_are_left_alone(run, name):
-    """Parametrised alone or with others, by a decorator or a hook, or fixtures of its own: neither renamed nor run once for each of our cases."""
+    """Parametrised alone or with others, by a decorator or a hook, or fixtures of its own: neither
+    renamed nor run once for each of our cases.
+    """
     result = run(
         """
 @pytest.mark.parametrize("NAME", [1, 2])
@@ -68,24 +77,31 @@ class TestFixture:
     def test_fixture(self, NAME):
         assert NAME in (6, 7)
 """.replace("NAME", name),
-        "-p", "no:cacheprovider",
-    )  # fmt: skip
+        "-p",
+        "no:cacheprovider",
+    )
     assert result.ret == 0 and result.parseoutcomes()["passed"] == 7
 
 
 def test_the_plugin_adds_names_with_its_prefix_only(run):
     """Fixtures, options and markers, as pytest lists them with the plugin and without."""
     import _pytest.config
+
     from refattn import pytest_plugin
 
     with_it, without = _pytest.config.get_config([]), _pytest.config.get_config([])
     with_it.pluginmanager.register(pytest_plugin)
-    options = [{name for group in config._parser._groups for option in group.options for name in option.names()} for config in (with_it, without)]
+    options = [
+        {name for group in config._parser._groups for option in group.options for name in option.names()}
+        for config in (with_it, without)
+    ]
     assert options[0] - options[1] == {"--refattn-level", "--refattn-seed", "--refattn-spec"}
     fixtures = run("", "--fixtures", "-q").outlines
     ours = [line.split()[0] for line in fixtures if "pytest_plugin.py" in line and not line.startswith("-")]
     assert len(ours) == 3 and all(name.startswith("refattn_") for name in ours), ours
-    assert [line for line in run("", "--markers").outlines if "refattn" in line] == [f"@pytest.mark.{pytest_plugin.MARKER}"]
+    assert [line for line in run("", "--markers").outlines if "refattn" in line] == [
+        f"@pytest.mark.{pytest_plugin.MARKER}"
+    ]
 
 
 def test_a_fixture_that_extends_ours_still_runs_once_a_case(run):
@@ -112,7 +128,7 @@ def test_kernel(refattn_case):
         ("--refattn-level=slow", "argument --refattn-level: invalid choice: 'slow'"),
         ("--refattn-spec=nonsense", "--refattn-spec: spec must be"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named(run, option, words):
     result = run("\ndef test_kernel(refattn_case):\n    pass\n", option)
     assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
@@ -120,20 +136,42 @@ def test_wrong_options_are_named(run, option, words):
 
 
 def test_importing_the_package_before_pytest_warns_of_nothing(tmp_path):
-    """pytest rewrites the assertions of every package installed together with a plugin and warns of those imported already, here an error."""
+    """pytest rewrites the assertions of every package installed together with a plugin and warns of
+    those imported already, here an error.
+    """
     site = tmp_path / "site"
-    shutil.copytree(PROJECT.parents[1] / "refattn", site / "refattn", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
-    shutil.copytree(PROJECT.parents[1] / "cpu_kernels", site / "cpu_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PROJECT.parents[1] / "refattn",
+        site / "refattn",
+        ignore=shutil.ignore_patterns("__pycache__", "*.npz"),
+    )
+    shutil.copytree(
+        PROJECT.parents[1] / "cpu_kernels",
+        site / "cpu_kernels",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     facts = site / "refattn-0.1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: refattn\nVersion: 0.1.0\n")
     (facts / "entry_points.txt").write_text("[pytest11]\nrefattn = refattn.pytest_plugin\n")
-    (facts / "RECORD").write_text("refattn/__init__.py,,\ncpu_kernels/__init__.py,,\nrefattn-0.1.0.dist-info/RECORD,,\n")
+    (facts / "RECORD").write_text(
+        "refattn/__init__.py,,\ncpu_kernels/__init__.py,,\nrefattn-0.1.0.dist-info/RECORD,,\n"
+    )
     (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    code = "import sys, refattn, cpu_kernels, pytest; print(refattn.__file__); sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider']))"
+    code = (
+        "import sys, refattn, cpu_kernels, pytest; print(refattn.__file__); sys.exit(pytest.main(['-q', "
+        "'-p', 'no:cacheprovider']))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+    )
     assert done.returncode == 0 and str(site) in done.stdout, done.stdout + done.stderr
 
 
@@ -152,7 +190,9 @@ def test_kernel(refattn_case):
     )
     outcomes = result.parseoutcomes()
     assert outcomes["passed"] == 3 and set(outcomes) <= {"passed", "warnings", "warning"}
-    result.stdout.fnmatch_lines(["*test_kernel[[]ascending-causal[]] PASSED*", "*test_kernel[[]one-hot-causal[]] PASSED*"])
+    result.stdout.fnmatch_lines(
+        ["*test_kernel[[]ascending-causal[]] PASSED*", "*test_kernel[[]one-hot-causal[]] PASSED*"]
+    )
 
 
 def test_a_failure_prints_report_diagnosis_and_reproduction(run):
@@ -162,14 +202,18 @@ def test_a_failure_prints_report_diagnosis_and_reproduction(run):
 def test_kernel(refattn_case):
     refattn_case.check(top_left)
 """,
-        "-k", "test_kernel and normal-causal and not head and not key and not row", "--refattn-seed", "4",
-    )  # fmt: skip
+        "-k",
+        "test_kernel and normal-causal and not head and not key and not row",
+        "--refattn-seed",
+        "4",
+    )
     result.stdout.fnmatch_lines(
         [
             "*normal causal: attention: FAIL*",
             "*worst at batch*",
             "*diagnosis: *with q_offset=0 the output agrees*",
-            "*reproduce: pytest '*.py::test_kernel[[]normal-causal[]]' --refattn-level quick --refattn-seed 4",
+            "*reproduce: pytest '*.py::test_kernel[[]normal-causal[]]' --refattn-level quick "
+            "--refattn-seed 4",
         ]
     )
 
@@ -204,8 +248,18 @@ class TestClass:
     def test_dtype(self, refattn_kernel_spec):
         assert refattn_kernel_spec.name == WORDS.replace("float32", "float64") or WORDS == "eager float32"
 """
-    assert run('WORDS = "flash float32"\n' + text, "-k", "default or dtype or (marker and one-key-takes-all)").ret == 0
-    assert run('WORDS = "eager float32"\n' + text, "--refattn-spec", "eager float32", "-k", "default or dtype").ret == 0
+    assert (
+        run(
+            'WORDS = "flash float32"\n' + text, "-k", "default or dtype or (marker and one-key-takes-all)"
+        ).ret
+        == 0
+    )
+    assert (
+        run(
+            'WORDS = "eager float32"\n' + text, "--refattn-spec", "eager float32", "-k", "default or dtype"
+        ).ret
+        == 0
+    )
 
 
 def test_not_implemented_is_a_skip_and_damage_a_failure(run):
@@ -248,8 +302,9 @@ def test_dialect(refattn_case):
         return result_from_ours("flash_attn", *refattn.attention_with_lse(*arrays, **options))
     refattn_case.check(kernel)
 """,
-        "-k", "test_paged or window",
-    )  # fmt: skip
+        "-k",
+        "test_paged or window",
+    )
     outcomes = result.parseoutcomes()
     assert "failed" not in outcomes and outcomes["passed"] > 3
 
@@ -275,7 +330,11 @@ def test_wrong(refattn_check_kernel):
 """
     )
     outcomes = result.parseoutcomes()
-    assert outcomes["failed"] == 1 and outcomes["passed"] > 20 and "head_dims must be" in "\n".join(result.outlines)
+    assert (
+        outcomes["failed"] == 1
+        and outcomes["passed"] > 20
+        and "head_dims must be" in "\n".join(result.outlines)
+    )
 
 
 def test_the_harness_fixture(run):
@@ -290,15 +349,22 @@ def test_wrong(refattn_check_kernel):
 """
     )
     assert result.parseoutcomes()["passed"] == 1 and result.parseoutcomes()["failed"] == 1
-    result.stdout.fnmatch_lines(["*FAIL reference: normal causal*", "*reproduce: pytest *.py::test_wrong --refattn-level quick --refattn-seed 0"])
+    result.stdout.fnmatch_lines(
+        [
+            "*FAIL reference: normal causal*",
+            "*reproduce: pytest *.py::test_wrong --refattn-level quick --refattn-seed 0",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     "marker, words",
     [
-        ("'quick'", "keyword arguments only"), ("color='red'", "got 'color'"), ("families='nonsense'", "must leave a case to run"),
+        ("'quick'", "keyword arguments only"),
+        ("color='red'", "got 'color'"),
+        ("families='nonsense'", "must leave a case to run"),
         ("function='conv'", "function must be one of"),
-    ],  # fmt: skip
+    ],
 )
 def test_wrong_markers(run, marker, words):
     result = run(f"\n@pytest.mark.refattn({marker})\ndef test_kernel(refattn_case):\n    pass\n")
@@ -320,7 +386,12 @@ def test_the_example_project(pytester, monkeypatch):
     outcomes = result.parseoutcomes()
     assert "failed" not in outcomes and "skipped" not in outcomes and outcomes["passed"] > 30
     broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", "caught.py")
-    broken.stdout.fnmatch_lines(["*FAIL (hard, tight*", "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*"])
+    broken.stdout.fnmatch_lines(
+        [
+            "*FAIL (hard, tight*",
+            "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*",
+        ]
+    )
     assert broken.parseoutcomes()["failed"] == 1
     again = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", *reproduced(broken))
     assert again.parseoutcomes() == {"failed": 1} and reproduced(again) == reproduced(broken)
@@ -330,15 +401,21 @@ def test_the_command_that_reproduces_a_failure_does_so_from_a_subdirectory(pytes
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]")
     deeper = pytester.mkdir("some where")
-    (deeper / "test_it.py").write_text(KERNELS + """
+    (deeper / "test_it.py").write_text(
+        KERNELS
+        + """
 @pytest.mark.refattn(supports={"causal"}, families="normal")
 def test_kernel(refattn_case):
     refattn_case.check(top_left)
-""")
+"""
+    )
     monkeypatch.chdir(deeper)
     options = ("--refattn-seed", "4", "--refattn-spec", "eager float16")
     failed = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", *options)
-    assert reproduced(failed)[0].startswith("test_it.py::test_kernel[") and reproduced(failed)[-1] == "eager float16"
+    assert (
+        reproduced(failed)[0].startswith("test_it.py::test_kernel[")
+        and reproduced(failed)[-1] == "eager float16"
+    )
     again = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", *reproduced(failed))
     assert again.parseoutcomes() == {"failed": 1} and reproduced(again) == reproduced(failed)
     monkeypatch.chdir(pytester.path)

@@ -31,7 +31,9 @@ def falsy_scale(q, k, v, *, scale=None, **options):
 
 
 def falsy_window(q, k, v, *, window=None, **options):
-    return right(q, k, v, window=None if window is None else tuple(side or None for side in window), **options)
+    return right(
+        q, k, v, window=None if window is None else tuple(side or None for side in window), **options
+    )
 
 
 def clamped_bias(q, k, v, *, bias=None, **options):
@@ -39,7 +41,9 @@ def clamped_bias(q, k, v, *, bias=None, **options):
 
 
 def short_head_dim(q, k, v, *, scale=None, **options):
-    return right(q[..., :128], k[..., :128], v, scale=q.shape[-1] ** -0.5 if scale is None else scale, **options)
+    return right(
+        q[..., :128], k[..., :128], v, scale=q.shape[-1] ** -0.5 if scale is None else scale, **options
+    )
 
 
 def changed(change):
@@ -72,9 +76,11 @@ def value_columns(output, key):
 
 CORNERS = (first_offset, first_slopes, positive_scale, falsy_scale, falsy_window, clamped_bias)
 SIZES = {
-    "head_dim 161": (short_head_dim, changed(value_columns)), "75 rows": (changed(no_long_rows),), "18 heads": (changed(few_heads),),
+    "head_dim 161": (short_head_dim, changed(value_columns)),
+    "75 rows": (changed(no_long_rows),),
+    "18 heads": (changed(few_heads),),
     "2187 keys": (changed(few_keys),),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kernel", CORNERS, ids=lambda kernel: kernel.__name__)
@@ -90,7 +96,9 @@ def test_an_unusual_option_value_read_wrongly(kernel):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_it_does_not_reach(name):
     for kernel in SIZES[name]:
-        assert not check_kernel(kernel, spec="float32", level="full", only=f"reference: normal, {name}", diagnose=False).passed
+        assert not check_kernel(
+            kernel, spec="float32", level="full", only=f"reference: normal, {name}", diagnose=False
+        ).passed
 
 
 @pytest.mark.sample(3)
@@ -103,7 +111,13 @@ def test_mutants_of_the_catalogue_that_only_corner_cases_show(mutant):
 
 @pytest.mark.parametrize(
     "level, only",
-    [("quick", "reference: normal,"), ("full", "75 rows"), ("full", "18 heads"), ("full", "keys"), ("full", "head_dim 161")],
+    [
+        ("quick", "reference: normal,"),
+        ("full", "75 rows"),
+        ("full", "18 heads"),
+        ("full", "keys"),
+        ("full", "head_dim 161"),
+    ],
 )
 def test_a_correct_kernel_passes(level, only):
     report = check_kernel(right, spec="float32", level=level, only=only)

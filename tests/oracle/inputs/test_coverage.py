@@ -7,9 +7,9 @@ import pytest
 
 from refattn.oracle import check_kernel
 from refattn.oracle.harness.callables import KernelCall
-from refattn.oracle.mistakes.mutants import correct_kernel
 from refattn.oracle.inputs.pairs import OPTIONS, option_groups, option_pair_cases
 from refattn.oracle.inputs.published import published_cases
+from refattn.oracle.mistakes.mutants import correct_kernel
 
 right = correct_kernel()
 PUBLISHED = [f"reference: {inputs.name}" for inputs in published_cases()]
@@ -30,9 +30,15 @@ def group(query, key):
 ZEROS = {
     "decode over more than 256 keys": lambda q, k, o: q.shape[-2] == 1 and k.shape[-2] > 256,
     "decode over more than 4096 keys": lambda q, k, o: q.shape[-2] == 1 and k.shape[-2] > 4096,
-    **{f"grouped heads of {dim}": lambda q, k, o, dim=dim: q.shape[-1] == dim and group(q, k) > 1 for dim in (64, 80, 96, 112, 128, 192, 256)},
+    **{
+        f"grouped heads of {dim}": lambda q, k, o, dim=dim: q.shape[-1] == dim and group(q, k) > 1
+        for dim in (64, 80, 96, 112, 128, 192, 256)
+    },
     "head_dim above 256": lambda q, k, o: q.shape[-1] > 256,
-    **{f"{n} query heads a key head": lambda q, k, o, n=n: group(q, k) == n for n in (3, 5, 6, 7, 8, 12, 16, 48, 71, 128)},
+    **{
+        f"{n} query heads a key head": lambda q, k, o, n=n: group(q, k) == n
+        for n in (3, 5, 6, 7, 8, 12, 16, 48, 71, 128)
+    },
     "32 heads": lambda q, k, o: q.shape[-3] == 32,
     "64 heads": lambda q, k, o: q.shape[-3] >= 64,
     "softcap above 1.5": lambda q, k, o: (o.get("softcap") or 0) > 1.5,
@@ -53,19 +59,35 @@ ZEROS = {
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ZEROS)
 def test_zeros_beyond_a_size_fail_the_full_level(name):
-    report = check_kernel(zeros_where(ZEROS[name]), only=PUBLISHED, max_failures=1, level="full", diagnose=False)
+    report = check_kernel(
+        zeros_where(ZEROS[name]), only=PUBLISHED, max_failures=1, level="full", diagnose=False
+    )
     assert report.failures, report.text()
 
 
 def without(option, where):
     def kernel(query, key, value, **options):
         lost = options.get(option) is not None and options.get(where) is not None
-        return right(query, key, value, **{name: given for name, given in options.items() if name != option or not lost})
+        return right(
+            query,
+            key,
+            value,
+            **{name: given for name, given in options.items() if name != option or not lost},
+        )
 
     return kernel
 
 
-KEYWORDS = ("window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")  # offsets and causal: below
+KEYWORDS = (
+    "window",
+    "mask",
+    "bias",
+    "softcap",
+    "alibi_slopes",
+    "sinks",
+    "kv_lengths",
+    "scale",
+)  # offsets and causal: below
 
 
 @pytest.mark.sample(4)
@@ -77,7 +99,9 @@ def test_an_option_dropped_beside_another_fails_the_quick_level(option, where):
 
 def test_offsets_causality_and_dropout_beside_others():
     def at_the_end(where):
-        return lambda *arrays, q_offset=None, **o: right(*arrays, **o, q_offset=None if o.get(where) is not None else q_offset)
+        return lambda *arrays, q_offset=None, **o: right(
+            *arrays, **o, q_offset=None if o.get(where) is not None else q_offset
+        )
 
     def not_causal(where):
         return lambda *arrays, causal=False, **o: right(*arrays, **o, causal=causal and o.get(where) is None)
@@ -91,22 +115,31 @@ def test_offsets_causality_and_dropout_beside_others():
         return kernel
 
     for broken, where in itertools.product((at_the_end, not_causal, no_dropout), KEYWORDS):
-        assert not check_kernel(broken(where), only="together", diagnose=False, max_failures=1).passed, (broken.__name__, where)
+        assert not check_kernel(broken(where), only="together", diagnose=False, max_failures=1).passed, (
+            broken.__name__,
+            where,
+        )
 
 
 def test_an_lse_off_where_two_options_meet():
     def kernel(*arrays, **options):
         output, lse = right(*arrays, **options)
-        return output, lse + np.float32(0.01 * (options.get("alibi_slopes") is not None and options.get("q_offset") is not None))
+        return output, lse + np.float32(
+            0.01 * (options.get("alibi_slopes") is not None and options.get("q_offset") is not None)
+        )
 
     report = check_kernel(kernel, diagnose=False)
-    assert 1 <= len(report.failures) <= 3 and all("together" in outcome.id for outcome in report.failures), report.text()
+    assert 1 <= len(report.failures) <= 3 and all("together" in outcome.id for outcome in report.failures), (
+        report.text()
+    )
 
 
 def test_every_two_options_meet_twice():
     groups = option_groups()
     assert len(groups) <= 11
-    assert all(sum({*pair} <= {*names} for names in groups) >= 2 for pair in itertools.combinations(OPTIONS, 2))
+    assert all(
+        sum({*pair} <= {*names} for names in groups) >= 2 for pair in itertools.combinations(OPTIONS, 2)
+    )
 
 
 @pytest.mark.parametrize("lacking", OPTIONS)
@@ -120,7 +153,9 @@ def test_calls_of_what_the_kernel_and_its_dialect_have():
     def kernel(query, key, value, causal=False, softcap=None):
         return right(query, key, value, causal=causal, softcap=softcap)
 
-    assert [[*inputs.options] for inputs in option_pair_cases(np.float32, 0, KernelCall(kernel))] == [["causal", "softcap"]]
+    assert [[*inputs.options] for inputs in option_pair_cases(np.float32, 0, KernelCall(kernel))] == [
+        ["causal", "softcap"]
+    ]
     assert not [*option_pair_cases(np.float32, 0, KernelCall(lambda query, key, value, causal=False: None))]
     torch = [*option_pair_cases(np.float32, 0, KernelCall(right, dialect="torch"))]
     assert torch and not any({"sinks", "softcap", "dropout_mask"} & {*inputs.options} for inputs in torch)
@@ -138,13 +173,21 @@ def test_a_correct_kernel_passes_them():
 def test_a_kernel_of_four_axes_skips_the_others_with_a_word():
     def kernel(query, key, value, *, causal=False, kv_lengths=None):
         batch, heads, rows, dim = query.shape
-        return right(query.reshape(batch, heads, rows, dim), key, value, causal=causal, kv_lengths=kv_lengths)
+        return right(
+            query.reshape(batch, heads, rows, dim), key, value, causal=causal, kv_lengths=kv_lengths
+        )
 
     report = check_kernel(kernel, level="full", only="batch ax")
     found = {outcome.id: outcome.status for outcome in report.outcomes if outcome.section == "reference"}
-    assert len(found) == 3 and {*found.values()} == {"skip"} and "two batch axes: raised ValueError" in report.text(), report.text()
+    assert (
+        len(found) == 3
+        and {*found.values()} == {"skip"}
+        and "two batch axes: raised ValueError" in report.text()
+    ), report.text()
 
     def of_four(query, key, value):
         raise ValueError("no")
 
-    assert check_kernel(of_four, only="reference: normal").count("FAIL") > 3  # an exception on four axes stays a failure
+    assert (
+        check_kernel(of_four, only="reference: normal").count("FAIL") > 3
+    )  # an exception on four axes stays a failure

@@ -1,11 +1,19 @@
 """Inputs: families do what they say, exact cases are exact, seeds are stable."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import refattn
-from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, Sizes, adversarial_inputs, attention_inputs
+from refattn.oracle.inputs.families import (
+    FAMILIES,
+    OPTION_NAMES,
+    Sizes,
+    adversarial_inputs,
+    attention_inputs,
+)
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.suites import default_suite, exact_cases, reference
 
@@ -21,7 +29,9 @@ def test_exact_cases_are_bitwise(dtype):
     for case in exact_cases(dtype):
         output, lse = reference(case)
         np.testing.assert_array_equal(output, case.output, err_msg=case.name)
-        np.testing.assert_array_equal(case.output.astype(dtype).astype(np.float64), case.output, err_msg=case.name)
+        np.testing.assert_array_equal(
+            case.output.astype(dtype).astype(np.float64), case.output, err_msg=case.name
+        )
         np.testing.assert_allclose(lse, case.lse, rtol=1e-15, err_msg=case.name)
 
 
@@ -39,7 +49,7 @@ def test_families_in_every_dtype(family, dtype):
 def test_ascending_moves_the_maximum_in_every_tile():
     steps = steps_of(attention_inputs("ascending"))
     tops = [steps.biased[..., first : first + 16].max(-1) for first in range(0, 64, 16)]
-    assert all((late > early).mean() > 0.9 for early, late in zip(tops, tops[1:], strict=False))
+    assert all((late > early).mean() > 0.9 for early, late in itertools.pairwise(tops))
 
 
 def test_descending_never_moves_it():
@@ -47,7 +57,9 @@ def test_descending_never_moves_it():
     assert (steps.biased[..., :16].max(-1) >= steps.biased[..., 16:].max(-1)).all()
 
 
-@pytest.mark.parametrize(("family", "low", "high"), [("low scores", -np.inf, -1e4), ("large scores", 90, np.inf)])
+@pytest.mark.parametrize(
+    ("family", "low", "high"), [("low scores", -np.inf, -1e4), ("large scores", 90, np.inf)]
+)
 def test_score_ranges(family, low, high):
     scores = steps_of(attention_inputs(family)).scores
     assert scores.min() > low
@@ -79,12 +91,22 @@ def test_same_seed_same_numbers_and_other_seed_others():
 
 
 def test_every_family_with_every_option():
-    cases = list(adversarial_inputs(options=[(name,) for name in OPTION_NAMES], sizes=Sizes(1, 4, 2, 3, 17, 8, 5)))
+    cases = list(
+        adversarial_inputs(options=[(name,) for name in OPTION_NAMES], sizes=Sizes(1, 4, 2, 3, 17, 8, 5))
+    )
     assert len(cases) == len(FAMILIES) * len(OPTION_NAMES)
     assert len({case.name for case in default_suite()}) >= 60
 
 
-@pytest.mark.parametrize("sizes", [Sizes(1, 1, 1, 1, 1, 1, 1), Sizes(1, 2, 1, 1, 64, 4, 4), Sizes(1, 2, 2, 3, 65, 4, 4), Sizes(2, 2, 2, 5, 4, 3, 7)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(1, 1, 1, 1, 1, 1, 1),
+        Sizes(1, 2, 1, 1, 64, 4, 4),
+        Sizes(1, 2, 2, 3, 65, 4, 4),
+        Sizes(2, 2, 2, 5, 4, 3, 7),
+    ],
+)
 def test_any_size(sizes):
     for inputs in adversarial_inputs(sizes=sizes):
         reference(inputs)

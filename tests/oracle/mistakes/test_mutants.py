@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import refattn
+from refattn.calls.dense import attention_problem
 from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
+from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
 from refattn.oracle.simulated.staged import Sample, run_stages
-from refattn.oracle.inputs.suites import default_suite
-from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.verdict.check import check
-from refattn.calls.dense import attention_problem
 
 CORNERS = list(corner_cases(np.float64, level="full"))
 SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]
@@ -81,14 +81,20 @@ def test_check_catches_block_local_mutants(mutant):
     caught = []
     for inputs in block_local_suite(np.float32, seed=4):
         output, lse = inputs.call(mutant)
-        caught.append(check(output, *inputs.arrays, lse=lse, function="block_local_attention", **inputs.options).wrong)
+        caught.append(
+            check(output, *inputs.arrays, lse=lse, function="block_local_attention", **inputs.options).wrong
+        )
         right = inputs.call(correct_kernel(inputs.function))
-        assert check(right[0], *inputs.arrays, lse=right[1], function="block_local_attention", **inputs.options).passed
+        assert check(
+            right[0], *inputs.arrays, lse=right[1], function="block_local_attention", **inputs.options
+        ).passed
     assert any(caught)
 
 
 def test_mutants_of_one_function():
-    assert {mutant.function for mutant in mutants("paged_attention_with_lse")} == {"paged_attention_with_lse"}
+    assert {mutant.function for mutant in mutants("paged_attention_with_lse")} == {
+        "paged_attention_with_lse"
+    }
     with pytest.raises(ValueError, match="function must be one of attention_with_lse"):
         mutants("softmax")
 
@@ -99,11 +105,20 @@ def test_catalogue_covers_the_conventions_with_public_reports():
 
 def test_runs_on_one_sample_share_the_keys_and_values_of_one_problem_only():
     rng = np.random.default_rng(3)
-    query, key, value = (rng.standard_normal((2, heads, n, 5)).astype(np.float32) for heads, n in ((4, 3), (2, 7), (2, 7)))
+    query, key, value = (
+        rng.standard_normal((2, heads, n, 5)).astype(np.float32) for heads, n in ((4, 3), (2, 7), (2, 7))
+    )
     problem = attention_problem(query, key, value)
     sample = Sample(np.array([1]), np.array([0, 3]), np.array([0, 2]))
-    others = [replace(problem, key=2 * key), replace(problem, value=-value), replace(problem, query=query[:, :, :, ::-1]), problem]
+    others = [
+        replace(problem, key=2 * key),
+        replace(problem, value=-value),
+        replace(problem, query=query[:, :, :, ::-1]),
+        problem,
+    ]
     for each in [problem, *others]:
-        shared, alone = (run_stages(each, sample=taken, with_size=True) for taken in (sample, replace(sample)))
+        shared, alone = (
+            run_stages(each, sample=taken, with_size=True) for taken in (sample, replace(sample))
+        )
         assert all(map(np.array_equal, shared, alone))
     assert len(sample.shared) == 3

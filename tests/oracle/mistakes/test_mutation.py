@@ -1,4 +1,6 @@
-"""mutation_score: ours misses nothing and accuses nobody; other rules miss what they are known to miss; data without teeth are named."""
+"""mutation_score: ours misses nothing and accuses nobody; other rules miss what they are known to
+miss; data without teeth are named.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -6,15 +8,30 @@ import pytest
 
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.inputs.families import AttentionInputs, as_inputs, attention_inputs
+from refattn.oracle.inputs.merge import merge_inputs
+from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, mutants
 from refattn.oracle.mistakes.mutation import Trials, mutation_score
 from refattn.oracle.verdict.rules import RULES, Rule, observe, rule
-from refattn.oracle.inputs.merge import merge_inputs
-from refattn.oracle.inputs.suites import default_suite
 
-SOME = ("causal_top_left", "heads_tiled", "softcap_after_mask", "lengths_minus_one", "weights_truncated", "output_half_percent_high", "lse_base_two",
-        "nan_of_hidden_value", "last_tile_not_rescaled", "random_order", "page_tail_seen", "mla_scale_without_mscale", "rope_single_angle",
-        "hidden_is_minus_1e4", "one_element_off", "merge_empty_nan")  # fmt: skip
+SOME = (
+    "causal_top_left",
+    "heads_tiled",
+    "softcap_after_mask",
+    "lengths_minus_one",
+    "weights_truncated",
+    "output_half_percent_high",
+    "lse_base_two",
+    "nan_of_hidden_value",
+    "last_tile_not_rescaled",
+    "random_order",
+    "page_tail_seen",
+    "mla_scale_without_mscale",
+    "rope_single_angle",
+    "hidden_is_minus_1e4",
+    "one_element_off",
+    "merge_empty_nan",
+)
 
 
 @pytest.fixture(scope="module", params=[np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
@@ -27,15 +44,29 @@ def test_ours_catches_them_and_accepts_correct_kernels(trials):
     assert set(score.caught) == set(score.told_apart) == {*SOME}
     assert score.false_alarms == ()
     assert score.score == 1.0
-    assert str(score) == f"refattn: {len(SOME)} of {len(SOME)} mutants caught on {len(trials.inputs)} inputs, 0 false alarms"
+    assert (
+        str(score)
+        == f"refattn: {len(SOME)} of {len(SOME)} mutants caught on {len(trials.inputs)} inputs, 0 false "
+        "alarms"
+    )
 
 
-@pytest.mark.parametrize("dtype", [
-    np.float32, *(pytest.param(dtype, marks=pytest.mark.campaign) for dtype in (np.float64, np.float16, ml_dtypes.bfloat16)),
-], ids=lambda dtype: np.dtype(dtype).name)  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.float32,
+        *(
+            pytest.param(dtype, marks=pytest.mark.campaign)
+            for dtype in (np.float64, np.float16, ml_dtypes.bfloat16)
+        ),
+    ],
+    ids=lambda dtype: np.dtype(dtype).name,
+)
 def test_ours_catches_every_mutant(dtype):
     score = mutation_score("refattn", dtype=dtype)
-    not_mistakes = {"weights_bfloat16", "output_bfloat16"} if dtype is ml_dtypes.bfloat16 else set()  # what a bfloat16 kernel does anyway
+    not_mistakes = (
+        {"weights_bfloat16", "output_bfloat16"} if dtype is ml_dtypes.bfloat16 else set()
+    )  # what a bfloat16 kernel does anyway
     assert score.missed == ()
     assert {*score.hidden} == not_mistakes
     assert score.false_alarms == ()
@@ -79,7 +110,13 @@ def test_every_published_rule_accepts_the_exact_answer():
     for dtype in (np.float64, np.float32, ml_dtypes.bfloat16):
         inputs = attention_inputs("normal", ("causal",), dtype=dtype)
         seen = observe(correct_kernel(), inputs)
-        exact = type(seen)(inputs, seen.right[0].astype(np.float64), seen.right[1], (seen.right[0].astype(np.float64), seen.right[1]), seen.right)
+        exact = type(seen)(
+            inputs,
+            seen.right[0].astype(np.float64),
+            seen.right[1],
+            (seen.right[0].astype(np.float64), seen.right[1]),
+            seen.right,
+        )
         assert [name for name, judge in RULES.items() if not judge.accepts(exact)] == []
 
 
@@ -92,7 +129,9 @@ def test_every_published_rule_rejects_nonsense():
 
 def test_a_rule_that_rejects_everything_tells_nothing_apart():
     chosen = [mutant for mutant in MUTANTS if mutant.id in ("causal_dropped", "scale_omitted")]
-    score = mutation_score(lambda got, want: False, [attention_inputs("normal", ("causal",))], mutants=chosen)
+    score = mutation_score(
+        lambda got, want: False, [attention_inputs("normal", ("causal",))], mutants=chosen
+    )
     assert len(score.caught) == 2 and score.told_apart == () and len(score.false_alarms) == 1
     assert "only 0 of them on inputs on which a correct kernel passes" in str(score)
 

@@ -1,4 +1,6 @@
-"""Emulated kernels: exact arithmetic gives the reference, and low precision gives numbers of the claimed formats."""
+"""Emulated kernels: exact arithmetic gives the reference, and low precision gives numbers of the
+claimed formats.
+"""
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +14,12 @@ from refattn.oracle.arithmetic.formats import round_to
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 KERNELS = {
     "online": EmulatedKernel(KernelSpec.flash("float64").replace(block_size=4)),
-    "one key at a time, backward": EmulatedKernel(KernelSpec.flash("float64").replace(block_size=1), reverse=True),
-    "ragged first block": EmulatedKernel(KernelSpec.flash("float64").replace(block_size=8, sum_block=3), first_block=3),
+    "one key at a time, backward": EmulatedKernel(
+        KernelSpec.flash("float64").replace(block_size=1), reverse=True
+    ),
+    "ragged first block": EmulatedKernel(
+        KernelSpec.flash("float64").replace(block_size=8, sum_block=3), first_block=3
+    ),
     "split": EmulatedKernel(KernelSpec.flash("float64").replace(splits=3, block_size=4)),
     "eager": EmulatedKernel(KernelSpec.eager("float64")),
 }
@@ -36,14 +42,22 @@ def test_float64_emulation_is_the_reference(name):
         arrays, options = case.build("float64")
         expected = getattr(refattn, f"{case.function}_with_lse")(*arrays.values(), **options)
         got = KERNELS[name](*arrays.values(), function=case.function, **options)
-        level = np.abs(expected[1][np.isfinite(expected[1])]).max(initial=1.0)  # the digits that scores of this size lose
+        level = np.abs(expected[1][np.isfinite(expected[1])]).max(
+            initial=1.0
+        )  # the digits that scores of this size lose
         for mine, right in zip(got, expected, strict=True):
-            assert not largest_difference(mine, right) > 3e-13 * level, (case.id, largest_difference(mine, right), level)
+            assert not largest_difference(mine, right) > 3e-13 * level, (
+                case.id,
+                largest_difference(mine, right),
+                level,
+            )
         checked += 1
     assert checked > 100
 
 
-@pytest.mark.parametrize("dtype, kind", [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16), ("float32", np.float32)])
+@pytest.mark.parametrize(
+    "dtype, kind", [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16), ("float32", np.float32)]
+)
 @pytest.mark.parametrize("make", [KernelSpec.flash, KernelSpec.eager, KernelSpec.cpu_kernels])
 def test_results_are_numbers_of_the_claimed_formats(make, dtype, kind):
     rng = np.random.default_rng(0)
@@ -68,7 +82,9 @@ def test_equal_keys_get_equal_weights_with_inexact_functions():
     k = np.repeat(rng.normal(size=(1, 1, 8)), 9, axis=1)
     k[:, 0] *= 1.5
     v = np.eye(9)[None]
-    weights, _ = emulate(rng.normal(size=(1, 4, 8)), k, v, spec=KernelSpec.flash("float32").replace(exp_error=1e-3))
+    weights, _ = emulate(
+        rng.normal(size=(1, 4, 8)), k, v, spec=KernelSpec.flash("float32").replace(exp_error=1e-3)
+    )
     assert (weights[..., 1:] == weights[..., 1:2]).all()
 
 
@@ -85,13 +101,17 @@ def test_function_errors_reach_what_the_spec_allows():
 
 def test_narrow_accumulator_stagnates():
     """Adding 1 to 2048 in a float16 accumulator does nothing: 4096 ones make 2048."""
-    spec = KernelSpec.flash("float16").replace(accumulator="float16", sum_block=1, denominator="unrounded", output="float32")
+    spec = KernelSpec.flash("float16").replace(
+        accumulator="float16", sum_block=1, denominator="unrounded", output="float32"
+    )
     output, _ = emulate(np.zeros((1, 1, 4)), np.zeros((1, 4096, 4)), np.ones((1, 4096, 1)), spec=spec)
     assert output == 0.5
 
 
 def test_fp8_weight_scale_saves_small_weights():
-    """Behind a sink that takes the maximum, weights below 2^-10 vanish in e4m3 unless they are scaled first."""
+    """Behind a sink that takes the maximum, weights below 2^-10 vanish in e4m3 unless they are scaled
+    first.
+    """
     q, k, v = np.ones((1, 1, 1)), np.zeros((1, 32, 1)), np.ones((1, 32, 1))
     spec = KernelSpec.flash("float8_e4m3fn")
     lost, _ = emulate(q, k, v, spec=spec, sinks=[8.0])

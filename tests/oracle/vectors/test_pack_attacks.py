@@ -1,4 +1,6 @@
-"""Raw directories, packs and manifests made to harm: each is refused with a message, and nothing outside the pack is opened."""
+"""Raw directories, packs and manifests made to harm: each is refused with a message, and nothing
+outside the pack is opened.
+"""
 
 import json
 import os
@@ -7,14 +9,14 @@ import sys
 
 import numpy as np
 import pytest
-
 from attack_files import MEBIBYTE, raw, refused
+
 from refattn.cli import main
 from refattn.oracle.inputs.families import Sizes, attention_inputs
-from refattn.oracle.vectors.pack_directory import read_pack, write_pack
-from refattn.oracle.vectors.untrusted import VectorError, parse_json
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
 from refattn.oracle.vectors.golden import digest, load_case, make_case, save_case
+from refattn.oracle.vectors.pack_directory import read_pack, write_pack
+from refattn.oracle.vectors.untrusted import VectorError, parse_json
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,9 @@ def test_links_pipes_and_devices_are_not_opened(tmp_path):
 
 @pytest.fixture(scope="module")
 def case():
-    return make_case(attention_inputs("normal", ["causal", "mask"], sizes=Sizes(1, 2, 1, 3, 5, 4, 4)), pack="own")
+    return make_case(
+        attention_inputs("normal", ["causal", "mask"], sizes=Sizes(1, 2, 1, 3, 5, 4, 4)), pack="own"
+    )
 
 
 @pytest.mark.parametrize("file", ["../case.npz", "/etc/passwd", "a/b.npz", "..", "", "case\0.npz", "con"])
@@ -75,8 +79,14 @@ def test_packs_that_name_files_elsewhere(tmp_path, case, file):
         (lambda m: m.update(arguments=["query"]), "arguments of attention"),
         (lambda m: m["options"].update(__class__=1), "no option"),
         (lambda m: m["options"].update(mask={"array": "nothing"}), "must name one of the arrays"),
-        (lambda m: m["options"].update(mask={"array": "mask", "path": "/etc"}), "must name one of the arrays"),
-        (lambda m: m["options"].update(causal="yes"), "must hold a call of attention: causal must be True or False"),
+        (
+            lambda m: m["options"].update(mask={"array": "mask", "path": "/etc"}),
+            "must name one of the arrays",
+        ),
+        (
+            lambda m: m["options"].update(causal="yes"),
+            "must hold a call of attention: causal must be True or False",
+        ),
         (lambda m: m["options"].update(bias={"array": "key"}), "must hold a call of attention: bias must"),
         (lambda m: m["options"].update(q_offset=10**19), "64-bit integers"),
         (lambda m: m["spec"].update(block_size=10**19), "64-bit integers"),
@@ -106,15 +116,27 @@ def test_manifests_that_lie(tmp_path, case, change, words):
 def test_bounds_that_lie(tmp_path, case):
     save_case(case, tmp_path / "a.npz")
     arrays, text = read_arrays(tmp_path / "a.npz")
-    refused_with = {"output_bound": -np.ones_like(case.output), "lse_bound": np.full_like(case.lse, np.nan), "expected_output": case.output[..., :2]}
+    refused_with = {
+        "output_bound": -np.ones_like(case.output),
+        "lse_bound": np.full_like(case.lse, np.nan),
+        "expected_output": case.output[..., :2],
+    }
     for name, array in refused_with.items():
         manifest = json.loads(text)
         manifest["arrays"][name] = {"dtype": "float64", "shape": list(array.shape), "sha256": digest(array)}
         write_arrays(tmp_path / "b.npz", arrays | {name: array}, json.dumps(manifest))
         refused(tmp_path / "b.npz", "bounds must be at least 0|matching shapes", load_case)
-    for name, array in {"value": np.array(3.0, np.float32), "query": np.ones(5, np.float32), "key": np.ones((2, 2), np.int32)}.items():
+    for name, array in {
+        "value": np.array(3.0, np.float32),
+        "query": np.ones(5, np.float32),
+        "key": np.ones((2, 2), np.int32),
+    }.items():
         manifest = json.loads(text)
-        manifest["arrays"][name] = {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest(array)}
+        manifest["arrays"][name] = {
+            "dtype": array.dtype.name,
+            "shape": list(array.shape),
+            "sha256": digest(array),
+        }
         write_arrays(tmp_path / "b.npz", arrays | {name: array}, json.dumps(manifest))
         refused(tmp_path / "b.npz", "must hold a call of attention", load_case)
     write_arrays(tmp_path / "c.npz", {k: v for k, v in arrays.items() if k != "lse_bound"}, text)
@@ -130,7 +152,16 @@ def test_text_too_long(tmp_path):
 
 def test_json_is_strict():
     assert parse_json('{"a": [1, 2.5, null]}', "it") == {"a": [1, 2.5, None]}
-    for text in ("{", '{"a": Infinity}', '{"a":1,"a":2}', "1" * 30, str(2**63), "1e999", "[" * 10**5, '{"a":' * 10**5):
+    for text in (
+        "{",
+        '{"a": Infinity}',
+        '{"a":1,"a":2}',
+        "1" * 30,
+        str(2**63),
+        "1e999",
+        "[" * 10**5,
+        '{"a":' * 10**5,
+    ):
         with pytest.raises(VectorError):
             parse_json(text, "it")
 
@@ -156,5 +187,10 @@ def test_reading_imports_no_pickle_machinery(tmp_path, case):
         "builtins.eval = builtins.exec = no\n"
         f"print(load_case({str(tmp_path / 'case.npz')!r}).name)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.stdout.strip() == case.name, done.stderr

@@ -1,4 +1,6 @@
-"""Files made to harm: each is refused with a message, without running anything and without allocating what it promises."""
+"""Files made to harm: each is refused with a message, without running anything and without allocating
+what it promises.
+"""
 
 import io
 import pickle
@@ -7,10 +9,10 @@ import zipfile
 
 import numpy as np
 import pytest
-
 from attack_files import MEBIBYTE, Trap, entry, header, npy, npz, refused, safetensors
-from refattn.oracle.vectors.untrusted import VectorError
+
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
+from refattn.oracle.vectors.untrusted import VectorError
 
 # .npz
 
@@ -55,21 +57,34 @@ def test_bad_npy_headers(tmp_path, text, words):
 
 
 def test_npy_headers_of_false_length(tmp_path):
-    refused(npz(tmp_path / "a.npz", [("query.npy", b"\x93NUMPY\x02\0" + struct.pack("<I", 2**32 - 1) + b"{}")]), "10000 bytes")
-    refused(npz(tmp_path / "b.npz", [("query.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", 9999) + b"{}")]), "too early")
+    refused(
+        npz(tmp_path / "a.npz", [("query.npy", b"\x93NUMPY\x02\0" + struct.pack("<I", 2**32 - 1) + b"{}")]),
+        "10000 bytes",
+    )
+    refused(
+        npz(tmp_path / "b.npz", [("query.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", 9999) + b"{}")]),
+        "too early",
+    )
     refused(npz(tmp_path / "c.npz", [("query.npy", b"\x93NUM")]), "too early")
     refused(npz(tmp_path / "d.npz", [("query.npy", npy(header(), b"\0" * 8, version=9))]), "version 1 to 3")
 
 
 def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path):
     count = 200 * MEBIBYTE
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("query.npy", "w") as member:
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("query.npy", "w") as member,
+    ):
         member.write(npy(header("'|u1'", shape=f"({count},)")))
         for _ in range(200):
             member.write(bytes(MEBIBYTE))
     assert (tmp_path / "a.npz").stat().st_size < MEBIBYTE
     refused(tmp_path / "a.npz", "unpack to at most")
-    refused(tmp_path / "a.npz", "at most 1000 bytes|at most 1049576 bytes", lambda path: read_arrays(path, largest=1000))
+    refused(
+        tmp_path / "a.npz",
+        "at most 1000 bytes|at most 1049576 bytes",
+        lambda path: read_arrays(path, largest=1000),
+    )
 
 
 def test_many_small_bombs_count_together(tmp_path):
@@ -79,7 +94,9 @@ def test_many_small_bombs_count_together(tmp_path):
 
 
 def test_a_member_larger_than_the_directory_says(tmp_path):
-    path = npz(tmp_path / "a.npz", [("query.npy", npy(header(shape="(256,)"), bytes(1024)))], zipfile.ZIP_DEFLATED)
+    path = npz(
+        tmp_path / "a.npz", [("query.npy", npy(header(shape="(256,)"), bytes(1024)))], zipfile.ZIP_DEFLATED
+    )
     data = bytearray(path.read_bytes())
     at = data.rfind(b"PK\x01\x02")
     struct.pack_into("<L", data, at + 24, 150)  # the uncompressed size in the directory
@@ -97,8 +114,20 @@ def test_changed_bytes_fail_the_checksum(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil.npy", "/etc/passwd.npy", "a/b.npy", "..npy", "query", "query.npy\0.txt", "C:\\x.npy", "nul.npy", "", "é.npy", "x" * 200 + ".npy"],
-)  # fmt: skip
+    [
+        "../evil.npy",
+        "/etc/passwd.npy",
+        "a/b.npy",
+        "..npy",
+        "query",
+        "query.npy\0.txt",
+        "C:\\x.npy",
+        "nul.npy",
+        "",
+        "é.npy",
+        "x" * 200 + ".npy",
+    ],
+)
 def test_member_names_that_are_paths(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         info = zipfile.ZipInfo("placeholder.npy")
@@ -110,7 +139,13 @@ def test_member_names_that_are_paths(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_duplicate_members(tmp_path):
-    refused(npz(tmp_path / "a.npz", [("query.npy", npy(header(), bytes(8))), ("query.npy", npy(header(), b"\1" * 8))]), "twice")
+    refused(
+        npz(
+            tmp_path / "a.npz",
+            [("query.npy", npy(header(), bytes(8))), ("query.npy", npy(header(), b"\1" * 8))],
+        ),
+        "twice",
+    )
 
 
 def test_more_members_than_any_case_has(tmp_path):
@@ -130,7 +165,11 @@ def test_a_false_count_of_members_or_a_zip64_directory(tmp_path):
 
 
 def test_encrypted_and_oddly_compressed_members(tmp_path):
-    for offset, value, words in ((8, 1, "encrypted"), (10, 12, "stored or deflated"), (10, 14, "stored or deflated")):
+    for offset, value, words in (
+        (8, 1, "encrypted"),
+        (10, 12, "stored or deflated"),
+        (10, 14, "stored or deflated"),
+    ):
         path = npz(tmp_path / "a.npz", [("query.npy", npy(header(), bytes(8)))])
         data = bytearray(path.read_bytes())
         struct.pack_into("<H", data, data.rfind(b"PK\x01\x02") + offset, value)
@@ -181,8 +220,16 @@ def test_a_polyglot_is_read_as_what_its_name_says(tmp_path):
 @pytest.mark.parametrize(
     "head, data, words",
     [
-        ({"q": entry(shape=(2**40, 2**20), offsets=(0, 2**62))}, b"\0" * 8, "must have|sizes between|must hold"),
-        ({"q": entry(shape=(2**24,), offsets=(0, 2**26))}, b"\0" * 8, "must have 67108864 bytes after the header"),
+        (
+            {"q": entry(shape=(2**40, 2**20), offsets=(0, 2**62))},
+            b"\0" * 8,
+            "must have|sizes between|must hold",
+        ),
+        (
+            {"q": entry(shape=(2**24,), offsets=(0, 2**26))},
+            b"\0" * 8,
+            "must have 67108864 bytes after the header",
+        ),
         ({"q": entry(shape=(3,))}, b"\0" * 8, "must have 12 bytes"),
         ({"q": entry(shape=(-2,))}, b"\0" * 8, "sizes between"),
         ({"q": entry(shape=(2.0,))}, b"\0" * 8, "sizes between"),
@@ -212,15 +259,20 @@ def test_a_polyglot_is_read_as_what_its_name_says(tmp_path):
         (b"\xff\xfe", b"", "damaged"),
         (b"not json", b"", "must be JSON"),
     ],
-)  # fmt: skip
+)
 def test_bad_safetensors_headers(tmp_path, head, data, words):
     refused(safetensors(tmp_path / "a.safetensors", head, data), words)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 100])
 def test_safetensors_headers_of_false_length(tmp_path, length):
-    refused(safetensors(tmp_path / "a.safetensors", {"q": entry()}, b"\0" * 8, length=length), "header must have at most|too early|damaged")
+    refused(
+        safetensors(tmp_path / "a.safetensors", {"q": entry()}, b"\0" * 8, length=length),
+        "header must have at most|too early|damaged",
+    )
 
 
 def test_booleans_other_than_0_and_1(tmp_path):
-    refused(safetensors(tmp_path / "a.safetensors", {"mask": entry("BOOL", (2,), (0, 2))}, b"\1\2"), "booleans")
+    refused(
+        safetensors(tmp_path / "a.safetensors", {"mask": entry("BOOL", (2,), (0, 2))}, b"\1\2"), "booleans"
+    )

@@ -1,4 +1,6 @@
-"""bfloat16 and 8-bit floats in golden vectors and in results: one or two bytes a number in the file, the same numbers when read."""
+"""bfloat16 and 8-bit floats in golden vectors and in results: one or two bytes a number in the file,
+the same numbers when read.
+"""
 
 import sys
 from dataclasses import replace
@@ -7,12 +9,12 @@ import numpy as np
 import pytest
 
 from refattn.cli import main
-from refattn.oracle.simulated.emulated import EmulatedKernel
-from refattn.oracle.inputs.families import attention_inputs
-from refattn.oracle.vectors.packs import make_cases, recompute
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.inputs.families import attention_inputs
+from refattn.oracle.simulated.emulated import EmulatedKernel
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
 from refattn.oracle.vectors.golden import load_case, make_case, quantised, save_case
+from refattn.oracle.vectors.packs import make_cases, recompute
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
@@ -28,17 +30,31 @@ def stored_dtype(path, name):
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_cases_in_8_bits_come_back_whole(tmp_path, container, dtype):
     for n, case in enumerate(make_cases(["gqa", "mla", "paged", "packed", "hostile"], dtype=dtype, seed=1)):
-        assert {*case.stored.values()} == {dtype} and len(case.stored) == len(case.arrays) and case.arrays[0].dtype == np.float32
+        assert (
+            {*case.stored.values()} == {dtype}
+            and len(case.stored) == len(case.arrays)
+            and case.arrays[0].dtype == np.float32
+        )
         path = tmp_path / (f"case{n}" if container == "raw" else f"case{n}.{container}")
         save_case(case, path, container)
         assert stored_dtype(path, next(iter(case.stored))) == ("uint8" if container == "npz" else dtype)
         back = load_case(path)
-        assert back.stored == case.stored and back.spec.weight.name == dtype and back.spec.output.name == "bfloat16"
-        assert all(np.array_equal(a, b, equal_nan=True) and a.dtype == np.float32 for a, b in zip(back.arrays, case.arrays, strict=True))
+        assert (
+            back.stored == case.stored
+            and back.spec.weight.name == dtype
+            and back.spec.output.name == "bfloat16"
+        )
+        assert all(
+            np.array_equal(a, b, equal_nan=True) and a.dtype == np.float32
+            for a, b in zip(back.arrays, case.arrays, strict=True)
+        )
         if n % 9 == 0:
             assert recompute(back) == ""
             output, lse = EmulatedKernel(back.spec)(*back.arrays, function=back.function, **back.options)
-            assert back.check(output.astype(ml_dtypes.bfloat16), lse).passed and back.within(output.astype(ml_dtypes.bfloat16), lse).all()
+            assert (
+                back.check(output.astype(ml_dtypes.bfloat16), lse).passed
+                and back.within(output.astype(ml_dtypes.bfloat16), lse).all()
+            )
 
 
 def test_the_safetensors_package_reads_8_bit_cases(tmp_path):
@@ -54,7 +70,9 @@ def test_the_safetensors_package_reads_8_bit_cases(tmp_path):
 def test_results_in_8_bits(tmp_path, dtype):
     spec = KernelSpec.flash(dtype).replace(name="8 bits out", output=dtype)
     inputs = attention_inputs("normal", ["causal"])
-    case = make_case(replace(inputs, arrays=tuple(quantised(array, dtype) for array in inputs.arrays)), spec, store=dtype)
+    case = make_case(
+        replace(inputs, arrays=tuple(quantised(array, dtype) for array in inputs.arrays)), spec, store=dtype
+    )
     save_case(case, tmp_path / "case.npz")
     output = case.output.astype(getattr(ml_dtypes, dtype))
     np.savez(tmp_path / "o.npz", output=output)  # NumPy writes <V1, or <f1
@@ -88,7 +106,22 @@ def test_conversion_saturates():
 
 
 def test_commands_take_8_bit_dtypes(tmp_path, capsys):
-    assert main(["vectors", "make", str(tmp_path / "p"), "--dtype", "float8_e5m2", "--pack", "decode", "--format", "safetensors"]) == 0
+    assert (
+        main(
+            [
+                "vectors",
+                "make",
+                str(tmp_path / "p"),
+                "--dtype",
+                "float8_e5m2",
+                "--pack",
+                "decode",
+                "--format",
+                "safetensors",
+            ]
+        )
+        == 0
+    )
     assert main(["vectors", "check", str(tmp_path / "p")]) == 0
     assert "5 of 5 cases are right" in capsys.readouterr().out
 

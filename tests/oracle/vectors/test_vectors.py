@@ -1,4 +1,6 @@
-"""Golden vectors: what is written comes back, the bounds in the file judge as the oracle does, and the commands say so."""
+"""Golden vectors: what is written comes back, the bounds in the file judge as the oracle does, and
+the commands say so.
+"""
 
 import json
 import shutil
@@ -11,17 +13,17 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.cli import main
 from refattn.calls.options import OPTION_NAMES
-from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.cli import main
+from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.mistakes.mutants import mutants
-from refattn.oracle.vectors.pack_directory import read_pack, write_pack
-from refattn.oracle.vectors.packs import PACKS, make_cases, recompute
-from refattn.oracle.arithmetic.spec import KernelSpec
-from refattn.oracle.vectors.untrusted import VectorError
+from refattn.oracle.simulated.emulated import EmulatedKernel
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
 from refattn.oracle.vectors.golden import load_case, make_case, save_case
+from refattn.oracle.vectors.pack_directory import read_pack, write_pack
+from refattn.oracle.vectors.packs import PACKS, make_cases, recompute
+from refattn.oracle.vectors.untrusted import VectorError
 
 CONTAINERS = ("npz", "safetensors", "raw")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
@@ -32,7 +34,9 @@ def place(directory, name, container):
 
 
 def equal(first, second):
-    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+    return (
+        first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,20 @@ def case(cases):
 def test_arrays_of_every_dtype_come_back_bit_for_bit(tmp_path, container):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
-    arrays = {dtype: rng.integers(0, 100, (3, 2)).astype(dtype) for bits in (8, 16, 32, 64) for dtype in (f"int{bits}", f"uint{bits}")}
-    arrays |= {dtype: rng.normal(size=(2, 0, 3) if dtype == "float16" else (2, 3)).astype(dtype) for dtype in ("float16", "float32", "float64")}
-    arrays |= {"bool": np.array([True, False]), "scalar": np.array(3.5), "turned": np.arange(6.0).reshape(2, 3).T}
+    arrays = {
+        dtype: rng.integers(0, 100, (3, 2)).astype(dtype)
+        for bits in (8, 16, 32, 64)
+        for dtype in (f"int{bits}", f"uint{bits}")
+    }
+    arrays |= {
+        dtype: rng.normal(size=(2, 0, 3) if dtype == "float16" else (2, 3)).astype(dtype)
+        for dtype in ("float16", "float32", "float64")
+    }
+    arrays |= {
+        "bool": np.array([True, False]),
+        "scalar": np.array(3.5),
+        "turned": np.arange(6.0).reshape(2, 3).T,
+    }
     arrays |= {"nan": np.array([np.nan, -np.inf, -0.0]), "swapped": np.arange(3, dtype=">f8")}
     if container != "npz":  # npz has no word for it; a case says it in its manifest
         arrays["bfloat16"] = rng.normal(size=5).astype(ml_dtypes.bfloat16)
@@ -70,7 +85,11 @@ def test_arrays_of_every_dtype_come_back_bit_for_bit(tmp_path, container):
 
 
 def test_files_of_numpy_are_read(tmp_path):
-    arrays = {"output": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "lse": np.arange(3, dtype=">f4"), "half": np.ones(2, np.float16)}
+    arrays = {
+        "output": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "lse": np.arange(3, dtype=">f4"),
+        "half": np.ones(2, np.float16),
+    }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
         back, text = read_arrays(tmp_path / "a.npz")
@@ -110,10 +129,20 @@ def test_every_case_comes_back_whole(tmp_path, cases, container):
         path = place(tmp_path, f"case{n}", container)
         save_case(case, path, container)
         back = load_case(path)
-        assert (back.name, back.pack, back.function, back.scale, back.seed) == (case.name, case.pack, case.function, case.scale, case.seed)
+        assert (back.name, back.pack, back.function, back.scale, back.seed) == (
+            case.name,
+            case.pack,
+            case.function,
+            case.scale,
+            case.seed,
+        )
         assert back.spec == case.spec and {*back.options} == {*case.options}
         for name, value in case.options.items():
-            assert np.array_equal(back.options[name], value) and type(back.options[name]) in (type(value), float, int), name
+            assert np.array_equal(back.options[name], value) and type(back.options[name]) in (
+                type(value),
+                float,
+                int,
+            ), name
         for field in ("output", "lse", "output_bound", "lse_bound", "output_hard_bound", "lse_hard_bound"):
             assert equal(getattr(back, field), getattr(case, field)), field
         assert all(equal(*pair) for pair in zip(back.arrays, case.arrays, strict=True))
@@ -121,25 +150,41 @@ def test_every_case_comes_back_whole(tmp_path, cases, container):
 
 def test_packs_cover_the_forms_and_options(cases):
     assert {case.pack for case in cases} == {*PACKS}
-    assert {case.function for case in cases} == {"attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention"}
+    assert {case.function for case in cases} == {
+        "attention",
+        "packed_attention",
+        "paged_attention",
+        "latent_attention",
+        "block_local_attention",
+    }
     options = {option for case in cases for option in case.options}
     assert options >= {*OPTION_NAMES, "form"} - {"dropout_rate"}
-    assert any(np.isneginf(case.lse).any() for case in cases) and any(np.isnan(case.output).any() for case in cases)
-    assert any(np.isnan(case.arrays[1]).any() and np.isfinite(case.output).all() for case in cases)  # NaN in hidden slots only
+    assert any(np.isneginf(case.lse).any() for case in cases) and any(
+        np.isnan(case.output).any() for case in cases
+    )
+    assert any(
+        np.isnan(case.arrays[1]).any() and np.isfinite(case.output).all() for case in cases
+    )  # NaN in hidden slots only
 
 
 def test_expected_results_and_bounds_are_those_of_the_oracle(cases):
     for case in cases[::7]:
         output, lse = getattr(refattn, f"{case.function}_with_lse")(*case.arrays, **case.options)
-        assert np.array_equal(case.output, output, equal_nan=True) and np.array_equal(case.lse, lse, equal_nan=True)
-        assert (case.output_bound <= case.output_hard_bound).all() and (case.output_bound[np.isfinite(output) & (output != 0)] > 0).all()
+        assert np.array_equal(case.output, output, equal_nan=True) and np.array_equal(
+            case.lse, lse, equal_nan=True
+        )
+        assert (case.output_bound <= case.output_hard_bound).all() and (
+            case.output_bound[np.isfinite(output) & (output != 0)] > 0
+        ).all()
         assert not np.shares_memory(case.output, output)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_correct_kernels_stay_within_the_stored_bounds(dtype):
     pytest.importorskip("ml_dtypes")
-    for case in make_cases(["gqa", "mla"] if dtype == "float32" else ["paged", "packed", "local"], dtype=dtype, seed=3):
+    for case in make_cases(
+        ["gqa", "mla"] if dtype == "float32" else ["paged", "packed", "local"], dtype=dtype, seed=3
+    ):
         output, lse = EmulatedKernel(case.spec)(*case.arrays, function=case.function, **case.options)
         assert case.within(output, lse).all(), case.name
 
@@ -193,7 +238,9 @@ def test_packs_are_not_overwritten(tmp_path, case):
 
 
 def test_cases_of_own_inputs(tmp_path):
-    inputs = attention_inputs("wide", ["softcap", "sinks"], sizes=Sizes(1, 2, 1, 3, 9, 4, 4), dtype=np.float64)
+    inputs = attention_inputs(
+        "wide", ["softcap", "sinks"], sizes=Sizes(1, 2, 1, 3, 9, 4, 4), dtype=np.float64
+    )
     case = make_case(inputs, "bfloat16", seed=9)
     save_case(case, tmp_path / "mine.safetensors")
     assert load_case(tmp_path / "mine.safetensors").spec == KernelSpec.flash("bfloat16")
@@ -209,7 +256,12 @@ def test_cases_of_own_inputs(tmp_path):
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     directory = tmp_path_factory.mktemp("vectors") / "gqa"
-    assert main(["vectors", "make", str(directory), "--pack", "gqa", "--pack", "mla", "--format", "safetensors"]) == 0
+    assert (
+        main(
+            ["vectors", "make", str(directory), "--pack", "gqa", "--pack", "mla", "--format", "safetensors"]
+        )
+        == 0
+    )
     return directory
 
 
@@ -223,7 +275,11 @@ def results(pack, tmp_path_factory):
         if "q_offset" in options:
             options["q_offset"] = 0
         output, lse = EmulatedKernel(case.spec)(*case.arrays, function=case.function, **options)
-        write_arrays(directory / f"{entry.name}.npz", {"output": output.astype(np.float32), "lse": lse.astype(np.float32)}, "")
+        write_arrays(
+            directory / f"{entry.name}.npz",
+            {"output": output.astype(np.float32), "lse": lse.astype(np.float32)},
+            "",
+        )
     return directory
 
 
@@ -252,23 +308,37 @@ def test_vectors_check_finds_a_changed_file(pack, tmp_path, capsys):
     (tmp_path / "copy" / "gqa-normal-causal.safetensors").unlink()
     assert main(["vectors", "check", str(tmp_path / "copy"), "--digests-only", "--json"]) == 1
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)["cases"]}
-    assert "sha256" in found["gqa-normal"]["text"] and found["gqa-normal-causal"]["status"] == "fail" and found["gqa-normal-mask"]["status"] == "pass"
+    assert (
+        "sha256" in found["gqa-normal"]["text"]
+        and found["gqa-normal-causal"]["status"] == "fail"
+        and found["gqa-normal-mask"]["status"] == "pass"
+    )
 
 
 def test_check_require_complete(pack, results, tmp_path, capsys):
-    """Stored scores of 1e6 overflow float16: all rows but one have no bound, and pass unless completeness is required."""
+    """Stored scores of 1e6 overflow float16: all rows but one have no bound, and pass unless
+    completeness is required.
+    """
     rng = np.random.default_rng(0)
     query, key = ((rng.standard_normal((2, 4, 64)) * 3000.0).astype(np.float16) for _ in range(2))
     query[0, 0] = 0.0
     arrays = query, key, rng.standard_normal((2, 4, 8)).astype(np.float16)
     case = make_case(AttentionInputs("big", "big", "attention", arrays), KernelSpec.eager("float16"))
     save_case(case, tmp_path / "case.npz")
-    write_arrays(tmp_path / "o.npz", {"output": case.output.astype(np.float16), "lse": case.lse.astype(np.float32)}, "")
+    write_arrays(
+        tmp_path / "o.npz",
+        {"output": case.output.astype(np.float16), "lse": case.lse.astype(np.float32)},
+        "",
+    )
     words = ["check", str(tmp_path / "case.npz"), str(tmp_path / "o.npz")]
     for stored in ([], ["--stored"]):
         assert main([*words, *stored, "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)["cases"][0]
-        assert facts["status"] == "pass" and facts["complete"] is False and facts["unjudged"] == {"output": 56, "lse": 7}
+        assert (
+            facts["status"] == "pass"
+            and facts["complete"] is False
+            and facts["unjudged"] == {"output": 56, "lse": 7}
+        )
         assert main([*words, *stored, "--require-complete"]) == 1
         assert "not complete: " in capsys.readouterr().out
         whole = ["check", str(pack / "gqa-normal.safetensors"), str(results / "gqa-normal.npz"), *stored]
@@ -281,7 +351,16 @@ def test_check_one_result(pack, results, capsys):
     assert "attention: pass, bound used" in capsys.readouterr().out
     assert main(["check", case, str(results / "gqa-normal.npz"), "--stored"]) == 0
     assert "within the stored bounds" in capsys.readouterr().out
-    assert main(["check", str(pack / "gqa-normal-own-offset-causal.safetensors"), str(results / "gqa-normal-own-offset-causal.npz")]) == 1
+    assert (
+        main(
+            [
+                "check",
+                str(pack / "gqa-normal-own-offset-causal.safetensors"),
+                str(results / "gqa-normal-own-offset-causal.npz"),
+            ]
+        )
+        == 1
+    )
     assert "worst at" in capsys.readouterr().out
     assert main(["check", case, str(results / "gqa-normal.npz"), "--spec", "float64"]) == 1
     assert main(["check", case, str(results / "gqa-normal.npz"), "--spec", "nonsense"]) == 2
@@ -292,7 +371,9 @@ def test_check_one_result(pack, results, capsys):
 def test_check_a_pack(pack, results, tmp_path, capsys):
     assert main(["check", str(pack), str(results), "--json", "--junit", str(tmp_path / "junit.xml")]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in report["cases"] if row["status"] != "pass"] == ["gqa-normal-own-offset-causal"]
+    assert [row["name"] for row in report["cases"] if row["status"] != "pass"] == [
+        "gqa-normal-own-offset-causal"
+    ]
     assert report["cases"][11]["report"]["passed"] is False
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
     assert suite.attrib["failures"] == "1" and "worst at" in suite.find("testcase/failure").text
@@ -357,8 +438,13 @@ def test_diagnose(pack, results, capsys):
 
 
 def test_the_commands_import_nothing_heavy():
-    code = "import sys; from refattn.cli import main; main(['check', '--help']); print('refattn.oracle.verdict.check' in sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(refattn.__file__).parents[1])
+    code = (
+        "import sys; from refattn.cli import main; main(['check', '--help']); "
+        "print('refattn.oracle.verdict.check' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(refattn.__file__).parents[1]
+    )
     assert done.stderr.strip() == "False" and "exit code" in done.stdout
 
 
@@ -371,7 +457,11 @@ def program(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("cpp") / "check_vectors"
-    done = subprocess.run([compiler, *"-std=c++17 -O2 -Wall -Wextra -Werror -o".split(), str(target), str(EXAMPLE)], capture_output=True, text=True)
+    done = subprocess.run(
+        [compiler, *["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-o"], str(target), str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return target
 

@@ -1,4 +1,6 @@
-"""The lean tier: a bias that the roundings of the spec do not make fails with its direction, one that they do make does not."""
+"""The lean tier: a bias that the roundings of the spec do not make fails with its direction, one that
+they do make does not.
+"""
 
 import json
 
@@ -6,18 +8,26 @@ import numpy as np
 import pytest
 
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, check, error_bound
-from refattn.oracle.simulated.emulated import _Run
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.simulated.emulated import _Run
 
 SPECS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "eager bfloat16", "cpu_kernels bfloat16"]
-SIGNS = {"upward": lambda o: 1.0, "downward": lambda o: -1.0, "away from zero": np.sign, "toward zero": lambda o: -np.sign(o)}
+SIGNS = {
+    "upward": lambda o: 1.0,
+    "downward": lambda o: -1.0,
+    "away from zero": np.sign,
+    "toward zero": lambda o: -np.sign(o),
+}
 
 
 def draw(spec, *shapes, seed=0):
     form = kernel_spec(spec).input
     rng = np.random.default_rng(seed)
-    return [round_to(rng.normal(size=shape), "float8_e4m3fn" if form.name == "exact" else form) for shape in shapes]
+    return [
+        round_to(rng.normal(size=shape), "float8_e4m3fn" if form.name == "exact" else form)
+        for shape in shapes
+    ]
 
 
 def square(spec, heads, rows, dim=64, seed=0):
@@ -47,7 +57,7 @@ def test_errors_that_all_lean_to_one_side(bounds, spec, direction, size):
     actual = bound.output + size * bound.output_sigma * SIGNS[direction](bound.output)
     report = check(actual, *arrays, spec=spec)
     # of a kernel whose one error is the last rounding, 1.3 sigma may be more than half a step
-    assert "output lean" in report.failed or size > 1 and "output hard" in report.failed, report.text()
+    assert "output lean" in report.failed or (size > 1 and "output hard" in report.failed), report.text()
     assert report.output.bias_words.startswith(f"errors lean {direction}: mean "), report.output.bias_words
     assert abs(report.output.bias) == pytest.approx(size, rel=0.1)
 
@@ -63,7 +73,9 @@ def test_three_tenths_of_a_sigma_of_25600(bounds, spec):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spec", ["float32", "bfloat16", "eager float16"])
 def test_one_sigma_from_100_independent_errors_and_less_from_more(spec, seed):
-    """A bias beside the kernel's own errors, from as many rows as make the errors independent; a kernel without one passes."""
+    """A bias beside the kernel's own errors, from as many rows as make the errors independent; a
+    kernel without one passes.
+    """
     smallest = []
     for rows in (16, 64, 256):
         arrays = square(spec, 1, rows, seed=seed)
@@ -84,7 +96,10 @@ def test_only_the_lse_leans(bounds, spec, sign):
     arrays, bound = bounds(spec)
     output, _ = EmulatedKernel(kernel_spec(spec))(*arrays)
     report = check(output, *arrays, lse=bound.lse + sign * bound.lse_sigma, spec=spec)
-    assert report.failed == ("lse lean",) and "errors lean " + ("upward" if sign > 0 else "downward") in report.summary, report.text()
+    assert (
+        report.failed == ("lse lean",)
+        and "errors lean " + ("upward" if sign > 0 else "downward") in report.summary
+    ), report.text()
 
 
 @pytest.mark.parametrize("signs", [(1, -1, 1, -1), (0, 0, 1, 0), (0, -1, 0, 0)])
@@ -97,14 +112,36 @@ def test_heads_that_lean_apart(signs):
 
 
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("function, shapes, options", [
-    ("packed_attention", [(2, 128, 64)] * 3, {"cu_q": [0, 40, 128], "cu_kv": [0, 60, 128]}),
-    ("paged_attention", [(1, 2, 128, 64), (8, 1, 16, 64), (8, 1, 16, 64)], {"block_table": np.arange(8)[None], "kv_lengths": [121]}),
-    ("latent_attention", [(2, 128, 32), (2, 128, 16), (128, 48), (128, 16), (2, 32, 48), (2, 64, 48)], {"form": "absorb"}),
-    ("latent_attention", [(2, 128, 32), (2, 128, 16), (128, 48), (128, 16), (2, 32, 48), (2, 64, 48)], {"form": "expand"}),
-    ("block_local_attention", [(2, 128, 64)] * 3, {"block_size": 64}),
-    ("attention", [(2, 128, 64)] * 3, {"causal": True, "alibi_slopes": [0.5, 0.03], "sinks": [0.0, 1.0], "softcap": 15.0}),
-], ids=lambda value: value if isinstance(value, str) else value.get("form", "") if isinstance(value, dict) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "function, shapes, options",
+    [
+        ("packed_attention", [(2, 128, 64)] * 3, {"cu_q": [0, 40, 128], "cu_kv": [0, 60, 128]}),
+        (
+            "paged_attention",
+            [(1, 2, 128, 64), (8, 1, 16, 64), (8, 1, 16, 64)],
+            {"block_table": np.arange(8)[None], "kv_lengths": [121]},
+        ),
+        (
+            "latent_attention",
+            [(2, 128, 32), (2, 128, 16), (128, 48), (128, 16), (2, 32, 48), (2, 64, 48)],
+            {"form": "absorb"},
+        ),
+        (
+            "latent_attention",
+            [(2, 128, 32), (2, 128, 16), (128, 48), (128, 16), (2, 32, 48), (2, 64, 48)],
+            {"form": "expand"},
+        ),
+        ("block_local_attention", [(2, 128, 64)] * 3, {"block_size": 64}),
+        (
+            "attention",
+            [(2, 128, 64)] * 3,
+            {"causal": True, "alibi_slopes": [0.5, 0.03], "sinks": [0.0, 1.0], "softcap": 15.0},
+        ),
+    ],
+    ids=lambda value: (
+        value if isinstance(value, str) else value.get("form", "") if isinstance(value, dict) else ""
+    ),
+)
 @pytest.mark.parametrize("spec", ["float32", "bfloat16"])
 def test_every_form(spec, function, shapes, options):
     arrays, call = draw(spec, *shapes), {"function": function, "spec": spec, **options}
@@ -135,7 +172,9 @@ def truncated(monkeypatch):
         else:
             monkeypatch.setattr(_Run, "rounded_sum", sums)
             before = _Run.__init__
-            monkeypatch.setattr(_Run, "__init__", lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0])
+            monkeypatch.setattr(
+                _Run, "__init__", lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0]
+            )
 
     return make
 
@@ -176,7 +215,9 @@ def test_accumulators_that_truncate_pass_by_a_spec_that_says_so(truncated):
     truncated("sums")
     output, lse = EmulatedKernel(spec)(*arrays)
     report = check(output, *arrays, lse=lse, spec=spec)
-    assert {"output lean", "lse lean"} <= {*report.failed} and "lean toward zero" in report.output.bias_words, report.text()
+    assert {"output lean", "lse lean"} <= {
+        *report.failed
+    } and "lean toward zero" in report.output.bias_words, report.text()
     assert "spec.replace(truncates=True)" in report.text()
     stated = check(output, *arrays, lse=lse, spec=spec.replace(truncates=True))
     assert stated.passed, stated.text()
@@ -199,7 +240,9 @@ def test_heads_that_are_copies_count_once(seed):
 @pytest.mark.parametrize("level", [1.0004, 1.0018, 0.7003])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_results_that_all_round_the_same_way(dtype, level):
-    """All results lie near one number that the format does not hold: a right kernel's errors have the sign of its rounding."""
+    """All results lie near one number that the format does not hold: a right kernel's errors have the
+    sign of its rounding.
+    """
     rng = np.random.default_rng(0)
     query, key = 1e-3 * rng.normal(size=(2, 200, 16)), rng.normal(size=(2, 300, 16))
     value = level + 1e-6 * rng.normal(size=(2, 300, 32))
@@ -210,9 +253,15 @@ def test_results_that_all_round_the_same_way(dtype, level):
 
 
 def test_common_errors_at_the_maximum_that_a_long_row_sum_loses():
-    """A softcap saturates nearly all scores: their weights are 1 but for the same few last digits, all below the last digit of the row sum."""
+    """A softcap saturates nearly all scores: their weights are 1 but for the same few last digits,
+    all below the last digit of the row sum.
+    """
     rng = np.random.default_rng(0)
-    query, key, value = 1.0 + 1e-3 * rng.normal(size=(4, 74, 16)), np.sort(40 * rng.random(size=(1, 864, 1)), axis=1) + 0.1 * rng.normal(size=(1, 864, 16)), rng.normal(size=(1, 864, 64))
+    query, key, value = (
+        1.0 + 1e-3 * rng.normal(size=(4, 74, 16)),
+        np.sort(40 * rng.random(size=(1, 864, 1)), axis=1) + 0.1 * rng.normal(size=(1, 864, 16)),
+        rng.normal(size=(1, 864, 64)),
+    )
     for seed in range(4):
         output, lse = EmulatedKernel(KernelSpec.eager("float64"), seed=seed)(query, key, value, softcap=2.0)
         report = check(output, query, key, value, lse=lse, spec="eager float64", softcap=2.0)
@@ -222,7 +271,13 @@ def test_common_errors_at_the_maximum_that_a_long_row_sum_loses():
 @pytest.mark.parametrize("seed", range(3))
 def test_small_terms_of_one_sign_that_a_coarse_accumulator_loses(seed):
     rng = np.random.default_rng(seed)
-    arrays = [round_to(x, "float16") for x in (*rng.normal(size=(2, 2, 48, 32)), -np.abs(rng.normal(size=(2, 48, 64))) * np.exp(2 * rng.normal(size=(2, 48, 64))))]
+    arrays = [
+        round_to(x, "float16")
+        for x in (
+            *rng.normal(size=(2, 2, 48, 32)),
+            -np.abs(rng.normal(size=(2, 48, 64))) * np.exp(2 * rng.normal(size=(2, 48, 64))),
+        )
+    ]
     spec = kernel_spec("float16").replace(accumulator="float16")
     output, lse = EmulatedKernel(spec, seed=seed)(*arrays)
     report = check(output, *arrays, lse=lse, spec=spec)
@@ -236,11 +291,19 @@ def test_the_report_says_it_in_words_and_numbers(bounds):
     arrays, bound = bounds("bfloat16")
     report = check(bound.output - bound.output_sigma * np.sign(bound.output), *arrays, spec="bfloat16")
     assert report.failed == ("output lean",) and not report.passed and report.wrong
-    assert "FAIL (lean), errors lean toward zero: mean -1 sigma over " in report.summary and " independent errors (allowed 0." in report.summary
+    assert (
+        "FAIL (lean), errors lean toward zero: mean -1 sigma over " in report.summary
+        and " independent errors (allowed 0." in report.summary
+    )
     plain = json.loads(report.to_json())["output"]
-    assert plain["bias"] == report.output.bias < -plain["bias_limit"] and plain["bias_words"] == report.output.bias_words
+    assert (
+        plain["bias"] == report.output.bias < -plain["bias_limit"]
+        and plain["bias_words"] == report.output.bias_words
+    )
     with pytest.raises(AssertionError, match="lean toward zero"):
-        assert_attention_close(bound.output - bound.output_sigma * np.sign(bound.output), *arrays, spec="bfloat16")
+        assert_attention_close(
+            bound.output - bound.output_sigma * np.sign(bound.output), *arrays, spec="bfloat16"
+        )
 
 
 def test_a_wrong_scale_is_not_put_down_to_a_lean(bounds):
@@ -252,10 +315,20 @@ def test_a_wrong_scale_is_not_put_down_to_a_lean(bounds):
 def test_too_few_errors_say_nothing():
     arrays = square("float32", 1, 1, 8)
     report = check(EmulatedKernel(kernel_spec("float32"))(*arrays)[0], *arrays, spec="float32")
-    assert report.passed and np.isnan(report.output.bias) and report.output.bias_words == "" and json.loads(report.to_json())
+    assert (
+        report.passed
+        and np.isnan(report.output.bias)
+        and report.output.bias_words == ""
+        and json.loads(report.to_json())
+    )
 
 
 def test_a_sample_of_rows_is_judged(bounds):
     arrays, bound = bounds("bfloat16")
     report = check(bound.output + bound.output_sigma, *arrays, spec="bfloat16", rows=40)
-    assert report.failed == ("output lean",) and check(EmulatedKernel(kernel_spec("bfloat16"))(*arrays)[0], *arrays, spec="bfloat16", rows=40).passed
+    assert (
+        report.failed == ("output lean",)
+        and check(
+            EmulatedKernel(kernel_spec("bfloat16"))(*arrays)[0], *arrays, spec="bfloat16", rows=40
+        ).passed
+    )

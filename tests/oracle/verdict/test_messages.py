@@ -22,7 +22,9 @@ def test_a_reference_of_the_output_alone():
 
 
 def test_too_few_arrays():
-    with pytest.raises(TypeError, match="arrays must be query, key, value, after the kernel's output; got 2 arrays"):
+    with pytest.raises(
+        TypeError, match="arrays must be query, key, value, after the kernel's output; got 2 arrays"
+    ):
         check(X, X, X)
 
 
@@ -31,7 +33,9 @@ def test_fp8_names_two_formats():
         check(X, X, X, X, spec="fp8")
 
 
-@pytest.mark.parametrize("name, ours", [("is_causal", "causal=True"), ("attn_mask", "mask="), ("softmax_scale", "scale=")])
+@pytest.mark.parametrize(
+    "name, ours", [("is_causal", "causal=True"), ("attn_mask", "mask="), ("softmax_scale", "scale=")]
+)
 def test_names_of_other_libraries(name, ours):
     with pytest.raises(TypeError, match=f"got {name}. In refattn it is {ours}"):
         check(X, X, X, X, **{name: None})
@@ -52,7 +56,9 @@ def test_values_without_columns():
 
 
 def test_an_infinite_value_whose_weight_is_flushed_may_be_left_out():
-    """Where a weight converts to 0, a kernel that leaves such keys out gives the mean of the rest; one that multiplies gives NaN."""
+    """Where a weight converts to 0, a kernel that leaves such keys out gives the mean of the rest;
+    one that multiplies gives NaN.
+    """
     query, key, value = np.ones((1, 1, 1)), np.array([[[8.0], [0.0]]]), np.array([[[1.0], [np.inf]]])
     spec = KernelSpec.flash("float8_e4m3fn")
     output, lse = EmulatedKernel(spec)(query, key, value)

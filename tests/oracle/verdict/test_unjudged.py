@@ -1,4 +1,6 @@
-"""Results of which the spec says nothing, because an intermediate may overflow: not a pass, and not anything goes either."""
+"""Results of which the spec says nothing, because an intermediate may overflow: not a pass, and not
+anything goes either.
+"""
 
 import json
 
@@ -23,7 +25,9 @@ def test_an_output_beyond_all_values_fails_whatever_the_spec(number):
     assert set(report.failed) == {"output not judged", "output range"} and report.output.outside == 64
     assert "64 outside the range" in report.text()
     with pytest.raises(AssertionError, match="range"):
-        assert_attention_close(np.full((2, 4, 8), number, np.float16), *arrays, spec=KernelSpec.eager("float16"))
+        assert_attention_close(
+            np.full((2, 4, 8), number, np.float16), *arrays, spec=KernelSpec.eager("float16")
+        )
 
 
 def test_a_verdict_without_a_judged_element_is_not_a_pass():
@@ -83,8 +87,14 @@ def test_empty_rows_are_judged_in_every_form_and_format():
     for spec in ("tfloat32", "bfloat16", "float32"):
         for options in ({"q_offset": -2, "causal": True}, {"mask": np.zeros((4, 3), bool)}):
             output, lse = refattn.latent_attention_with_lse(*arrays, **options)
-            report = check(output.astype(np.float32), *arrays, lse=lse.astype(np.float32), spec=KernelSpec.flash(spec).replace(output="float32"),
-                           function="latent_attention", **options)  # fmt: skip
+            report = check(
+                output.astype(np.float32),
+                *arrays,
+                lse=lse.astype(np.float32),
+                spec=KernelSpec.flash(spec).replace(output="float32"),
+                function="latent_attention",
+                **options,
+            )
             assert report.complete and report.passed, report.text()
 
 
@@ -102,9 +112,20 @@ def with_bias_everywhere(size):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("share, failed", [(1e-3, "positions"), (0.4, "positions"), (0.55, "positions"), (0.65, "not judged"), (1.0, "not judged")])
+@pytest.mark.parametrize(
+    "share, failed",
+    [
+        (1e-3, "positions"),
+        (0.4, "positions"),
+        (0.55, "positions"),
+        (0.65, "not judged"),
+        (1.0, "not judged"),
+    ],
+)
 def test_results_that_are_not_finite_never_pass_for_finite_ones(share, failed, bad):
-    """A bias that overflows when a kernel multiplies it by log2(e) may give NaN, which is no pass; below that nothing overflows and it is wrong."""
+    """A bias that overflows when a kernel multiplies it by log2(e) may give NaN, which is no pass;
+    below that nothing overflows and it is wrong.
+    """
     arrays, bias, output, lse = with_bias_everywhere(np.float32(share * LARGEST))
     assert check(output, *arrays, lse=lse, bias=bias).passed
     output[:, 2] = bad
@@ -130,7 +151,10 @@ def test_infinite_bounds_of_sums_excuse_no_nan():
     q, k, v = (rng.standard_normal((1, size, 4)) for size in (3, 9000, 9000))
     output = refattn.attention(q, k, v)
     spec = KernelSpec.flash("float64").replace(accumulator="e8m13", truncates=True)
-    assert np.isinf(check(output, q, k, v, spec=spec).output.at_worst["hard"]) and check(output, q, k, v, spec=spec).output.outside == 0
+    assert (
+        np.isinf(check(output, q, k, v, spec=spec).output.at_worst["hard"])
+        and check(output, q, k, v, spec=spec).output.outside == 0
+    )
     output[0, 1] = np.nan
     report = check(output, q, k, v, spec=spec)
     assert "output positions" in report.failed and report.wrong, report.text()

@@ -1,4 +1,6 @@
-"""check and assert_attention_close: correct kernels pass, each tier catches what it is for, and the report says what is wrong and where."""
+"""check and assert_attention_close: correct kernels pass, each tier catches what it is for, and the
+report says what is wrong and where.
+"""
 
 import ast
 import json
@@ -36,7 +38,9 @@ def kernel_result():
 def judge(kernel_result, output=None, lse=None, **changes):
     arrays, options, right_output, right_lse = kernel_result
     output = right_output if output is None else output
-    return check(output, *arrays, lse=right_lse if lse is None else lse, **{"spec": HALF, **options, **changes})
+    return check(
+        output, *arrays, lse=right_lse if lse is None else lse, **{"spec": HALF, **options, **changes}
+    )
 
 
 # Passing
@@ -72,10 +76,15 @@ def test_spec_is_inferred_from_the_output_and_said(dtype):
 def test_assert_passes_and_raises_the_report(kernel_result):
     arrays, options, output, lse = kernel_result
     assert assert_attention_close(output, *arrays, lse=lse, spec=HALF, **options) is None
-    with pytest.raises(AssertionError, match=r"attention: FAIL \(hard, tight, aggregate\), bound used") as caught:
+    with pytest.raises(
+        AssertionError, match=r"attention: FAIL \(hard, tight, aggregate\), bound used"
+    ) as caught:
         assert_attention_close(1.1 * output, *arrays, spec=HALF, **options)
     assert "beyond the bound: " in str(caught.value) and "flash bfloat16" in str(caught.value)
-    assert any(entry.name == "assert_attention_close" and entry.frame.f_locals["__tracebackhide__"] for entry in caught.traceback)
+    assert any(
+        entry.name == "assert_attention_close" and entry.frame.f_locals["__tracebackhide__"]
+        for entry in caught.traceback
+    )
 
 
 def test_torch_scaled_dot_product_attention_passes():
@@ -84,7 +93,7 @@ def test_torch_scaled_dot_product_attention_passes():
         q, k, v = (torch.from_numpy(array).to(dtype) for array in sample(batch=(1,), kv_heads=4, q_len=48))
         output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         report = check(output, q, k, v, causal=True)
-        assert report.passed and 0.05 < report.output.use_tight, report.text()
+        assert report.passed and report.output.use_tight > 0.05, report.text()
 
 
 # Each tier catches what it is for
@@ -133,7 +142,9 @@ def test_rows_that_see_nothing_must_be_zero_with_lse_minus_infinity(empty_lse):
     output, lse = EmulatedKernel(HALF)(*arrays, causal=True, q_offset=-4)
     assert check(output, *arrays, lse=lse, spec=HALF, causal=True, q_offset=-4).passed
     other = np.where(np.isneginf(lse), empty_lse, lse)
-    assert check(output, *arrays, lse=other, spec=HALF, causal=True, q_offset=-4).failed == ("lse positions",)
+    assert check(output, *arrays, lse=other, spec=HALF, causal=True, q_offset=-4).failed == (
+        "lse positions",
+    )
     wrong = output.copy()
     wrong[0, 0, 0] = 1e-30
     report = check(wrong, *arrays, spec=HALF, causal=True, q_offset=-4)
@@ -145,13 +156,17 @@ def test_one_wrong_element_is_found_and_named(kernel_result):
     output[1, 3, 17, 5] += 0.2
     report = judge(kernel_result, output)
     assert {"output hard", "output tight"} <= set(report.failed) and "lse hard" not in report.failed
-    assert report.output.worst == (1, 3, 17, 5) and report.summary.endswith("worst at batch 1 head 3 row 17 dim 5")
+    assert report.output.worst == (1, 3, 17, 5) and report.summary.endswith(
+        "worst at batch 1 head 3 row 17 dim 5"
+    )
     assert "1 of 256 rows; heads 3 of 4; rows 17 of 32, the first is 17; dims 5 of 24" in report.text()
     np.testing.assert_allclose(report.output.at_worst["error"], 0.2, rtol=0.2)
 
 
 def test_tight_tier_catches_what_the_hard_bound_allows():
-    """Output off by a few units of float32's last digits, 4096 keys: every element within the rigorous bound."""
+    """Output off by a few units of float32's last digits, 4096 keys: every element within the
+    rigorous bound.
+    """
     arrays = sample(heads=1, kv_heads=1, q_len=8, kv_len=4096, dtype="float32")
     spec = KernelSpec.flash("float32")
     output, _ = EmulatedKernel(spec)(*arrays)
@@ -170,13 +185,23 @@ def test_aggregate_tier_catches_errors_that_never_stick_out():
 def test_lse_is_judged_like_the_output(kernel_result):
     lse = kernel_result[3] / np.log(2.0)  # base 2
     report = judge(kernel_result, lse=lse)
-    assert {"lse hard", "lse tight"} <= set(report.failed) and not any(name.startswith("output") for name in report.failed)
+    assert {"lse hard", "lse tight"} <= set(report.failed) and not any(
+        name.startswith("output") for name in report.failed
+    )
     assert "of the lse" in report.summary and report.lse.worst is not None and len(report.lse.worst) == 3
 
 
 @pytest.mark.parametrize(
     "mistake",
-    [{"causal": False}, {"scale": 0.26}, {"softcap": 20.0}, {"q_offset": 0}, {"window": (20, 0)}, {"sinks": [0.0] * 4}, {"kv_lengths": 47}],
+    [
+        {"causal": False},
+        {"scale": 0.26},
+        {"softcap": 20.0},
+        {"q_offset": 0},
+        {"window": (20, 0)},
+        {"sinks": [0.0] * 4},
+        {"kv_lengths": 47},
+    ],
     ids=str,
 )
 def test_mistaken_options_are_caught(kernel_result, mistake):
@@ -245,7 +270,10 @@ def test_wrong_lse_shape(kernel_result):
 
 def test_forms():
     rng = np.random.default_rng(0)
-    arrays = [round_to(rng.normal(size=shape), "float16") for shape in ((2, 9, 8), (2, 9, 4), (20, 12), (20, 4), (2, 8, 12), (2, 6, 12))]
+    arrays = [
+        round_to(rng.normal(size=shape), "float16")
+        for shape in ((2, 9, 8), (2, 9, 4), (20, 12), (20, 4), (2, 8, 12), (2, 6, 12))
+    ]
     kernel = EmulatedKernel(KernelSpec.flash("float16"))
     for form in ("absorb", "expand"):
         call = {"function": "latent_attention", "form": form, "causal": True}
@@ -275,7 +303,7 @@ def test_reference_in_float64_is_used(kernel_result):
 
 
 def test_a_sample_of_rows(kernel_result):
-    arrays, options, right, lse = kernel_result
+    _arrays, _options, right, _lse = kernel_result
     report = judge(kernel_result, rows=5)
     assert report.passed and report.output.rows_checked == 2 * 4 * 5
     looked_at = ~np.isnan(report.output.use_map)
@@ -298,8 +326,13 @@ def test_a_sample_of_rows(kernel_result):
 
 
 def test_memory_stays_bounded_where_scores_would_not_fit():
-    """4096 x 4096 scores are 128 MiB an array in float64; the check must hold far less than the score arrays it reads from."""
-    arrays = [array.astype(np.float32) for array in sample(heads=1, kv_heads=1, q_len=4096, kv_len=4096, dim=4, v_dim=4, dtype="float32")]
+    """4096 x 4096 scores are 128 MiB an array in float64; the check must hold far less than the score
+    arrays it reads from.
+    """
+    arrays = [
+        array.astype(np.float32)
+        for array in sample(heads=1, kv_heads=1, q_len=4096, kv_len=4096, dim=4, v_dim=4, dtype="float32")
+    ]
     output = refattn.attention(*arrays, causal=True).astype(np.float32)
     tracemalloc.start()
     try:
@@ -320,7 +353,10 @@ def test_json_holds_the_numbers_and_is_valid(kernel_result):
     assert plain["passed"] is False and plain["failed"] == ["output positions"]
     assert plain["output"]["worst"] == [0, 1, 9, 3] and plain["output"]["at_worst"]["got"] == "nan"
     assert plain["spec"]["weight"] == "bfloat16" and np.shape(plain["output"]["use_by_head"]) == (2, 4)
-    assert plain["output"]["use_by_head"][0][1] == "inf" and sum(plain["output"]["histogram"]) == plain["output"]["checked"]
+    assert (
+        plain["output"]["use_by_head"][0][1] == "inf"
+        and sum(plain["output"]["histogram"]) == plain["output"]["checked"]
+    )
 
 
 def test_heat_map_shows_where(kernel_result):
@@ -328,7 +364,11 @@ def test_heat_map_shows_where(kernel_result):
     output[1, 2, 20:] += 1.0
     lines = judge(kernel_result, output).output.heat_map().splitlines()
     assert len(lines) == 8 and all(len(line) == 34 for line in lines)
-    assert lines[6][21:33] == "@" * 12 and "@" not in lines[6][:21] and all("@" not in line for line in lines[:6] + lines[7:])
+    assert (
+        lines[6][21:33] == "@" * 12
+        and "@" not in lines[6][:21]
+        and all("@" not in line for line in lines[:6] + lines[7:])
+    )
 
 
 def test_heat_map_of_long_rows_is_pooled():
@@ -367,7 +407,7 @@ def test_empty_sizes(shape):
 
 
 def test_errors_are_those_of_the_function(kernel_result):
-    (q, k, v), options, output, _ = kernel_result
+    (q, k, v), _options, output, _ = kernel_result
     with pytest.raises(ValueError, match="query and key must have the same head_dim"):
         check(output, q, k[..., :-1], v)
     with pytest.raises(TypeError, match="actual must be float16, bfloat16"):
@@ -386,7 +426,9 @@ def test_nothing_compares_the_name_of_a_result(room):
     for path in sorted((Path(refattn.__file__).parent / "oracle" / room).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
-                sides = [side.value for side in (node.left, *node.comparators) if isinstance(side, ast.Constant)]
+                sides = [
+                    side.value for side in (node.left, *node.comparators) if isinstance(side, ast.Constant)
+                ]
                 asking += [f"{path.name}:{node.lineno}" for side in sides if side in names]
     assert not asking
 
@@ -412,7 +454,8 @@ def one_channel(*numbers, dtype=np.float64):
     return np.array(numbers, dtype=dtype).reshape(1, -1, 1)
 
 
-BEYOND = {  # calls whose exact result is finite although float64, step by step, meets NaN or infinity on the way
+# calls whose exact result is finite although float64, step by step, meets NaN or infinity on the way
+BEYOND = {
     "a NaN key that a bias hides": (
         one_channel(1.0),
         one_channel(np.nan, 1.0),
@@ -425,14 +468,21 @@ BEYOND = {  # calls whose exact result is finite although float64, step by step,
         one_channel(7.0, 0.6),
         {"bias": np.array([[-np.inf, 0.0]])},
     ),
-    "a product beyond float64": (one_channel(1e200), one_channel(1e200), one_channel(3.0), {"scale": 1e-300}),
+    "a product beyond float64": (
+        one_channel(1e200),
+        one_channel(1e200),
+        one_channel(3.0),
+        {"scale": 1e-300},
+    ),
     "a score below float64": (one_channel(1e200), one_channel(-1e200), one_channel(3.0), {}),
 }
 
 
 @pytest.mark.parametrize("query, key, value, options", BEYOND.values(), ids=BEYOND)
 def test_no_right_result_is_wrong_where_float64_leaves_its_range_on_the_way(query, key, value, options):
-    """Nothing is claimed there, but a mean of the visible values is not called wrong, and what is none still is."""
+    """Nothing is claimed there, but a mean of the visible values is not called wrong, and what is
+    none still is.
+    """
     output, lse = refattn.attention_with_lse(query, key, value, **options)
     assert not check(output, query, key, value, lse=lse, **options).wrong
     assert check(output + 10.0, query, key, value, lse=lse, **options).wrong

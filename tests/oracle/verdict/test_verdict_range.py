@@ -1,4 +1,6 @@
-"""Results at the end of a format's range, and infinite values of weights that underflow: what passes there, and what does not."""
+"""Results at the end of a format's range, and infinite values of weights that underflow: what passes
+there, and what does not.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,11 @@ def spec_of(words):
 
 def equal_weights(value):
     """Query, key and value of which every output is `value`."""
-    return np.ones((1, 1, 16), np.float16), np.zeros((1, 4, 16), np.float16), np.full((1, 4, 16), value, np.float16)
+    return (
+        np.ones((1, 1, 16), np.float16),
+        np.zeros((1, 4, 16), np.float16),
+        np.full((1, 4, 16), value, np.float16),
+    )
 
 
 @pytest.mark.parametrize("dims", [slice(None), slice(3, 4)], ids=["all", "one"])
@@ -30,7 +36,10 @@ def test_the_largest_number_of_the_wrong_sign(sign, dims):
     assert report.wrong and "output hard" in report.failed and report.output.use_hard > 100
 
 
-@pytest.mark.parametrize("number, passes", [(448, True), (-448, False), (np.inf, True), (-np.inf, False), (300, False), (3e38, False)])
+@pytest.mark.parametrize(
+    "number, passes",
+    [(448, True), (-448, False), (np.inf, True), (-np.inf, False), (300, False), (3e38, False)],
+)
 def test_a_saturated_output_has_the_sign_of_the_result_and_is_the_largest_number(number, passes):
     arrays = equal_weights(500)
     spec = KernelSpec.flash("float8_e4m3fn").replace(output="float8_e4m3fn", accumulator="float32")
@@ -38,7 +47,9 @@ def test_a_saturated_output_has_the_sign_of_the_result_and_is_the_largest_number
 
 
 def small_weight(bad, score=-8.0, v_dim=16):
-    """Key 3 has a weight of 4 exp(score) / 3 at most, and `bad` in column 0 of its value; the mean of the other values comes along."""
+    """Key 3 has a weight of 4 exp(score) / 3 at most, and `bad` in column 0 of its value; the mean of
+    the other values comes along.
+    """
     rng = np.random.default_rng(5)
     query, key = np.ones((1, 1, 16), np.float16), np.zeros((1, 4, 16), np.float16)
     key[0, 3] = score / 4
@@ -64,7 +75,9 @@ def test_an_infinite_value_of_vanishing_weight_excuses_no_other_number(words, ba
         assert report.complete and report.wrong is not report.passed
     right = {value for value, passed in verdicts.items() if passed}
     expected = {float(rest[0, 0, 0]), *([bad] if np.isinf(bad) else [])}
-    assert {x for x in right if not np.isnan(x)} == expected and not any(np.isnan(x) and not ok for x, ok in verdicts.items())
+    assert {x for x in right if not np.isnan(x)} == expected and not any(
+        np.isnan(x) and not ok for x, ok in verdicts.items()
+    )
 
 
 @pytest.mark.parametrize("words", SPECS)
@@ -90,7 +103,9 @@ def test_of_two_infinite_values_the_one_that_keeps_its_weight_counts():
 
 
 def test_weights_after_division_by_the_row_sum_underflow_sooner():
-    """Eager kernels convert weight / row sum: 4096 equal keys move the underflow of float16 by 12 powers of two."""
+    """Eager kernels convert weight / row sum: 4096 equal keys move the underflow of float16 by 12
+    powers of two.
+    """
     query, key, value = np.ones((1, 1, 1)), np.zeros((1, 4097, 1)), np.ones((1, 4097, 1))
     key[0, 0], value[0, 0] = -12.0, np.inf
     for spec, left_out in ((KernelSpec.eager("float16"), True), (KernelSpec.flash("float16"), False)):
@@ -100,13 +115,21 @@ def test_weights_after_division_by_the_row_sum_underflow_sooner():
 
 
 def test_dropped_infinite_values_have_no_say():
-    """Key 3 has an underflowing weight, key 1 a large one that dropout takes away: a kernel that skips zeros gives the mean of the rest."""
+    """Key 3 has an underflowing weight, key 1 a large one that dropout takes away: a kernel that
+    skips zeros gives the mean of the rest.
+    """
     (query, key, value), _ = small_weight(-np.inf, -32.0)
     value[0, 1, 0] = np.inf
     dropout = {"dropout_mask": np.array([[True, False, True, True]]), "dropout_rate": 0.5}
     spec = KernelSpec.flash("float16")
     output = EmulatedKernel(spec)(query, key, value, **dropout)[0]
     assert refattn.attention(query, key, value, **dropout)[0, 0, 0] == -np.inf and np.isfinite(output).all()
-    for number, passes in ((output[0, 0, 0], True), (np.nan, True), (-np.inf, True), (np.inf, False), (9.0, False)):
+    for number, passes in (
+        (output[0, 0, 0], True),
+        (np.nan, True),
+        (-np.inf, True),
+        (np.inf, False),
+        (9.0, False),
+    ):
         output[0, 0, 0] = number
         assert check(output, query, key, value, spec=spec, **dropout).passed is passes

@@ -1,7 +1,9 @@
-"""The table of bad calls: for every public function, a good call with one thing changed, and the exact error it must raise.
+"""The table of bad calls: for every public function, a good call with one thing changed, and the exact
+error it must raise.
 
-`refattn` and `cpu_kernels` must raise the same error for the same call, so the table knows no package. A row of `attention` also holds for
-`attention_with_lse` and `attention_steps`; `TWINS` says which names share rows.
+`refattn` and `cpu_kernels` must raise the same error for the same call, so the table knows no package. A
+row of `attention` also holds for `attention_with_lse` and `attention_steps`; `TWINS` says which names
+share rows.
 """
 
 from bad_calls import block_local, dense, latent, merge, named, options, packed, paged

@@ -1,9 +1,9 @@
 """Bad calls of `latent_attention`, `latent_attention_with_lse` and `multi_head_latent_attention`."""
 
 import numpy as np
+from fake_gpu import FakeGpu
 
 from bad_calls.call import endless, real, table, yes
-from fake_gpu import FakeGpu
 
 GOOD = {
     "q_nope": real(2, 6, 4, 8),
@@ -20,7 +20,12 @@ AT_LEAST_ONE = "num_heads, qk_nope_head_dim + qk_rope_head_dim and kv_lora_rank 
 
 BAD = table(
     "latent_attention",
-    ("form unknown", {"form": "absorbed"}, ValueError, "form must be 'absorb' or 'expand'; got form='absorbed'."),
+    (
+        "form unknown",
+        {"form": "absorbed"},
+        ValueError,
+        "form must be 'absorb' or 'expand'; got form='absorbed'.",
+    ),
     ("form none", {"form": None}, TypeError, "form must be 'absorb' or 'expand'; got form=None."),
     (
         "form array",
@@ -32,10 +37,21 @@ BAD = table(
         "q_nope integer",
         {"q_nope": np.ones((2, 6, 4, 8), np.uint8)},
         TypeError,
-        "q_nope must be float16, bfloat16, float32 or float64; got q_nope.dtype=uint8. Cast it with np.asarray(q_nope, np.float32).",
+        "q_nope must be float16, bfloat16, float32 or float64; got q_nope.dtype=uint8. Cast it with "
+        "np.asarray(q_nope, np.float32).",
     ),
-    ("k_rope none", {"k_rope": None}, TypeError, "k_rope must be an array of real numbers; got k_rope=None."),
-    ("w_uk complex", {"w_uk": real(6, 8, 16) * 1j}, TypeError, "w_uk must be an array of real numbers; got w_uk.dtype=complex64."),
+    (
+        "k_rope none",
+        {"k_rope": None},
+        TypeError,
+        "k_rope must be an array of real numbers; got k_rope=None.",
+    ),
+    (
+        "w_uk complex",
+        {"w_uk": real(6, 8, 16) * 1j},
+        TypeError,
+        "w_uk must be an array of real numbers; got w_uk.dtype=complex64.",
+    ),
     (
         "kv_latent on a gpu",
         {"kv_latent": FakeGpu()},
@@ -61,12 +77,37 @@ BAD = table(
         ValueError,
         "kv_latent must have at least 2 axes, the last ones (length, dim); got kv_latent.shape=(16,).",
     ),
-    ("k_rope number", {"k_rope": 0.0}, ValueError, "k_rope must have at least 2 axes, the last ones (length, dim); got k_rope.shape=()."),
+    (
+        "k_rope number",
+        {"k_rope": 0.0},
+        ValueError,
+        "k_rope must have at least 2 axes, the last ones (length, dim); got k_rope.shape=().",
+    ),
     ("w_uk of two axes", {"w_uk": real(48, 16)}, ValueError, f"w_uk {WEIGHT}; got w_uk.shape=(48, 16)."),
-    ("w_uv of four axes", {"w_uv": real(1, 6, 7, 16)}, ValueError, f"w_uv {WEIGHT}; got w_uv.shape=(1, 6, 7, 16)."),
-    ("q_rope of another length", {"q_rope": real(2, 6, 5, 3)}, ValueError, "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 6, 5, 3)."),
-    ("q_rope of other heads", {"q_rope": real(2, 1, 4, 3)}, ValueError, "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 1, 4, 3)."),
-    ("rope dims differ", {"k_rope": real(2, 5, 4)}, ValueError, "q_rope must have shape (2, 6, 4, 4); got q_rope.shape=(2, 6, 4, 3)."),
+    (
+        "w_uv of four axes",
+        {"w_uv": real(1, 6, 7, 16)},
+        ValueError,
+        f"w_uv {WEIGHT}; got w_uv.shape=(1, 6, 7, 16).",
+    ),
+    (
+        "q_rope of another length",
+        {"q_rope": real(2, 6, 5, 3)},
+        ValueError,
+        "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 6, 5, 3).",
+    ),
+    (
+        "q_rope of other heads",
+        {"q_rope": real(2, 1, 4, 3)},
+        ValueError,
+        "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 1, 4, 3).",
+    ),
+    (
+        "rope dims differ",
+        {"k_rope": real(2, 5, 4)},
+        ValueError,
+        "q_rope must have shape (2, 6, 4, 4); got q_rope.shape=(2, 6, 4, 3).",
+    ),
     (
         "kv_latent of another batch",
         {"kv_latent": real(1, 5, 16)},
@@ -85,23 +126,60 @@ BAD = table(
         ValueError,
         f"kv_latent must have shape (2, 5, 16); got kv_latent.shape=(2, 6, 5, 16). {NO_HEADS}",
     ),
-    ("k_rope of another length", {"k_rope": real(2, 6, 3)}, ValueError, f"k_rope must have shape (2, 5, 3); got k_rope.shape=(2, 6, 3). {NO_HEADS}"),
-    ("w_uk of other heads", {"w_uk": real(3, 8, 16)}, ValueError, "w_uk must have shape (6, 8, 16); got w_uk.shape=(3, 8, 16)."),
-    ("w_uk of another nope", {"w_uk": real(6, 9, 16)}, ValueError, "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 9, 16)."),
-    ("w_uk transposed", {"w_uk": real(6, 16, 8)}, ValueError, "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 16, 8)."),
-    ("w_uv of another rank", {"w_uv": real(6, 7, 12)}, ValueError, "w_uv must have shape (6, 7, 16); got w_uv.shape=(6, 7, 12)."),
-    ("w_uv of other heads", {"w_uv": real(1, 7, 16)}, ValueError, "w_uv must have shape (6, 7, 16); got w_uv.shape=(1, 7, 16)."),
+    (
+        "k_rope of another length",
+        {"k_rope": real(2, 6, 3)},
+        ValueError,
+        f"k_rope must have shape (2, 5, 3); got k_rope.shape=(2, 6, 3). {NO_HEADS}",
+    ),
+    (
+        "w_uk of other heads",
+        {"w_uk": real(3, 8, 16)},
+        ValueError,
+        "w_uk must have shape (6, 8, 16); got w_uk.shape=(3, 8, 16).",
+    ),
+    (
+        "w_uk of another nope",
+        {"w_uk": real(6, 9, 16)},
+        ValueError,
+        "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 9, 16).",
+    ),
+    (
+        "w_uk transposed",
+        {"w_uk": real(6, 16, 8)},
+        ValueError,
+        "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 16, 8).",
+    ),
+    (
+        "w_uv of another rank",
+        {"w_uv": real(6, 7, 12)},
+        ValueError,
+        "w_uv must have shape (6, 7, 16); got w_uv.shape=(6, 7, 12).",
+    ),
+    (
+        "w_uv of other heads",
+        {"w_uv": real(1, 7, 16)},
+        ValueError,
+        "w_uv must have shape (6, 7, 16); got w_uv.shape=(1, 7, 16).",
+    ),
     (
         "no heads",
-        {"q_nope": real(2, 0, 4, 8), "q_rope": real(2, 0, 4, 3), "w_uk": real(0, 8, 16), "w_uv": real(0, 7, 16)},
+        {
+            "q_nope": real(2, 0, 4, 8),
+            "q_rope": real(2, 0, 4, 3),
+            "w_uk": real(0, 8, 16),
+            "w_uv": real(0, 7, 16),
+        },
         ValueError,
-        f"{AT_LEAST_ONE}; got q_nope.shape=(2, 0, 4, 8), q_rope.shape=(2, 0, 4, 3), kv_latent.shape=(2, 5, 16).",
+        f"{AT_LEAST_ONE}; got q_nope.shape=(2, 0, 4, 8), q_rope.shape=(2, 0, 4, 3), kv_latent.shape=(2, 5, "
+        "16).",
     ),
     (
         "rank of 0",
         {"kv_latent": real(2, 5, 0), "w_uk": real(6, 8, 0), "w_uv": real(6, 7, 0)},
         ValueError,
-        f"{AT_LEAST_ONE}; got q_nope.shape=(2, 6, 4, 8), q_rope.shape=(2, 6, 4, 3), kv_latent.shape=(2, 5, 0).",
+        f"{AT_LEAST_ONE}; got q_nope.shape=(2, 6, 4, 8), q_rope.shape=(2, 6, 4, 3), kv_latent.shape=(2, 5, "
+        "0).",
     ),
     (
         "mask of key length",
@@ -109,9 +187,24 @@ BAD = table(
         ValueError,
         "mask must broadcast to (..., heads, q_len, kv_len)=(2, 6, 4, 5); got mask.shape=(4, 6).",
     ),
-    ("kv_lengths beyond the keys", {"kv_lengths": 6}, ValueError, "kv_lengths must be between 0 and kv_len=5; got kv_lengths=6."),
-    ("q_offset per head", {"q_offset": [0] * 6}, ValueError, "q_offset must be an integer or have shape (2,); got q_offset.shape=(6,)."),
-    ("sinks of the wrong length", {"sinks": real(1)}, ValueError, "sinks must have shape (6,), one logit a query head; got sinks.shape=(1,)."),
+    (
+        "kv_lengths beyond the keys",
+        {"kv_lengths": 6},
+        ValueError,
+        "kv_lengths must be between 0 and kv_len=5; got kv_lengths=6.",
+    ),
+    (
+        "q_offset per head",
+        {"q_offset": [0] * 6},
+        ValueError,
+        "q_offset must be an integer or have shape (2,); got q_offset.shape=(6,).",
+    ),
+    (
+        "sinks of the wrong length",
+        {"sinks": real(1)},
+        ValueError,
+        "sinks must have shape (6,), one logit a query head; got sinks.shape=(1,).",
+    ),
     (
         "output too large",
         {"q_nope": endless(2, 6, 2**40, 8), "q_rope": endless(2, 6, 2**40, 3)},

@@ -1,9 +1,9 @@
 """Bad calls of `merge_states`."""
 
 import numpy as np
+from fake_gpu import FakeGpu
 
 from bad_calls.call import endless, real, table
-from fake_gpu import FakeGpu
 
 GOOD = {"outputs": [real(6, 4, 7), real(6, 4, 7)], "lses": [real(6, 4), real(6, 4)]}
 
@@ -12,9 +12,19 @@ SAME_SHAPE = "outputs must all have the same shape (..., length, dim)"
 
 BAD = table(
     "merge_states",
-    ("nothing to merge", {"outputs": [], "lses": []}, ValueError, f"{STATES}; got len(outputs)=0, len(lses)=0."),
+    (
+        "nothing to merge",
+        {"outputs": [], "lses": []},
+        ValueError,
+        f"{STATES}; got len(outputs)=0, len(lses)=0.",
+    ),
     ("an lse missing", {"lses": [real(6, 4)]}, ValueError, f"{STATES}; got len(outputs)=2, len(lses)=1."),
-    ("an output missing", {"outputs": [real(6, 4, 7)]}, ValueError, f"{STATES}; got len(outputs)=1, len(lses)=2."),
+    (
+        "an output missing",
+        {"outputs": [real(6, 4, 7)]},
+        ValueError,
+        f"{STATES}; got len(outputs)=1, len(lses)=2.",
+    ),
     (
         "outputs of different lengths",
         {"outputs": [real(6, 4, 7), real(6, 5, 7)]},
@@ -61,14 +71,45 @@ BAD = table(
         "outputs integer",
         {"outputs": [real(6, 4, 7), np.ones((6, 4, 7), int)]},
         TypeError,
-        "outputs[1] must be float16, bfloat16, float32 or float64; got outputs[1].dtype=int64. Cast it with np.asarray(outputs[1], np.float32).",
+        "outputs[1] must be float16, bfloat16, float32 or float64; got outputs[1].dtype=int64. Cast it "
+        "with np.asarray(outputs[1], np.float32).",
     ),
-    ("lses complex", {"lses": [1j * real(6, 4), real(6, 4)]}, TypeError, "lses[0] must be an array of real numbers; got lses[0].dtype=complex64."),
-    ("output none", {"outputs": [None, real(6, 4, 7)]}, TypeError, "outputs[0] must be an array of real numbers; got outputs[0]=None."),
-    ("outputs none", {"outputs": None}, TypeError, "outputs must be an array of real numbers; got outputs=None."),
-    ("lses number", {"lses": 1.0}, ValueError, "lses must be a sequence of arrays or one stacked array; got lses.shape=()."),
-    ("outputs generator", {"outputs": iter([real(6, 4, 7)] * 2)}, TypeError, "outputs must be an array of real numbers; got type(outputs)=list_iterator."),
-    ("outputs text", {"outputs": "ab"}, TypeError, "outputs must be an array of real numbers; got type(outputs)=str."),
+    (
+        "lses complex",
+        {"lses": [1j * real(6, 4), real(6, 4)]},
+        TypeError,
+        "lses[0] must be an array of real numbers; got lses[0].dtype=complex64.",
+    ),
+    (
+        "output none",
+        {"outputs": [None, real(6, 4, 7)]},
+        TypeError,
+        "outputs[0] must be an array of real numbers; got outputs[0]=None.",
+    ),
+    (
+        "outputs none",
+        {"outputs": None},
+        TypeError,
+        "outputs must be an array of real numbers; got outputs=None.",
+    ),
+    (
+        "lses number",
+        {"lses": 1.0},
+        ValueError,
+        "lses must be a sequence of arrays or one stacked array; got lses.shape=().",
+    ),
+    (
+        "outputs generator",
+        {"outputs": iter([real(6, 4, 7)] * 2)},
+        TypeError,
+        "outputs must be an array of real numbers; got type(outputs)=list_iterator.",
+    ),
+    (
+        "outputs text",
+        {"outputs": "ab"},
+        TypeError,
+        "outputs must be an array of real numbers; got type(outputs)=str.",
+    ),
     (
         "output on a gpu",
         {"outputs": [real(6, 4, 7), FakeGpu()]},
@@ -80,7 +121,8 @@ BAD = table(
         "stacked outputs on a gpu",
         {"outputs": FakeGpu()},
         TypeError,
-        "outputs must be in CPU memory; got outputs.device=cuda:0. Pass outputs.cpu() (cupy: outputs.get(), jax: jax.device_get(outputs)).",
+        "outputs must be in CPU memory; got outputs.device=cuda:0. Pass outputs.cpu() (cupy: "
+        "outputs.get(), jax: jax.device_get(outputs)).",
     ),
     (
         "stacked outputs of one axis less",

@@ -1,11 +1,17 @@
-"""Bad calls of the functions named after a variant: each checks the ratio of heads that its name stands for."""
+"""Bad calls of the functions named after a variant: each checks the ratio of heads that its name
+stands for.
+"""
 
 from bad_calls.call import real, table
 
 GOOD = {
     "multi_head_attention": {"query": real(2, 6, 4, 8), "key": real(2, 6, 5, 8), "value": real(2, 6, 5, 7)},
     "multi_query_attention": {"query": real(2, 6, 4, 8), "key": real(2, 1, 5, 8), "value": real(2, 1, 5, 7)},
-    "grouped_query_attention": {"query": real(2, 6, 4, 8), "key": real(2, 3, 5, 8), "value": real(2, 3, 5, 7)},
+    "grouped_query_attention": {
+        "query": real(2, 6, 4, 8),
+        "key": real(2, 3, 5, 8),
+        "value": real(2, 3, 5, 7),
+    },
 }
 
 BAD = [
@@ -54,7 +60,8 @@ BAD = [
             "key without a head axis",
             {"key": real(2, 5, 8), "value": real(2, 5, 7)},
             ValueError,
-            "query, key and value must have the same number of axes; got query.ndim=4, key.ndim=3, value.ndim=3.",
+            "query, key and value must have the same number of axes; got query.ndim=4, key.ndim=3, "
+            "value.ndim=3.",
         ),
     ),
     *table(
@@ -71,6 +78,11 @@ BAD = [
             ValueError,
             "num_heads must be a multiple of num_kv_heads, both at least 1; got query heads 1, key heads 3.",
         ),
-        ("value length", {"value": real(2, 3, 4, 7)}, ValueError, "value must have shape (2, 3, 5, any) to match key; got value.shape=(2, 3, 4, 7)."),
+        (
+            "value length",
+            {"value": real(2, 3, 4, 7)},
+            ValueError,
+            "value must have shape (2, 3, 5, any) to match key; got value.shape=(2, 3, 4, 7).",
+        ),
     ),
 ]
