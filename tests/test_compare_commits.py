@@ -173,7 +173,7 @@ def test_two_trees_from_end_to_end(tmp_path):
     shutil.copy(compare_commits.__file__, tmp_path / "calls.py")
     for name in ("first", "second"):
         compare_commits.extract(None, tmp_path / name)
-    options = tmp_path / "second" / "refattn" / "options.py"
+    options = tmp_path / "second" / "refattn" / "calls" / "options.py"
     text = options.read_text().replace("softcap must be greater than 0", "softcap must be above 0")
     options.write_text(text)
     first, second = (

@@ -12,7 +12,7 @@ def items(**parameters):
     """As pytest makes them of stacked parameters."""
     for indices in product(*(range(len(values)) for values in parameters.values())):
         params = {name: values[at] for (name, values), at in zip(parameters.items(), indices, strict=True)}
-        callspec = SimpleNamespace(params=params, indices=dict(zip(parameters, indices, strict=True)))
+        callspec = SimpleNamespace(params=params)
         yield SimpleNamespace(nodeid=f"tests/test_x.py::test_x[{indices}]", callspec=callspec)
 
 

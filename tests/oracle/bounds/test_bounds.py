@@ -157,7 +157,7 @@ def test_kinds(kind, present):
         assert (getattr(bound, name) is not None) == (name in present)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("make", [KernelSpec.flash, KernelSpec.eager, KernelSpec.cpu_kernels])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_every_case_has_bounds_that_a_correct_kernel_keeps(make, dtype):

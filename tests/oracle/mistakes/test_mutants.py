@@ -76,6 +76,7 @@ def test_corner_cases_catch_their_mutants(mutant, dtype):
     assert any(caught)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("mutant", mutants("block_local_attention_with_lse"), ids=lambda mutant: mutant.id)
 def test_check_catches_block_local_mutants(mutant):
     caught = []
