@@ -12,10 +12,10 @@ import numpy as np
 from wrong_kernels import CASES
 
 from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.rotary import rotary_inputs

@@ -37,9 +37,9 @@ from refattn.calls.dense import attention_problem
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.dialects.translate import from_ours, result_to_ours
-from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
@@ -47,9 +47,9 @@ from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, default_suite
 from refattn.oracle.mistakes.mutants import MUTANTS
 from refattn.oracle.mistakes.mutation import Trials
+from refattn.oracle.mistakes.rules import RULES, Observation
 from refattn.oracle.simulated.emulated import EmulatedKernel
 from refattn.oracle.verdict.check import check
-from refattn.oracle.verdict.rules import RULES, Observation
 
 DTYPES = {
     "float32": np.float32,

@@ -18,23 +18,9 @@ import numpy as np
 
 
 def attention_with_lse(
-    query,
-    key,
-    value,
-    *,
-    bias=None,
-    mask=None,
-    scale=None,
-    causal=False,
-    window=None,
-    softcap=None,
-    alibi_slopes=None,
-    sinks=None,
-    kv_lengths=None,
-    q_offset=None,
-    dropout_mask=None,
-    dropout_rate=None,
-):
+    query, key, value, *, bias=None, mask=None, scale=None, causal=False, window=None, softcap=None,
+    alibi_slopes=None, sinks=None, kv_lengths=None, q_offset=None, dropout_mask=None, dropout_rate=None
+):  # fmt: skip
     """Three variants, one formula: query head h reads key/value head h // (H / K).
 
     Multi-Head       K = H        Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2
@@ -121,8 +107,7 @@ def latent_attention_with_lse(
     -------
     output, lse : as `attention_with_lse`
     """
-    arrays = q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv
-    q, s, c, r, w_uk, w_uv = (np.asarray(array, dtype=np.float64) for array in arrays)
+    q, s, c, r, w_uk, w_uv = (np.asarray(x, float) for x in (q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv))
     c, r = c[..., None, :, :], r[..., None, :, :]  # one key/value head for all query heads
     scale = (q.shape[-1] + s.shape[-1]) ** -0.5 if scale is None else scale  # N + R, in both forms
     if form == "expand":  # Multi-Head Attention: keys [W_uk c_j, r_j], values W_uv c_j

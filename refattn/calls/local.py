@@ -116,7 +116,7 @@ def block_local_problem(query, key, value, *, block_size, **options):
 
 
 BLOCK_LOCAL = Form(
-    name="block_local",
+    name="local",
     function="block_local_attention",
     arrays=DENSE.arrays,
     results=DENSE.results,

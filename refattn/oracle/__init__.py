@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.inputs.suites import default_suite as default_suite
     from refattn.oracle.inputs.suites import exact_cases as exact_cases
     from refattn.oracle.mistakes.mutation import mutation_score as mutation_score
+    from refattn.oracle.mistakes.rules import RULES as RULES
     from refattn.oracle.simulated.emulated import EmulatedKernel as EmulatedKernel
     from refattn.oracle.simulated.emulated import emulate as emulate
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
     from refattn.oracle.verdict.report import Report as Report
-    from refattn.oracle.verdict.rules import RULES as RULES
 
 # name -> module of refattn that defines it
 _HOME = {
@@ -57,7 +57,7 @@ _HOME = {
     "attention_inputs": "oracle.inputs.families",
     "default_suite": "oracle.inputs.suites",
     "Rope": "calls.rotary",
-    "RULES": "oracle.verdict.rules",
+    "RULES": "oracle.mistakes.rules",
     "EmulatedKernel": "oracle.simulated.emulated",
     "emulate": "oracle.simulated.emulated",
 }

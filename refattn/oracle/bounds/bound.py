@@ -22,13 +22,13 @@ import numpy as np
 from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
+from refattn.oracle.bounds.lean import LseModel, OutputModel
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
 from refattn.oracle.bounds.results import RESULTS, Result, columns
 from refattn.oracle.bounds.row_blocks import Tile, tiles
 from refattn.oracle.bounds.score_error import score_error
 from refattn.oracle.bounds.tight import tight_bound
-from refattn.oracle.verdict.lean import LseModel, OutputModel
 
 FAILURE_PROBABILITY = 1e-9
 

@@ -17,12 +17,12 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.bounds.lean import KNOWN, LseModel, OutputModel
 from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import Operand, smallest_lost
 from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
 from refattn.oracle.bounds.row_blocks import Tile
 from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE, ScoreError
-from refattn.oracle.verdict.lean import KNOWN, LseModel, OutputModel
 
 CHUNKS = 32  # partial sums of a row that are looked at
 SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings

@@ -14,8 +14,8 @@ from refattn.calls.dense import DENSE, Problem
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
 from refattn.oracle.diagnosis.ranking import CLEARLY
-from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.run import checked_call
 

@@ -82,7 +82,7 @@ def _of_first_block(name):
 
 
 def _block_local(*row):
-    return Mistake(*row[:4], prepare=row[4], form="block_local")
+    return Mistake(*row[:4], prepare=row[4], form="local")
 
 
 BLOCKS = ("several blocks",)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite, reference
 from refattn.oracle.mistakes.mutants import MUTANTS, Mutant, correct_kernel
-from refattn.oracle.verdict.rules import Observation, rule
+from refattn.oracle.mistakes.rules import Observation, rule
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def mutation_score(
     Parameters
     ----------
     value : str, Rule or callable
-        A name of `refattn.oracle.verdict.rules.RULES` ("numpy.allclose", "torch.testing",
+        A name of `refattn.oracle.mistakes.rules.RULES` ("numpy.allclose", "torch.testing",
         "flash_attention 2x", "fixed 1e-2", "flashmla", "onednn", ..., "refattn"), a `Rule`, or a function
         (got, want) -> bool.
     inputs : iterable of AttentionInputs, optional

@@ -27,13 +27,13 @@ from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.results import RESULTS
 from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.verdict.compared_tile import ComparedTile
 from refattn.oracle.verdict.layout_hint import layout_hint
-from refattn.oracle.verdict.lean import Lean
 from refattn.oracle.verdict.report import Measure, Report
 
 

@@ -8,7 +8,7 @@ from refattn.oracle import EmulatedKernel, KernelSpec, check, error_bound
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.mutants import mutants
-from refattn.oracle.verdict.rules import as_check, spec_of
+from refattn.oracle.mistakes.rules import as_check, spec_of
 
 
 def level_case(rng, size=200):

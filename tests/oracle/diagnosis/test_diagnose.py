@@ -371,7 +371,7 @@ def test_progress_is_told():
 
 
 def test_block_local_attention():
-    from refattn.oracle.inputs.block_local import block_local_inputs
+    from refattn.oracle.inputs.local import block_local_inputs
 
     inputs = block_local_inputs(seed=8, causal=True)
     output, lse = inputs.call(refattn.block_local_attention_with_lse)

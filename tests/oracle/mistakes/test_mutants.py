@@ -8,8 +8,8 @@ import pytest
 
 import refattn
 from refattn.calls.dense import attention_problem
-from refattn.oracle.inputs.block_local import block_local_suite
 from refattn.oracle.inputs.corners import corner_cases
+from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.mistakes.catalogue import CATALOGUE

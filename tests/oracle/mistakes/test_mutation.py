@@ -12,7 +12,7 @@ from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, mutants
 from refattn.oracle.mistakes.mutation import Trials, mutation_score
-from refattn.oracle.verdict.rules import RULES, Rule, observe, rule
+from refattn.oracle.mistakes.rules import RULES, Rule, observe, rule
 
 SOME = (
     "causal_top_left",

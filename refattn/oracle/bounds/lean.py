@@ -5,7 +5,7 @@ sign of the exact result (they lean away from zero or toward it). Such a sum is 
 row's results, so its variance is not guessed from a count of independent errors: with W = sign / sigma and
 g_j = sum_c W_c v_jc, an error delta_j of the score of key j moves it by a_j delta_j, a_j = p_j (g_j - sum_k
 p_k g_k). What errors have in common within a row, through the same weights and the same row sum, is then in
-the numbers. `README.md`, section 4, has the rest.
+the numbers. `README.md` in this folder, section 4, has the rest.
 """
 
 from __future__ import annotations
