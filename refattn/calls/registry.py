@@ -11,20 +11,21 @@ from refattn.calls.paged import PAGED
 from refattn.calls.rotary import ROTARY
 
 FORMS = (DENSE, PACKED, PAGED, LATENT, BLOCK_LOCAL, ROTARY, MERGE)
+ATTENTION = tuple(form for form in FORMS if form.public and not form.joins)  # what the oracle's bounds know
 
 
-def form_called(function):
-    """The form of a public function, with or without "_with_lse".
+def form_called(function, forms=FORMS):
+    """The form of a function, with or without "_with_lse", among some forms.
 
     Raises
     ------
     ValueError
         No form has a function of that name.
     """
-    for form in FORMS:
+    for form in forms:
         if function in (form.function, form.with_lse):
             return form
-    names = ", ".join(form.function for form in FORMS if form.public)
+    names = ", ".join(form.function for form in forms if form.public)
     raise ValueError(f"function must be one of {names}; got function={function!r}.")
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.calls.options import Options
-from refattn.calls.registry import form_called
+from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.formats import round_to
 
 
@@ -104,11 +104,7 @@ class Call:
 
 def operands(function, arrays, options, spec) -> Call:
     """Check the arguments of a public function and cut the call into dense parts."""
-    form = form_called(function)
-    if form.joins:
-        raise ValueError(
-            f"function must compute attention; got function={function!r}, which merges results."
-        )
+    form = form_called(function, ATTENTION)
     problem = form.check(*arrays, **options)
     if form.projects:
         return Call(iter([_latent_part(problem, spec)]), problem.output_shape)

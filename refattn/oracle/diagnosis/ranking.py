@@ -110,7 +110,7 @@ def narrowness(hypothesis) -> tuple:
     """Sort key of the names of one explanation; see `Ranking`."""
     mistakes = hypothesis.mistakes
     return (
-        sum(mistake.form == "attention" for mistake in mistakes),
+        sum(mistake.form == "any" for mistake in mistakes),
         sum(not mistake.families for mistake in mistakes),
         sum(map(breadth, mistakes)),
     )
@@ -120,7 +120,7 @@ def breadth(mistake) -> int:
     """On how many of some ordinary calls, each with at most two options, the mistake can show; -1 for
     those of another form.
     """
-    if mistake.form != "attention":
+    if mistake.form != "any":
         return -1
     return sum(mistake.applies(problem) for problem in _ordinary_calls())
 

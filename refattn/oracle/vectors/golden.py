@@ -21,7 +21,7 @@ import numpy as np
 
 import refattn
 from refattn.calls.options import OPTIONS
-from refattn.calls.registry import FORMS
+from refattn.calls.registry import ATTENTION
 from refattn.oracle.arithmetic.formats import number_format
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.bound import error_bound
@@ -47,7 +47,7 @@ EXPECTED = (
     "output_hard_bound",
     "lse_hard_bound",
 )
-STORED_FORMS = {form.function: form for form in FORMS if form.public and not form.joins}
+STORED_FORMS = {form.function: form for form in ATTENTION}
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ import warnings
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
-from refattn.calls.registry import form_called
+from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
@@ -227,7 +227,7 @@ OUR_NAMES = {
 
 def _explain_arguments(function, arrays, options):
     """Errors in the caller's terms for what the checks behind would report in theirs."""
-    names = form_called(function).arrays
+    names = form_called(function, ATTENTION).arrays
     if len(arrays) != len(names):
         raise TypeError(
             f"arrays must be {', '.join(names)}, after the kernel's output; got {len(arrays)} arrays."
