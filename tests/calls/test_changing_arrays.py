@@ -111,7 +111,7 @@ def changed_during(function, call, change):
 
     run(function, call, profile)
     checked = checked or seen // 2  # merge_states makes no problem
-    for _moment in sorted(
+    for moment in sorted(
         {*np.linspace(1, checked + 3, EARLY, dtype=int), *np.linspace(checked, seen, LATE, dtype=int)}
     ):
         seen = 0
