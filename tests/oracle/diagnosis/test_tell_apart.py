@@ -37,7 +37,7 @@ def inputs_for(pair):
 def test_numbers_alone_name_both_and_the_kernel_decides(pair, which):
     inputs, kernel = inputs_for(pair), staged_kernel(BY_ID[pair[which]])
     output, lse = inputs.call(kernel)
-    found = diagnose(output, *inputs.arrays, lse=lse, **inputs.options)
+    found = diagnose(output, *inputs.arrays, lse=lse, seconds=300, **inputs.options)
     assert {found.best.id, *found.best.same_as} >= {*pair}
     first_line = str(found).splitlines()[0]
     assert all(BY_ID[name].says in first_line for name in pair)
@@ -86,7 +86,7 @@ def test_bound_used_is_that_of_check(dtype, sizes):
         "normal", ("causal",), sizes=sizes, dtype=getattr(ml_dtypes, dtype, None) or np.dtype(dtype), seed=3
     )
     output, lse = staged_kernel(BY_ID["causal_top_left"])(*inputs.arrays, **inputs.options)
-    found = diagnose(output, *inputs.arrays, lse=lse, **inputs.options)
+    found = diagnose(output, *inputs.arrays, lse=lse, seconds=300, **inputs.options)
     report = check(output, *inputs.arrays, lse=lse, causal=True, q_offset=0)
     assert found.best.remedy == "q_offset=0" and report.passed
     if found.sampled:  # the largest of the rows looked at
