@@ -1,5 +1,4 @@
-"""Real keys and values, factored: three sentences in three layers of all-MiniLM-L6-v2, 12 heads of 32
-sharing one latent.
+"""Real keys and values, factored: three sentences in three layers of all-MiniLM-L6-v2, 12 heads of 32 sharing one latent.
 
 The arrays and the output to compare with (torch, float64) ship with the package as goldens.
 """
@@ -16,10 +15,7 @@ for layer in (0, 2, 5):
     heads, tokens, dim = key.shape
     norm = np.hypot(np.linalg.norm(key), np.linalg.norm(value))
     print(f'\nlayer {layer}: "{case.provenance["sentence"]}"')
-    print(
-        f"{tokens} tokens x {heads} heads x 2 x {dim}: {2 * heads * dim} numbers per token, "
-        f"{key.size + value.size} in all"
-    )
+    print(f"{tokens} tokens x {heads} heads x 2 x {dim}: {2 * heads * dim} numbers per token, {key.size + value.size} in all")
     print("cached per token   mode       stored   K and V   output")
     for rank in (4, 8, tokens):
         for mode in ("joint", "split"):

@@ -1,8 +1,7 @@
-"""One key, many queries: Multi-Query Attention on "Katten spinnar" (the cat purrs), two tokens with two
-queries each.
+"""One key, many queries: Multi-Query Attention on "Katten spinnar" (the cat purrs), two tokens with two queries each.
 
-Each token makes two queries but one key and one value (Shazeer 2019, section 3). The two heads look with
-different eyes at the same thing, and the cache holds one key and one value per token instead of two.
+Each token makes two queries but one key and one value (Shazeer 2019, section 3). The two heads look with different eyes at
+the same thing, and the cache holds one key and one value per token instead of two.
 """
 
 import numpy as np
@@ -17,16 +16,12 @@ d_model = heads * dim
 random = np.random.default_rng(2)
 hidden = random.standard_normal((len(tokens), d_model))
 w_query = random.standard_normal((heads, d_model, dim))
-w_key, w_value = random.standard_normal(
-    (2, 1, d_model, dim)
-)  # one head each: this is what "multi-query" means
+w_key, w_value = random.standard_normal((2, 1, d_model, dim))  # one head each: this is what "multi-query" means
 
 query, key, value = hidden @ w_query, hidden @ w_key, hidden @ w_value
 steps = refattn.attention_steps(query, key, value)
 print(f"query {query.shape}  key {key.shape}  value {value.shape}  as (heads, tokens, dim)")
-print(
-    f"output {steps.output.swapaxes(0, 1).shape}  as (tokens, heads, dim): one vector per token and head\n"
-)
+print(f"output {steps.output.swapaxes(0, 1).shape}  as (tokens, heads, dim): one vector per token and head\n")
 print("weights      " + "".join(f"{token:>10}" for token in tokens))
 for t, token in enumerate(tokens):
     for h in range(heads):
@@ -41,11 +36,7 @@ own = refattn.attention(query, *(hidden @ random.standard_normal((2, heads, d_mo
 print(f"  MQA - MHA with a key and value of its own per head  {np.abs(steps.output - own).max():.1e}\n")
 
 print(f"{'':<22}{'cached/token':>14}{'weights':>10}{'multiply-adds of scores and output':>38}")
-for name, h, kv_heads in (
-    ("one head", 1, 1),
-    ("MQA, two queries", heads, 1),
-    ("MHA, two heads", heads, heads),
-):
+for name, h, kv_heads in (("one head", 1, 1), ("MQA, two queries", heads, 1), ("MHA, two heads", heads, heads)):
     shape = AttentionShape(num_layers=1, num_heads=h, num_kv_heads=kv_heads, head_dim=dim)
     weights = costs.attention_parameters(d_model, h, kv_heads, dim)
     print(f"{name:<22}{shape.cached_per_token:>14}{weights:>10}{h * len(tokens) ** 2 * 2 * dim:>38}")

@@ -101,7 +101,7 @@ def latent_attention_flops(
     >>> from refattn.models import MODELS
     >>> v3 = MODELS["deepseek-v3"]
     >>> [latent_attention_flops(v3, 1, 1, form, expanded=True) for form in ("absorb", "expand")]
-    (278528, 81920)
+    [278528, 81920]
     """
     nope, rope, v, latent = _latent_dims(shape)
     if form not in ("absorb", "expand"):

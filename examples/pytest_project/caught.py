@@ -1,6 +1,4 @@
-"""Shows a caught bug: `pytest caught.py` fails, with a report, a diagnosis and the command that runs
-the test again.
-"""
+"""Shows a caught bug: `pytest caught.py` fails, with a report, a diagnosis and the command that runs the test again."""
 
 import pytest
 from flash_kernel import flash_attention_without_tail_mask

@@ -1,10 +1,9 @@
-"""A Triton-style attention kernel, emulated in NumPy: `program` is what one Triton program does, `launch`
-the grid.
+"""A Triton-style attention kernel, emulated in NumPy: `program` is what one Triton program does, `launch` the grid.
 
-Triton                                      here
-tl.program_id(0), tl.program_id(1)          the arguments tile, head
-tl.load(pointers, mask=..., other=0.0)      load(array, rows, size)
-tl.dot(q, k) in float32                     @ on float32 arrays
+    Triton                                      here
+    tl.program_id(0), tl.program_id(1)          the arguments tile, head
+    tl.load(pointers, mask=..., other=0.0)      load(array, rows, size)
+    tl.dot(q, k) in float32                     @ on float32 arrays
 """
 
 import numpy as np
@@ -21,9 +20,7 @@ def load(array, first, size):
 
 
 def program(query, key, value, output, lse, tile, scale, causal, mask_tail=True):
-    """One tile of BLOCK_M rows of one head: query (T, D), key (S, D), value (S, E); writes its rows
-    of output and lse.
-    """
+    """One tile of BLOCK_M rows of one head: query (T, D), key (S, D), value (S, E); writes its rows of output and lse."""
     (q_len, _), kv_len = query.shape, key.shape[0]
     offset = kv_len - q_len
     rows = tile * BLOCK_M + np.arange(BLOCK_M)
@@ -68,7 +65,5 @@ def flash_attention(query, key, value, *, causal=False, scale=None, mask_tail=Tr
 
 
 def flash_attention_without_tail_mask(query, key, value, *, causal=False, scale=None):
-    """The mistake everybody makes once: keys past the end, loaded as 0, keep a score of 0 and take
-    weight.
-    """
+    """The mistake everybody makes once: keys past the end, loaded as 0, keep a score of 0 and take weight."""
     return flash_attention(query, key, value, causal=causal, scale=scale, mask_tail=False)

@@ -1,8 +1,8 @@
 """Tests of the kernel with the refattn plugin.
 
-pytest                                 the kernel is right
-pytest --refattn-level full            more shapes and random options
-pytest caught.py                       the kernel without its tail mask: caught, and named
+    pytest                                 the kernel is right
+    pytest --refattn-level full            more shapes and random options
+    pytest caught.py                       the kernel without its tail mask: caught, and named
 """
 
 import pytest

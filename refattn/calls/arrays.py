@@ -96,11 +96,10 @@ def as_float_array(x, name):
 
     Examples
     --------
-    >>> as_float_array([1, 2], "query")
+    >>> as_float_array([1, 2], "query")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    TypeError: query must be float16, bfloat16, float32 or float64; got query.dtype=int64. Cast it with
-    np.asarray(query, np.float32).
+    TypeError: query must be float16, bfloat16, float32 or float64; got query.dtype=int64. Cast it ...
     """
     array = as_array(x, name)
     if is_float(array.dtype):
