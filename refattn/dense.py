@@ -241,11 +241,11 @@ def multi_head_attention(query, key, value, **options):
     Examples
     --------
     >>> import numpy as np, refattn
-    >>> refattn.multi_head_attention(np.zeros((6, 1, 4)), np.zeros((2, 1, 4)), np.zeros((2, 1, 4)))
+    >>> six, two = np.zeros((6, 1, 4)), np.zeros((2, 1, 4))
+    >>> refattn.multi_head_attention(six, two, two)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, key
-    heads 2.
+    ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, ...
     """
     return solve(multi_head_problem(query, key, value, **options))[0]
 

@@ -389,6 +389,9 @@ class Workplace:
         for name in source_files():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place / name)
+            (place / name).chmod(
+                (place / name).stat().st_mode | 0o200
+            )  # of a checkout that may be read-only
         if fault is not None:
             (place / fault.path).write_bytes(fault.planted((ROOT / fault.path).read_bytes()))
         return place

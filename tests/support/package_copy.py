@@ -65,10 +65,6 @@ class PackageCopy:
                 shutil.copytree(
                     ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.npz")
                 )
-            for path in folder.rglob("*"):
-                path.chmod(
-                    path.stat().st_mode | 0o200
-                )  # tests edit the copy of a checkout that may be read-only
         else:
             self.source("__init__.py").parent.mkdir()
             self.source("__init__.py").write_text("")
@@ -78,6 +74,10 @@ class PackageCopy:
                     self.source(name),
                     ignore=shutil.ignore_patterns("__pycache__"),
                 )
+        for path in folder.rglob("*"):
+            path.chmod(
+                path.stat().st_mode | 0o200
+            )  # tests edit the copy of a checkout that may be read-only
         self.source("sample_leaf.py").write_text(LEAF)
         self.source("sample.py").write_text(DRIVER)
 

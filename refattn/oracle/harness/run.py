@@ -207,6 +207,13 @@ def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hi
     )
 
 
+def in_order(value):
+    """The value as code; a set in the order of its elements, so that two runs print the same."""
+    if isinstance(value, set | frozenset) and value:
+        return "{" + ", ".join(map(repr, sorted(value))) + "}"
+    return repr(value)
+
+
 def checked_head_dims(head_dims, call):
     """head_dim and v_head_dim, or None."""
     if head_dims is None:
@@ -288,7 +295,7 @@ class Bench:
             "seed": (None, self.seed),
             "only": (None, [test.id]),
         }
-        words = [f"{name}={value!r}" for name, (default, value) in given.items() if value != default]
+        words = [f"{name}={in_order(value)}" for name, (default, value) in given.items() if value != default]
         return f"check_kernel({self.call.name}, spec={spec_words(self.spec)}, {', '.join(words)})"
 
     # one call and its verdict
