@@ -174,6 +174,7 @@ def test_two_trees_from_end_to_end(tmp_path):
     for name in ("first", "second"):
         compare_commits.extract(None, tmp_path / name)
     options = tmp_path / "second" / "refattn" / "calls" / "options.py"
+    options.chmod(0o600)  # the checkout may be read-only
     text = options.read_text().replace("softcap must be greater than 0", "softcap must be above 0")
     options.write_text(text)
     first, second = (

@@ -532,7 +532,8 @@ def test_a_call_works_whatever_lies_where_the_cache_should_be(kind, first_call, 
         )  # what a link leads to is left alone, but for a folder of ours in the one given
         remove(place)
         remove(elsewhere)
-        if place == entry:
+        barred = kind == "folder nobody may enter" and os.geteuid() != 0  # only root can take it away
+        if place == entry and not barred:
             assert said.startswith("kept in ")
         assert first_call()[1].startswith("kept in ")
 
