@@ -10,6 +10,8 @@ float64 biases and sinks beyond float32.
 
 import numpy as np
 
+from refattn.calls.arrays import stored_once
+
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FLOAT32_MAX = float(np.finfo(FLOAT32).max)
 
@@ -49,7 +51,7 @@ def working_dtype(options, dtype):
         sinks is not None and has_beyond(sinks, FLOAT32_MAX)
     ):
         return FLOAT64
-    if bias is not None and bias.dtype == FLOAT64 and has_beyond(without_repeats(bias), FLOAT32_MAX):
+    if bias is not None and bias.dtype == FLOAT64 and has_beyond(stored_once(bias), FLOAT32_MAX):
         return FLOAT64
     return FLOAT32
 
@@ -71,11 +73,6 @@ def has_beyond(x, limit):
     if x.min(initial=0) >= -limit and x.max(initial=0) <= limit:
         return False
     return bool((np.isfinite(x) & (np.abs(x) > limit)).any())
-
-
-def without_repeats(x):
-    """A view with every axis of stride 0 cut to length 1."""
-    return x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.strides)]
 
 
 def delivered(output, lse, output_dtype, lse_dtype):

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from cpu_kernels.compiler.jit import cpu_features
-from cpu_kernels.dtypes import without_repeats
 from cpu_kernels.simd.stored import STORED
+from refattn.calls.arrays import stored_once
 from refattn.calls.memory import ensure_allocatable
 
 HAS_FLOAT16 = bool(cpu_features() & {"f16c", "avx512f", "neon"})  # instructions that convert
@@ -37,7 +37,7 @@ def flat(x, dtype):
         or not flags.aligned
         or (not contiguous and any(stride % itemsize for stride in x.strides))
     ):
-        once = without_repeats(x)
+        once = stored_once(x)
         ensure_allocatable(
             once.size * dtype.itemsize, "a copy of an operand in the dtype of the computation"
         )

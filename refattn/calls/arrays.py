@@ -173,10 +173,10 @@ def as_int_array(x, name):
             f"{name} must be integer; got {name}.dtype={array.dtype}. Cast it with np.asarray({name}, "
             "np.int64)."
         )
-    ensure_allocatable(8 * _distinct(array).size, f"a copy of {name}")
+    ensure_allocatable(8 * stored_once(array).size, f"a copy of {name}")
     if array.dtype == np.uint64:
         array = _as_dtype(array, np.uint64)  # its largest element must not change before the conversion
-        largest = _distinct(array).max(initial=0)
+        largest = stored_once(array).max(initial=0)
         if largest >= 2**63:
             raise ValueError(f"{name} must fit in int64; got {name}.max()={largest}.")
     return _as_dtype(array, np.int64)
@@ -238,7 +238,7 @@ def _bfloat16_from_bits(bits):
         import ml_dtypes
     except ImportError:
         # bfloat16 is the upper half of a float32.
-        upper = _distinct(bits).view(np.uint16).astype(np.uint32)
+        upper = stored_once(bits).view(np.uint16).astype(np.uint32)
         return np.broadcast_to((upper << 16).view(np.float32), bits.shape)
     return bits.view(ml_dtypes.bfloat16)
 
@@ -349,11 +349,11 @@ def _as_dtype(array, dtype):
     """A copy of the distinct elements, converted, broadcast like `array`: a huge broadcast view stays
     cheap.
     """
-    return np.broadcast_to(_distinct(array).astype(dtype), array.shape)
+    return np.broadcast_to(stored_once(array).astype(dtype), array.shape)
 
 
-def _distinct(array):
-    """View of `array` with every axis of stride 0 cut to length 1."""
+def stored_once(array):
+    """A view with every axis of stride 0 cut to length 1: each stored number once, axes kept."""
     return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from refattn.calls.arrays import stored_once
 from refattn.calls.checks import checked_integer
 from refattn.calls.dense import DENSE, Problem, attention_problem
 from refattn.calls.form import Checked, Form
@@ -91,11 +92,6 @@ class UncutBlocks(Problem):
         if self.mask is not None:
             seen = seen & stored_once(self.mask)
         return replace(self, mask=np.broadcast_to(seen, shape))
-
-
-def stored_once(array):
-    """A broadcast view without the axes along which it repeats: each stored number once, axes kept."""
-    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def block_local_problem(query, key, value, *, block_size, **options):

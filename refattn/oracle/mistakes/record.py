@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from refattn.calls.arrays import stored_once
 from refattn.calls.dense import Problem
-from refattn.calls.local import stored_once
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
 
 
