@@ -186,18 +186,17 @@ def next_item(typingctx, counter):
 
 
 def _with_record_attributes(function):
-    """The plain function; structured arrays reach it as `np.recarray`, whose elements have their fields as
-    attributes, as Numba's records do.
+    """The plain function, called as Numba calls it: structured arrays reach it as `np.recarray`, whose
+    elements have their fields as attributes, and nothing in it gives a floating-point warning.
     """
 
     @wraps(function)
     def call(*args):
-        return function(
-            *(
-                arg.view(np.recarray) if isinstance(arg, np.ndarray) and arg.dtype.names else arg
-                for arg in args
-            )
+        records = (
+            arg.view(np.recarray) if isinstance(arg, np.ndarray) and arg.dtype.names else arg for arg in args
         )
+        with np.errstate(all="ignore"):  # as compiled code, which tells nobody of an infinite sum
+            return function(*records)
 
     return call
 
