@@ -7,10 +7,14 @@ of one.
 """
 
 import itertools
+import os
 import signal
 
 import pytest
 from default_run import left_out, number_of
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: NumPy's matrix products take no more
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

@@ -9,7 +9,7 @@ import pytest
 COUNT, PARTS = 240, 8
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_correct_kernels_pass(part):
     results = [campaign.run_case(number) for number in range(part, COUNT, PARTS)]
