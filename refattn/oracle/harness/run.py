@@ -156,8 +156,22 @@ def check_kernel(
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
-    bench = _bench(
-        kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level
+    if form not in (None, "absorb", "expand"):
+        raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
+    call, dtype = KernelCall(kernel, function, dialect, supports), _input_dtype(dtype, spec)
+    bench = _bench_of(call.form)(
+        call,
+        kernel_spec(spec, dtype),
+        dtype,
+        form,
+        checked_head_dims(head_dims, call),
+        tuple(skip),
+        seed,
+        level,
+        hides_nan,
+        None if supports is None else {*supports},
     )
     if not (only is None or isinstance(only, str | list | tuple | set)):
         raise TypeError(f"only must be a string or a list of names; got only={only!r}.")
@@ -181,30 +195,12 @@ def check_kernel(
     return report
 
 
-def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level):
-    call = KernelCall(kernel, function, dialect, supports)
-    if form not in (None, "absorb", "expand"):
-        raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
-    dtype = _input_dtype(dtype, spec)
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    named = None if supports is None else {*supports}
-    if call.form.joins:
-        from refattn.oracle.harness.merge_bench import MergeBench as bench
-    else:
-        bench = Bench
-    return bench(
-        call,
-        kernel_spec(spec, dtype),
-        dtype,
-        form,
-        checked_head_dims(head_dims, call),
-        tuple(skip),
-        seed,
-        level,
-        hides_nan,
-        named,
-    )
+def _bench_of(form):
+    if form.joins:
+        from refattn.oracle.harness.merge_bench import MergeBench
+
+        return MergeBench
+    return Bench
 
 
 def in_order(value):
