@@ -10,7 +10,7 @@ import pytest
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, check, error_bound
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import kernel_spec
-from refattn.oracle.simulated.emulated import _Run
+from refattn.oracle.simulated.emulated import _Numerics
 
 SPECS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "eager bfloat16", "cpu_kernels bfloat16"]
 SIGNS = {
@@ -168,12 +168,14 @@ def truncated(monkeypatch):
 
     def make(what):
         if what == "weights":
-            monkeypatch.setattr(_Run, "convert", weights)
+            monkeypatch.setattr(_Numerics, "convert", weights)
         else:
-            monkeypatch.setattr(_Run, "rounded_sum", sums)
-            before = _Run.__init__
+            monkeypatch.setattr(_Numerics, "rounded_sum", sums)
+            before = _Numerics.__init__
             monkeypatch.setattr(
-                _Run, "__init__", lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0]
+                _Numerics,
+                "__init__",
+                lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0],
             )
 
     return make
