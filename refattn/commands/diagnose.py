@@ -31,21 +31,21 @@ def add_parser(subparsers):
 def run(args):
     """Print the diagnoses and return the exit code."""
     from refattn.commands.results import pairs
+    from refattn.oracle.bounds.results import LSE, OUTPUT
     from refattn.oracle.diagnosis.search import diagnose
     from refattn.oracle.vectors.untrusted import VectorError
 
     found = []
     try:
         for pair in pairs(args.case, args.result, args.lse):
-            case, output, lse = pair.read()
-            if output is None:
+            case, given = pair.read()
+            if OUTPUT not in given:
                 raise VectorError(
                     f"{pair.result.name} must hold the output, by which mistakes are told; got an lse "
                     "alone, which refattn check judges."
                 )
-            diagnosis = diagnose(
-                output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options
-            )
+            how = {"lse": given.get(LSE), "spec": case.spec, "seconds": args.seconds, **case.options}
+            diagnosis = diagnose(given[OUTPUT], *case.arrays, **how)
             found.append((pair.name, diagnosis))
             if not args.json:
                 print(f"{pair.name}: {diagnosis}")

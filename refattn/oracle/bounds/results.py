@@ -95,6 +95,11 @@ LSE = Result(
 RESULTS = (OUTPUT, LSE)
 
 
+def handed_over(*arrays) -> dict[Result, np.ndarray]:
+    """Those of the results that are there, from one array or None for each of `RESULTS`."""
+    return {result: array for result, array in zip(RESULTS, arrays, strict=True) if array is not None}
+
+
 def columns(array: np.ndarray) -> np.ndarray:
     """Numbers of R rows as (R, C): one column where there is one number a row."""
     return array[:, None] if array.ndim == 1 else array

@@ -29,7 +29,7 @@ from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
-from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.verdict.compared_tile import ComparedTile
@@ -128,9 +128,7 @@ def check(
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
     report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
-    given = {
-        result: array for result, array in zip(RESULTS, (actual, lse), strict=True) if array is not None
-    }
+    given = handed_over(actual, lse)
     for result, array in given.items():
         shape = result.shape(call.output_shape)
         if array.shape != shape:
