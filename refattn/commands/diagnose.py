@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 from refattn.commands.arguments import add_result_arguments
@@ -34,6 +33,7 @@ def run(args):
     from refattn.oracle.bounds.results import LSE, OUTPUT
     from refattn.oracle.diagnosis.search import diagnose
     from refattn.oracle.vectors.untrusted import VectorError
+    from refattn.oracle.verdict.report import json_ready
 
     found = []
     try:
@@ -57,20 +57,9 @@ def run(args):
     if args.json:
         print(
             json.dumps(
-                {"cases": [{"name": name, **_plain(diagnosis.to_json())} for name, diagnosis in found]},
+                {"cases": [{"name": name, **json_ready(diagnosis.to_json())} for name, diagnosis in found]},
                 indent=2,
                 allow_nan=False,
             )
         )
     return 2 if not found else int(any(diagnosis.verdict != "agrees" for _, diagnosis in found))
-
-
-def _plain(value):
-    """Numbers that are not finite as words, because JSON has none."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

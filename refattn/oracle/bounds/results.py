@@ -16,7 +16,7 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 
 @dataclass(frozen=True)
 class Result:
-    """One array that a call returns. Its rows are those of the query.
+    """One array that a call returns. Its rows are what its first two axes count.
 
     Attributes
     ----------
@@ -62,6 +62,10 @@ class Result:
     def shape(self, output_shape) -> tuple[int, ...]:
         """Shape of the whole array in a call with an output of that shape."""
         return output_shape if self.has_dims else output_shape[:-1]
+
+    def row_shape(self, shape) -> tuple[int, ...]:
+        """Shape of one number a row for an array of this shape."""
+        return shape[:-1] if self.has_dims else shape
 
     def form(self, spec: KernelSpec):
         """The number format it is written in."""

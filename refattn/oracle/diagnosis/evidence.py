@@ -230,7 +230,7 @@ class Evidence:
         used, squares, count, wrong = 0.0, 0.0, 0, 0
         for result, got in observed.items():
             want, bound, unit = predicted.values[result], predicted.bounds[result], self.yardstick[result]
-            fine, same = _positions(want, got)
+            fine, same = positions(want, got)
             wrong += int((~same).sum())
             count += want.size
             left = np.abs(got[fine] - want[fine])
@@ -258,7 +258,7 @@ class Evidence:
                 continue
             want = _joined([np.asarray(part[i], np.float64).ravel() for part in parts])
             got, unit = observed[result], _usable(self.yardstick[result], 1e-6)
-            fine, same = _positions(want, got)
+            fine, same = positions(want, got)
             with np.errstate(over="ignore"):
                 total += float(
                     np.minimum(np.abs(got[fine] - want[fine]) / unit[fine], SCREEN_RATIO).sum()
@@ -279,7 +279,7 @@ class Evidence:
         return {result: array.reshape(self.given[result].shape) for result, array in results.items()}
 
 
-def _positions(want, got):
+def positions(want, got):
     """Where both are finite, and where these or the same NaN or infinity."""
     fine = np.isfinite(want) & np.isfinite(got)
     return fine, fine | (np.isnan(want) & np.isnan(got)) | (want == got)

@@ -147,7 +147,7 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
     exact, growth = [all_rows(x) for x in wanted], [all_rows(x, 1.0) for x in grown]
     actual = {result: all_rows(values) for result, values in got.items()}
     call, tight = Call(iter([part]), exact[0].shape), [np.zeros_like(array) for array in exact]
-    measures = [Measure(result, array.shape, call.lse_shape) for result, array in actual.items()]
+    measures = [Measure(result, array.shape) for result, array in actual.items()]
     for tile in tiles(call, exact, rows=lambda q_len: rows):
         bounds = bound_tile(tile, spec, multiplier)
         for (result, bound), grown_by, whole_tight in zip(bounds.items(), growth, tight, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
+from refattn.oracle.diagnosis.evidence import positions
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.mistakes.merge import MERGES, merged
 
@@ -37,17 +38,11 @@ def diagnose_merge(given, outputs, lses):
         for result, b, bound in zip(RESULTS, predicted, (unit, 1e-5), strict=True):
             if result not in got:
                 continue
-            a = got[result]
-            fine = np.isfinite(a) & np.isfinite(b)
-            if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+            fine, same = positions(b, got[result])
+            if not same.all():
                 return np.inf
-            used = max(
-                used,
-                np.max(
-                    np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0),
-                    initial=0.0,
-                ),
-            )
+            errors = np.where(fine, np.abs(np.where(fine, got[result], 0) - np.where(fine, b, 0)) / bound, 0)
+            used = max(used, np.max(errors, initial=0.0))
         return float(used)
 
     if (base := compare(merged(outputs, lses))) <= 1:

@@ -32,6 +32,7 @@ from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, sugge
 from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.verdict.check import check
 
+ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
 JUDGED = 4  # explanations whose bound is that of `check`
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
@@ -146,7 +147,7 @@ class Search:
         if not self._explained(fits):
             fits += self._predict_mistakes_with_a_number(fits)
         if not self._explained(fits):
-            if row := self._single_wrong_row():
+            if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
                 return self._done("explained", (self._seen(*row),))
             if pairs and not self.evidence.baseline.explains:
                 fits = self._predict_other_tiles_and_pairs(fits)
@@ -308,12 +309,6 @@ class Search:
         return fits
 
     # conclude; `ranking.py` has ranked the fits
-
-    def _single_wrong_row(self):
-        """(id, words) when all but one row of one head agrees."""
-        if self.whole:
-            return self.budget.attempt("judge", "a single wrong row", isolated, self.evidence)
-        return None
 
     def _explain(self, explanations):
         """The best explanation, its names told apart as far as possible, and what else explains it."""

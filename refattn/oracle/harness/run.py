@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec, spec_words
+from refattn.oracle.bounds.results import LSE, RESULTS
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
@@ -426,12 +427,13 @@ class Bench:
         return use
 
     def identity(self, identity):
-        options = [name for name in identity.needs if name != "lse"]
+        results = {result.name for result in RESULTS}
+        options = [name for name in identity.needs if name not in results]
         lacking = self.call.unsupported(options)
         if lacking:
             raise Unsupported(lacking)
         form = (self.form or "absorb") if "form" in self.call.form.choices else None
-        run = (_LseRun if "lse" in identity.needs else Run)(
+        run = (_LseRun if LSE.name in identity.needs else Run)(
             self.run, self.spec, identity.function, form, self.fitted
         )
         worst = 0.0

@@ -110,34 +110,18 @@ def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     )
     wide16, wide11 = per_query_head(value16), per_query_head(value11)
     windows = np.stack([wide16[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2)
-    uniform, single = (zero_query, full(0, kv_heads, 16), value16), (full(16, heads, rows), one_key, value11)
-    double = (full(16, heads, rows), two_keys, value11)
+    both = (wide11[:, :, 2:3] + wide11[:, :, 7:8]) / 2
+    uniform, plain = (zero_query, full(0, kv_heads, 16), value16), (zero_query, key16, value16)
+    single, double = ((full(16, heads, rows), key, value11) for key in (one_key, two_keys))
     spelled = (zero_query, normal(11)[:, :, :8], head_number)
+    fourth, nothing = {"mask": np.arange(11)[None] == 4, "scale": 1.0}, {"mask": np.zeros((1, 11), bool)}
     cases = (
         ("uniform over 16 keys", uniform, wide16.mean(2, keepdims=True), np.log(16.0), {}),
-        (
-            "window of 4 keys",
-            (zero_query, key16, value16),
-            windows,
-            np.log(4.0),
-            {"causal": True, "window": (3, None)},
-        ),
+        ("window of 4 keys", plain, windows, np.log(4.0), {"causal": True, "window": (3, None)}),
         ("one key takes all", single, wide11[:, :, 7:8], 2048.0, {"scale": 1.0}),
-        (
-            "two equal maxima",
-            double,
-            (wide11[:, :, 2:3] + wide11[:, :, 7:8]) / 2,
-            2048.0 + np.log(2.0),
-            {"scale": 1.0},
-        ),
-        (
-            "one visible key",
-            single,
-            wide11[:, :, 4:5],
-            0.0,
-            {"mask": np.arange(11)[None] == 4, "scale": 1.0},
-        ),
-        ("no visible key", single, 0.0, -np.inf, {"mask": np.zeros((1, 11), bool)}),
+        ("two equal maxima", double, both, 2048.0 + np.log(2.0), {"scale": 1.0}),
+        ("one visible key", single, wide11[:, :, 4:5], 0.0, fourth),
+        ("no visible key", single, 0.0, -np.inf, nothing),
         ("values spell the key head", spelled, per_query_head(head_number)[:, :, :1], np.log(8.0), {}),
     )
     shape = (batch, heads, rows)

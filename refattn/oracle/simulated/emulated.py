@@ -234,15 +234,12 @@ class _Numerics:
         return np.where(s == base, self.kind(1), weights)  # exp(0) is exact in every library
 
     def denominator(self, run, total, factor, w):
-        summed = w if self.spec.denominator == "unrounded" else self.convert(w)
+        summed = w if self.spec.denominator == "unrounded" else self.round_weights(run, w)
         return self.add_up(total * factor, summed)
 
     def round_weights(self, run, w):
-        return self.convert(w)
-
-    def convert(self, weights):
         scale = self.kind(self.spec.weight_scale)
-        return self.store(weights * scale, self.spec.weight) / scale
+        return self.store(w * scale, self.spec.weight) / scale
 
     def accumulate(self, run, total, factor, w, v, keep):
         """total * factor + w @ v; a value that is not finite reaches the rows that see it."""
@@ -282,7 +279,7 @@ class _Numerics:
         if sinks is not None:
             total = total + np.where(sinks > -np.inf, self.exp(sinks - base), self.kind(0))
         safe = np.where(total == 0, self.kind(1), total)
-        weights = self.convert(run.stages.drop(run, exponentials / safe, columns))
+        weights = self.round_weights(run, run.stages.drop(run, exponentials / safe, columns))
         nothing = np.zeros((*top.shape[:-1], problem.v_head_dim), self.kind)
         output = self.accumulate(run, nothing, self.kind(1), weights, problem.value, keep)
         return output, np.where(total == 0, -np.inf, base + np.log(safe))[..., 0]

@@ -140,10 +140,7 @@ def check(
 
     exact = dict(zip(RESULTS, exact_results(function, arrays, options, reference), strict=True))
     multiplier = hoeffding_multiplier(call, failure_probability)
-    measures = [
-        Measure(result, array.shape, call.lse_shape, Lean(result, exact[result], call.lse_shape))
-        for result, array in given.items()
-    ]
+    measures = [Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()]
     pick = None if rows is None else _row_picker(rows, seed)
     for tile in tiles(call, exact.values(), rows=pick):
         bounds = bound_tile(tile, spec, multiplier)
@@ -188,7 +185,8 @@ def _arithmetic(report, actual, arrays, lse, options):
     """Lines that name the other arithmetic with which the result would pass; empty where there is none."""
     if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
-    exact = exact_results(report.function, arrays, _without(options, *CHECKS_OWN), options.get("reference"))
+    of_function = {name: value for name, value in options.items() if name not in CHECKS_OWN}
+    exact = exact_results(report.function, arrays, of_function, options.get("reference"))
     found = []
     for changes, words in other_specs(report.spec):
         spec = report.spec.replace(**changes)
@@ -205,10 +203,6 @@ def _arithmetic(report, actual, arrays, lse, options):
 
 
 CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability")
-
-
-def _without(options, *names):
-    return {name: value for name, value in options.items() if name not in names}
 
 
 OUR_NAMES = {

@@ -159,16 +159,16 @@ def test_every_form(spec, function, shapes, options):
 def truncated(monkeypatch):
     """Make the emulated kernels cut bits off the converted weights, or off every sum."""
 
-    def weights(run, x):
-        scale = run.kind(run.spec.weight_scale)
-        return round_to(x * scale, run.spec.weight, truncate=True).astype(run.kind) / scale
+    def weights(self, run, x):
+        scale = self.kind(self.spec.weight_scale)
+        return round_to(x * scale, self.spec.weight, truncate=True).astype(self.kind) / scale
 
-    def sums(run, x, y):
-        return round_to(x.astype(np.float64) + y, run.spec.accumulator, truncate=True).astype(run.kind)
+    def sums(self, x, y):
+        return round_to(x.astype(np.float64) + y, self.spec.accumulator, truncate=True).astype(self.kind)
 
     def make(what):
         if what == "weights":
-            monkeypatch.setattr(_Numerics, "convert", weights)
+            monkeypatch.setattr(_Numerics, "round_weights", weights)
         else:
             monkeypatch.setattr(_Numerics, "rounded_sum", sums)
             before = _Numerics.__init__
