@@ -133,6 +133,7 @@ class Search:
         self._later, self._untried = [], 0
 
     def run(self, pairs) -> Diagnosis:
+        """The whole search. It ends as soon as something explains the result; what costs most comes last."""
         if not shapes_agree(self.given, self.checked.output_shape):
             return diagnose_shape(self.checked, self.given[OUTPUT], self.spec, self.start)
         self._choose_sample()
@@ -382,16 +383,16 @@ class Search:
         fit, ids = explanation.best, explanation.ids
         hypothesis = fit.hypothesis
         words = {other.hypothesis.id: other.hypothesis.words for other in reversed(explanation.fits)}
-        tiles = sorted(
-            {other.hypothesis.tile for other in explanation.fits if other.hypothesis.id == hypothesis.id}
-        )
-        use = (
-            self.budget.attempt("judge", "bounds of the explanations", bound_use, self.evidence, hypothesis)
-            if judged and explanation.better
-            else None
-        )
+        same_name = (other.hypothesis for other in explanation.fits if other.hypothesis.id == hypothesis.id)
+        tiles = sorted({other.tile for other in same_name})
+        use = None
+        if judged and explanation.better:
+            part = "bounds of the explanations"
+            use = self.budget.attempt("judge", part, bound_use, self.evidence, hypothesis)
         used = fit.used if use is None else use.used
-        baseline = self.evidence.baseline
+        baseline, left = self.evidence.baseline, 0.0 if explanation.better else 1.0
+        if baseline.residual and not baseline.mismatched:
+            left = fit.residual / baseline.residual
         return Finding(
             hypothesis.id,
             hypothesis.says_with(tiles),
@@ -401,11 +402,7 @@ class Search:
             explanation.better,
             tuple(ids[1:]),
             hypothesis.issues,
-            fit.residual / baseline.residual
-            if baseline.residual and not baseline.mismatched
-            else 0.0
-            if explanation.better
-            else 1.0,
+            left,
             tuple(words[name] for name in ids[1:]),
             any(mistake.rounding for mistake in hypothesis.mistakes),
         )

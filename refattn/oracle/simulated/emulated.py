@@ -131,17 +131,10 @@ class _Numerics:
         return round_to(x, form).astype(self.kind)
 
     def load_latent(self, arrays, index, head, length, choice):
-        q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = (np.asarray(array) for array in arrays)
+        rows, keys = (*index, head), (*index, slice(length))
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = (
-            self.load(np.asarray(x, dtype=np.float64))
-            for x in (
-                q_nope[index][head],
-                q_rope[index][head],
-                kv_latent[index][:length],
-                k_rope[index][:length],
-                w_uk[head],
-                w_uv[head],
-            )
+            self.load(np.asarray(np.asarray(array)[at], dtype=np.float64))
+            for array, at in zip(arrays, (rows, rows, keys, keys, head, head), strict=True)
         )
         middle = self.spec.intermediate
         if choice == "absorb":
@@ -291,10 +284,10 @@ class _Numerics:
         count = max(1, min(self.spec.splits, length))
         states = []
         for first, last in itertools.pairwise(np.linspace(0, length, count + 1).astype(int)):
-            sums = start(run, (*shape, 1))
+            top, total = start(run, (*shape, 1))
             if first > 0:  # the first split alone has the sink
-                sums = np.full_like(sums[0], -np.inf), np.zeros_like(sums[1])
-            state = *sums, np.zeros((*shape, problem.v_head_dim), self.kind)
+                top, total = np.full_like(top, -np.inf), np.zeros_like(total)
+            state = top, total, np.zeros((*shape, problem.v_head_dim), self.kind)
             spans = self.blocks(first, last)
             states.append(
                 self.finish(run, *over_tiles(run, problem.query, problem.key, problem.value, spans, state))
