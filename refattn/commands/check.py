@@ -91,13 +91,14 @@ def _spec(words):
 
 def _judge(pair, args, spec):
     """(status, text, facts for JSON) of one result."""
+    from refattn.oracle.bounds.results import RESULTS
     from refattn.oracle.vectors.untrusted import VectorError
 
     try:
-        case, output, lse = pair.read()
+        case, given = pair.read()
         if args.stored or case.work > LARGEST_WORK:
-            return _by_stored_bounds(case, output, lse, args.require_complete)
-        report = case.check(output, lse, spec)
+            return _by_stored_bounds(case, given, args.require_complete)
+        report = case.check(*map(given.get, RESULTS), spec)
     except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         return "error", str(error), {}
     if not report.passed:
@@ -108,15 +109,19 @@ def _judge(pair, args, spec):
     return "pass", report.summary, facts
 
 
-def _by_stored_bounds(case, output, lse, require_complete):
+def _by_stored_bounds(case, given, require_complete):
     import numpy as np
 
-    for name, got, like in (("output", output, case.output), ("lse", lse, case.lse)):
-        if got is not None and got.shape != like.shape:
-            return "fail", f"{name} must have shape {like.shape}; got {got.shape}", {}
-    good = case.within(output, lse) if output is not None else case.within(None, lse)[..., 0]
+    from refattn.oracle.bounds.results import OUTPUT, RESULTS
+
+    for result, got in given.items():
+        shape = case.expected(result).shape
+        if got.shape != shape:
+            return "fail", f"{result.name} must have shape {shape}; got {got.shape}", {}
+    good = case.within(*map(given.get, RESULTS))
+    good = good if OUTPUT in given else good[..., 0]
     if good.all():
-        return _unbounded(case, output, lse, good.size, require_complete)
+        return _unbounded(case, given, good.size, require_complete)
     at = tuple(int(i) for i in np.argwhere(~good)[0])
     beyond = int(np.count_nonzero(~good))
     return (
@@ -126,25 +131,23 @@ def _by_stored_bounds(case, output, lse, require_complete):
     )
 
 
-def _unbounded(case, output, lse, size, require_complete):
+def _unbounded(case, given, size, require_complete):
     """The verdict on elements all within their bounds, of which some may be infinite: those say nothing."""
     import numpy as np
 
+    from refattn.oracle.bounds.results import OUTPUT, RESULTS
+
     unjudged = {
-        "output": 0 if output is None else int(np.isinf(case.output_bound).sum()),
-        "lse": 0 if lse is None else int(np.isinf(case.lse_bound).sum()),
+        result.name: int(np.isinf(case.bound(result)).sum()) if result in given else 0 for result in RESULTS
     }
     facts = {"complete": not any(unjudged.values()), "unjudged": unjudged}
-    text = (
-        f"all {size} elements within the stored bounds"
-        if output is not None
-        else f"all {size} lses within the stored bounds, no output given"
-    )
+    what = "elements" if OUTPUT in given else " and ".join(f"{result.name}s" for result in given)
+    text = f"all {size} {what} within the stored bounds"
+    if OUTPUT not in given:
+        text += f", no {OUTPUT.name} given"
     if not facts["complete"]:
-        text += (
-            f"; {unjudged['output']} outputs and {unjudged['lse']} lses have none, an intermediate may "
-            "overflow the formats of the spec"
-        )
+        counts = " and ".join(f"{count} {name}s" for name, count in unjudged.items())
+        text += f"; {counts} have none, an intermediate may overflow the formats of the spec"
         if require_complete:
             return "fail", f"not complete: {text}", facts
     return "pass", text, facts

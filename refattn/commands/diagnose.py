@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 
 from refattn.commands.arguments import add_result_arguments
@@ -31,21 +30,22 @@ def add_parser(subparsers):
 def run(args):
     """Print the diagnoses and return the exit code."""
     from refattn.commands.results import pairs
+    from refattn.oracle.bounds.results import LSE, OUTPUT
     from refattn.oracle.diagnosis.search import diagnose
     from refattn.oracle.vectors.untrusted import VectorError
+    from refattn.oracle.verdict.report import json_ready
 
     found = []
     try:
         for pair in pairs(args.case, args.result, args.lse):
-            case, output, lse = pair.read()
-            if output is None:
+            case, given = pair.read()
+            if OUTPUT not in given:
                 raise VectorError(
                     f"{pair.result.name} must hold the output, by which mistakes are told; got an lse "
                     "alone, which refattn check judges."
                 )
-            diagnosis = diagnose(
-                output, *case.arrays, lse=lse, spec=case.spec, seconds=args.seconds, **case.options
-            )
+            how = {"lse": given.get(LSE), "spec": case.spec, "seconds": args.seconds, **case.options}
+            diagnosis = diagnose(given[OUTPUT], *case.arrays, **how)
             found.append((pair.name, diagnosis))
             if not args.json:
                 print(f"{pair.name}: {diagnosis}")
@@ -57,20 +57,9 @@ def run(args):
     if args.json:
         print(
             json.dumps(
-                {"cases": [{"name": name, **_plain(diagnosis.to_json())} for name, diagnosis in found]},
+                {"cases": [{"name": name, **json_ready(diagnosis.to_json())} for name, diagnosis in found]},
                 indent=2,
                 allow_nan=False,
             )
         )
     return 2 if not found else int(any(diagnosis.verdict != "agrees" for _, diagnosis in found))
-
-
-def _plain(value):
-    """Numbers that are not finite as words, because JSON has none."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

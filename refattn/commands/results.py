@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS, Result
 from refattn.oracle.vectors.containers import ENDINGS, read_arrays
 from refattn.oracle.vectors.golden import VectorCase, load_case
 from refattn.oracle.vectors.npz_file import read_npy
@@ -27,17 +28,17 @@ class Pair:
     result: Path
     lse: Path | None = None
 
-    def read(self) -> tuple[VectorCase, np.ndarray | None, np.ndarray | None]:
-        """The case, and output and lse of the result: at least one of the two."""
+    def read(self) -> tuple[VectorCase, dict[Result, np.ndarray]]:
+        """The case, and the results that the kernel wrote: at least one."""
         case = self.load_case()
-        output, lse = read_result(self.result, case)
+        given = read_result(self.result, case)
         if self.lse is not None:
-            if output is None:
+            if OUTPUT not in given:
                 raise VectorError(
                     f"{self.result.name} must hold the output where --lse gives the lse; got an lse."
                 )
-            lse = read_array(self.lse, case.lse.shape, case.spec.lse.name)
-        return case, output, lse
+            given[LSE] = read_array(self.lse, case, LSE)
+        return case, given
 
 
 def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
@@ -76,9 +77,9 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
         yield Pair(entry.name, entry.load, result, lse if lse is not None and lse.exists() else None)
 
 
-def read_result(path, case) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Output and lse of a result file: arrays named output and lse, one of the two, or one array alone
-    (.npy, or .bin without a header).
+def read_result(path, case) -> dict[Result, np.ndarray]:
+    """What a result file holds: arrays with the names of results, or one array alone (.npy, or .bin
+    without a header).
 
     An array without a name is the lse if it has the size of the lse and not that of the output.
     """
@@ -86,31 +87,26 @@ def read_result(path, case) -> tuple[np.ndarray | None, np.ndarray | None]:
     if not path.exists():
         raise VectorError(f"{path.name} must exist: there is no result for this case.")
     if path.suffix in (".npy", ".bin"):
-        return _read_nameless(path, case)
+        fitting = (result for result in RESULTS if _fits(path, case, result))
+        result = next(fitting, OUTPUT)
+        return {result: read_array(path, case, result)}
     arrays, _ = read_arrays(path)
-    lse = None if "lse" not in arrays else _floating(arrays["lse"], case.spec.lse.name)
-    if "output" not in arrays and len(arrays) != 1:
+    named = {result: arrays[result.name] for result in RESULTS if result.name in arrays}
+    if OUTPUT not in named and len(arrays) != 1:
         raise VectorError(
             f"{path.name} must hold an array named output, lse, or both; got "
             f"{', '.join(sorted(arrays)) or 'none'}."
         )
-    output = arrays.get("output", None if lse is not None else next(iter(arrays.values())))
-    return None if output is None else _floating(output, case.spec.output.name), lse
+    named = named or {OUTPUT: next(iter(arrays.values()))}
+    return {result: _floating(array, result.form(case.spec).name) for result, array in named.items()}
 
 
-def _read_nameless(path, case):
+def _fits(path, case, result):
+    """Whether an array without a name has the size of a result."""
+    expected, format_name = case.expected(result), result.form(case.spec).name
     if path.suffix == ".npy":
-        array = read_array(path, case.output.shape, case.spec.output.name)
-        if array.shape != case.output.shape and array.shape == case.lse.shape:
-            return None, read_array(path, case.lse.shape, case.spec.lse.name)
-        return array, None
-    size = path.stat().st_size
-    of_lse = size in _dtypes_of_bin(case.lse.size, case.spec.lse.name) and size not in _dtypes_of_bin(
-        case.output.size, case.spec.output.name
-    )
-    like, format_name = (case.lse, case.spec.lse.name) if of_lse else (case.output, case.spec.output.name)
-    array = read_array(path, like.shape, format_name)
-    return (None, array) if of_lse else (array, None)
+        return read_array(path, case, result).shape == expected.shape
+    return path.stat().st_size in _dtypes_of_bin(expected.size, format_name)
 
 
 def _dtypes_of_bin(count, format_name):
@@ -121,11 +117,11 @@ def _dtypes_of_bin(count, format_name):
     return dtypes
 
 
-def read_array(path, shape, format_name) -> np.ndarray:
-    """One array of a known shape. A .bin holds it in C order, little-endian; the number of its bytes
+def read_array(path, case, result) -> np.ndarray:
+    """One array, a result of the case. A .bin holds it in C order, little-endian; the number of its bytes
     says how wide the numbers are.
     """
-    path = Path(path)
+    path, shape, format_name = Path(path), case.expected(result).shape, result.form(case.spec).name
     with open_regular(path) as file:
         size = path.stat().st_size
         if size > LARGEST:

@@ -72,14 +72,7 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
     slopes, sinks = (
         None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks)
     )
-    scale, power = problem.scale, 0
-    if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
-        scale, power = math.frexp(scale)  # the power of two goes with the query
-    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
-        query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
-    else:
-        query, key, scale = long_double(query), long_double(key), problem.scale
-        slopes = None if slopes is None else slopes.astype(np.longdouble)
+    query, key, slopes, scale = in_working_range(query, key, slopes, problem.scale)
     if not sums_within_float64(value.high):
         value = long_double(value)
     channel = channel_scale(query.high, key.high)
@@ -123,6 +116,20 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
         lse[at] = steps.lse.reshape(shape[:2])
         if record:
             record(at, steps)
+
+
+def in_working_range(query, key, slopes, scale):
+    """The same in float64 where no score can leave its range, a large power of two of the scale moved to
+    the query; in long double elsewhere.
+    """
+    mantissa, power = scale, 0
+    if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
+        mantissa, power = math.frexp(scale)
+    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
+        query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
+        return query, key, slopes, mantissa
+    slopes = None if slopes is None else slopes.astype(np.longdouble)
+    return long_double(query), long_double(key), slopes, scale
 
 
 def operand(high, low, index, *heads_and_rows):

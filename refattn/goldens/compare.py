@@ -7,6 +7,7 @@ kernel is held to the error bound of the arithmetic it works in.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ def computed_by(package, case, allowance, warm_up=False):
         seconds = math.inf
         for _ in range(RUNS):
             started = time.perf_counter()
-            output, lse = function(**case.arguments, **case.options)
+            results = function(**case.arguments, **case.options)
             seconds = min(seconds, time.perf_counter() - started)
             if seconds > WORTH_REPEATING:
                 break
@@ -62,7 +63,7 @@ def computed_by(package, case, allowance, warm_up=False):
             failure=f"raised {type(error).__name__}: {error}",
         )
     outcome = Outcome(seconds=seconds)
-    for name, actual in (("output", output), ("lse", lse)):
+    for name, actual in zip(PROMISES, results, strict=True):
         if name in case.golden:
             compare(name, np.asarray(actual), case, allowance, outcome)
     return outcome
@@ -75,7 +76,7 @@ def compare(name, actual, case, allowance, outcome):
         outcome.failure = outcome.failure or f"{name}.shape is {actual.shape}, golden {golden.shape}"
         return
     error = distance(actual, golden, low)
-    implausible = np.abs(low) > (1 + REMAINDER_ROUNDING) * case.error_bound(U64)[name == "lse"]
+    implausible = np.abs(low) > (1 + REMAINDER_ROUNDING) * rounding_alone(name, case, U64)
     if implausible.any():
         at = ", ".join(str(int(i)) for i in np.argwhere(implausible)[0])
         outcome.failure = (
@@ -83,11 +84,10 @@ def compare(name, actual, case, allowance, outcome):
             or f"golden {name}[{at}] is further from the exact answer than float64 rounding can bring it"
         )
     allowed = allowance(name, case, actual.dtype) + REMAINDER_ROUNDING * np.abs(low)
-    if name == "output":
-        outcome.error = largest(error)
-        outcome.units = largest(ratio(error, U64 * case.golden["gauge"]))
-    else:
-        outcome.lse_ulps = largest(ratio(error, last_place_of_lse_terms(case)))
+    promise = PROMISES[name]
+    setattr(outcome, promise.in_units, largest(ratio(error, promise.unit(case))))
+    if promise.absolute is not None:
+        setattr(outcome, promise.absolute, largest(error))
     outcome.of_bound = worse(outcome.of_bound, largest(ratio(error, allowed)))
     if outcome.failure is None and not (error <= allowed).all():
         at = tuple(int(i) for i in np.unravel_index(np.argmax(ratio(error, allowed)), error.shape))
@@ -128,14 +128,34 @@ def last_place_of_lse_terms(case):
     return np.spacing(terms)
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What the reference promises of one result: an error of at most so many units."""
+
+    most: int
+    unit: Callable  # case -> array
+    in_units: str  # the field of `Outcome` with the error in this unit
+    absolute: str | None = None  # and the one with the error itself
+
+
+# by their names in a golden, in the order in which functions return them
+PROMISES = {
+    "output": Promise(OUTPUT_UNITS, lambda case: U64 * case.golden["gauge"], "units", "error"),
+    "lse": Promise(LSE_ULPS, last_place_of_lse_terms, "lse_ulps"),
+}
+
+
+def rounding_alone(name, case, unit_roundoff):
+    """`GoldenCase.error_bound` of one result."""
+    return dict(zip(PROMISES, case.error_bound(unit_roundoff), strict=True))[name]
+
+
 def exactness_allowance(name, case, dtype):
     """What the float64 reference promises, whatever the scores: a fixed number of units, no growth
     with length or scores.
     """
     del dtype
-    if name == "output":
-        return OUTPUT_UNITS * U64 * case.golden["gauge"]
-    return LSE_ULPS * last_place_of_lse_terms(case)
+    return PROMISES[name].most * PROMISES[name].unit(case)
 
 
 def kernel_allowance(name, case, dtype):
@@ -147,7 +167,7 @@ def kernel_allowance(name, case, dtype):
     few percent of it.
     """
     narrow = any(array.dtype.kind == "f" and array.dtype != np.float64 for array in case.arguments.values())
-    bounds = dict(zip(("output", "lse"), case.error_bound(U32 if narrow else U64), strict=True))
     exact = np.abs(case.golden[name])
     exact = np.where(np.isfinite(exact), exact, 0.0)
-    return bounds[name] + np.finfo(dtype).eps / 2 * exact + float(np.finfo(dtype).smallest_subnormal)
+    bound = rounding_alone(name, case, U32 if narrow else U64)
+    return bound + np.finfo(dtype).eps / 2 * exact + float(np.finfo(dtype).smallest_subnormal)

@@ -173,8 +173,8 @@ class Lean:
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")
 
-    def __init__(self, result, exact, row_shape):
-        self.result = result
+    def __init__(self, result, exact):
+        self.result, row_shape = result, result.row_shape(exact.shape)
         self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in result.leans}
         self.signature, self.level = np.full(row_shape, np.nan), np.full(row_shape, np.nan)
         self.copies = Copies(exact)
@@ -187,16 +187,16 @@ class Lean:
         ):  # one rounding of a projection weight reaches every result: nothing averages out
             return
         with np.errstate(all="ignore"):
-            tile.place.write_rows(self.signature, signature(tile))
-            tile.place.write_rows(self.level, _rounded(tile.maximum))
+            tile.place.write_rows(self.result, self.signature, signature(tile))
+            tile.place.write_rows(self.result, self.level, _rounded(tile.maximum))
             for side, sums in compared.bound.model.sums(tile, spec, compared, self.copies):
                 self._add(side, tile, sums, compared.usual)
 
     def _add(self, side, tile, sums, usual):
         fine = np.isfinite(sum(np.abs(part) for part in sums.values()))
         for name, part in sums.items():
-            tile.place.write_rows(self.sums[side][name], np.where(fine, part, 0.0))
-        tile.place.write_rows(self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
+            tile.place.write_rows(self.result, self.sums[side][name], np.where(fine, part, 0.0))
+        tile.place.write_rows(self.result, self.sums[side]["count"], np.where(fine, usual.sum(axis=1), 0))
 
     def judge(self, failure_probability):
         """Whether the call, or a head of it, leans; keeps the largest mean beside what is allowed in

@@ -16,7 +16,7 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 
 @dataclass(frozen=True)
 class Result:
-    """One array that a call returns. Its rows are those of the query.
+    """One array that a call returns. Its rows are what its first two axes count.
 
     Attributes
     ----------
@@ -63,6 +63,10 @@ class Result:
         """Shape of the whole array in a call with an output of that shape."""
         return output_shape if self.has_dims else output_shape[:-1]
 
+    def row_shape(self, shape) -> tuple[int, ...]:
+        """Shape of one number a row for an array of this shape."""
+        return shape[:-1] if self.has_dims else shape
+
     def form(self, spec: KernelSpec):
         """The number format it is written in."""
         return getattr(spec, self.written_in)
@@ -93,6 +97,11 @@ LSE = Result(
     leans=("up",),
 )
 RESULTS = (OUTPUT, LSE)
+
+
+def handed_over(*arrays) -> dict[Result, np.ndarray]:
+    """Those of the results that are there, from one array or None for each of `RESULTS`."""
+    return {result: array for result, array in zip(RESULTS, arrays, strict=True) if array is not None}
 
 
 def columns(array: np.ndarray) -> np.ndarray:

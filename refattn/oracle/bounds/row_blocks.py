@@ -27,28 +27,28 @@ class Place:
 
     part: Part
     index: tuple
-    heads: slice
-    rows: object  # slice or array of row numbers
+    along: dict  # name in `Result.axes` -> what the tile has of that axis: a slice, or an array of numbers
 
     def cut(self, result: Result, array):
         """These rows of the whole array of a result, (R, C)."""
-        picked = self._heads(array, result.has_dims)[:, self.rows]
+        heads, rows = self._heads_and_rows(result, array, result.has_dims)
+        picked = heads[:, rows]
         return picked.reshape(math.prod(picked.shape[:2]), picked.shape[2] if result.has_dims else 1)
 
     def write(self, result: Result, array, values):
         """Put (R, C) where `cut` finds it."""
-        self._put(self._heads(array, result.has_dims), values)
+        heads, rows = self._heads_and_rows(result, array, result.has_dims)
+        heads[:, rows] = values.reshape(heads[:, rows].shape)
 
-    def write_rows(self, array, values):
-        """Put one number a row, (R,), into an array of the call's rows."""
-        self._put(self._heads(array, False), values)
+    def write_rows(self, result: Result, array, values):
+        """Put one number a row, (R,), into an array of `Result.row_shape`."""
+        heads, rows = self._heads_and_rows(result, array, False)
+        heads[:, rows] = values.reshape(heads[:, rows].shape)
 
-    def _heads(self, array, has_dims):
+    def _heads_and_rows(self, result, array, has_dims):
         at = self.part.channels if has_dims else self.part.rows
-        return array[at][self.index][self.heads]  # basic indexing: a view (G, T, ...)
-
-    def _put(self, target, values):
-        target[:, self.rows] = values.reshape(target[:, self.rows].shape)
+        heads, rows = (self.along[axis] for axis in result.axes[:2])
+        return array[at][self.index][heads], rows  # basic indexing: a view (G, T, ...)
 
 
 @dataclass
@@ -135,7 +135,8 @@ def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, ex
         seeing = rows[start[rows] < stop[rows]]
         keys = slice(int(start[seeing].min()), int(stop[seeing].max())) if len(seeing) else slice(0, 0)
         whole = slice(int(rows[0]), int(rows[-1]) + 1)
-        place = Place(part, index, heads, whole if whole.stop - whole.start == len(rows) else rows)
+        picked_rows = whole if whole.stop - whole.start == len(rows) else rows
+        place = Place(part, index, {"head": heads, "row": picked_rows})
         cut = _Cut(options, index, heads, rows, keys, (size, len(rows), keys.stop - keys.start))
         visible = cut.stacked(range_mask(start[rows], stop[rows], keys.start, keys.stop))
         output, lse = (place.cut(result, array) for result, array in zip(RESULTS, exact, strict=True))

@@ -137,10 +137,8 @@ def tight_bound(
     if tile.value.largest_error is not None:
         values = tile.kept**2 @ tile.value.typical_error**2
         parts.append(Errors(values, 0.0, ROUNDING_VARIANCE * values))
-    joined = 0.0
     if spec.splits > 1:
-        joined = 2 * spec.softmax.unit_roundoff * _lse_level(tile)
-        shifted = joined * _split_shift(tile, tile.kept, tile.weights, tile.output)
+        shifted = _lse_of_a_split(tile, spec) * _split_shift(tile, tile.kept, tile.weights, tile.output)
         parts.append(Errors(0.0, shifted, shifted**2))
     errors = sum(parts[1:], parts[0])
     lost = _lost_to_underflow(tile, spec, unit)
@@ -151,12 +149,9 @@ def tight_bound(
     writing = _writing(unit * tile.output, before, spec.output)
     sigma = np.where(known, np.hypot(before, writing), np.inf)
 
-    level_top = _correlated_at_the_top(tile, spec, error)
-    lse, lse_sigma, lse_model = _lse(
-        tile, spec, error, rounding, conversion, repeats, sums.row_sum, sums.equal, level_top, multiplier
-    )
+    lse, lse_sigma, lse_model = _lse(tile, spec, error, rounding, conversion, repeats, sums, multiplier)
     lse, lse_sigma = (np.where(first_order[:, 0], part, np.inf) for part in (lse, lse_sigma))
-    model = _output_model(tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined)
+    model = _output_model(tile, spec, unit, error, conversion, sums, lost, before, sigma)
     return (
         Tight(bound, sigma, _independent_errors(sigma, writing), model),
         Tight(lse, lse_sigma, np.ones_like(lse), lse_model),
@@ -210,6 +205,8 @@ class BothSums:
         Sum of the squares of rescaling and dividing, relative.
     equal : ndarray (R, 1)
         What the row sum may lose of equal weights, relative to it.
+    at_the_top : ndarray (R, 1)
+        The same of keys at the row maximum.
     same_sign : ndarray (R, E)
         Losses that may have one sign everywhere.
     """
@@ -219,6 +216,7 @@ class BothSums:
     row_sum: Sums
     steps: np.ndarray
     equal: np.ndarray
+    at_the_top: np.ndarray
     same_sign: np.ndarray
 
 
@@ -241,7 +239,9 @@ def _both_sums(tile, spec, error, repeats, ties) -> BothSums:
     )
     independent = Errors(square, 0.0, ROUNDING_VARIANCE * square)
     errors = [independent, Errors(0.0, steady, steady**2), Errors(0.0, correlated, correlated**2 / 3.0)]
-    return BothSums(errors, products, row_sum, steps, equal, steady + correlated)
+    at_the_top = _correlated_at_the_top(tile, spec, error)
+    same_sign = steady + correlated + at_the_top * magnitude
+    return BothSums(errors, products, row_sum, steps, equal, at_the_top, same_sign)
 
 
 @dataclass
@@ -276,19 +276,18 @@ def _independent_errors(sigma, writing):
     return 1.0 / np.maximum(alone**2 / dims + (1.0 - alone) ** 2 / INDEPENDENT, 1.0 / dims)
 
 
-def _output_model(
-    tile, spec, unit, error, conversion, sums, lost, level_top, before, sigma, joined
-) -> OutputModel:
+def _output_model(tile, spec, unit, error, conversion, sums, lost, before, sigma) -> OutputModel:
     """Bias: what a signed sum of errors needs to know of a tile's outputs."""
     magnitude, over = np.abs(tile.output), np.where(sigma > 0, sigma, 1.0)
     of_products = sums.products.square if tile.latent is None else 0.0
     own = (unit / over) ** 2 * ROUNDING_VARIANCE * (sums.steps * magnitude**2 + of_products) + (
         lost.deviation / over
     ) ** 2
-    shared = sums.same_sign + level_top * magnitude + (0.0 if conversion is None else conversion.tied)
+    shared = sums.same_sign + (0.0 if conversion is None else conversion.tied)
     shared = (unit * (shared + _lost_terms(tile, spec)) + lost.largest) / over
     latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * sums.products.latent
     rescaled = ROUNDING_VARIANCE * (sums.row_sum.square + sums.steps)
+    joined = _lse_of_a_split(tile, spec) if spec.splits > 1 else 0.0
     return OutputModel(error, own, shared, before, rescaled, latent, conversion, joined)
 
 
@@ -600,11 +599,10 @@ def _lost_terms(tile, spec):
     return lost
 
 
-def _lse_level(tile):
-    """What the lse of a split and of the whole may be, (R, 1), in absolute value; its rounding scales with
-    it."""
+def _lse_of_a_split(tile, spec):
+    """What rounding the lse of a split and of the whole may move a share, (R, 1): it scales with both."""
     top, log = lse_magnitudes(tile)
-    return (4 * top + 6 * log + 2)[:, None]
+    return 2 * spec.softmax.unit_roundoff * (4 * top + 6 * log + 2)[:, None]
 
 
 def _split_shift(tile, kept, p, output):
@@ -620,8 +618,8 @@ def _split_shift(tile, kept, p, output):
     return 2.0 * largest
 
 
-def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level_top, multiplier):
-    u = spec.softmax.unit_roundoff
+def _lse(tile, spec, error, rounding, conversion, repeats, both_sums, multiplier):
+    u, row_sum = spec.softmax.unit_roundoff, both_sums.row_sum
     ones = np.ones((tile.weights.shape[1], 1))
     sums = (
         row_sum.square[:, 0]
@@ -638,7 +636,7 @@ def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level
         )
         square, variance = square + of_query, variance + ROUNDING_VARIANCE * of_query
     common = [(tile.weights * direction).sum(axis=1) for direction in error.common]
-    shared, of_weights = (equal + row_sum.steady + row_sum.correlated)[:, 0], 0.0
+    shared, of_weights = (both_sums.equal + row_sum.steady + row_sum.correlated)[:, 0], 0.0
     linear = sum(np.abs(part) for part in common) + shared
     if rounding is not None and spec.denominator == "rounded":
         linear = linear + rounding.sum(axis=1)
@@ -666,4 +664,4 @@ def _lse(tile, spec, error, rounding, conversion, repeats, row_sum, equal, level
         + variance_of_sink
         + (fixed - spec.exp_error) ** 2
     )
-    return bound, sigma, LseModel(own, shared + level_top[:, 0] + spec.exp_error, common)
+    return bound, sigma, LseModel(own, shared + both_sums.at_the_top[:, 0] + spec.exp_error, common)

@@ -7,21 +7,26 @@ from itertools import permutations
 
 import numpy as np
 
+from refattn.oracle.bounds.results import OUTPUT
+from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
-from refattn.oracle.diagnosis.hypotheses import Evidence
+from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.mistakes.run import part_outlines
 
 AXES = ("batch", "heads", "length", "dim")
 
 
-def readings(actual, lse, shape):
+def shapes_agree(given, shape):
+    """Whether each given result has the shape that belongs to an output of this shape."""
+    return all(array.shape == result.shape(shape) for result, array in given.items())
+
+
+def _readings(actual, shape):
     """Ways to bring an array of the wrong shape into the right one: (words, remedy, array)."""
-    if actual.shape == shape and (lse is None or lse.shape == shape[:-1]):
-        return [], True
     found = []
     if actual.size != np.prod(shape, dtype=np.int64):
-        return found, False
+        return found
     if actual.ndim == len(shape):
         for order in permutations(range(actual.ndim)):
             if tuple(actual.shape[axis] for axis in order) == shape and order != tuple(range(actual.ndim)):
@@ -44,7 +49,7 @@ def readings(actual, lse, shape):
                 actual.reshape(swapped).swapaxes(-2, -3),
             )
         )
-    return found, False
+    return found
 
 
 def _axis_names(order):
@@ -53,13 +58,15 @@ def _axis_names(order):
     return "(" + ", ".join(place[axis] for axis in range(len(order))) + ")"
 
 
-def diagnose_shape(checked, readings, spec, samples, shape, got, start):
+def diagnose_shape(checked, actual, spec, start):
+    shape, got, samples = checked.output_shape, actual.shape, choose_samples(checked)
     different = []
-    for words, remedy, array in readings:
+    for words, remedy, array in _readings(actual, shape):
         if not any(np.array_equal(array, known, equal_nan=True) for _, _, known in different):
             different.append((words, remedy, array))
     fits = [
-        (words, remedy, Evidence(checked, array, None, spec, samples)) for words, remedy, array in different
+        (words, remedy, Evidence(checked, {OUTPUT: array}, spec, samples))
+        for words, remedy, array in different
     ]
     fits.sort(key=lambda item: (item[2].baseline.mismatched, item[2].baseline.residual))
     findings = tuple(

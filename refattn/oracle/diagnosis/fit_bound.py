@@ -14,9 +14,10 @@ import numpy as np
 
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.bounds.operands import Call, operands
-from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.bounds.results import RESULTS, Result
 from refattn.oracle.bounds.row_blocks import tiles
-from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis
+from refattn.oracle.diagnosis.evidence import Evidence
+from refattn.oracle.diagnosis.hypotheses import Hypothesis
 from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.mistakes.run import changed_call, dense_part, possible, run_form
 from refattn.oracle.simulated.staged import Sample
@@ -26,12 +27,12 @@ from refattn.oracle.verdict.report import Measure
 
 @dataclass(frozen=True)
 class Use:
-    """Largest error over the tight bound, the tiers of `check` that fail, and the tight bounds of output and
-    lse in the order of the evidence."""
+    """Largest error over the tight bound, the tiers of `check` that fail, and the tight bound of each result
+    in the order of the evidence."""
 
     used: float
     failed: tuple[str, ...]
-    tight: tuple[np.ndarray, np.ndarray] | None = None
+    tight: dict[Result, np.ndarray] | None = None
 
     @property
     def passed(self) -> bool:
@@ -65,51 +66,37 @@ def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=No
     spec : KernelSpec, optional
         In place of the evidence's own.
     """
-    rereads = [mistake for mistake in hypothesis.mistakes if mistake.reread is not None]
-    others = tuple(mistake for mistake in hypothesis.mistakes if mistake.reread is None)
-    actual, lse = evidence.reread(rereads[0]) if rereads else (evidence.actual, evidence.lse)
+    others, checked, samples = hypothesis.others, evidence.checked, evidence.samples
+    given = evidence.reread(hypothesis.rereads[0]) if hypothesis.rereads else evidence.given
     with np.errstate(all="ignore"):
-        predicted = run_form(
-            evidence.checked, *others, tile=hypothesis.tile, samples=evidence.samples, with_size=True
+        predicted, simple = (
+            run_form(checked, *mistakes, tile=hypothesis.tile, samples=samples, with_size=True)
+            for mistakes in (others, _without_stages(others))
         )
-        simple = run_form(
-            evidence.checked,
-            *_without_stages(others),
-            tile=hypothesis.tile,
-            samples=evidence.samples,
-            with_size=True,
-        )
-    changed = _changed_parts(evidence.checked, evidence.samples, others, hypothesis.tile)
-    observed = evidence.pieces(actual, lse)
-    whole = evidence.checked.output_shape
-    measures, tight = [], [[] for _ in RESULTS]
-    for part, sample, *results in zip(changed, evidence.samples, observed, predicted, simple, strict=True):
+    changed = _changed_parts(checked, samples, others, hypothesis.tile)
+    measures, tight = [], {result: [np.zeros(0)] for result in given}
+    for part, sample, got, broken, unbroken in zip(
+        changed, samples, evidence.pieces(given), predicted, simple, strict=True
+    ):
         if part is None:
             continue
-        problem, latent = part
-        got, wanted, grown = results[0], results[1][:2], _growth(evidence, *results[1:])
+        wanted, grown = broken[: len(RESULTS)], _growth(evidence, broken, unbroken)
         bounds = [np.zeros(np.shape(array)) for array in wanted]
-        for at, place in _places(problem, sample):
-            cut = [
-                [None if array is None else array[at] for array in arrays] for arrays in (got, wanted, grown)
-            ]
+        for at, place in _places(part[0], sample):
+            here = {result: array[at] for result, array in got.items()}
+            cut = [[array[at] for array in arrays] for arrays in (wanted, grown)]
             found, *bounded = _judge_place(
-                spec or evidence.spec, problem, latent, place, sample.rows, *cut, whole
+                spec or evidence.spec, *part, place, sample.rows, here, *cut, checked.output_shape
             )
             measures += found
             for array, values in zip(bounds, bounded, strict=True):
                 array[at] = values
-        for flat, array in zip(tight, bounds, strict=True):
-            flat.append(array.ravel())
-    failed = tuple(
-        dict.fromkeys(f"{measure.name} {tier}" for measure in measures for tier in measure.failed)
-    )
-    given = (evidence.actual, evidence.lse)
-    flat = (
-        np.concatenate([np.zeros(0), *([] if array is None else arrays)])
-        for array, arrays in zip(given, tight, strict=True)
-    )
-    return Use(_largest_use(measures), failed, tuple(flat))
+        for result, array in zip(RESULTS, bounds, strict=True):
+            if result in tight:
+                tight[result].append(array.ravel())
+    failed = dict.fromkeys(f"{measure.name} {tier}" for measure in measures for tier in measure.failed)
+    flat = {result: np.concatenate(arrays) for result, arrays in tight.items()}
+    return Use(_largest_use(measures), tuple(failed), flat)
 
 
 def _without_stages(mistakes):
@@ -158,11 +145,9 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
         return array
 
     exact, growth = [all_rows(x) for x in wanted], [all_rows(x, 1.0) for x in grown]
-    actual = {
-        result: all_rows(values) for result, values in zip(RESULTS, got, strict=True) if values is not None
-    }
+    actual = {result: all_rows(values) for result, values in got.items()}
     call, tight = Call(iter([part]), exact[0].shape), [np.zeros_like(array) for array in exact]
-    measures = [Measure(result, array.shape, call.lse_shape) for result, array in actual.items()]
+    measures = [Measure(result, array.shape) for result, array in actual.items()]
     for tile in tiles(call, exact, rows=lambda q_len: rows):
         bounds = bound_tile(tile, spec, multiplier)
         for (result, bound), grown_by, whole_tight in zip(bounds.items(), growth, tight, strict=True):
@@ -178,9 +163,9 @@ def _judge_place(spec, problem, latent, place, rows, got, wanted, grown, whole):
 
 def _growth(evidence, predicted, simple):
     """How much larger the simple bound of the broken algorithm is than that of the unbroken one: 1 or more,
-    for each output and lse."""
+    for each number of each of `RESULTS`."""
     with np.errstate(all="ignore"):
-        pairs = zip(evidence.simple_bound(predicted), evidence.simple_bound(simple), strict=True)
+        pairs = zip(evidence.simple_bounds(predicted), evidence.simple_bounds(simple), strict=True)
         return [np.nan_to_num(np.maximum(wide / narrow, 1.0), nan=1.0, posinf=1.0) for wide, narrow in pairs]
 
 

@@ -6,34 +6,38 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.bounds.results import OUTPUT
+from refattn.oracle.diagnosis.evidence import Evidence, positions
 from refattn.oracle.diagnosis.fit_bound import Use, bound_use
-from refattn.oracle.diagnosis.hypotheses import Evidence
 
 BOUNDARIES = (256, 128, 64, 32, 16, 8)
 
 
 def locate(evidence: Evidence, use: Use) -> str:
     """Say where the elements beyond the bound are; `use` is `bound_use` of the evidence."""
-    checked, samples = evidence.checked, evidence.samples
-    unit_output, unit_lse = use.tight
-    wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
-    sentences = []
+    checked, samples, beyond = evidence.checked, evidence.samples, _beyond_bounds(evidence, use)
+    wrong = beyond.pop(OUTPUT)
     if not wrong.any():
-        wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
-        if wrong_lse.any():
-            return f"Only lse is wrong, in {wrong_lse.mean():.1%} of its elements."
+        for result, others in beyond.items():
+            if others.any():
+                return f"Only {result.name} is wrong, in {others.mean():.1%} of its elements."
         return (
             "No single element is beyond its bound; only the average error, or its bias, is larger than "
             "rounding makes it. Is the spec that of this kernel?"
         )
-    sentences.append(f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}.")
+    sentences = [f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}."]
+    of_others = [
+        f"{result.name} is {f'wrong in {others.mean():.1%} of its elements' if others.any() else 'right'}."
+        for result, others in beyond.items()
+        if others.size
+    ]
     shape = checked.output_shape
     if len(samples) != 1:
         return sentences[0] + _by_part(wrong, samples, shape[-1])
     sample = samples[0]
     grid = wrong.reshape(len(sample.sequences), len(sample.heads), len(sample.rows), shape[-1])
     if grid.all():
-        return " ".join([*sentences, *_likeness(evidence), *_lse_sentence(evidence, unit_lse)])
+        return " ".join([*sentences, *_likeness(evidence), *of_others])
     axes = (
         ("sequence", sample.sequences, (1, 2, 3)),
         ("head", sample.heads, (0, 2, 3)),
@@ -47,12 +51,12 @@ def locate(evidence: Evidence, use: Use) -> str:
         else:
             edge = _boundary(numbers[hit], numbers) if name in ("row", "dim") else ""
             sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{edge}.")
-    return " ".join([*sentences, *_lse_sentence(evidence, unit_lse)])
+    return " ".join([*sentences, *of_others])
 
 
 def _kind(evidence, wrong):
     """What the wrong elements have in common."""
-    got = evidence.observed[0][wrong]
+    got = evidence.observed[OUTPUT][wrong]
     if np.isnan(got).all():
         return ", all of them NaN"
     if not got.any():
@@ -62,13 +66,13 @@ def _kind(evidence, wrong):
         return (
             f", {share:.0%} of these NaN"
             if share
-            else f", by up to {np.abs(got - evidence.reference[0][wrong]).max():.3g}"
+            else f", by up to {np.abs(got - evidence.reference[OUTPUT][wrong]).max():.3g}"
         )
 
 
 def _likeness(evidence):
     """How the output relates to the right one, when all of it is wrong."""
-    want, got = evidence.reference[0], evidence.observed[0]
+    want, got = evidence.reference[OUTPUT], evidence.observed[OUTPUT]
     fine = np.isfinite(want) & np.isfinite(got)
     if fine.sum() < 3 or not np.ptp(want[fine]) or not np.ptp(got[fine]):
         return
@@ -77,34 +81,25 @@ def _likeness(evidence):
     yield f"Its correlation with the right output is {likeness:.2f}{other}"
 
 
-def _lse_sentence(evidence, unit):
-    if evidence.observed[1].size:
-        wrong = _wrong(evidence.observed[1], evidence.reference[1], unit)
-        yield "lse is right." if not wrong.any() else f"lse is wrong in {wrong.mean():.1%} of its elements."
-
-
-def never_written(actual, lse) -> tuple[str, str] | None:
-    """(id, words) when a result that should not be 0 is 0 everywhere, and no lse shows that the
+def never_written(given) -> tuple[str, str] | None:
+    """(id, words) when a result that should not be 0 is 0 everywhere, and no other one shows that the
     kernel ran.
     """
-    ran = lse is not None and np.asarray(lse, dtype=np.float64).any()
-    if actual.size and not ran and not np.asarray(actual, dtype=np.float64).any():
+    others = (array for result, array in given.items() if not result.principal)
+    ran = any(np.asarray(array, dtype=np.float64).any() for array in others)
+    if given[OUTPUT].size and not ran and not np.asarray(given[OUTPUT], dtype=np.float64).any():
         return "output_never_written", "all zeros: was the output ever written?"
     return None
 
 
 def isolated(evidence) -> tuple[str, str] | None:
     """(id, words) when all wrong elements lie in one row of one head and everything else agrees."""
-    if len(evidence.samples) != 1 or evidence.observed[0].size < 2:
+    if len(evidence.samples) != 1 or evidence.observed[OUTPUT].size < 2:
         return None
-    unit_output, unit_lse = bound_use(evidence).tight
-    wrong = _wrong(evidence.observed[0], evidence.reference[0], unit_output)
-    wrong_lse = _wrong(evidence.observed[1], evidence.reference[1], unit_lse)
-    sample, width = evidence.samples[0], evidence.checked.output_shape[-1]
+    beyond = _beyond_bounds(evidence, bound_use(evidence))
+    sample, wrong = evidence.samples[0], beyond[OUTPUT]
     shape = (len(sample.sequences), len(sample.heads), len(sample.rows))
-    rows = wrong.reshape(*shape, width).any(axis=-1)
-    if wrong_lse.size:
-        rows |= wrong_lse.reshape(shape)
+    rows = np.any([array.reshape(*shape, -1).any(axis=-1) for array in beyond.values()], axis=0)
     if rows.sum() != 1 or rows.size < 2:
         return None
     sequence, head, row = (
@@ -113,7 +108,7 @@ def isolated(evidence) -> tuple[str, str] | None:
             (sample.sequences, sample.heads, sample.rows), np.argwhere(rows)[0], strict=True
         )
     )
-    place = f"sequence {sequence} head {head} row {row}"
+    place, width = f"sequence {sequence} head {head} row {row}", evidence.checked.output_shape[-1]
     if wrong.sum() == 1:
         return (
             "one_element_off",
@@ -123,9 +118,16 @@ def isolated(evidence) -> tuple[str, str] | None:
     return "one_row_garbage", f"one row is wrong ({place}) and everything else agrees"
 
 
+def _beyond_bounds(evidence, use):
+    """Where each result is beyond its tight bound, flattened as in the evidence."""
+    return {
+        result: _wrong(got, evidence.reference[result], use.tight[result])
+        for result, got in evidence.observed.items()
+    }
+
+
 def _wrong(got, want, unit):
-    fine = np.isfinite(got) & np.isfinite(want)
-    same = (np.isnan(got) & np.isnan(want)) | (got == want)
+    fine, same = positions(want, got)
     with np.errstate(all="ignore"):
         return np.where(fine, np.abs(got - want) > np.where(np.isfinite(unit), unit, np.inf), ~same)
 

@@ -7,15 +7,17 @@ import time
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
+from refattn.oracle.bounds.results import OUTPUT, RESULTS
+from refattn.oracle.diagnosis.evidence import positions
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.mistakes.merge import MERGES, merged
 
 
-def diagnose_merge(actual, outputs, lses, *, lse):
+def diagnose_merge(given, outputs, lses):
     start = time.monotonic()
     outputs = np.stack([as_float_array(x, "outputs").astype(np.float64) for x in outputs])
     lses = np.stack([as_float_array(x, "lses").astype(np.float64) for x in lses])
-    actual = as_float_array(actual, "actual")
+    actual = given[OUTPUT]
     if actual.shape != outputs.shape[1:] or lses.shape != outputs.shape[:-1]:
         words = (
             f"actual must have the shape of one state, {outputs.shape[1:]}, and lses that of outputs "
@@ -29,24 +31,18 @@ def diagnose_merge(actual, outputs, lses, *, lse):
     )
     if actual.dtype.itemsize == 2:
         unit = unit + 2.0**-7 * np.abs(outputs).max(0)
-    got = [actual.astype(np.float64), None if lse is None else as_float_array(lse, "lse").astype(np.float64)]
+    got = {result: array.astype(np.float64) for result, array in given.items()}
 
     def compare(predicted):
-        want_output, want_lse = predicted
         used = 0.0
-        for a, b, bound in ((got[0], want_output, unit), (got[1], want_lse, 1e-5)):
-            if a is None:
+        for result, b, bound in zip(RESULTS, predicted, (unit, 1e-5), strict=True):
+            if result not in got:
                 continue
-            fine = np.isfinite(a) & np.isfinite(b)
-            if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
+            fine, same = positions(b, got[result])
+            if not same.all():
                 return np.inf
-            used = max(
-                used,
-                np.max(
-                    np.where(fine, np.abs(np.where(fine, a, 0) - np.where(fine, b, 0)) / bound, 0),
-                    initial=0.0,
-                ),
-            )
+            errors = np.where(fine, np.abs(np.where(fine, got[result], 0) - np.where(fine, b, 0)) / bound, 0)
+            used = max(used, np.max(errors, initial=0.0))
         return float(used)
 
     if (base := compare(merged(outputs, lses))) <= 1:

@@ -45,9 +45,7 @@ def other_tiles(evidence, small, fits, budget):
     """Mistakes of tiles with tile sizes that are no powers of two, or very large."""
     del fits
     screened = []
-    for hypothesis in single_hypotheses(
-        evidence.checked, evidence.lse is not None, OTHER_TILES, tiled_only=True
-    ):
+    for hypothesis in single_hypotheses(evidence.checked, evidence.given, OTHER_TILES, tiled_only=True):
         left = budget.attempt(
             "screen", "other tile sizes", small.screen, hypothesis, size=small.size(hypothesis)
         )

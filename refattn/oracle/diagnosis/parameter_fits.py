@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.diagnosis.hypotheses import Evidence, Fit, Hypothesis, choose_samples
+from refattn.oracle.diagnosis.evidence import Evidence, Fit
+from refattn.oracle.diagnosis.hypotheses import Hypothesis
+from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.mistakes.run import part_outlines
 
@@ -23,7 +26,7 @@ def fitted_hypotheses(evidence: Evidence, budget: Budget) -> list[Fit]:
     mistakes = [
         _factor(evidence),
         _factor_per_key_head(evidence),
-        None if evidence.lse is None else _lse_constant(evidence),
+        _lse_constant(evidence) if LSE in evidence.given else None,
     ]
     mistakes += [_within(budget, search, evidence) for search in (_scale, _scale_per_key_head)]
     fits = [
@@ -68,14 +71,7 @@ def _scale(evidence, leaves) -> Mistake | None:
     parts = part_outlines(evidence.checked)
     if not parts or not parts[0].scale:
         return None
-    small = Evidence(
-        evidence.checked,
-        evidence.actual,
-        evidence.lse,
-        evidence.spec,
-        choose_samples(evidence.checked, SEARCH_WORK),
-    )
-    scale = parts[0].scale
+    small, scale = evidence.on(choose_samples(evidence.checked, SEARCH_WORK)), parts[0].scale
 
     def mistake(log_ratio, words=""):
         wrong = scale * math.exp(log_ratio)
@@ -108,7 +104,7 @@ def _scale_per_key_head(evidence, leaves) -> Mistake | None:
     ratios = np.ones(part.num_kv_heads)
     for kv_head in np.unique(sample.heads // part.group_size):
         own = replace(sample, heads=sample.heads[sample.heads // part.group_size == kv_head])
-        small = Evidence(evidence.checked, evidence.actual, evidence.lse, evidence.spec, [own])
+        small = evidence.on([own])
 
         def left(log_ratio, small=small):
             return leaves(small, Hypothesis((_scale_times(math.exp(log_ratio)),)))
@@ -161,7 +157,7 @@ def _golden(function, low, high, steps=40):
 
 
 def _factor(evidence) -> Mistake | None:
-    want, got = evidence.reference[0], evidence.observed[0]
+    want, got = evidence.reference[OUTPUT], evidence.observed[OUTPUT]
     fine = np.isfinite(want) & np.isfinite(got)
     size = float((want[fine] ** 2).sum())
     if not size:
@@ -184,7 +180,7 @@ def _factor_per_key_head(evidence) -> Mistake | None:
         return None
     sample, group = evidence.samples[0], parts[0].group_size
     shape = (len(sample.sequences), len(sample.heads), -1)
-    want, got = (array[0].reshape(shape) for array in (evidence.reference, evidence.observed))
+    want, got = (arrays[OUTPUT].reshape(shape) for arrays in (evidence.reference, evidence.observed))
     fine = np.isfinite(want) & np.isfinite(got)
     want, got = np.where(fine, want, 0.0), np.where(fine, got, 0.0)
     factors = np.ones(parts[0].num_kv_heads)
@@ -207,7 +203,7 @@ def _factor_per_key_head(evidence) -> Mistake | None:
 
 
 def _lse_constant(evidence) -> Mistake | None:
-    want, got = evidence.reference[1], evidence.observed[1]
+    want, got = evidence.reference[LSE], evidence.observed[LSE]
     fine = np.isfinite(want) & np.isfinite(got)
     if not fine.any():
         return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.calls.dense import attention_problem
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.diagnosis.hypotheses import Evidence, Fit
+from refattn.oracle.diagnosis.evidence import Evidence, Fit
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
 CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation
@@ -84,9 +84,10 @@ class Ranking:
     def _same(self, first: Fit, second: Fit) -> bool:
         if abs(first.residual - second.residual) > 2 * SAME + 1e-3 * second.residual:
             return False
-        for a, b, unit in zip(first.predicted, second.predicted, self.evidence.yardstick, strict=True):
-            if a.shape != b.shape or (a.size == 0 and unit.size):
-                return False
+        if not first.predicted or not second.predicted:
+            return False
+        for result, unit in self.evidence.yardstick.items():
+            a, b = first.predicted[result], second.predicted[result]
             fine = np.isfinite(a) & np.isfinite(b)
             if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
                 return False

@@ -1,4 +1,8 @@
-"""`diagnose`: which mistake or foreign convention explains a wrong result."""
+"""`diagnose`: which mistake or foreign convention explains a wrong result.
+
+`Search` tells it from top to bottom: choose a sample of the result, predict what every known mistake would
+give there, rank the predictions that explain the result, and conclude with words and a remedy.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +14,30 @@ from functools import cached_property
 
 import numpy as np
 
-from refattn.calls.arrays import as_float_array
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.diagnosis.axis_order import diagnose_shape, readings
+from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.diagnosis.axis_order import diagnose_shape, shapes_agree
 from refattn.oracle.diagnosis.budget import Budget
+from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import Use, bound_use
-from refattn.oracle.diagnosis.hypotheses import (
-    WHOLE_WORK,
-    Evidence,
-    Hypothesis,
-    choose_samples,
-    single_hypotheses,
-    worst_place,
-)
+from refattn.oracle.diagnosis.hypotheses import Hypothesis, single_hypotheses
 from refattn.oracle.diagnosis.location import isolated, locate, never_written
 from refattn.oracle.diagnosis.merged_states import diagnose_merge
 from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_of_mistakes
 from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
-from refattn.oracle.diagnosis.tell_apart import run_kernel, suggestion, told_apart
-from refattn.oracle.inputs.families import AttentionInputs
+from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
+from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
 from refattn.oracle.mistakes.run import checked_call
 from refattn.oracle.verdict.check import check
 
+ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
 JUDGED = 4  # explanations whose bound is that of `check`
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
-TWINS = (
-    4.0  # times what the best explanation leaves, up to which others are compared with it when time is short
-)
+# times what the best explanation leaves, up to which others are compared with it when time is short
+TWINS = 4.0
 LEAST_WORK = 2**20  # multiplications of a hypothesis about a large problem when time is short
 LOCATION_WORK = 16  # times the work of a hypothesis, spent on where an error lives
 
@@ -103,25 +101,13 @@ def diagnose(
     'q_offset=0'
     """
     kernel = _under_callers_settings(actual) if callable(actual) else None
-    if kernel is not None:
-        actual, lse = run_kernel(kernel, AttentionInputs("own data", "own data", "", arrays, options))
-    with np.errstate(
-        all="ignore"
-    ):  # a mistake may subtract infinities, and a wrong result may hold anything
+    given = given_results(actual, lse) if kernel is None else run_kernel(kernel, arrays, options)
+    # a mistake may subtract infinities, and a wrong result may hold anything
+    with np.errstate(all="ignore"):
         if len(arrays) == 2:
-            return diagnose_merge(actual, *arrays, lse=lse)
-        search = Search(
-            actual,
-            arrays,
-            lse,
-            spec,
-            options,
-            kernel,
-            near,
-            progress or (lambda line: None),
-            Budget(seconds),
-        )
-        return search.run(pairs)
+            return diagnose_merge(given, *arrays)
+        say = progress or (lambda line: None)
+        return Search(arrays, options, given, spec, kernel, near, say, Budget(seconds)).run(pairs)
 
 
 def _under_callers_settings(kernel):
@@ -136,65 +122,72 @@ def _under_callers_settings(kernel):
 
 
 class Search:
-    """One call of `diagnose`."""
+    """One call of `diagnose`: `given` is what the kernel gave for `arrays` and `options`."""
 
-    def __init__(self, actual, arrays, lse, spec, options, kernel, near, progress, budget):
-        self.start, self.budget = time.monotonic(), budget
-        self.arrays, self.options, self.kernel, self.progress = arrays, options, kernel, progress
-        self.checked = checked_call(*arrays, **options)
-        self.actual, self.lse = (
-            as_float_array(actual, "actual"),
-            None if lse is None else as_float_array(lse, "lse"),
-        )
-        self.spec = kernel_spec(spec, self.actual.dtype)
-        self.tried, self.whole, self.near = 0, True, near
-        self._later, self._untried = (
-            [],
-            0,
-        )  # single mistakes that are only compared on a small sample, and those not even there
+    def __init__(self, arrays, options, given, spec, kernel, near, progress, budget):
+        self.start, self.budget, self.progress = time.monotonic(), budget, progress
+        self.arrays, self.options, self.given, self.kernel, self.near = arrays, options, given, kernel, near
+        self.checked, self.spec = checked_call(*arrays, **options), kernel_spec(spec, given[OUTPUT].dtype)
+        self.tried, self.whole = 0, True
+        # single mistakes that are only compared on a small sample, and how many not even there
+        self._later, self._untried = [], 0
 
     def run(self, pairs) -> Diagnosis:
-        checked, shape = self.checked, self.checked.output_shape
-        samples = choose_samples(checked)
-        wrong_shape, shapes_agree = readings(self.actual, self.lse, shape)
-        if not shapes_agree:
-            return diagnose_shape(
-                checked, wrong_shape, self.spec, samples, shape, self.actual.shape, self.start
-            )
-        self.whole = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples) * shape[
-            -1
-        ] >= np.prod(shape, dtype=np.int64)
-        self.worst = self._worst_place(shape)
-        self.evidence = self._evidence(WHOLE_WORK) if self.whole else self._affordable_evidence()
-        self.use = self.budget.run("judge", self._use_of_result)
-        self.budget.reserved = min(CONCLUSION * self.budget.seconds, 3 * self.budget.costs["judge"])
+        """The whole search. It ends as soon as something explains the result; what costs most comes last."""
+        if not shapes_agree(self.given, self.checked.output_shape):
+            return diagnose_shape(self.checked, self.given[OUTPUT], self.spec, self.start)
+        self._choose_sample()
+        self._judge_result()
         self.ranking = Ranking(self.evidence, self.budget)
-        self.progress("every mistake of the catalogue alone")
-        fits = self._alone(list(single_hypotheses(checked, self.lse is not None)))
+        fits = self._predict_single_mistakes()
         if self.use.passed and not self._explained(fits):
-            return self._done("agrees", (self._plain("", "the result agrees with the reference"),))
-        if unwritten := never_written(self.actual, self.lse):
-            return self._done(
-                "explained", (self._plain(*unwritten), *self._findings(self.ranking.explanations(fits)))
-            )
+            return self._done("agrees", (self._seen("", "the result agrees with the reference"),))
+        if unwritten := never_written(self.given):
+            others = self._findings(self.ranking.explanations(fits))
+            return self._done("explained", (self._seen(*unwritten), *others))
         if not self._explained(fits):
-            self.progress("mistakes with a free number: scale, factor, constant")
-            more = fitted_hypotheses(self.evidence, self.budget)
-            fits, self.tried = fits + more, self.tried + len(more)
-            fits += [] if self._explained(fits) else self._fitted(self._later)
+            fits += self._predict_mistakes_with_a_number(fits)
         if not self._explained(fits):
-            if self.whole and (
-                lonely := self.budget.attempt("judge", "a single wrong row", isolated, self.evidence)
-            ):
-                return self._done("explained", (self._plain(*lonely),))
+            if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
+                return self._done("explained", (self._seen(*row),))
             if pairs and not self.evidence.baseline.explains:
-                fits = self._search_on(fits)
+                fits = self._predict_other_tiles_and_pairs(fits)
         self.budget.reserved = 0.0
-        return self._conclude(self.ranking.explanations(fits))
+        explanations = self.ranking.explanations(fits)
+        if explanations and explanations[0].better:
+            return self._explain(explanations)
+        return self._locate(explanations)
+
+    # sample
+
+    def _choose_sample(self):
+        """All of the result, or as much of a large one as the time allows, its worst place included."""
+        shape = self.checked.output_shape
+        samples = choose_samples(self.checked)
+        rows = sum(s.sequences.size * s.heads.size * s.rows.size for s in samples)
+        self.whole = rows * shape[-1] >= np.prod(shape, dtype=np.int64)
+        self.worst = (-1, 0) if self.whole else self._worst_place(shape)
+        self.evidence = self._evidence(WHOLE_WORK) if self.whole else self._affordable_evidence()
+
+    def _worst_place(self, shape):
+        """(sequence, head) or (sequence, head, row) to look at."""
+        if self.near is None or self.checked.num_parts != 1:
+            samples = first_look(self.checked)
+            if samples is None:
+                return -1, 0
+            return Evidence(self.checked, self.given, self.spec, samples).worst_place()
+        *batch, head, row = (operator.index(i) for i in tuple(self.near)[: len(shape) - 1])
+        if len(batch) != len(shape) - 3 or any(
+            not 0 <= i < size for i, size in zip((*batch, head, row), shape, strict=False)
+        ):
+            raise ValueError(
+                f"near must be an index of the output, of shape {shape}; got near={self.near!r}."
+            )
+        return int(np.ravel_multi_index(batch, shape[:-3])) if batch else 0, head, row
 
     def _evidence(self, work):
         samples = choose_samples(self.checked, work, self.worst)
-        return self.budget.run("evidence", Evidence, self.checked, self.actual, self.lse, self.spec, samples)
+        return self.budget.run("evidence", Evidence, self.checked, self.given, self.spec, samples)
 
     def _affordable_evidence(self):
         """As much of a large problem as is judged in a part of the time; little is judged first, to
@@ -208,25 +201,40 @@ class Search:
         self._own_use = use
         return little
 
-    def _worst_place(self, shape):
-        """(sequence, head) or (sequence, head, row) to look at."""
-        if self.whole:
-            return -1, 0
-        if self.near is None or self.checked.num_parts != 1:
-            return worst_place(self.checked, self.actual, self.lse, self.spec)
-        *batch, head, row = (operator.index(i) for i in tuple(self.near)[: len(shape) - 1])
-        if len(batch) != len(shape) - 3 or any(
-            not 0 <= i < size for i, size in zip((*batch, head, row), shape, strict=False)
-        ):
-            raise ValueError(
-                f"near must be an index of the output, of shape {shape}; got near={self.near!r}."
-            )
-        return int(np.ravel_multi_index(batch, shape[:-3])) if batch else 0, head, row
+    @cached_property
+    def _small(self):
+        """Evidence so little that thousands of hypotheses can be compared with it."""
+        return self._evidence(PAIR_WORK)
 
-    def _alone(self, hypotheses):
-        """Fits of single mistakes; of those, when time is short, that help on a small sample, and the
+    def _judge_result(self):
+        """The use of the bound by the result as it is; what that costs is kept for the conclusion."""
+        self.use = self.budget.run("judge", self._use_of_result)
+        self.budget.reserved = min(CONCLUSION * self.budget.seconds, 3 * self.budget.costs["judge"])
+
+    def _use_of_result(self, spec=None):
+        """`check` of the result as it is, or the same of the sampled rows."""
+        spec = spec or self.spec
+        form = self.checked.form
+        if not self.whole or not form.public:
+            return bound_use(self.evidence, spec=spec) if spec is not self.spec else self._own_use
+        how = {"lse": self.given.get(LSE), "spec": spec, "function": form.function}
+        return Use.of(check(self.given[OUTPUT], *self.arrays, **how, **self.options))
+
+    @cached_property
+    def _own_use(self):
+        return self.budget.run("judge", bound_use, self.evidence)
+
+    # predict
+
+    def _explained(self, fits):
+        return any(map(self.ranking.better, fits))
+
+    def _predict_single_mistakes(self):
+        """Fits of single mistakes; when time is short, of those that help on a small sample, and the
         others are kept for later.
         """
+        self.progress("every mistake of the catalogue alone")
+        hypotheses = list(single_hypotheses(self.checked, self.given))
         sizes = [self.evidence.size(hypothesis) for hypothesis in hypotheses]
         if sum(sizes) * self.budget.costs.get("fit", 0.0) <= self.budget.left / 2:
             return self._fitted(hypotheses)
@@ -245,9 +253,8 @@ class Search:
                     break
                 fits[index] = self.budget.run("fit", self.evidence.fit, hypotheses[index], size=sizes[index])
                 if fits[index] is not None and self.ranking.better(fits[index]):
-                    limit = min(
-                        limit, TWINS * screened[index] + 1.0
-                    )  # others that explain it leave about as little
+                    # others that explain it leave about as little
+                    limit = min(limit, TWINS * screened[index] + 1.0)
         if limit == math.inf:
             self._later = [hypothesis for index, hypothesis in enumerate(hypotheses) if index not in fits]
             self._untried = len(hypotheses) - len(screened)
@@ -281,14 +288,14 @@ class Search:
         self.tried += 0 if self._later else len(found)
         return found
 
-    @cached_property
-    def _small(self):
-        return self._evidence(PAIR_WORK)
+    def _predict_mistakes_with_a_number(self, fits):
+        """Fits of mistakes with a number of their own, and then of the single ones kept for later."""
+        self.progress("mistakes with a free number: scale, factor, constant")
+        more = fitted_hypotheses(self.evidence, self.budget)
+        self.tried += len(more)
+        return more if self._explained([*fits, *more]) else more + self._fitted(self._later)
 
-    def _explained(self, fits):
-        return any(map(self.ranking.better, fits))
-
-    def _search_on(self, fits):
+    def _predict_other_tiles_and_pairs(self, fits):
         for search, words in (
             (other_tiles, "other tile sizes"),
             (pairs_of_mistakes, "two mistakes together"),
@@ -302,52 +309,41 @@ class Search:
                 fits, self.tried = fits + more, self.tried + count
         return fits
 
-    def _conclude(self, explanations):
-        best = explanations[0] if explanations else None
-        if best is None or not best.better:
-            self.progress("where the error lives")
-            location = locate(*self._widest())
-            return self._done(
-                "unexplained", self._findings(explanations), " ".join([location, *self._coarser()])
-            )
-        apart, calls = "", []
-        if len(best.ids) > 1 or (len(best.fits) > 1 and self.kernel is not None):
-            hypotheses = [fit.hypothesis for fit in best.fits]
-            if self.kernel is not None:
-                self.progress(f"running the kernel to tell {' and '.join(best.ids)} apart")
-                left, calls = told_apart(
-                    self.checked, hypotheses, self.kernel, self.spec, self.lse is not None, self.budget
-                )
-                best.fits = [
-                    fit for fit in best.fits if any(fit.hypothesis is hypothesis for hypothesis in left)
-                ]
-            if len(best.ids) > 1:
-                named = [
-                    next(fit.hypothesis for fit in best.fits if fit.hypothesis.id == name)
-                    for name in best.ids
-                ]
-                apart = suggestion(self.checked, named[:4], self.spec, self.lse is not None, self.budget)
-                if apart and self.kernel is None:
-                    apart += ", or hand the kernel itself to diagnose() in place of its output"
+    # conclude; `ranking.py` has ranked the fits
+
+    def _explain(self, explanations):
+        """The best explanation, its names told apart as far as possible, and what else explains it."""
+        apart, calls = self._tell_names_apart(explanations[0])
         done = self._done("explained", self._findings(explanations))
         return dataclasses.replace(done, tell_apart=apart, told_apart_by=tuple(calls))
 
-    # numbers
+    def _tell_names_apart(self, best):
+        """Words for a call on which the names of an explanation differ, and the calls on which the kernel
+        showed that some are not meant, which leave it.
+        """
+        apart, calls = "", []
+        if self.kernel is not None and len(best.fits) > 1:
+            self.progress(f"running the kernel to tell {' and '.join(best.ids)} apart")
+            hypotheses = [fit.hypothesis for fit in best.fits]
+            left, calls = told_apart(
+                self.checked, hypotheses, self.kernel, self.spec, self.given, self.budget
+            )
+            best.fits = [fit for fit in best.fits if any(fit.hypothesis is known for known in left)]
+        if len(best.ids) > 1:
+            first = {fit.hypothesis.id: fit.hypothesis for fit in reversed(best.fits)}
+            named = [first[name] for name in best.ids]
+            apart = suggestion(self.checked, named[:4], self.spec, self.given, self.budget)
+            if apart and self.kernel is None:
+                apart += ", or hand the kernel itself to diagnose() in place of its output"
+        return apart, calls
 
-    def _use_of_result(self, spec=None):
-        """`check` of the result as it is, or the same of the sampled rows."""
-        spec = spec or self.spec
-        form = self.checked.form
-        if not self.whole or not form.public:
-            return bound_use(self.evidence, spec=spec) if spec is not self.spec else self._own_use
-        report = check(
-            self.actual, *self.arrays, lse=self.lse, spec=spec, function=form.function, **self.options
+    def _locate(self, explanations):
+        """Nothing explains it: where the error lives, and whether coarser arithmetic would."""
+        self.progress("where the error lives")
+        location = locate(*self._widest())
+        return self._done(
+            "unexplained", self._findings(explanations), " ".join([location, *self._coarser()])
         )
-        return Use.of(report)
-
-    @cached_property
-    def _own_use(self):
-        return self.budget.run("judge", bound_use, self.evidence)
 
     def _widest(self):
         """The evidence to look for the place of the error on, as large as the time allows, and the
@@ -371,7 +367,10 @@ class Search:
                 yield f"It passes as a kernel that multiplies in {name}: spec={name!r}, if that is meant."
                 return
 
-    def _plain(self, id, says):
+    # words
+
+    def _seen(self, id, says):
+        """What shows in the result itself."""
         baseline = self.evidence.baseline
         return Finding(id, says, "", self.use.used, baseline.residual, True, seen=True)
 
@@ -384,16 +383,16 @@ class Search:
         fit, ids = explanation.best, explanation.ids
         hypothesis = fit.hypothesis
         words = {other.hypothesis.id: other.hypothesis.words for other in reversed(explanation.fits)}
-        tiles = sorted(
-            {other.hypothesis.tile for other in explanation.fits if other.hypothesis.id == hypothesis.id}
-        )
-        use = (
-            self.budget.attempt("judge", "bounds of the explanations", bound_use, self.evidence, hypothesis)
-            if judged and explanation.better
-            else None
-        )
+        same_name = (other.hypothesis for other in explanation.fits if other.hypothesis.id == hypothesis.id)
+        tiles = sorted({other.tile for other in same_name})
+        use = None
+        if judged and explanation.better:
+            part = "bounds of the explanations"
+            use = self.budget.attempt("judge", part, bound_use, self.evidence, hypothesis)
         used = fit.used if use is None else use.used
-        baseline = self.evidence.baseline
+        baseline, left = self.evidence.baseline, 0.0 if explanation.better else 1.0
+        if baseline.residual and not baseline.mismatched:
+            left = fit.residual / baseline.residual
         return Finding(
             hypothesis.id,
             hypothesis.says_with(tiles),
@@ -403,11 +402,7 @@ class Search:
             explanation.better,
             tuple(ids[1:]),
             hypothesis.issues,
-            fit.residual / baseline.residual
-            if baseline.residual and not baseline.mismatched
-            else 0.0
-            if explanation.better
-            else 1.0,
+            left,
             tuple(words[name] for name in ids[1:]),
             any(mistake.rounding for mistake in hypothesis.mistakes),
         )

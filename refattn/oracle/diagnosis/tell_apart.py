@@ -11,9 +11,13 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.dense import DENSE, Problem
+from refattn.oracle.bounds.results import Result, handed_over
+from refattn.oracle.diagnosis.axis_order import shapes_agree
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.diagnosis.hypotheses import Evidence, Hypothesis, choose_samples
+from refattn.oracle.diagnosis.evidence import Evidence
+from refattn.oracle.diagnosis.hypotheses import Hypothesis
 from refattn.oracle.diagnosis.ranking import CLEARLY
+from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite
@@ -33,21 +37,25 @@ class Probe:
     inputs: AttentionInputs
 
 
-def run_kernel(kernel: Callable, inputs) -> tuple[np.ndarray, np.ndarray | None]:
-    """Output and lse of a kernel that returns one or both."""
-    result = kernel(*inputs.arrays, **inputs.options)
-    output, lse = result[:2] if isinstance(result, tuple | list) else (result, None)
-    return as_float_array(output, "actual"), None if lse is None else as_float_array(lse, "lse")
+def run_kernel(kernel: Callable, arrays, options) -> dict[Result, np.ndarray]:
+    """What a kernel that returns output or (output, lse) gives."""
+    result = kernel(*arrays, **options)
+    return given_results(*(result[:2] if isinstance(result, tuple | list) else (result, None)))
+
+
+def given_results(actual, lse) -> dict[Result, np.ndarray]:
+    """The results that a caller or a kernel hands over, as arrays."""
+    return handed_over(as_float_array(actual, "actual"), None if lse is None else as_float_array(lse, "lse"))
 
 
 TELLING = "telling apart what predicts the same"
 
 
-def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool, budget: Budget) -> str:
+def suggestion(checked, hypotheses: list[Hypothesis], spec, results, budget: Budget) -> str:
     """Words for the call that tells most of these apart; "" if none does."""
     best, most = "", 1
     for probe in probes(checked):
-        groups = len(budget.attempt("probe", TELLING, _groups, probe, hypotheses, spec, with_lse) or ())
+        groups = len(budget.attempt("probe", TELLING, _groups, probe, hypotheses, spec, results) or ())
         if groups > most:
             best, most = probe.words, groups
         if most == len(hypotheses):
@@ -56,7 +64,7 @@ def suggestion(checked, hypotheses: list[Hypothesis], spec, with_lse: bool, budg
 
 
 def told_apart(
-    checked, hypotheses: list[Hypothesis], kernel: Callable, spec, with_lse: bool, budget: Budget
+    checked, hypotheses: list[Hypothesis], kernel: Callable, spec, results, budget: Budget
 ) -> tuple[list[Hypothesis], list[str]]:
     """Run the kernel where the hypotheses differ: those that stay, in their order, and the calls that
     decided.
@@ -65,19 +73,19 @@ def told_apart(
     for probe in probes(checked):
         if len(left) < 2 or len(calls) >= RUNS:
             break
-        if len(budget.attempt("probe", TELLING, _groups, probe, left, spec, with_lse) or ()) < 2:
+        if len(budget.attempt("probe", TELLING, _groups, probe, left, spec, results) or ()) < 2:
             continue
         if not budget.allows("run"):
             budget.ends(TELLING)
             break
         try:
-            output, lse = budget.run("run", run_kernel, kernel, probe.inputs)
+            given = budget.run("run", run_kernel, kernel, probe.inputs.arrays, probe.inputs.options)
         except Exception:
             continue
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-        if output.shape != form.output_shape or (lse is not None and lse.shape != output.shape[:-1]):
+        if not shapes_agree(given, form.output_shape):
             continue
-        staying = _explaining(Evidence(form, output, lse, spec, choose_samples(form)), left, budget)
+        staying = _explaining(Evidence(form, given, spec, choose_samples(form)), left, budget)
         if 0 < len(staying) < len(left):
             left, calls = staying, [*calls, probe.words]
     return left, calls
@@ -97,12 +105,11 @@ def _explaining(evidence, hypotheses, budget):
     ]
 
 
-def _groups(probe, hypotheses, spec, with_lse):
+def _groups(probe, hypotheses, spec, results):
     """Classes of hypotheses that predict the same on a probe: one member of each."""
     checked = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-    shape = checked.output_shape
-    nothing = np.zeros(shape), np.zeros(shape[:-1]) if with_lse else None
-    evidence = Evidence(checked, *nothing, spec, choose_samples(checked))
+    nothing = {result: np.zeros(result.shape(checked.output_shape)) for result in results}
+    evidence = Evidence(checked, nothing, spec, choose_samples(checked))
     found = []
     for hypothesis in hypotheses:
         predicted = evidence.predicted(hypothesis)
@@ -112,7 +119,8 @@ def _groups(probe, hypotheses, spec, with_lse):
 
 
 def _alike(evidence, first, second):
-    for a, b, unit in zip(first, second, evidence.yardstick, strict=True):
+    for result, unit in evidence.yardstick.items():
+        a, b = first[result], second[result]
         fine = np.isfinite(a) & np.isfinite(b)
         if not np.array_equal(np.where(fine, 0, a), np.where(fine, 0, b), equal_nan=True):
             return False

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec, spec_words
+from refattn.oracle.bounds.results import LSE, RESULTS
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
@@ -156,8 +157,22 @@ def check_kernel(
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
-    bench = _bench(
-        kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level
+    if form not in (None, "absorb", "expand"):
+        raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
+    call, dtype = KernelCall(kernel, function, dialect, supports), _input_dtype(dtype, spec)
+    bench = _bench_of(call.form)(
+        call,
+        kernel_spec(spec, dtype),
+        dtype,
+        form,
+        checked_head_dims(head_dims, call),
+        tuple(skip),
+        seed,
+        level,
+        hides_nan,
+        None if supports is None else {*supports},
     )
     if not (only is None or isinstance(only, str | list | tuple | set)):
         raise TypeError(f"only must be a string or a list of names; got only={only!r}.")
@@ -181,30 +196,12 @@ def check_kernel(
     return report
 
 
-def _bench(kernel, function, dialect, spec, dtype, supports, form, head_dims, hides_nan, skip, seed, level):
-    call = KernelCall(kernel, function, dialect, supports)
-    if form not in (None, "absorb", "expand"):
-        raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
-    dtype = _input_dtype(dtype, spec)
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    named = None if supports is None else {*supports}
-    if call.form.joins:
-        from refattn.oracle.harness.merge_bench import MergeBench as bench
-    else:
-        bench = Bench
-    return bench(
-        call,
-        kernel_spec(spec, dtype),
-        dtype,
-        form,
-        checked_head_dims(head_dims, call),
-        tuple(skip),
-        seed,
-        level,
-        hides_nan,
-        named,
-    )
+def _bench_of(form):
+    if form.joins:
+        from refattn.oracle.harness.merge_bench import MergeBench
+
+        return MergeBench
+    return Bench
 
 
 def in_order(value):
@@ -430,12 +427,13 @@ class Bench:
         return use
 
     def identity(self, identity):
-        options = [name for name in identity.needs if name != "lse"]
+        results = {result.name for result in RESULTS}
+        options = [name for name in identity.needs if name not in results]
         lacking = self.call.unsupported(options)
         if lacking:
             raise Unsupported(lacking)
         form = (self.form or "absorb") if "form" in self.call.form.choices else None
-        run = (_LseRun if "lse" in identity.needs else Run)(
+        run = (_LseRun if LSE.name in identity.needs else Run)(
             self.run, self.spec, identity.function, form, self.fitted
         )
         worst = 0.0

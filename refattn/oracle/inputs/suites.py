@@ -97,82 +97,46 @@ def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     """
     rng = np.random.default_rng([seed, 6])
     batch, heads, kv_heads, rows, dim, width = 2, 6, 2, 4, 8, 5
+    integers = lambda keys: rng.integers(-2, 3, (batch, kv_heads, keys, width)).astype(dtype)
+    normal = lambda keys: rng.standard_normal((batch, kv_heads, keys, dim)).astype(dtype)
+    full = lambda number, heads, length: np.full((batch, heads, length, dim), number, dtype)
+    per_query_head = lambda array: np.repeat(np.asarray(array, np.float64), heads // kv_heads, axis=1)
 
-    def integers(keys):
-        return rng.integers(-2, 3, (batch, kv_heads, keys, width)).astype(dtype)
-
-    def zeros(*shape):
-        return np.zeros(shape, dtype)
-
-    def per_query_head(array):
-        return np.repeat(np.asarray(array, np.float64), heads // kv_heads, axis=1)
-
-    cases = []
-
-    def add(name, arrays, output, lse, **options):
-        shape = (batch, heads, rows)
-        output = np.broadcast_to(output, (*shape, width)).astype(np.float64)
-        cases.append(
-            AttentionInputs(
-                f"exact: {name}",
-                "exact",
-                "attention_with_lse",
-                arrays,
-                options,
-                output,
-                np.broadcast_to(np.asarray(lse, float), shape),
-            )
+    zero_query, value16 = full(0, heads, rows), integers(16)
+    key16, value11, one_key, two_keys = normal(16), integers(11), *(full(0, kv_heads, 11) for _ in range(2))
+    one_key[:, :, 7] = two_keys[:, :, [2, 7]] = 16
+    head_number = np.broadcast_to(
+        np.arange(1, kv_heads + 1, dtype=dtype)[:, None, None], (batch, kv_heads, 8, width)
+    )
+    wide16, wide11 = per_query_head(value16), per_query_head(value11)
+    windows = np.stack([wide16[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2)
+    both = (wide11[:, :, 2:3] + wide11[:, :, 7:8]) / 2
+    uniform, plain = (zero_query, full(0, kv_heads, 16), value16), (zero_query, key16, value16)
+    single, double = ((full(16, heads, rows), key, value11) for key in (one_key, two_keys))
+    spelled = (zero_query, normal(11)[:, :, :8], head_number)
+    fourth, nothing = {"mask": np.arange(11)[None] == 4, "scale": 1.0}, {"mask": np.zeros((1, 11), bool)}
+    cases = (
+        ("uniform over 16 keys", uniform, wide16.mean(2, keepdims=True), np.log(16.0), {}),
+        ("window of 4 keys", plain, windows, np.log(4.0), {"causal": True, "window": (3, None)}),
+        ("one key takes all", single, wide11[:, :, 7:8], 2048.0, {"scale": 1.0}),
+        ("two equal maxima", double, both, 2048.0 + np.log(2.0), {"scale": 1.0}),
+        ("one visible key", single, wide11[:, :, 4:5], 0.0, fourth),
+        ("no visible key", single, 0.0, -np.inf, nothing),
+        ("values spell the key head", spelled, per_query_head(head_number)[:, :, :1], np.log(8.0), {}),
+    )
+    shape = (batch, heads, rows)
+    return [
+        AttentionInputs(
+            f"exact: {name}",
+            "exact",
+            "attention_with_lse",
+            arrays,
+            options,
+            np.broadcast_to(output, (*shape, width)).astype(np.float64),
+            np.broadcast_to(np.asarray(lse, float), shape),
         )
-
-    value = integers(16)
-    q0 = zeros(batch, heads, rows, dim)
-    add(
-        "uniform over 16 keys",
-        (q0, zeros(batch, kv_heads, 16, dim), value),
-        per_query_head(value).mean(2, keepdims=True),
-        np.log(16.0),
-    )
-    add(
-        "window of 4 keys",
-        (q0, rng.standard_normal((batch, kv_heads, 16, dim)).astype(dtype), value),
-        np.stack([per_query_head(value)[:, :, 9 + i : 13 + i].mean(2) for i in range(rows)], 2),
-        np.log(4.0),
-        causal=True,
-        window=(3, None),
-    )
-    value = integers(11)
-    query, key = zeros(batch, heads, rows, dim), zeros(batch, kv_heads, 11, dim)
-    query[...] = 16
-    key[:, :, 7] = 16
-    add("one key takes all", (query, key, value), per_query_head(value)[:, :, 7:8], 2048.0, scale=1.0)
-    twice = key.copy()
-    twice[:, :, 2] = 16
-    add(
-        "two equal maxima",
-        (query, twice, value),
-        (per_query_head(value)[:, :, 2:3] + per_query_head(value)[:, :, 7:8]) / 2,
-        2048.0 + np.log(2.0),
-        scale=1.0,
-    )
-    add(
-        "one visible key",
-        (query, key, value),
-        per_query_head(value)[:, :, 4:5],
-        0.0,
-        mask=np.arange(11)[None] == 4,
-        scale=1.0,
-    )
-    add("no visible key", (query, key, value), 0.0, -np.inf, mask=np.zeros((1, 11), bool))
-    head_number = np.broadcast_to(np.arange(1.0, kv_heads + 1)[None, :, None, None], value.shape).astype(
-        dtype
-    )
-    add(
-        "values spell the key head",
-        (q0, rng.standard_normal(key.shape).astype(dtype)[:, :, :8], head_number[:, :, :8]),
-        per_query_head(head_number)[:, :, :1],
-        np.log(8.0),
-    )
-    return cases
+        for name, arrays, output, lse, options in cases
+    ]
 
 
 def default_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:

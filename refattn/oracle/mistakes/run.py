@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from refattn.calls.dense import Problem
 from refattn.calls.form import Checked, Part
 from refattn.calls.registry import form_of
+from refattn.oracle.bounds.results import RESULTS, Result
 from refattn.oracle.mistakes.record import Mistake, arithmetic_of, stages_of
 from refattn.oracle.simulated.staged import Sample, one_batch_axis, run_stages
 
@@ -53,37 +55,32 @@ def part_outlines(checked) -> list[Problem]:
     return _KNOWN_OUTLINES[checked]
 
 
-def split_output(checked, array):
-    """Cut an output of the whole call, or None, into those of its dense parts: (N, H, T, E)."""
-    return _split(checked, array, Part.of_output, 3)
-
-
-def split_lse(checked, array):
-    """The same of an lse: (N, H, T)."""
-    return _split(checked, array, Part.of_lse, 2)
-
-
-def _split(checked, array, of_part, kept):
+def split_result(checked, result: Result, array):
+    """Cut a result of the whole call into those of its dense parts, with one batch axis."""
     for n in range(checked.num_parts):
-        if array is None:
-            yield None
-            continue
-        piece = of_part(Part(None, checked.place(n)), array)
-        batch = int(
-            np.prod(piece.shape[:-kept], dtype=np.int64)
-        )  # -1 would be ambiguous where there are no elements
-        yield piece.reshape(batch, *piece.shape[-kept:])
+        piece = _of_part(checked, n, result, array)
+        axes = piece.shape[-len(result.axes) :]
+        # -1 would be ambiguous where there are no elements
+        yield piece.reshape(math.prod(piece.shape[: -len(axes)]), *axes)
 
 
-def joined_results(checked, results):
-    """Output and lse of the whole call from those of its dense parts."""
-    dtypes = [result.dtype for result in results[0]] if results else [np.float64] * 2
-    output, lse = np.zeros(checked.output_shape, dtypes[0]), np.zeros(checked.lse_shape, dtypes[1])
-    for n, (part_output, part_lse) in enumerate(results):
-        part = Part(None, checked.place(n))
-        for target, values in ((part.of_output(output), part_output), (part.of_lse(lse), part_lse)):
-            target[...] = values.reshape(target.shape)
-    return output, lse
+def joined_results(checked, parts):
+    """The results of the whole call from those of its dense parts."""
+    whole = []
+    for i, result in enumerate(RESULTS):
+        pieces = [part[i] for part in parts]
+        array = np.zeros(result.shape(checked.output_shape), pieces[0].dtype if pieces else np.float64)
+        for n, piece in enumerate(pieces):
+            target = _of_part(checked, n, result, array)
+            target[...] = piece.reshape(target.shape)
+        whole.append(array)
+    return tuple(whole)
+
+
+def _of_part(checked, n, result, array):
+    """The view of a whole result that belongs to dense part n."""
+    part = Part(None, checked.place(n))
+    return part.of_output(array) if result.has_dims else part.of_lse(array)
 
 
 def run_form(

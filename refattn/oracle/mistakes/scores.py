@@ -103,15 +103,14 @@ def _sink_has_first_value(run, shape):
     """Start as if the sink were a key whose value is that of key 0."""
     top, total = start(run, shape)
     if run.problem.sinks is not None:
-        run.first_weighted = total
+        run.notes["first weighted"] = total
     return top, total
 
 
 def _accumulate_after_sink(run, total, factor, w, v, keep):
-    first = getattr(run, "first_weighted", None)
+    first = run.notes.pop("first weighted", None)
     if first is not None:
         total = total + first * np.nan_to_num(v[:, :, :1])
-        run.first_weighted = None
     return accumulate(run, total, factor, w, v, keep)
 
 

@@ -2,24 +2,35 @@
 
 An emulation rounds where its `KernelSpec` says a kernel may round, and takes the freedoms real kernels
 take: order and size of blocks, splits over keys, pre-scaled queries, inexact exponentials. Tests run it
-to show that bounds hold; it is also the quickest way to see what a format costs. Stages in order: load,
-scores, cap, shift (ALiBi and bias), hide, then either online softmax over blocks of keys or, in eager
-kernels, one softmax over all of them.
+to show that bounds hold; it is also the quickest way to see what a format costs. Its numerics are stages of
+the tiled kernel (`staged.py`): a group of heads goes through that kernel's loop over blocks of keys, or, in
+eager kernels, through one softmax over all of them.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from refattn.calls.options import Options
+from refattn.calls.dense import Problem
 from refattn.calls.registry import form_called
-from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.operands import operands
+from refattn.oracle.simulated.staged import (
+    CORRECT,
+    Arithmetic,
+    Run,
+    Sample,
+    Stages,
+    finite_or_zero,
+    over_tiles,
+    position_bias,
+    start,
+    tile_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -57,27 +68,35 @@ class EmulatedKernel:
         """Output and lse, float64 arrays whose entries are numbers of the spec's output and lse formats."""
         call = operands(function, arrays, options, KernelSpec("exact", input="exact"))
         output, lse = np.zeros(call.output_shape), np.full(call.lse_shape, -np.inf)
-        run = _Run(self)
+        numerics = _Numerics(self)
         choice = options.get("form", "absorb") if form_called(function).projects else None
         with np.errstate(all="ignore"):
             for part in call.parts:
-                for index in np.ndindex(part.batch_shape):
-                    for kv_head in range(part.num_kv_heads):
-                        group = part.load(index, kv_head)
-                        heads = slice(kv_head * part.group_size, (kv_head + 1) * part.group_size)
-                        if choice is None:
-                            inputs = [
-                                run.load(operand.exact) for operand in (group.query, group.key, group.value)
-                            ]
-                            finish = None
-                        else:
-                            inputs, finish = run.load_latent(
-                                arrays, index, kv_head, group.key.exact.shape[0], choice
-                            )
-                        rows = run.attention(*inputs, part.options, index, heads, finish)
-                        output[part.channels][index][heads] = rows[0]
-                        lse[part.rows][index][heads] = rows[1]
+                for index, kv_head in itertools.product(
+                    np.ndindex(part.batch_shape), range(part.num_kv_heads)
+                ):
+                    group, finish = part.load(index, kv_head), None
+                    heads = slice(kv_head * part.group_size, (kv_head + 1) * part.group_size)
+                    inputs = [
+                        numerics.load(operand.exact) for operand in (group.query, group.key, group.value)
+                    ]
+                    if choice is not None:
+                        length = len(group.key.exact)
+                        inputs, finish = numerics.load_latent(arrays, index, kv_head, length, choice)
+                    problem = _one_group(part.options, index, heads, *inputs)
+                    rows = numerics.attention(problem, finish)
+                    output[part.channels][index][heads], lse[part.rows][index][heads] = rows
         return output, lse
+
+
+def _one_group(options, index, heads, query, key, value):
+    """The problem of one sequence and of query heads (G, T, D) that share keys (S, D) and values (S, E)."""
+    options = options.options_at(
+        per_score=(*index, None, heads, ..., slice(len(key))),
+        per_head=(*index, None, heads),
+        per_entry=(*index, None),
+    )
+    return Problem(**options.options(), query=query[None], key=key[None, None], value=value[None, None])
 
 
 def emulate(*arrays, spec, function="attention", **options):
@@ -85,8 +104,8 @@ def emulate(*arrays, spec, function="attention", **options):
     return EmulatedKernel(kernel_spec(spec))(*arrays, function=function, **options)
 
 
-class _Run:
-    """One evaluation: the arithmetic as functions. Works in float32, or float64 where the spec's
+class _Numerics:
+    """The arithmetic of a spec as stages of the tiled kernel. Works in float32, or float64 where the spec's
     softmax does.
     """
 
@@ -96,6 +115,8 @@ class _Run:
         self.plain = (
             self.spec.accumulator.name == np.dtype(self.kind).name
         )  # sums round as the working format does
+        names = [field.name for field in fields(Stages) if hasattr(self, field.name)]
+        self.stages = replace(CORRECT, **{name: getattr(self, name) for name in names})
 
     def load(self, x):
         return self.flush(round_to(x, self.spec.input).astype(self.kind))
@@ -110,17 +131,10 @@ class _Run:
         return round_to(x, form).astype(self.kind)
 
     def load_latent(self, arrays, index, head, length, choice):
-        q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = (np.asarray(array) for array in arrays)
+        rows, keys = (*index, head), (*index, slice(length))
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = (
-            self.load(np.asarray(x, dtype=np.float64))
-            for x in (
-                q_nope[index][head],
-                q_rope[index][head],
-                kv_latent[index][:length],
-                k_rope[index][:length],
-                w_uk[head],
-                w_uv[head],
-            )
+            self.load(np.asarray(np.asarray(array)[at], dtype=np.float64))
+            for array, at in zip(arrays, (rows, rows, keys, keys, head, head), strict=True)
         )
         middle = self.spec.intermediate
         if choice == "absorb":
@@ -146,15 +160,15 @@ class _Run:
     def exp(self, x):
         return self.function(np.exp(x.astype(np.float64)), x, self.spec.exp_error)
 
-    def accumulate(self, total, a, b):
+    def add_products(self, total, a, b):
         """total + a @ b: `sum_block` terms among themselves, then onto the total."""
         step = self.spec.sum_block
         for first in range(0, a.shape[-1], step):
             terms = slice(first, first + step)
             if self.plain:
-                total = self.flush(total + self.flush(a[..., terms] @ b[terms]))
+                total = self.flush(total + self.flush(a[..., terms] @ b[..., terms, :]))
             else:
-                total = self.rounded_sum(total, self.rounded_block(a[..., terms], b[terms]))
+                total = self.rounded_sum(total, self.rounded_block(a[..., terms], b[..., terms, :]))
         return total
 
     def rounded_sum(self, x, y):
@@ -164,13 +178,13 @@ class _Run:
 
     def rounded_block(self, a, b):
         """a @ b term by term in a narrow accumulator."""
-        total = self.rounded_sum(a[..., :1] * b[0], self.kind(0))
+        total = self.rounded_sum(a[..., :1] * b[..., :1, :], self.kind(0))
         for term in range(1, a.shape[-1]):
-            total = self.rounded_sum(total, a[..., term, None] * b[term])
+            total = self.rounded_sum(total, a[..., term, None] * b[..., term, None, :])
         return total
 
     def product(self, a, b):
-        return self.accumulate(np.zeros((*a.shape[:-1], b.shape[-1]), self.kind), a, b)
+        return self.add_products(np.zeros((*a.shape[:-1], b.shape[-1]), self.kind), a, b)
 
     def add_up(self, total, weights):
         """total + the sum of weights over the last axis, in the order of the products."""
@@ -178,142 +192,118 @@ class _Run:
         if step > 1:
             starts = np.arange(0, weights.shape[-1], step)
             weights = np.add.reduceat(weights, starts, axis=-1) if len(starts) else weights
-        return np.concatenate([total[..., None], weights], axis=-1).cumsum(axis=-1, dtype=self.kind)[..., -1]
+        return np.concatenate([total, weights], axis=-1).cumsum(axis=-1, dtype=self.kind)[..., -1:]
 
-    def scores(self, query, key, options: Options):
-        spec, scale = self.spec, self.kind(options.scale)
+    def score(self, run, q, k):
+        spec, scale, k = self.spec, self.kind(run.problem.scale), np.swapaxes(k, -1, -2)
         if spec.scaled_query.unit_roundoff:
-            return self.cap(
-                self.product(self.store(query * scale, spec.scaled_query), key.T), options.softcap
-            )
-        products = self.store(self.product(query, key.T), spec.score)
-        return self.cap(self.store(products * scale, spec.score), options.softcap)
+            return self.product(self.store(q * scale, spec.scaled_query), k)
+        return self.store(self.store(self.product(q, k), spec.score) * scale, spec.score)
 
-    def cap(self, scores, softcap):
-        if softcap is None:
-            return scores
-        form, softcap = self.spec.score, self.kind(softcap)
-        ratio = self.store(scores / softcap, form)
+    def cap(self, run, s):
+        if run.problem.softcap is None:
+            return s
+        form, softcap = self.spec.score, self.kind(run.problem.softcap)
+        ratio = self.store(s / softcap, form)
         tangent = self.function(np.tanh(ratio.astype(np.float64)), ratio, self.spec.tanh_error)
         return self.store(softcap * self.store(tangent, form), form)
 
-    def attention(self, query, key, value, options: Options, index, heads, finish):
-        """All rows of a group: (G, T, E) and (G, T), written."""
-        length = len(key)
-        q_len = query.shape[1]
-        start, stop = row_bounds(options.q_offset[index], length, q_len, options.left, options.right)
-        seen = range_mask(start, stop, 0, length)[None]  # (1, T, S)
-        position = (options.q_offset[index] + np.arange(q_len))[:, None]
-        if options.mask is not None:
-            seen = seen & options.mask[index][heads][..., :length]
-        sinks = None if options.sinks is None else options.sinks[index][heads].astype(self.kind)[:, None]
+    def shift(self, run, s, columns):
+        term, bias = position_bias(run, columns), run.problem.bias
+        if term is not None:
+            s = self.store(s + term, self.spec.score)
+        if bias is not None:
+            bias = self.load(np.asarray(run.plane(bias, columns), dtype=np.float64))
+            s = self.store(s + bias, self.spec.score)
+        return s
 
-        def tile(first, last):
-            """Scores of some keys, -inf where hidden, (G, T, last - first)."""
-            scores = self.scores(query, key[first:last], options)
-            if options.alibi_slopes is not None:
-                slopes = options.alibi_slopes[index][heads].astype(self.kind)[:, None, None]
-                distance = np.abs(position - np.arange(first, last)).astype(self.kind)
-                scores = self.store(scores - slopes * distance, self.spec.score)
-            if options.bias is not None:
-                bias = self.load(np.asarray(options.bias[index][heads][..., first:last], dtype=np.float64))
-                scores = self.store(scores + bias, self.spec.score)
-            return np.where(seen[..., first:last], scores, self.kind(-np.inf))
+    def correction(self, run, old_top, new_top, last):
+        shrink = self.exp(old_top - finite_or_zero(new_top))
+        return np.where(old_top == new_top, self.kind(1), np.where(old_top == -np.inf, self.kind(0), shrink))
 
-        def dropped(weights, first, last):
-            if options.dropout_mask is None:
-                return weights
-            keep = options.dropout_mask[index][heads][..., first:last]
-            return np.where(keep, weights * self.kind(options.keep_scale), self.kind(0))
+    def weigh(self, run, s, top):
+        base = finite_or_zero(top)
+        weights = np.where(s == -np.inf, self.kind(0), self.exp(s - base))
+        return np.where(s == base, self.kind(1), weights)  # exp(0) is exact in every library
 
-        if self.spec.normalises_first:
-            output, lse = self.eager(tile, value, sinks, dropped)
-        else:
-            output, lse = self.split(tile, value, sinks, dropped, (*query.shape[:2], value.shape[-1]))
-        if finish is not None:
-            output = finish(output)
+    def denominator(self, run, total, factor, w):
+        summed = w if self.spec.denominator == "unrounded" else self.round_weights(run, w)
+        return self.add_up(total * factor, summed)
+
+    def round_weights(self, run, w):
+        scale = self.kind(self.spec.weight_scale)
+        return self.store(w * scale, self.spec.weight) / scale
+
+    def accumulate(self, run, total, factor, w, v, keep):
+        """total * factor + w @ v; a value that is not finite reaches the rows that see it."""
+        total, broken = total * factor, ~np.isfinite(v).all(axis=(0, 1, 3))
+        if not broken.any():
+            return self.add_products(total, w, v)
+        total = self.add_products(total, w, np.where(broken[:, None], self.kind(0), v))
+        for key in np.flatnonzero(broken):
+            weight = w[..., key, None]
+            total = total + np.where(weight == 0, self.kind(0), weight * v[:, :, None, key])
+        return total
+
+    def finish(self, run, top, total, weighted):
+        safe = np.where(total == 0, self.kind(1), total)
+        return weighted / safe, np.where(total == 0, -np.inf, finite_or_zero(top) + np.log(safe))[..., 0]
+
+    def attention(self, problem, project):
+        """All rows of a group, (1, G, T, E) and (1, G, T), written; `project` takes latents to values."""
+        run = Run(problem, Sample.everything(problem), Arithmetic(self.kind), self.stages)
+        output, lse = (self.eager if self.spec.normalises_first else self.split)(run)
+        if project is not None:
+            output = project(output)
         return round_to(self.flush(output).astype(np.float64), self.spec.output), round_to(
             lse.astype(np.float64), self.spec.lse
         )
 
-    def eager(self, tile, value, sinks, dropped):
-        scores = tile(0, len(value))
-        top = scores.max(axis=-1, initial=-np.inf)
+    def eager(self, run):
+        problem, columns = run.problem, np.arange(run.problem.kv_len)
+        scores, keep = tile_scores(run, problem.query, problem.key, columns)
+        top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+        sinks = None if problem.sinks is None else run.per_head(problem.sinks)
         if sinks is not None:
             top = np.maximum(top, sinks)
-        base = np.where(top == -np.inf, self.kind(0), top)
-        exponentials = np.where(scores == -np.inf, self.kind(0), self.exp(scores - base[..., None]))
+        base = finite_or_zero(top)
+        exponentials = np.where(scores == -np.inf, self.kind(0), self.exp(scores - base))
         total = self.add_up(np.zeros_like(top), exponentials)
         if sinks is not None:
             total = total + np.where(sinks > -np.inf, self.exp(sinks - base), self.kind(0))
         safe = np.where(total == 0, self.kind(1), total)
-        weights = self.convert(dropped(exponentials / safe[..., None], 0, len(value)))
-        output = self.weigh(np.zeros((*top.shape, value.shape[-1]), self.kind), weights, value)
-        return output, np.where(total == 0, -np.inf, base + np.log(safe))
+        weights = self.round_weights(run, run.stages.drop(run, exponentials / safe, columns))
+        nothing = np.zeros((*top.shape[:-1], problem.v_head_dim), self.kind)
+        output = self.accumulate(run, nothing, self.kind(1), weights, problem.value, keep)
+        return output, np.where(total == 0, -np.inf, base + np.log(safe))[..., 0]
 
-    def weigh(self, output, weights, value):
-        """output + weights @ value; a value that is not finite reaches the rows that see it."""
-        broken = ~np.isfinite(value).all(axis=-1)
-        if not broken.any():
-            return self.accumulate(output, weights, value)
-        output = self.accumulate(output, weights, np.where(broken[:, None], self.kind(0), value))
-        for key in np.flatnonzero(broken):
-            output = output + np.where(
-                weights[..., key, None] == 0, self.kind(0), weights[..., key, None] * value[key]
-            )
-        return output
-
-    def convert(self, weights):
-        scale = self.kind(self.spec.weight_scale)
-        return self.store(weights * scale, self.spec.weight) / scale
-
-    def split(self, tile, value, sinks, dropped, shape):
+    def split(self, run):
         """The key ranges of a split kernel, each online; joined through their lse."""
-        count = max(1, min(self.spec.splits, len(value)))
-        edges = np.linspace(0, len(value), count + 1).astype(int)
+        problem = run.problem
+        shape, length = problem.query.shape[:-1], problem.kv_len
+        count = max(1, min(self.spec.splits, length))
         states = []
-        for first, last in itertools.pairwise(edges):
+        for first, last in itertools.pairwise(np.linspace(0, length, count + 1).astype(int)):
+            top, total = start(run, (*shape, 1))
+            if first > 0:  # the first split alone has the sink
+                top, total = np.full_like(top, -np.inf), np.zeros_like(total)
+            state = top, total, np.zeros((*shape, problem.v_head_dim), self.kind)
+            spans = self.blocks(first, last)
             states.append(
-                self.online(tile, value, sinks if first == 0 else None, dropped, shape, first, last)
+                self.finish(run, *over_tiles(run, problem.query, problem.key, problem.value, spans, state))
             )
         if count == 1:
             return states[0]
         lses = np.stack([lse for _, lse in states])
         top = lses.max(axis=0)
-        base = np.where(top == -np.inf, self.kind(0), top)
+        base = finite_or_zero(top)
         shares = np.where(lses == -np.inf, self.kind(0), self.exp(lses - base))
         total = shares.sum(axis=0, dtype=self.kind)
         safe = np.where(total == 0, self.kind(1), total)
-        output = np.zeros(shape, self.kind)
+        output = np.zeros((*shape, problem.v_head_dim), self.kind)
         for share, (part, _) in zip(shares, states, strict=True):
             output = output + (share / safe)[..., None] * part
         return output, np.where(total == 0, -np.inf, base + np.log(safe))
-
-    def online(self, tile, value, sinks, dropped, shape, first_key, last_key):
-        kind = self.kind
-        top = np.full(shape[:2], -np.inf, kind)
-        total, output = np.zeros(shape[:2], kind), np.zeros(shape, kind)
-        if sinks is not None:
-            top = np.broadcast_to(sinks, top.shape).astype(kind)
-            total = (top > -np.inf).astype(kind)
-        for first, last in self.blocks(first_key, last_key):
-            scores = tile(first, last)
-            new = np.maximum(top, scores.max(axis=-1, initial=-np.inf))
-            base = np.where(new == -np.inf, kind(0), new)
-            shrink = np.where(top == new, kind(1), np.where(top == -np.inf, kind(0), self.exp(top - base)))
-            weights = np.where(scores == -np.inf, kind(0), self.exp(scores - base[..., None]))
-            weights = np.where(
-                scores == base[..., None], kind(1), weights
-            )  # exp(0) is exact in every library
-            converted = self.convert(dropped(weights, first, last))
-            summed = weights if self.spec.denominator == "unrounded" else self.convert(weights)
-            total = self.add_up(total * shrink, summed)
-            output = self.weigh(output * shrink[..., None], converted, value[first:last])
-            top = new
-        safe = np.where(total == 0, kind(1), total)
-        return output / safe[..., None], np.where(
-            total == 0, -np.inf, np.where(top == -np.inf, kind(0), top) + np.log(safe)
-        )
 
     def blocks(self, first, last):
         """Key ranges in the order they are taken."""

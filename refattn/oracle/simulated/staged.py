@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,24 @@ class Sample:
 
 @dataclass
 class Run:
-    """One evaluation: the prepared problem, the sample, and per-row positions."""
+    """One evaluation: the prepared problem, the sample, and the stages that compute it."""
 
     problem: Problem
     sample: Sample
     arithmetic: Arithmetic
-    position: np.ndarray  # (N, 1, T, 1): key position of each row
-    kv_length: np.ndarray  # (N, 1, 1, 1)
+    stages: Stages
+    notes: dict = dataclasses.field(default_factory=dict)  # what a stage leaves for a later one
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """Key position of each row, (N, 1, T, 1)."""
+        offset = np.asarray(self.problem.q_offset)[self.sample.sequences]
+        return (offset[:, None] + self.sample.rows[None, :])[:, None, :, None]
+
+    @cached_property
+    def kv_length(self) -> np.ndarray:
+        """(N, 1, 1, 1)"""
+        return np.asarray(self.problem.kv_lengths)[self.sample.sequences][:, None, None, None]
 
     def per_head(self, array: np.ndarray) -> np.ndarray:
         """An (N, H) array of the problem as (N, H, 1, 1) of the sample."""
@@ -313,19 +325,9 @@ def run_stages(
     arithmetic = arithmetic or Arithmetic.for_dtype(problem.query.dtype)
     problem = stages.prepare(one_batch_axis(problem))
     sample = sample or Sample.everything(problem)
-    rows, heads, sequences = sample.rows, sample.heads, sample.sequences
-    offset = np.asarray(problem.q_offset)[sequences]
-    run = Run(
-        problem,
-        sample,
-        arithmetic,
-        (offset[:, None] + rows[None, :])[:, None, :, None],
-        np.asarray(problem.kv_lengths)[sequences][:, None, None, None],
-    )
-    run.stages = stages
-    width = problem.v_head_dim
+    run, width = Run(problem, sample, arithmetic, stages), problem.v_head_dim
     with np.errstate(all="ignore"):
-        output, lse, reach = _over_tiles(run, stages, np.ix_(sequences, heads, rows), with_size)
+        output, lse, reach = _of_sample(run, with_size)
         output, gross = output[..., :width], output[..., width:]
         output, lse = stages.deliver(problem, output, lse)
         output, lse = output.astype(arithmetic.output), lse.astype(arithmetic.lse)
@@ -370,28 +372,28 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     return array
 
 
-def _over_tiles(
-    run: Run, stages: Stages, query_index, with_size: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    problem, kind = run.problem, run.arithmetic.compute
-    q = problem.query[query_index].astype(kind)
-    key, value = (
-        _shared(run, problem.key, "key", kind),
-        _shared(run, problem.value, "value and size" if with_size else "value", kind),
-    )
+def _of_sample(run: Run, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    problem, sample, kind = run.problem, run.sample, run.arithmetic.compute
+    q = problem.query[np.ix_(sample.sequences, sample.heads, sample.rows)].astype(kind)
+    key = _shared(run, problem.key, "key", kind)
+    value = _shared(run, problem.value, "value and size" if with_size else "value", kind)
     reach = None
     if with_size:
         reach = np.abs(problem.scale) * _norms(q) * _shared(run, problem.key, "longest key", np.float64)
-    shape = (*q.shape[:-1], 1)
-    top, total = stages.start(run, shape)
-    weighted = np.zeros((*q.shape[:-1], value.shape[-1]), kind)
-    spans = stages.tiles(run)
+    state = *run.stages.start(run, (*q.shape[:-1], 1)), np.zeros((*q.shape[:-1], value.shape[-1]), kind)
+    state = over_tiles(run, q, key, value, run.stages.tiles(run), state)
+    return *run.stages.finish(run, *state), reach
+
+
+def over_tiles(run: Run, q: np.ndarray, key: np.ndarray, value: np.ndarray, spans, state):
+    """The loop of every fused kernel: running maximum, denominator and weighted values as they are after
+    these spans of keys; `state` holds what they are before.
+    """
+    stages, problem, kind = run.stages, run.problem, run.arithmetic.compute
+    top, total, weighted = state
     for count, (first, stop) in enumerate(spans, 1):
         columns = np.arange(first, stop)
-        s = stages.score(run, q, key[:, :, first:stop].astype(kind, copy=False))
-        s = stages.shift(run, stages.cap(run, s), columns)
-        keep = np.broadcast_to(stages.visible(run, columns), s.shape)
-        s = stages.hide(run, s, keep)
+        s, keep = tile_scores(run, q, key[:, :, first:stop].astype(kind, copy=False), columns)
         new_top = np.maximum(top, s.max(-1, keepdims=True, initial=-np.inf))
         factor = stages.correction(run, top, new_top, count == len(spans))
         w = stages.weigh(run, s, new_top)
@@ -403,4 +405,12 @@ def _over_tiles(
             run, weighted, factor, w, value[:, :, first:stop].astype(kind, copy=False), keep
         )
         top = new_top
-    return *stages.finish(run, top, total, weighted), reach
+    return top, total, weighted
+
+
+def tile_scores(run: Run, q: np.ndarray, k: np.ndarray, columns: np.ndarray):
+    """Scores of a tile of keys, -inf where hidden, and where they are visible, (N, H, T, n) each."""
+    stages = run.stages
+    s = stages.shift(run, stages.cap(run, stages.score(run, q, k)), columns)
+    keep = np.broadcast_to(stages.visible(run, columns), s.shape)
+    return stages.hide(run, s, keep), keep

@@ -88,6 +88,14 @@ class VectorCase:
     seed: int = 0
     stored: dict[str, str] = field(default_factory=dict)
 
+    def expected(self, result) -> np.ndarray:
+        """The exact array of one of `refattn.oracle.bounds.results.RESULTS`."""
+        return getattr(self, result.name)
+
+    def bound(self, result) -> np.ndarray:
+        """Its statistical bound."""
+        return getattr(self, f"{result.name}_bound")
+
     def check(self, output, lse=None, spec=None):
         """The `Report` on a kernel's result, by `refattn.oracle.check`."""
         from refattn.oracle.verdict.check import check

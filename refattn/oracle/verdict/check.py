@@ -29,7 +29,7 @@ from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
-from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.verdict.compared_tile import ComparedTile
@@ -128,9 +128,7 @@ def check(
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
     report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
-    given = {
-        result: array for result, array in zip(RESULTS, (actual, lse), strict=True) if array is not None
-    }
+    given = handed_over(actual, lse)
     for result, array in given.items():
         shape = result.shape(call.output_shape)
         if array.shape != shape:
@@ -142,10 +140,7 @@ def check(
 
     exact = dict(zip(RESULTS, exact_results(function, arrays, options, reference), strict=True))
     multiplier = hoeffding_multiplier(call, failure_probability)
-    measures = [
-        Measure(result, array.shape, call.lse_shape, Lean(result, exact[result], call.lse_shape))
-        for result, array in given.items()
-    ]
+    measures = [Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()]
     pick = None if rows is None else _row_picker(rows, seed)
     for tile in tiles(call, exact.values(), rows=pick):
         bounds = bound_tile(tile, spec, multiplier)
@@ -190,7 +185,8 @@ def _arithmetic(report, actual, arrays, lse, options):
     """Lines that name the other arithmetic with which the result would pass; empty where there is none."""
     if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
-    exact = exact_results(report.function, arrays, _without(options, *CHECKS_OWN), options.get("reference"))
+    of_function = {name: value for name, value in options.items() if name not in CHECKS_OWN}
+    exact = exact_results(report.function, arrays, of_function, options.get("reference"))
     found = []
     for changes, words in other_specs(report.spec):
         spec = report.spec.replace(**changes)
@@ -207,10 +203,6 @@ def _arithmetic(report, actual, arrays, lse, options):
 
 
 CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability")
-
-
-def _without(options, *names):
-    return {name: value for name, value in options.items() if name not in names}
 
 
 OUR_NAMES = {

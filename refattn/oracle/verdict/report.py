@@ -59,8 +59,9 @@ class Measure:
         Elements with a use of the tight bound up to each of HISTOGRAM_EDGES.
     """
 
-    def __init__(self, result, shape, row_shape, lean=None):
+    def __init__(self, result, shape, lean=None):
         self.result, self.name, self.shape = result, result.name, shape
+        row_shape = result.row_shape(shape)
         self.checked = self.unclaimed = self.misplaced = self.lost = self.outside = 0
         self.use_hard = self.use_tight = self.largest_error = 0.0
         self.rms, self.rms_limit, self.bias, self.bias_limit, self.bias_words = (
@@ -91,12 +92,12 @@ class Measure:
         use_tight = compared.use_of(compared.bound.tight)
         use = np.where(compared.wrong | compared.outside, np.inf, use_tight)
         if not use.shape[1]:
-            compared.place.write_rows(self.use_map, np.zeros(len(use)))
+            compared.place.write_rows(self.result, self.use_map, np.zeros(len(use)))
             return
         dims = use.argmax(axis=1)
         by_row = use[np.arange(len(use)), dims]
-        compared.place.write_rows(self.use_map, by_row)
-        compared.place.write_rows(self._dims, dims)
+        compared.place.write_rows(self.result, self.use_map, by_row)
+        compared.place.write_rows(self.result, self._dims, dims)
         if use.size:
             self.use_hard = max(self.use_hard, float(compared.use_of(compared.bound.hard).max()))
             self.use_tight = max(self.use_tight, float(use_tight.max()))

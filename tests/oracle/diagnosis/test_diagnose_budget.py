@@ -12,10 +12,12 @@ import pytest
 
 import refattn
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.diagnosis import budget as budget_module
 from refattn.oracle.diagnosis.budget import Budget
-from refattn.oracle.diagnosis.hypotheses import Evidence, choose_samples
+from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
+from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.diagnosis.search import Search, diagnose
 from refattn.oracle.diagnosis.tell_apart import probes
 from refattn.oracle.inputs.families import FAMILIES, Sizes, attention_inputs
@@ -105,7 +107,9 @@ class TestTimeIsKept:
             return result
 
         budget.run = measured
-        found = Search(wrong, arrays, None, None, options, None, None, lambda line: None, budget).run(True)
+        found = Search(arrays, options, {OUTPUT: wrong}, None, None, None, lambda line: None, budget).run(
+            True
+        )
         assert runs[0] <= 1.2 * seconds + 4 * max(units), (
             runs[0],
             max(units),
@@ -165,7 +169,7 @@ class TestHeadRatios:
         ).astype(dtype)
         form = checked_call(query, key, value)
         spec = KernelSpec.eager(np.dtype(dtype))
-        fits = fitted_hypotheses(Evidence(form, output, None, spec, choose_samples(form)), Budget(1e9))
+        fits = fitted_hypotheses(Evidence(form, {OUTPUT: output}, spec, choose_samples(form)), Budget(1e9))
         names = {"scale": "scale_other", "keys": "scale_per_key_head", "values": "output_factor_per_head"}
         name = (
             names[what]
@@ -180,9 +184,7 @@ class TestHeadRatios:
 
     def predict(self, probe, hypothesis, spec, kv_heads):
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)
-        evidence = Evidence(
-            form, np.zeros(form.query.shape[:-1] + form.value.shape[-1:]), None, spec, choose_samples(form)
-        )
+        evidence = Evidence(form, {OUTPUT: np.zeros(form.output_shape)}, spec, choose_samples(form))
         predicted = evidence.predicted(hypothesis)
         own = hypothesis.mistakes[0].fitted_kv_heads in (0, form.num_kv_heads)
         assert (predicted is not None) == own, probe.words
@@ -195,7 +197,7 @@ class TestHeadRatios:
         query, key, value = (RNG.standard_normal((1, n, 6, 8)) for n in (6, 3, 3))
         form = checked_call(query, key, value)
         output = refattn.attention(query, key * np.array([1, 2, 3.0])[:, None, None], value)
-        evidence = Evidence(form, output, None, kernel_spec("float32"), choose_samples(form))
+        evidence = Evidence(form, {OUTPUT: output}, kernel_spec("float32"), choose_samples(form))
         for fit in fitted_hypotheses(evidence, Budget(1e9)):
             for mistakes in (
                 (BY_ID[other], *fit.hypothesis.mistakes),

@@ -10,7 +10,7 @@ import pytest
 from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, check, error_bound
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import kernel_spec
-from refattn.oracle.simulated.emulated import _Run
+from refattn.oracle.simulated.emulated import _Numerics
 
 SPECS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "eager bfloat16", "cpu_kernels bfloat16"]
 SIGNS = {
@@ -159,21 +159,23 @@ def test_every_form(spec, function, shapes, options):
 def truncated(monkeypatch):
     """Make the emulated kernels cut bits off the converted weights, or off every sum."""
 
-    def weights(run, x):
-        scale = run.kind(run.spec.weight_scale)
-        return round_to(x * scale, run.spec.weight, truncate=True).astype(run.kind) / scale
+    def weights(self, run, x):
+        scale = self.kind(self.spec.weight_scale)
+        return round_to(x * scale, self.spec.weight, truncate=True).astype(self.kind) / scale
 
-    def sums(run, x, y):
-        return round_to(x.astype(np.float64) + y, run.spec.accumulator, truncate=True).astype(run.kind)
+    def sums(self, x, y):
+        return round_to(x.astype(np.float64) + y, self.spec.accumulator, truncate=True).astype(self.kind)
 
     def make(what):
         if what == "weights":
-            monkeypatch.setattr(_Run, "convert", weights)
+            monkeypatch.setattr(_Numerics, "round_weights", weights)
         else:
-            monkeypatch.setattr(_Run, "rounded_sum", sums)
-            before = _Run.__init__
+            monkeypatch.setattr(_Numerics, "rounded_sum", sums)
+            before = _Numerics.__init__
             monkeypatch.setattr(
-                _Run, "__init__", lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0]
+                _Numerics,
+                "__init__",
+                lambda run, kernel: (before(run, kernel), setattr(run, "plain", False))[0],
             )
 
     return make

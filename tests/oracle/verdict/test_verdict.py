@@ -5,6 +5,7 @@ report says what is wrong and where.
 import ast
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,8 +17,8 @@ from refattn.oracle import EmulatedKernel, KernelSpec, assert_attention_close, c
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.bounds.bound import exact_results
 from refattn.oracle.bounds.operands import operands
-from refattn.oracle.bounds.results import RESULTS
-from refattn.oracle.bounds.row_blocks import tiles
+from refattn.oracle.bounds.results import OUTPUT, RESULTS
+from refattn.oracle.bounds.row_blocks import Place, tiles
 
 HALF = KernelSpec.flash("bfloat16")
 
@@ -419,11 +420,11 @@ def test_errors_are_those_of_the_function(kernel_result):
 # What is particular about a result is data on its record
 
 
-@pytest.mark.parametrize("room", ["verdict", "bounds", "diagnosis"])
+@pytest.mark.parametrize("room", ["oracle", "goldens", "commands"])
 def test_nothing_compares_the_name_of_a_result(room):
     names = {result.name for result in RESULTS}
     asking = []
-    for path in sorted((Path(refattn.__file__).parent / "oracle" / room).glob("*.py")):
+    for path in sorted((Path(refattn.__file__).parent / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
                 sides = [
@@ -448,6 +449,25 @@ def test_rows_cut_from_a_result_are_written_back_where_they_were(function, rows)
     for result, array, copy in zip(RESULTS, exact, copies, strict=True):
         assert array.shape == result.shape(call.output_shape)
         assert (np.isnan(copy) | (copy == array)).all() and np.isnan(copy).any() == (rows is not None)
+
+
+@pytest.mark.parametrize("axes", [("head", "row"), ("head", "key"), ("head", "key", "dim")])
+def test_a_place_cuts_along_the_axes_of_the_record(axes):
+    """A gradient of keys has rows of keys."""
+    query, key, value = sample(q_len=7, kv_len=9)
+    part = next(operands("attention", (query, key, value), {}, HALF).parts)
+    numbers = {"head": slice(0, 1), "row": slice(2, 5), "key": np.array([0, 4, 8])}
+    place, result = Place(part, (), numbers), replace(OUTPUT, axes=axes)
+    array = np.random.default_rng(0).standard_normal((2, 9, 3) if "dim" in axes else (2, 9))
+    cut = array[numbers["head"]][:, numbers[axes[1]]]
+    assert place.cut(result, array).tolist() == cut.reshape(3, -1).tolist()
+    copy = np.full_like(array, np.nan)
+    place.write(result, copy, place.cut(result, array))
+    assert np.array_equal(copy[numbers["head"]][:, numbers[axes[1]]], cut)
+    assert np.isfinite(copy).sum() == cut.size
+    of_rows = np.zeros(result.row_shape(array.shape))
+    place.write_rows(result, of_rows, np.ones(3))
+    assert of_rows.sum() == 3 and (of_rows[numbers["head"]][:, numbers[axes[1]]] == 1).all()
 
 
 def one_channel(*numbers, dtype=np.float64):
