@@ -338,7 +338,7 @@ def real_run(rng, name, dtype, backend):
 def rows_without_keys(arrays, options):
     """(B, H, T), True where a row sees nothing."""
     p = attention_problem(*arrays, **options)
-    seen = range_mask(*row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right), 0, p.kv_len)[:, None]
+    seen = range_mask(*row_bounds(p, p.position, p.kv_lengths[..., None]), 0, p.kv_len)[:, None]
     return ~np.broadcast_to(seen if p.mask is None else seen & p.mask, (*p.query.shape[:-1], p.kv_len)).any(
         -1
     )

@@ -79,8 +79,7 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 def solve_block_local(problem, wants_lse):
     """Output and, if wanted, lse of a checked `BlockLocalProblem`."""
     whole, num_blocks = problem.whole, problem.num_parts
-    first = np.arange(num_blocks) * problem.block_size
-    rows = np.minimum(first + problem.block_size, whole.q_len) - first
+    first, rows = problem.edges[:-1], np.diff(problem.edges)
     batch = math.prod(whole.batch_shape)
     kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows).ravel()
     entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)

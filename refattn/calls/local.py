@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -34,18 +35,22 @@ class BlockLocalProblem(Checked):
     def output_shape(self):
         return self.whole.output_shape
 
+    @cached_property
+    def edges(self):
+        """Where the parts begin, and where the last one ends, which may be shorter."""
+        q_len, size = self.whole.q_len, self.block_size
+        return np.minimum(np.arange(0, q_len + size, size), q_len)
+
     @property
     def num_parts(self):
-        return -(-self.whole.q_len // self.block_size)
+        return len(self.edges) - 1
 
     def rows(self, n):
-        """The positions of block n; the last block may be shorter."""
-        return slice(n * self.block_size, min((n + 1) * self.block_size, self.whole.q_len))
+        """The positions of part n."""
+        return slice(*self.edges[n : n + 2].tolist())
 
     def part(self, n):
-        """Block n as a dense problem. Row and key move together, so offsets inside a block start at 0
-        again.
-        """
+        """Part n as a dense problem. Row and key move together, so offsets inside it start at 0 again."""
         whole, here = self.whole, self.rows(n)
         options = whole.options_at(per_score=(..., here, here)).options()
         options["kv_lengths"] = np.clip(whole.kv_lengths - here.start, 0, here.stop - here.start)

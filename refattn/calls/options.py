@@ -13,7 +13,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -30,6 +30,15 @@ PER_CALL = ""
 PER_ENTRY = "batch"
 PER_HEAD = "head"
 PER_SCORE = "batch head row key"
+
+
+class Visibility(NamedTuple):
+    """The rules by which the position of a row decides what keys it sees: fields of `Options` that are
+    integers or None, without a limit.
+    """
+
+    left: int | None
+    right: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +62,22 @@ class Options:
         """The options alone, as keywords for another problem of the same shape."""
         return {field.name: getattr(self, field.name) for field in fields(Options)}
 
+    @property
+    def visibility(self):
+        return Visibility._make(getattr(self, name) for name in Visibility._fields)
+
+    def with_arrays(self, change):
+        """The options with `change(array, belongs_to)` in the place of each array that is given."""
+        options = self.options()
+        for option in OPTIONS:
+            if option.belongs_to != PER_CALL and options[option.name] is not None:
+                options[option.name] = change(options[option.name], option.belongs_to)
+        return Options(**options)
+
     def options_at(self, *, per_score=..., per_head=..., per_entry=...):
         """The options, those of each kind cut to one place."""
         places = {PER_SCORE: per_score, PER_HEAD: per_head, PER_ENTRY: per_entry}
-        options = self.options()
-        for option in OPTIONS:
-            if option.belongs_to in places and options[option.name] is not None:
-                options[option.name] = options[option.name][places[option.belongs_to]]
-        return Options(**options)
+        return self.with_arrays(lambda array, belongs_to: array[places[belongs_to]])
 
     def of_heads(self, heads):
         """The options of some query heads, a slice of them."""

@@ -338,12 +338,11 @@ def _spell_window(d, p, call):
 def _masks_from_ours(d, p, call, drawn):
     mask, bias = p.mask, None if p.bias is None else p.bias.astype(np.float64)
     if drawn:
-        start, stop = row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right)
-        seen = range_mask(start, stop, 0, p.kv_len)[..., None, :, :]
+        seen = range_mask(*row_bounds(p, p.position, p.kv_lengths[..., None]), 0, p.kv_len)[..., None, :, :]
         mask = seen if mask is None else mask & seen
     if p.alibi_slopes is not None and "alibi_slopes" not in d.arguments:
-        position = np.asarray(p.q_offset)[..., None, None, None] + np.arange(p.q_len)[:, None]
-        term = -np.asarray(p.alibi_slopes)[..., None, None] * np.abs(position - np.arange(p.kv_len))
+        distance = np.abs(p.position[..., None, :, None] - np.arange(p.kv_len))
+        term = -np.asarray(p.alibi_slopes)[..., None, None] * distance
         bias = term if bias is None else bias + term
     separate = (
         d.arguments.get("mask") is not None

@@ -201,9 +201,8 @@ class _Run:
         """All rows of a group: (G, T, E) and (G, T), written."""
         length = len(key)
         q_len = query.shape[1]
-        start, stop = row_bounds(options.q_offset[index], length, q_len, options.left, options.right)
-        seen = range_mask(start, stop, 0, length)[None]  # (1, T, S)
-        position = (options.q_offset[index] + np.arange(q_len))[:, None]
+        position = options.q_offset[index] + np.arange(q_len)
+        seen = range_mask(*row_bounds(options, position, length), 0, length)[None]  # (1, T, S)
         if options.mask is not None:
             seen = seen & options.mask[index][heads][..., :length]
         sinks = None if options.sinks is None else options.sinks[index][heads].astype(self.kind)[:, None]
@@ -213,7 +212,7 @@ class _Run:
             scores = self.scores(query, key[first:last], options)
             if options.alibi_slopes is not None:
                 slopes = options.alibi_slopes[index][heads].astype(self.kind)[:, None, None]
-                distance = np.abs(position - np.arange(first, last)).astype(self.kind)
+                distance = np.abs(position[:, None] - np.arange(first, last)).astype(self.kind)
                 scores = self.store(scores - slopes * distance, self.spec.score)
             if options.bias is not None:
                 bias = self.load(np.asarray(options.bias[index][heads][..., first:last], dtype=np.float64))
