@@ -15,7 +15,6 @@ from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
-from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.inputs.rotary import rotary_inputs
@@ -54,7 +53,6 @@ def diagnosis_table(dtypes, seed=0, pairs=40):
 def singles(name, dtype, seed):
     suite = [
         *default_suite(dtype, seed),
-        *block_local_suite(dtype, seed),
         *corner_cases(dtype, seed, level="full"),
     ]
     outcome, with_kernel, wrong, seconds = Counter(), Counter(), [], []

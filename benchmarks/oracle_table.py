@@ -37,9 +37,9 @@ from refattn.calls.dense import attention_problem
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.inputs import local
 from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
-from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
@@ -79,7 +79,7 @@ def ordinary_suite(dtype, seed=0):
     return [
         *cases,
         merge_inputs(dtype, seed),
-        *(case for case in block_local_suite(dtype, seed) if case.family == "normal"),
+        *(case for case in local.suite(dtype, seed) if case.family == "normal"),
     ]
 
 
@@ -91,7 +91,7 @@ def mutant_table(dtype_names):
             "different / not shown by the data; false alarms"
         )
         print(f"{'rule':22s} {'inputs that bite':>34s} {'ordinary N(0, 1) inputs':>34s}")
-        bite = [*default_suite(DTYPES[name]), *block_local_suite(DTYPES[name])]
+        bite = default_suite(DTYPES[name])
         suites = {"bite": Trials(bite), "ordinary": Trials(ordinary_suite(DTYPES[name]))}
         for rule in RULES:
             cells = []
@@ -338,7 +338,7 @@ def real_run(rng, name, dtype, backend):
 def rows_without_keys(arrays, options):
     """(B, H, T), True where a row sees nothing."""
     p = attention_problem(*arrays, **options)
-    seen = range_mask(*row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right), 0, p.kv_len)[:, None]
+    seen = range_mask(*row_bounds(p, p.position, p.kv_lengths[..., None]), 0, p.kv_len)[:, None]
     return ~np.broadcast_to(seen if p.mask is None else seen & p.mask, (*p.query.shape[:-1], p.kv_len)).any(
         -1
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cpu_kernels.strided import Operand, absent
-from refattn.calls.options import Options
+from refattn.calls.options import Options, Visibility
 
 
 class Arrays(NamedTuple):
@@ -120,8 +120,7 @@ class Outline(NamedTuple):
     value_page: int
     scale: float
     softcap: float | None
-    left: int | None
-    right: int | None
+    visibility: Visibility
     keep_scale: float
     has_softcap: bool
     has_alibi: bool
@@ -143,8 +142,7 @@ def outline(call):
         value_page=pages.value_stride,
         scale=options.scale,
         softcap=options.softcap,
-        left=options.left,
-        right=options.right,
+        visibility=options.visibility,
         keep_scale=options.keep_scale,
         has_softcap=options.softcap is not None,
         has_alibi=options.alibi_slopes is not None,

@@ -78,12 +78,13 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 
 def solve_block_local(problem, wants_lse):
     """Output and, if wanted, lse of a checked `BlockLocalProblem`."""
-    whole, first, rows = problem.whole, problem.edges[:-1], np.diff(problem.edges)
+    whole, num_blocks = problem.whole, problem.num_parts
+    first, rows = problem.edges[:-1], np.diff(problem.edges)
     batch = math.prod(whole.batch_shape)
     kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows).ravel()
-    entry, starts = np.repeat(np.arange(batch), problem.num_parts), np.tile(first, batch)
+    entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)
     sequences = Sequences(
-        batch * problem.num_parts,
+        batch * num_blocks,
         whole.batch_shape,
         np.tile(rows, batch),
         kv_lens,

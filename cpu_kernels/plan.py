@@ -16,8 +16,9 @@ from cpu_kernels.kernels.few_rows import most_few_rows
 from cpu_kernels.kernels.tables import GROUP, HEAD, ITEM, SCRATCH, params_dtype
 from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 from refattn.calls.memory import ensure_allocatable
+from refattn.calls.options import UNLIMITED
+from refattn.exact.visibility import row_bounds
 
-UNLIMITED = 1 << 60
 PER_SCORE = ("bias", "mask", "keep")  # operands whose last axis is the keys
 
 # Keys of a tile: its keys, values and scores stay in L2 beside the panels. Multiples of the product's tile
@@ -102,7 +103,7 @@ def make_plan(outline, sequences):
     fields = params_of(outline, longest, sequences.longest)
     params = np.array([tuple(fields[name] for name in params_dtype(dtype).names)], params_dtype(dtype))
     groups = group_table(outline, sequences)
-    items, joins, num_slots, flops = work_items(groups, params[0], dtype)
+    items, joins, num_slots, flops = work_items(groups, params[0], dtype, outline.visibility)
     return Plan(params, groups, items, joins, num_slots, flops / FLOPS_PER_MICROSECOND)
 
 
@@ -116,9 +117,8 @@ def params_of(outline, kv_len, q_len):
     state_panel = state_panel_size(dims.v_head_dim, dtype.itemsize)
     query_scale, score_scale = scales(outline.scale)
     fields = outline._asdict() | dims._asdict()
+    fields |= {name: UNLIMITED if x is None else x for name, x in outline.visibility._asdict().items()}
     fields |= dict(
-        left=UNLIMITED if outline.left is None else outline.left,
-        right=UNLIMITED if outline.right is None else outline.right,
         page_size=outline.page_size or max(1, kv_len),
         most_few_rows=most_few_rows(lanes(dtype)) if contiguous(outline) else 0,
         key_tile=key_tile,
@@ -214,10 +214,10 @@ def group_table(outline, sequences):
     return groups.reshape(-1)
 
 
-def work_items(groups, params, dtype):
+def work_items(groups, params, dtype, visibility):
     """(items, joining items, slots of states, floating-point operations), the costliest items first."""
     items = row_blocks(groups, params, PANELS * MAX_VECTORS * lanes(dtype))
-    start, stop = visible_keys(items, groups, params)
+    start, stop = visible_keys(items, groups, params["group_size"], visibility)
     dims = params["head_dim"] + params["rope_dim"] + params["v_head_dim"]
     flops = 2.0 * dims * (items["last_row"] - items["first_row"]) * (stop - start)
     state_bytes = params["state_slot"] * dtype.itemsize
@@ -242,13 +242,14 @@ def row_blocks(groups, params, block):
     return items
 
 
-def visible_keys(items, groups, params):
+def visible_keys(items, groups, group_size, visibility):
     """The keys [start, stop) that some row of each item may see."""
     group = groups[items["group"]]
-    first = group["q_offset"] + items["first_row"] // params["group_size"]
-    last = group["q_offset"] + (items["last_row"] - 1) // params["group_size"]
-    start = np.clip(first - params["left"], 0, group["kv_len"])
-    return start, np.clip(last + params["right"] + 1, start, group["kv_len"])
+    first = group["q_offset"] + items["first_row"] // group_size
+    last = group["q_offset"] + (items["last_row"] - 1) // group_size
+    start, _ = row_bounds(visibility, first, group["kv_len"])
+    _, stop = row_bounds(visibility, last, group["kv_len"])
+    return start, stop
 
 
 def split_keys(items, start, stop, flops, enough):

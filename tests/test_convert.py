@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import refattn
+from refattn.calls.options import WORDS, Sizes
 from refattn.convert import factor_keys_values
+from refattn.oracle.inputs.families import make_options
 
 EPS = 2.0**-52
 MODES = ("joint", "split")
@@ -220,18 +222,12 @@ def test_heads_apart_when_they_are_a_batch_axis():
 ROWS = 13
 OPTIONS = {
     "plain": {},
-    "causal": dict(causal=True),
-    "window": dict(window=(4, 1)),
-    "softcap": dict(softcap=3.0),
-    "scale": dict(scale=0.3),
-    "sinks": dict(sinks=np.linspace(-1, 2, 6)),
-    "alibi": dict(alibi_slopes=2.0 ** -np.arange(1, 7)),
+    **{
+        word: make_options((word,), np.random.default_rng(5), Sizes((), 6, ROWS, 29, 7), np.float64)
+        for word in WORDS
+    },
     "offset": dict(causal=True, q_offset=-3),
-    "lengths": dict(kv_lengths=17),
     "empty": dict(kv_lengths=0),
-    "mask": dict(mask=np.random.default_rng(5).random((ROWS, 29)) < 0.4),
-    "bias": dict(bias=np.random.default_rng(6).standard_normal((6, ROWS, 29))),
-    "dropout": dict(dropout_mask=np.random.default_rng(7).random((ROWS, 29)) < 0.7, dropout_rate=0.3),
 }
 
 

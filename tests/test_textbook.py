@@ -9,6 +9,8 @@ from cases import BY_FUNCTION
 
 import refattn
 from refattn import textbook
+from refattn.calls.options import WORDS, Sizes
+from refattn.oracle.inputs.families import make_options
 
 LONGEST = 120  # lines: two slides
 
@@ -83,18 +85,21 @@ def latent_arrays(batch=(2,), num_heads=3, q_len=5, kv_len=7):
     return {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
 
-OPTIONS = {
-    "bias": np.where(np.eye(5, 7) > 0, -np.inf, 0.3),
-    "mask": np.arange(7) % 3 > 0,
-    "scale": -0.4,
-    "causal": True,
-    "window": (2, 1),
-    "softcap": 0.7,
-    "alibi_slopes": np.array([0.1, 0.2, 0.3]),
-    "sinks": np.array([0.5, -np.inf, 800.0]),
-    "kv_lengths": np.array([0, 5]),
-    "q_offset": np.array([-3, 4]),
-    "dropout": {"dropout_mask": np.eye(5, 7) == 0, "dropout_rate": 0.25},
+DRAWN = {
+    "dropout" if word == "dropout" else WORDS[word][0].name: make_options(
+        (word,), np.random.default_rng(5), Sizes((2,), 3, 5, 7, 6), np.float64
+    )
+    for word in WORDS
+}
+# with values that leave rows without keys, and that hide
+OPTIONS = DRAWN | {
+    "bias": {"bias": np.where(np.eye(5, 7) > 0, -np.inf, 0.3)},
+    "mask": {"mask": np.arange(7) % 3 > 0},
+    "scale": {"scale": -0.4},
+    "window": {"window": (2, 1)},
+    "sinks": {"sinks": np.array([0.5, -np.inf, 800.0])},
+    "kv_lengths": {"kv_lengths": np.array([0, 5])},
+    "q_offset": {"q_offset": np.array([-3, 4])},
 }
 
 
@@ -104,10 +109,8 @@ OPTIONS = {
 @pytest.mark.parametrize("first", OPTIONS)
 def test_latent_with_every_two_options(first, second, form):
     """The table has every two options for dense attention only; rows that see no key are among these."""
-    options = {}
-    for name in (first, second):
-        options |= OPTIONS[name] if name == "dropout" else {name: OPTIONS[name]}
-    assert_equal_to_the_reference("latent_attention_with_lse", latent_arrays(), options | {"form": form})
+    options = OPTIONS[first] | OPTIONS[second] | {"form": form}
+    assert_equal_to_the_reference("latent_attention_with_lse", latent_arrays(), options)
 
 
 def test_the_table_has_every_option():

@@ -10,6 +10,8 @@ from functools import cache
 
 import numpy as np
 
+from refattn.calls.options import Visibility
+
 # Where a group's operands begin and how long they are; `head` counts query heads over the whole batch.
 GROUP_FIELDS = (
     "query",
@@ -45,8 +47,7 @@ PARAM_INTEGERS = (
     "head_dim",
     "rope_dim",
     "v_head_dim",
-    "left",
-    "right",
+    *Visibility._fields,
     "page_size",
     "key_tile",
     "has_score_scale",

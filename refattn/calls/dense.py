@@ -54,6 +54,11 @@ class Problem(Options, Checked):
         return self.key.shape[-2]
 
     @property
+    def position(self):
+        """The key positions of the rows, (*batch, T)."""
+        return np.asarray(self.q_offset)[..., None] + np.arange(self.q_len)
+
+    @property
     def head_dim(self):
         return self.query.shape[-1]
 

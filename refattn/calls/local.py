@@ -37,15 +37,16 @@ class BlockLocalProblem(Checked):
 
     @cached_property
     def edges(self):
-        """Where the parts begin, and behind them where the last one ends: the edges of the blocks."""
-        return np.append(np.arange(0, self.whole.q_len, self.block_size), self.whole.q_len)
+        """Where the parts begin, and where the last one ends, which may be shorter."""
+        q_len, size = self.whole.q_len, self.block_size
+        return np.minimum(np.arange(0, q_len + size, size), q_len)
 
     @property
     def num_parts(self):
         return len(self.edges) - 1
 
     def rows(self, n):
-        """The positions of part n; the last one may be shorter."""
+        """The positions of part n."""
         return slice(*self.edges[n : n + 2].tolist())
 
     def part(self, n):

@@ -1,19 +1,20 @@
 """The options that every attention function shares: one row of `OPTIONS` each, from which everything else
 reads.
 
-A row says what an option is called, what one value of it belongs to, its default, how it is checked and
-what it means. Signatures, validation, vector files and the harness read the rows; the mathematics of an
-option stands where it is computed. Causality is a window whose right side is 0, so nothing after this
-file knows the word.
+A row says what an option is called, what one value of it belongs to, its default, how it is checked, what
+it means, the value that changes nothing, and values to try. Signatures, validation, inputs, mistakes, vector
+files, the harness and tests read the rows; the mathematics of an option stands where it is computed, that of
+`Visibility` in `refattn.exact.visibility`. Causality is a window whose right side is 0, so nothing after
+this file knows the word.
 """
 
 import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -30,6 +31,15 @@ PER_CALL = ""
 PER_ENTRY = "batch"
 PER_HEAD = "head"
 PER_SCORE = "batch head row key"
+
+
+class Visibility(NamedTuple):
+    """The rules by which the position of a row decides what keys it sees: fields of `Options` that are
+    integers or None, without a limit.
+    """
+
+    left: int | None
+    right: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +63,27 @@ class Options:
         """The options alone, as keywords for another problem of the same shape."""
         return {field.name: getattr(self, field.name) for field in fields(Options)}
 
+    @property
+    def visibility(self):
+        return Visibility._make(getattr(self, name) for name in Visibility._fields)
+
+    @property
+    def bounded(self):
+        """Whether position decides what keys a row sees."""
+        return any(limit is not None for limit in self.visibility)
+
+    def with_arrays(self, change):
+        """The options with `change(array, belongs_to)` in the place of each array that is given."""
+        options = self.options()
+        for option in OPTIONS:
+            if option.belongs_to != PER_CALL and options[option.name] is not None:
+                options[option.name] = change(options[option.name], option.belongs_to)
+        return Options(**options)
+
     def options_at(self, *, per_score=..., per_head=..., per_entry=...):
         """The options, those of each kind cut to one place."""
         places = {PER_SCORE: per_score, PER_HEAD: per_head, PER_ENTRY: per_entry}
-        options = self.options()
-        for option in OPTIONS:
-            if option.belongs_to in places and options[option.name] is not None:
-                options[option.name] = options[option.name][places[option.belongs_to]]
-        return Options(**options)
+        return self.with_arrays(lambda array, belongs_to: array[places[belongs_to]])
 
     def of_heads(self, heads):
         """The options of some query heads, a slice of them."""
@@ -107,6 +130,10 @@ class Option:
         before: the fields of `Options` that this row decides. Raises TypeError or ValueError.
     meaning : str
         A phrase for help and tables.
+    neutral : callable (sizes) -> value
+        A value under which a call gives what it gives without the option.
+    examples : mapping of str to callable (sizes, rng) -> value
+        Values that change the result, by words that inputs ask with, the most usual first.
     """
 
     name: str
@@ -114,6 +141,8 @@ class Option:
     default: Any
     check: Callable[[dict, Sizes, dict], dict]
     meaning: str
+    neutral: Callable[[Sizes], Any]
+    examples: Mapping[str, Callable[[Sizes, np.random.Generator], Any]]
 
 
 def check_bias(given, sizes, checked):
@@ -264,28 +293,59 @@ def check_elsewhere(given, sizes, checked):
     return {}
 
 
+def kept_before(sizes):
+    """The width of a window that hides most keys of the shortest sequence."""
+    return max(int(np.min(sizes.kv_len, initial=UNLIMITED)) // 8, 1)
+
+
+# fmt: off
 OPTIONS = (
-    Option("bias", PER_SCORE, None, check_bias, "added to the scores; -inf hides"),
-    Option("mask", PER_SCORE, None, check_mask, "True where a row may attend to a key"),
-    Option("scale", PER_CALL, None, check_scale, "multiplies the scores; by default 1 / sqrt(head_dim)"),
-    Option("causal", PER_CALL, False, check_elsewhere, "no row sees a key behind its own position"),
-    Option(
-        "window", PER_CALL, None, check_window, "(left, right): keys seen before and behind the position"
-    ),
-    Option("softcap", PER_CALL, None, check_softcap, "scores become softcap * tanh(score / softcap)"),
-    Option("alibi_slopes", PER_HEAD, None, check_alibi_slopes, "-slope * distance is added to the scores"),
-    Option("sinks", PER_HEAD, None, check_sinks, "a logit without a value joins the sum of the softmax"),
-    Option("kv_lengths", PER_ENTRY, None, check_kv_lengths, "keys at or past the length do not exist"),
-    Option("q_offset", PER_ENTRY, None, check_q_offset, "key position of row 0; by default kv_len - q_len"),
-    Option("dropout_mask", PER_SCORE, None, check_dropout, "True keeps a weight"),
-    Option("dropout_rate", PER_CALL, None, check_elsewhere, "kept weights are divided by 1 - rate"),
+    Option("bias", PER_SCORE, None, check_bias, "added to the scores; -inf hides",
+           lambda s: np.zeros(s.scores_shape),
+           {"bias": lambda s, rng: rng.standard_normal(s.scores_shape)}),
+    Option("mask", PER_SCORE, None, check_mask, "True where a row may attend to a key",
+           lambda s: np.ones(s.scores_shape, bool),
+           {"mask": lambda s, rng: rng.random(s.scores_shape) < 0.7}),
+    Option("scale", PER_CALL, None, check_scale, "multiplies the scores; by default 1 / sqrt(head_dim)",
+           lambda s: 1 / math.sqrt(s.head_dim),
+           {"own scale": lambda s, rng: 1.3 * s.head_dim**-0.5}),
+    Option("causal", PER_CALL, False, check_elsewhere, "no row sees a key behind its own position",
+           lambda s: False,
+           {"causal": lambda s, rng: True}),
+    Option("window", PER_CALL, None, check_window, "(left, right): keys seen before and behind the position",
+           lambda s: (None, None),
+           {"left window": lambda s, rng: (kept_before(s), None),
+            "two-sided window": lambda s, rng: (kept_before(s), max(kept_before(s) // 2, 2))}),
+    Option("softcap", PER_CALL, None, check_softcap, "scores become softcap * tanh(score / softcap)",
+           lambda s: 2.0**60,  # scores divided by it are still normal numbers of float32
+           {"softcap": lambda s, rng: 1.5}),
+    Option("alibi_slopes", PER_HEAD, None, check_alibi_slopes, "-slope * distance is added to the scores",
+           lambda s: np.zeros(s.num_heads),
+           {"alibi": lambda s, rng: 2.0 ** (-8.0 * (1 + np.arange(s.num_heads)) / s.num_heads)}),
+    Option("sinks", PER_HEAD, None, check_sinks, "a logit without a value joins the sum of the softmax",
+           lambda s: np.full(s.num_heads, -np.inf),
+           {"sinks": lambda s, rng: rng.standard_normal(s.num_heads) + 2}),
+    Option("kv_lengths", PER_ENTRY, None, check_kv_lengths, "keys at or past the length do not exist",
+           lambda s: np.broadcast_to(s.kv_len, s.batch_shape).copy(),
+           {"lengths": lambda s, rng: rng.integers(s.kv_len // 2, np.maximum(s.kv_len, 1), s.batch_shape)}),
+    Option("q_offset", PER_ENTRY, None, check_q_offset, "key position of row 0; by default kv_len - q_len",
+           lambda s: s.kv_len - s.q_len,
+           {"own offset": lambda s, rng: s.kv_len // 3}),
+    Option("dropout_mask", PER_SCORE, None, check_dropout, "True keeps a weight",
+           lambda s: np.ones(s.scores_shape, bool),
+           {"dropout": lambda s, rng: rng.random(s.scores_shape) < 0.7}),
+    Option("dropout_rate", PER_CALL, None, check_elsewhere, "kept weights are divided by 1 - rate",
+           lambda s: 0.0,
+           {"dropout": lambda s, rng: 0.3}),
 )
+# fmt: on
 OPTION_NAMES = tuple(option.name for option in OPTIONS)
 
-
-def names_of(belongs_to):
-    """The names of the options of which a call, an entry, a head or a score has a value of its own."""
-    return tuple(option.name for option in OPTIONS if option.belongs_to == belongs_to)
+# The options that the words of `Option.examples` ask for; more than one where they are given together.
+WORDS: dict[str, list[Option]] = {}
+for _option in OPTIONS:
+    for _word in _option.examples:
+        WORDS.setdefault(_word, []).append(_option)
 
 
 def checked_options(sizes, /, **given):

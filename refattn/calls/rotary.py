@@ -68,9 +68,8 @@ class RotaryProblem(Checked):
     def rotated(self, q_rope: Rope | None = None, k_rope: Rope | None = None) -> Problem:
         """The dense problem with query and key rotated, by default as the call says."""
         dense, q_rope, k_rope = self.dense, q_rope or self.rope, k_rope or self.rope
-        rows = np.asarray(dense.q_offset)[..., None, None] + np.arange(dense.q_len)
         key = k_rope.rotate(dense.key, np.arange(dense.kv_len))
-        return replace(dense, query=q_rope.rotate(dense.query, rows), key=key)
+        return replace(dense, query=q_rope.rotate(dense.query, dense.position[..., None, :]), key=key)
 
     def part(self, n):
         return self.rotated()

@@ -78,8 +78,8 @@ def solve_group(problem, index, kv_head, output, lse, record, output_low):
     channel = channel_scale(query.high, key.high)
     query, key = scaled(query, 1 / channel), scaled(key, channel)
     keys, values = prepare_keys(key), prepare_values(value)
-    start, stop = row_bounds(problem.q_offset[index], length, q_len, problem.left, problem.right)
     position = problem.q_offset[index] + np.arange(q_len)
+    start, stop = row_bounds(problem, position, length)
     rows_at_once = max(1, BLOCK_SCORES // (group_size * max(length, 1)))
     for first_row in range(0, q_len, rows_at_once):
         rows = slice(first_row, min(first_row + rows_at_once, q_len))

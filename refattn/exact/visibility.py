@@ -14,32 +14,34 @@ make holes in it.
 import numpy as np
 
 
-def row_bounds(q_offset, kv_length, q_len, left, right):
-    """The visible keys [start, stop) of every row, before masks.
+def row_bounds(rules, position, kv_length):
+    """The visible keys [start, stop) of rows, before masks.
 
     Parameters
     ----------
-    q_offset, kv_length : int or ndarray of int64, shape (*batch,)
-    q_len : int
-    left, right : int or None
+    rules : refattn.calls.options.Visibility, or Options
+    position : ndarray of int64
+        Key positions of the rows.
+    kv_length : int or ndarray of int64 that broadcasts to `position`
 
     Returns
     -------
-    start, stop : ndarray of int64, shape (*batch, q_len)
-        0 <= start <= stop <= kv_length; a row that sees nothing has start == stop.
+    start, stop : ndarray of int64, shape of position
+        0 <= start <= stop <= kv_length; a row that sees nothing has start == stop. Neither falls where
+        the position rises.
 
     Examples
     --------
     Three rows on five keys, bottom-right causal with one key to the left:
 
-    >>> start, stop = row_bounds(2, 5, 3, left=1, right=0)
+    >>> from refattn.calls.options import Visibility
+    >>> start, stop = row_bounds(Visibility(left=1, right=0), np.array([2, 3, 4]), 5)
     >>> [list(range(a, b)) for a, b in zip(start.tolist(), stop.tolist())]
     [[1, 2], [2, 3], [3, 4]]
     """
-    position = np.asarray(q_offset, dtype=np.int64)[..., None] + np.arange(q_len)
-    length = np.broadcast_to(np.asarray(kv_length, dtype=np.int64)[..., None], position.shape)
-    start = np.zeros_like(position) if left is None else np.clip(position - left, 0, length)
-    stop = length if right is None else np.clip(position + right + 1, 0, length)
+    length = np.broadcast_to(np.asarray(kv_length, dtype=np.int64), position.shape)
+    start = np.zeros_like(position) if rules.left is None else np.clip(position - rules.left, 0, length)
+    stop = length if rules.right is None else np.clip(position + rules.right + 1, 0, length)
     return start, np.maximum(start, stop)
 
 

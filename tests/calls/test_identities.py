@@ -13,6 +13,7 @@ from cases import BY_FUNCTION, LAYOUTS
 from rounding import UNIT, gauge_bound, lse_bound
 
 import refattn
+from refattn.calls.options import WORDS, Sizes
 
 DENSE = [case for case in BY_FUNCTION["attention"] if case.layout == "contiguous"]
 PLAIN = [case for case in DENSE if case.sizes.q_len and case.sizes.kv_len and math.prod(case.sizes.batch)]
@@ -219,23 +220,13 @@ def test_options_that_change_nothing(case):
     arrays, options = case.build()
     z = case.sizes
     expected = refattn.attention_with_lse(*arrays.values(), **options)
-    length = np.asarray(options.get("kv_lengths", z.kv_len))
-    neutral = {
-        "mask": np.ones((1, 1), bool),
-        "bias": np.zeros((z.q_len, z.kv_len)),
-        "sinks": np.full(z.num_heads, -np.inf),
-        "alibi_slopes": np.zeros(z.num_heads),
-        "dropout_mask": np.ones((1, 1), bool),
-        "window": (None, None),
-        "kv_lengths": z.kv_len,
-        "scale": 1 / math.sqrt(z.head_dim),
-        "q_offset": length - z.q_len,
-        "causal": False,
-    }
-    for name, value in neutral.items():
-        if name not in options:
-            extra = {name: value} | ({"dropout_rate": 0.0} if name == "dropout_mask" else {})
-            same_bits(refattn.attention_with_lse(*arrays.values(), **options, **extra), expected)
+    lengths = np.broadcast_to(options.get("kv_lengths", z.kv_len), z.batch)
+    scores = (*z.batch, z.num_heads, z.q_len, z.kv_len)
+    sizes = Sizes(z.batch, z.num_heads, z.q_len, lengths, z.head_dim, scores)
+    for word, together in WORDS.items():
+        neutral = {option.name: option.neutral(sizes) for option in together}
+        if not {*neutral} & {*options} and word != "softcap":  # which rounds: below
+            same_bits(refattn.attention_with_lse(*arrays.values(), **options, **neutral), expected)
     if options.get("window") is None:
         wide = (int(np.max(np.abs(options.get("q_offset", 0)))) + z.q_len + z.kv_len,) * 2
         same_bits(refattn.attention_with_lse(*arrays.values(), **{**options, "window": wide}), expected)

@@ -8,6 +8,7 @@ needs mpmath, as everything here does.
 import math
 import warnings
 
+import naive
 import numpy as np
 import pytest
 from exact import PRECISION, exact_row, exact_scores
@@ -44,13 +45,10 @@ def seen_keys(query, key, h, i, options):
     (heads, rows, _), n = query.shape, key.shape[-2]
     shape = (heads, rows, n)
     position = options.get("q_offset", n - rows) + i
-    left, right = options.get("window") or (None, None)
     return [
         j
         for j in range(n)
-        if (left is None or position - j <= left)
-        and (right is None or j - position <= right)
-        and not (options.get("causal") and j > position)
+        if naive.sees(position, j, **options)
         and ("bias" not in options or np.broadcast_to(options["bias"], shape)[h, i, j] > -np.inf)
         and ("mask" not in options or np.broadcast_to(options["mask"], shape)[h, i, j])
     ]

@@ -70,6 +70,14 @@ def of_sequence(number, b):
     return int(number[b]) if number.ndim else int(number)
 
 
+def sees(position, j, *, causal=False, window=None, **others):
+    """Whether a row that stands at a position may see key j, if that exists."""
+    left, right = window if window is not None else (None, None)
+    if causal and j > position:
+        return False
+    return (left is None or j >= position - left) and (right is None or j <= position + right)
+
+
 def attention(
     query,
     key,
@@ -94,7 +102,6 @@ def attention(
     group_size = num_heads // num_kv_heads
     if scale is None:
         scale = 1 / math.sqrt(head_dim)
-    left, right = window if window is not None else (None, None)
 
     shape = (*batch, num_heads, q_len, kv_len)
     scores, capped = np.full(shape, math.nan), np.full(shape, math.nan)
@@ -120,9 +127,7 @@ def attention(
 
                 seen = []
                 for j in range(length):
-                    visible = not causal or j <= position
-                    visible = visible and (left is None or j >= position - left)
-                    visible = visible and (right is None or j <= position + right)
+                    visible = sees(position, j, causal=causal, window=window)
                     visible = visible and (mask is None or bool(broadcast_entry(mask, (*row, j))))
                     if visible and not (bias is not None and broadcast_entry(bias, (*row, j)) == -math.inf):
                         seen.append(j)

@@ -128,7 +128,7 @@ def tiles(call: Call, exact, rows=None, block_scores=BLOCK_SCORES) -> Iterator[T
 def _tiles_of_group(part, group: Group, index, kv_head, picked, block_scores, exact):
     options, size, length = part.options, part.group_size, group.key.exact.shape[0]
     heads = slice(kv_head * size, (kv_head + 1) * size)
-    start, stop = row_bounds(options.q_offset[index], length, part.q_len, options.left, options.right)
+    start, stop = row_bounds(options, options.q_offset[index] + np.arange(part.q_len), length)
     at_once = max(1, block_scores // (size * max(length, 1)))
     for first_row in range(0, len(picked), at_once):
         rows = picked[first_row : first_row + at_once]

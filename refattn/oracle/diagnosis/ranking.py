@@ -9,8 +9,10 @@ from itertools import combinations
 import numpy as np
 
 from refattn.calls.dense import attention_problem
+from refattn.calls.options import WORDS, Sizes
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.evidence import Evidence, Fit
+from refattn.oracle.inputs.families import make_options
 
 SAME = 0.02  # predictions closer than this share of the bound are the same prediction
 CLEARLY = 0.7  # of the residual without a mistake, below which a hypothesis counts as an explanation
@@ -129,20 +131,7 @@ def breadth(mistake) -> int:
 @cache
 def _ordinary_calls():
     x, kv = np.ones((2, 4, 3, 2), np.float32), np.ones((2, 2, 5, 2), np.float32)
-    plane = np.ones((2, 4, 3, 5))
-    single = (
-        {"causal": True},
-        {"window": (1, None)},
-        {"window": (1, 2)},
-        {"mask": plane > 0},
-        {"bias": plane},
-        {"softcap": 2.0},
-        {"alibi_slopes": 1.0 / np.arange(1, 5)},
-        {"sinks": np.ones(4)},
-        {"kv_lengths": np.array([4, 5])},
-        {"q_offset": 1},
-        {"scale": 0.3},
-        {"dropout_mask": plane > 0, "dropout_rate": 0.5},
-    )
+    rng, sizes = np.random.default_rng(0), Sizes((2,), 4, 3, 5, 2)
+    single = [make_options((word,), rng, sizes) for word in WORDS]
     chosen = [{}, *single, *(first | second for first, second in combinations(single, 2))]
     return tuple(attention_problem(x, kv, kv, **options) for options in chosen)

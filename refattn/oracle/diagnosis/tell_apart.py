@@ -11,6 +11,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.dense import DENSE, Problem
+from refattn.calls.options import OPTIONS, PER_ENTRY, PER_SCORE, WORDS
 from refattn.oracle.bounds.results import Result, handed_over
 from refattn.oracle.diagnosis.axis_order import shapes_agree
 from refattn.oracle.diagnosis.budget import Budget
@@ -19,8 +20,8 @@ from refattn.oracle.diagnosis.hypotheses import Hypothesis
 from refattn.oracle.diagnosis.ranking import CLEARLY
 from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.mistakes.record import NEEDS
 from refattn.oracle.mistakes.run import checked_call
 
 APART = 10.0  # bounds by which two predictions must differ somewhere
@@ -135,45 +136,23 @@ def probes(checked) -> Iterator[Probe]:
     if checked.form is DENSE and len(checked.batch_shape) <= 1:
         yield from _dense_probes(checked)
         return
-    for suite in (default_suite, block_local_suite):
-        for inputs in suite(checked.input_dtype):
-            if inputs.function == checked.form.with_lse and inputs.family != "exact":
-                yield Probe(f"on {inputs.name!r} of {suite.__module__}.{suite.__name__}()", inputs)
+    for inputs in default_suite(checked.input_dtype):
+        if inputs.function == checked.form.with_lse and inputs.family != "exact":
+            yield Probe(f"on {inputs.name!r} of {default_suite.__module__}.default_suite()", inputs)
 
 
 def _option_names(p: Problem) -> list[str]:
     """The options of a problem in the words of `attention_inputs`."""
-    names = {
-        "causal": p.right == 0,
-        "left window": p.left is not None and not p.right,
-        "two-sided window": p.left is not None and bool(p.right),
-        "mask": p.mask is not None,
-        "bias": p.bias is not None,
-        "softcap": p.softcap is not None,
-        "alibi": p.alibi_slopes is not None,
-        "sinks": p.sinks is not None,
-        "lengths": bool((np.asarray(p.kv_lengths) < p.kv_len).any()),
-        "dropout": p.dropout_mask is not None,
-        "own offset": bool((np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len).any()),
-        "own scale": not np.isclose(p.scale, p.head_dim**-0.5),
-    }
-    return [name for name, there in names.items() if there]
+    names = [word for word in WORDS if NEEDS[word](p)]
+    return [name for name in names if not (name == "left window" and p.right)]
 
 
-WORDS = {
-    "causal": "causal=True",
-    "left window": "window=(n, None)",
-    "two-sided window": "window=(n, m)",
-    "mask": "a mask",
-    "bias": "a bias",
-    "softcap": "softcap",
-    "alibi": "alibi_slopes",
-    "sinks": "sinks",
-    "lengths": "kv_lengths",
-    "dropout": "dropout",
-    "own offset": "q_offset",
-    "own scale": "another scale",
-}
+def _said(word: str) -> str:
+    """What a word of inputs asks for: by the name of the option where it has that word only."""
+    option = WORDS[word][0]
+    return option.name if len(option.examples) == 1 else f"a {word}"
+
+
 FAMILY_WORDS = {
     "poison": "with NaN in hidden keys and values",
     "low scores": "on scores below -1e4",
@@ -206,7 +185,7 @@ def _dense_probes(p: Problem) -> Iterator[Probe]:
     yield probe("on other data (standard deviation 2)")
     yield probe("on scores that rise along the keys", "ascending")
     for name in names:
-        yield probe(f"without {WORDS[name]}", options=[other for other in names if other != name])
+        yield probe(f"without {_said(name)}", options=[other for other in names if other != name])
     yield probe(
         "on 4 keys for each row",
         sizes=replace(size, q_len=min(size.kv_len, 31), kv_len=4 * min(size.kv_len, 31)),
@@ -218,21 +197,9 @@ def _dense_probes(p: Problem) -> Iterator[Probe]:
     yield probe(
         f"on {kv_heads} key heads", sizes=replace(size, num_kv_heads=kv_heads, num_heads=kv_heads * groups)
     )
-    for name in (
-        "causal",
-        "lengths",
-        "alibi",
-        "two-sided window",
-        "left window",
-        "own offset",
-        "mask",
-        "bias",
-        "sinks",
-        "own scale",
-        "softcap",
-    ):
-        if name not in names and not ("window" in name and any("window" in other for other in names)):
-            yield probe(f"with {WORDS[name]}", options=[*names, name])
+    for name, options in WORDS.items():
+        if not any(WORDS[other] == options for other in names):
+            yield probe(f"with {_said(name)}", options=[*names, name])
     yield probe(
         "on several sequences and heads", sizes=replace(size, batch=4, num_heads=4 * groups, num_kv_heads=4)
     )
@@ -241,8 +208,9 @@ def _dense_probes(p: Problem) -> Iterator[Probe]:
 
 
 def _without_batch(inputs):
+    kinds = {option.name: option.belongs_to for option in OPTIONS}
     options = {
-        name: value[0] if name in ("mask", "bias", "dropout_mask", "kv_lengths") else value
+        name: value[0] if np.ndim(value) and kinds[name] in (PER_SCORE, PER_ENTRY) else value
         for name, value in inputs.options.items()
     }
     return replace(inputs, arrays=tuple(array[0] for array in inputs.arrays), options=options)

@@ -13,6 +13,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_array
 from refattn.calls.dense import attention_problem
+from refattn.calls.options import OPTIONS
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
 from refattn.oracle.dialects.table import Dialect, dialect
@@ -36,6 +37,8 @@ IGNORED = {
     "return_lse",
     "deterministic",
 }
+# options that `from_ours` says in a way of their own: any other one has an argument, or is refused
+SPELLED_OR_DRAWN = {"scale", "bias", "mask", "causal", "window", "kv_lengths", "q_offset"}
 
 
 def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
@@ -252,13 +255,14 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     call[d.arguments["scale"]] = p.scale
     if d.layout == "BTM":
         call |= {"num_heads": p.num_heads, "kv_num_heads": p.num_kv_heads}
-    for role, there in (("softcap", p.softcap), ("alibi_slopes", p.alibi_slopes), ("sinks", p.sinks)):
-        if there is None:
+    for option in OPTIONS:
+        name = option.name
+        if name in SPELLED_OR_DRAWN or options.get(name) is None:
             continue
-        if role in d.arguments:
-            call[d.arguments[role]] = there if role == "softcap" else options[role]
-        elif role != "alibi_slopes":
-            raise ValueError(f"{role} must be None: {d.call} has none; got {role}={there!r}.")
+        if name in d.arguments:
+            call[d.arguments[name]] = options[name]
+        elif name != "alibi_slopes":  # which can be drawn
+            raise ValueError(f"{name} must be None: {d.call} has none; got {name}={options[name]!r}.")
     drawn = _visibility_from_ours(d, p, call)
     _masks_from_ours(d, p, call, drawn)
     return call
@@ -338,12 +342,11 @@ def _spell_window(d, p, call):
 def _masks_from_ours(d, p, call, drawn):
     mask, bias = p.mask, None if p.bias is None else p.bias.astype(np.float64)
     if drawn:
-        start, stop = row_bounds(p.q_offset, p.kv_lengths, p.q_len, p.left, p.right)
-        seen = range_mask(start, stop, 0, p.kv_len)[..., None, :, :]
+        seen = range_mask(*row_bounds(p, p.position, p.kv_lengths[..., None]), 0, p.kv_len)[..., None, :, :]
         mask = seen if mask is None else mask & seen
     if p.alibi_slopes is not None and "alibi_slopes" not in d.arguments:
-        position = np.asarray(p.q_offset)[..., None, None, None] + np.arange(p.q_len)[:, None]
-        term = -np.asarray(p.alibi_slopes)[..., None, None] * np.abs(position - np.arange(p.kv_len))
+        distance = np.abs(p.position[..., None, :, None] - np.arange(p.kv_len))
+        term = -np.asarray(p.alibi_slopes)[..., None, None] * distance
         bias = term if bias is None else bias + term
     separate = (
         d.arguments.get("mask") is not None

@@ -25,6 +25,14 @@ class Unsupported(Exception):
     """The kernel says that it does not do this; the message says what."""
 
 
+class _Reached(Exception):
+    """The call would have been made."""
+
+
+def _reached(**_):
+    raise _Reached
+
+
 @dataclass
 class Result:
     """What one call gave.
@@ -114,6 +122,18 @@ class KernelCall:
         if {"dropout_mask", "dropout_rate"} <= {*lacking}:
             lacking = [name for name in lacking if name != "dropout_rate"]
         return f"no {', '.join(lacking)}" if lacking else ""
+
+    def takes(self, inputs) -> bool:
+        """Whether its options, and its dialect, allow a call; the kernel is not called."""
+        if self.dialect.name == "refattn" or self.unsupported(inputs.options):
+            return not self.unsupported(inputs.options)
+        try:
+            KernelCall(_reached, self.function, self.dialect.name)(inputs.arrays, inputs.options)
+        except Unsupported:
+            return False
+        except _Reached:
+            pass
+        return True
 
     def __call__(self, arrays, options, *, layout="contiguous", out_dtype=None) -> Result:
         """Call the kernel on guarded copies.

@@ -15,9 +15,13 @@ from functools import cached_property
 import numpy as np
 
 import refattn
+from refattn.calls.options import WORDS
+from refattn.calls.registry import ATTENTION
 from refattn.oracle.bounds.bound import ErrorBound, error_bound
-from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.harness.callables import Unsupported
+from refattn.oracle.inputs.families import Sizes, attention_inputs, every_option, keywords
 from refattn.oracle.inputs.latent import latent_inputs
+from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.packed import packed_inputs
 from refattn.oracle.inputs.paged import paged_inputs
 
@@ -303,6 +307,20 @@ def _latents_permuted(run, dtype, seed):
     )
 
 
+def _neutral(form, word):
+    def pairs(run, dtype, seed):
+        inputs = inputs_of(form)
+        case = run.fitted(inputs.with_options((), dtype, seed))
+        head_dim = form.check(*case.arrays, **case.options).outline(0).head_dim  # `fitted` may change it
+        sizes = replace(inputs.SIZES, head_dim=head_dim)
+        neutral = keywords(word, lambda option, _: option.neutral(sizes), dtype)
+        if any(np.isscalar(value) and value > run.spec.score.largest for value in neutral.values()):
+            raise Unsupported("its neutral value is beyond the formats of the spec")
+        yield run(*case.arrays, **case.options), run(*case.arrays, **case.options, **neutral)
+
+    return pairs
+
+
 IDENTITIES: tuple[Identity, ...] = (
     Identity("permuted keys", "keys and values in another order", "attention", (), _permuted_keys),
     Identity(
@@ -393,13 +411,25 @@ IDENTITIES: tuple[Identity, ...] = (
         _expanded_and_absorbed,
     ),
     Identity("permuted latents", "latents in another order", "latent_attention", (), _latents_permuted),
+    *(
+        Identity(
+            f"neutral {names[0]}",
+            f"{names[0]} of a value that changes nothing, and none",
+            form.function,
+            tuple(option.name for option in WORDS[names[0]]),
+            _neutral(form, names[0]),
+        )
+        for form in ATTENTION
+        for names in every_option(form)
+        if names
+    ),
 )
 
 
 def identities(function: str = "attention") -> tuple[Identity, ...]:
     """Those for kernels with the arguments of a function.
 
-    >>> [identity.name for identity in identities("paged_attention")]
-    ['pages elsewhere']
+    >>> [identity.name for identity in identities("paged_attention")]  # doctest: +ELLIPSIS
+    ['pages elsewhere', 'neutral bias', ...]
     """
     return tuple(identity for identity in IDENTITIES if identity.function == function)

@@ -394,7 +394,9 @@ class Bench:
                 lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned),
                 poisoned,
             )
-        plain = cases[1] if self.call.dialect.always_causal else cases[0]
+        laid_out = {*self.call.form.structure, *self.call.form.choices}
+        wanted = {"causal"} if self.call.dialect.always_causal else set()
+        plain = next(inputs for inputs in cases if {*inputs.options} - laid_out == wanted)
         yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
         yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
         for inputs in cases[: 8 if self.level == "quick" else len(cases)]:

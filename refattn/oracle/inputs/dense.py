@@ -46,6 +46,24 @@ FULL_EDGES = {
 }
 
 
+SIZES = Sizes().of_call()
+
+
+def with_options(names, dtype=np.float32, seed=0) -> AttentionInputs:
+    """With options by name, of `OPTION_NAMES`."""
+    return attention_inputs("normal", names, dtype=dtype, seed=seed)
+
+
+def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    """Calls that together show every mistake of dense attention that data can show."""
+    plain = [(family, names, Sizes()) for family, names in DENSE_SUITE]
+    cases = [
+        attention_inputs(family, names, sizes=sizes, dtype=dtype, seed=seed)
+        for family, names, sizes in (*plain, *SHAPED_SUITE)
+    ]
+    return [*cases, *exact_cases(dtype, seed)]
+
+
 def cases(dtype, seed, level, call) -> Iterator[AttentionInputs]:
     for family, names in DENSE_SUITE:
         yield attention_inputs(family, names, dtype=dtype, seed=seed)

@@ -11,22 +11,10 @@ from typing import Any
 import numpy as np
 
 from refattn.calls.arrays import as_array
+from refattn.calls.options import PER_ENTRY, WORDS
+from refattn.calls.options import Sizes as CallSizes
 
-OPTION_NAMES = (
-    "causal",
-    "left window",
-    "two-sided window",
-    "mask",
-    "bias",
-    "softcap",
-    "alibi",
-    "sinks",
-    "lengths",
-    "dropout",
-    "own offset",
-    "own scale",
-    "empty rows",
-)
+OPTION_NAMES = (*WORDS, "empty rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +67,10 @@ class Sizes:
             (self.batch, self.num_kv_heads, self.kv_len, self.head_dim),
             (self.batch, self.num_kv_heads, self.kv_len, self.v_head_dim),
         )
+
+    def of_call(self):
+        """The sizes that options are drawn for and checked against."""
+        return CallSizes((self.batch,), self.num_heads, self.q_len, self.kv_len, self.head_dim)
 
 
 def _normal(rng, sizes):
@@ -184,7 +176,15 @@ FAMILIES: Mapping[str, tuple[str, Callable]] = {
 }
 
 
-def make_options(names, rng, sizes: Sizes, dtype=np.float32) -> dict[str, Any]:
+def keywords(word, value_of, dtype) -> dict[str, Any]:
+    """The options that a word asks for, each of `value_of(option, word)`; a bias has the dtype of the
+    arrays.
+    """
+    values = {option.name: value_of(option, word) for option in WORDS[word]}
+    return {name: value.astype(dtype) if name == "bias" else value for name, value in values.items()}
+
+
+def make_options(names, rng, sizes: CallSizes, dtype=np.float32) -> dict[str, Any]:
     """Options by name, as arrays of the right shapes.
 
     Parameters
@@ -192,7 +192,7 @@ def make_options(names, rng, sizes: Sizes, dtype=np.float32) -> dict[str, Any]:
     names : iterable of str
         Of `OPTION_NAMES`.
     rng : numpy.random.Generator
-    sizes : Sizes
+    sizes : refattn.calls.options.Sizes
     dtype
         Of the bias.
 
@@ -201,40 +201,28 @@ def make_options(names, rng, sizes: Sizes, dtype=np.float32) -> dict[str, Any]:
     ValueError
         An unknown name.
     """
-    scores = (sizes.batch, sizes.num_heads, sizes.q_len, sizes.kv_len)
     options: dict[str, Any] = {}
     for name in names:
         if name not in OPTION_NAMES:
             raise ValueError(f"names must be of {', '.join(OPTION_NAMES)}; got {name!r}.")
-        if name == "causal":
-            options["causal"] = True
-        elif name == "left window":
-            options["window"] = (max(sizes.kv_len // 8, 1), None)
-        elif name == "two-sided window":
-            options["window"] = (max(sizes.kv_len // 8, 1), max(sizes.kv_len // 16, 2))
-        elif name == "mask":
-            options["mask"] = rng.random(scores) < 0.7
-        elif name == "bias":
-            options["bias"] = rng.standard_normal(scores).astype(dtype)
-        elif name == "softcap":
-            options["softcap"] = 1.5
-        elif name == "alibi":
-            options["alibi_slopes"] = 2.0 ** (-8.0 * (1 + np.arange(sizes.num_heads)) / sizes.num_heads)
-        elif name == "sinks":
-            options["sinks"] = rng.standard_normal(sizes.num_heads) + 2
-        elif name == "lengths":
-            options["kv_lengths"] = rng.integers(sizes.kv_len // 2, max(sizes.kv_len, 1), sizes.batch)
-        elif name == "dropout":
-            options["dropout_mask"], options["dropout_rate"] = rng.random(scores) < 0.7, 0.3
-        elif name == "own offset":
-            options["q_offset"] = sizes.kv_len // 3
-        elif name == "own scale":
-            options["scale"] = 1.3 * sizes.head_dim**-0.5
-        elif name == "empty rows":
-            hidden = np.ones(scores, bool)
+        if name == "empty rows":
+            hidden = np.ones(sizes.scores_shape, bool)
             hidden[..., 1::4, :] = False
             options["mask"] = hidden & options.get("mask", True)
+        else:
+            options |= keywords(name, lambda option, word: option.examples[word](sizes, rng), dtype)
     return options
+
+
+def every_option(form) -> list[tuple[str, ...]]:
+    """Groups of `OPTION_NAMES`: nothing, and each option that a form takes; those that move the edge of
+    the keys come with a causal edge.
+    """
+    groups = {}
+    for word, (option, *_) in WORDS.items():
+        if option.name in form.options:
+            groups.setdefault(option.name, (word, "causal") if option.belongs_to == PER_ENTRY else (word,))
+    return [(), *groups.values()]
 
 
 def _poisoned(arrays, options, rng):
@@ -296,7 +284,7 @@ def attention_inputs(
     if family == "poison" and not {"lengths", "mask"} & {*names}:
         names.append("lengths")
     arrays = tuple(x.astype(dtype) for x in FAMILIES[family][1](rng, sizes))
-    options = make_options(names, rng, sizes, dtype)
+    options = make_options(names, rng, sizes.of_call(), dtype)
     if family == "poison":
         arrays, options = _poisoned(arrays, options, rng)
     if family == "nan visible":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.inputs.families import AttentionInputs
+from refattn.calls.latent import LATENT
+from refattn.calls.options import Sizes
+from refattn.oracle.inputs.families import AttentionInputs, every_option, make_options
 from refattn.oracle.inputs.variants import hidden_pair, numbered, seeds_of
+
+SIZES = Sizes((2,), 4, 5, 45, 24)
 
 
 def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
@@ -22,20 +26,24 @@ def latent_inputs(dtype=np.float32, seed=0, **options) -> AttentionInputs:
     )
 
 
+def with_options(names, dtype=np.float32, seed=0, **form) -> AttentionInputs:
+    """With options by name, of `OPTION_NAMES`."""
+    options = make_options(names, np.random.default_rng(seed), SIZES, dtype)
+    return latent_inputs(dtype, seed, **options, **form)
+
+
+def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    mscale = 0.1 * np.log(40.0) + 1
+    options = {"causal": True}, {"scale": float(mscale**2 * 24**-0.5)}
+    return [latent_inputs(dtype, seed, **more) for more in options]
+
+
 def cases(dtype, seed, level, call):
     forms = ({"form": "absorb"}, {"form": "expand"}) if "form" in call.supports else ({},)
-    for options in (
-        {},
-        {"causal": True},
-        {"scale": 0.3},
-        {"window": (7, 0)},
-        {"softcap": 1.5},
-        {"kv_lengths": np.array([45, 17]), "causal": True},
-        {"sinks": np.linspace(-1.0, 2.0, 4)},
-    ):
+    for names in every_option(LATENT):
         for form in forms:
             for s in seeds_of(seed, level):
-                yield numbered(latent_inputs(dtype, s, **options, **form), s, seed)
+                yield numbered(with_options(names, dtype, s, **form), s, seed)
 
 
 def exact(dtype, seed):

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.calls.local import BLOCK_LOCAL
 from refattn.oracle.inputs.dense import hidden_in_dense
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs, every_option
 from refattn.oracle.inputs.variants import named, numbered, seeds_of
+
+WHOLE = Sizes(q_len=53, kv_len=53)
+SIZES = WHOLE.of_call()
 
 
 def block_local_inputs(
@@ -39,7 +43,7 @@ def block_local_inputs(
     )
 
 
-def block_local_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     """Calls that together show every mistake of block-local attention."""
     lengths = np.array([45, 30])
     return [
@@ -58,27 +62,19 @@ def block_local_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     ]
 
 
+def with_options(names, dtype=np.float32, seed=0, block_size=16) -> AttentionInputs:
+    """With options by name, of `OPTION_NAMES`."""
+    inputs = attention_inputs("normal", names, sizes=WHOLE, dtype=dtype, seed=seed)
+    options = {"block_size": block_size, **inputs.options}
+    inputs = replace(inputs, function="block_local_attention_with_lse", options=options)
+    return named(inputs, f"blocks of {block_size}")
+
+
 def cases(dtype, seed, level, call):
-    sizes = Sizes(q_len=53, kv_len=53)
-    for names in (
-        (),
-        ("causal",),
-        ("left window",),
-        ("softcap",),
-        ("sinks",),
-        ("own scale",),
-        ("alibi",),
-        ("lengths",),
-    ):
+    for names in every_option(BLOCK_LOCAL):
         for block_size in (16, 53, 7):
             for s in seeds_of(seed, level):
-                inputs = attention_inputs("normal", names, sizes=sizes, dtype=dtype, seed=s)
-                inputs = replace(
-                    inputs,
-                    function="block_local_attention_with_lse",
-                    options={"block_size": block_size, **inputs.options},
-                )
-                yield numbered(named(inputs, f"blocks of {block_size}"), s, seed)
+                yield numbered(with_options(names, dtype, s, block_size), s, seed)
 
 
 def exact(dtype, seed):

@@ -22,3 +22,7 @@ def merge_inputs(dtype=np.float32, seed=0, empty="none") -> AttentionInputs:
     if empty == "nan":
         outputs[1, :, :, 2], lses[1, :, :, 2] = np.nan, np.nan
     return AttentionInputs(f"merge, empty {empty}", "normal", "merge_states", (outputs, lses))
+
+
+def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    return [merge_inputs(dtype, seed, empty) for empty in ("none", "one", "all", "nan")]

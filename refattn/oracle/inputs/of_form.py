@@ -5,6 +5,7 @@ import importlib
 
 def inputs_of(form):
     """The module of a form's inputs: `cases`, `exact` and `hidden_pairs`, which `check_kernel` and
-    the plugin run.
+    the plugin run; `with_options(names, dtype, seed)`, one call, and its `SIZES`; `suite(dtype, seed)`,
+    calls that together show every mistake of the form.
     """
     return importlib.import_module(f"refattn.oracle.inputs.{form.name}")

@@ -1,9 +1,10 @@
 """Every two options together, in a few calls: kernels get single options right and drop one where another
 takes its branch.
 
-Eleven options in eleven calls of five, arranged so that every two options meet in two calls: the (11, 5,
-2) biplane, whose blocks are the translates modulo 11 of the squares {1, 3, 4, 5, 9} (Hall, Combinatorial
-Theory, 1986, chapter 11).
+The calls are the translates modulo a prime p of its non-zero squares: where p is 3 modulo 4, every two
+numbers meet in (p - 3) / 4 of them (the quadratic residue designs of Paley; Hall, Combinatorial Theory,
+1986, chapter 11). Eleven options make eleven calls of five, where every two meet twice; where they would
+meet more often, calls are left out.
 """
 
 from __future__ import annotations
@@ -14,23 +15,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from refattn.oracle.harness.callables import KernelCall, Unsupported
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
+from refattn.calls.dense import DENSE
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs, every_option
 
-OPTIONS = (
-    "causal",
-    "left window",
-    "mask",
-    "bias",
-    "softcap",
-    "alibi",
-    "sinks",
-    "lengths",
-    "dropout",
-    "own offset",
-    "own scale",
-)
-SQUARES = (1, 3, 4, 5, 9)
+OPTIONS = tuple(names[0] for names in every_option(DENSE) if names)
+PRIMES = (11, 19, 23, 31)
+PRIME = next(prime for prime in PRIMES if prime >= len(OPTIONS))
+SQUARES = {number**2 % PRIME for number in range(1, PRIME)}
+MEETINGS = 2
 SIZES = Sizes()
 # values that all show: offset, lengths and window each hide keys that the two others leave
 VALUES = {"q_offset": 40, "kv_lengths": np.array([47, 71])}
@@ -44,14 +36,17 @@ def option_groups(allowed=OPTIONS, always=()) -> list[tuple[str, ...]]:
     kept: list[set] = []
     for block in sorted(_blocks(), key=lambda block: len(block & {*allowed}), reverse=True):
         group = (block & {*allowed}) | {*always}
-        if len(group) > 1 and not any(group <= other for other in kept):
+        new = any(
+            sum({*pair} <= other for other in kept) < MEETINGS for pair in itertools.combinations(group, 2)
+        )
+        if new and not any(group <= other for other in kept):
             kept.append(group)
     return [_in_order(group) for group in kept]
 
 
 def _blocks():
-    for shift in range(len(OPTIONS)):
-        block = {OPTIONS[(square + shift) % len(OPTIONS)] for square in SQUARES}
+    for shift in range(PRIME):
+        block = {name for n, name in enumerate(OPTIONS) if (n - shift) % PRIME in SQUARES}
         # an offset shows on causal rows; many kernels have causal windows only, so one of the five is
         # two-sided
         if "own offset" in block or ("left window" in block and "own scale" not in block):
@@ -68,55 +63,26 @@ def option_pair_cases(dtype, seed, call) -> Iterator[AttentionInputs]:
     a whole goes in twos.
     """
     always = ("causal",) if call.dialect.always_causal else ()
-    sayable = _sayable(call)
     allowed = [
         name
         for name in OPTIONS
-        if any(sayable(_case(_in_order({name, *more}), dtype, seed)) for more in (always, ("causal",)))
+        if any(call.takes(_case(_in_order({name, *more}), dtype, seed)) for more in (always, ("causal",)))
     ]
     groups = []
     for names in option_groups(allowed, always):
-        whole = sayable(_case(names, dtype, seed))
+        whole = call.takes(_case(names, dtype, seed))
         groups += (
             [names] if whole else [_in_order({*pair, *always}) for pair in itertools.combinations(names, 2)]
         )
     for names in dict.fromkeys(groups):
         inputs = _case(names, dtype, seed)
-        if sayable(inputs):
+        if call.takes(inputs):
             yield inputs
 
 
 def _case(names, dtype, seed):
     inputs = attention_inputs("normal", names, sizes=SIZES, dtype=dtype, seed=seed)
-    options = {name: VALUES.get(name, value) for name, value in inputs.options.items()}
-    if "window" in options:
-        options["window"] = (WINDOW[0], None if "causal" in options else WINDOW[1])
-    return replace(inputs, name=f"{inputs.name}, together", options=options)
-
-
-class _Reached(Exception):
-    """The call would have been made."""
-
-
-def _sayable(call):
-    """inputs -> whether the kernel's options, and its dialect, allow the call; the kernel is not called."""
-
-    def reached(**_):
-        raise _Reached
-
-    said = KernelCall(reached, call.function, call.dialect.name)
-
-    def sayable(inputs):
-        if call.unsupported(inputs.options):
-            return False
-        if call.dialect.name == "refattn":
-            return True
-        try:
-            said(inputs.arrays, inputs.options)
-        except _Reached:
-            return True
-        except Unsupported:
-            return False
-        return True
-
-    return sayable
+    given = {name: VALUES.get(name, value) for name, value in inputs.options.items()}
+    if "window" in given:
+        given["window"] = (WINDOW[0], None if "causal" in given else WINDOW[1])
+    return replace(inputs, name=f"{inputs.name}, together", options=given)

@@ -21,3 +21,7 @@ def rotary_inputs(dtype=np.float32, seed=0, *, layout="half", theta=20000.0, **o
         arrays,
         {"rope": Rope(theta=theta, layout=layout), **options},
     )
+
+
+def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
+    return [rotary_inputs(dtype, seed, layout=layout, causal=True) for layout in ("half", "interleaved")]

@@ -7,37 +7,24 @@ from __future__ import annotations
 import numpy as np
 
 import refattn
-from refattn.calls.registry import form_called
+from refattn.calls.dense import DENSE
+from refattn.calls.registry import FORMS, form_called
 from refattn.calls.rotary import ROTARY
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.inputs.latent import latent_inputs
-from refattn.oracle.inputs.merge import merge_inputs
-from refattn.oracle.inputs.packed import packed_inputs
-from refattn.oracle.inputs.paged import paged_inputs
-from refattn.oracle.inputs.rotary import rotary_inputs
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, every_option
+from refattn.oracle.inputs.of_form import inputs_of
 
 # (family, option names): together they bring out every mistake of the catalogue
 DENSE_SUITE = (
-    ("normal", ()),
-    ("normal", ("causal",)),
-    ("normal", ("own offset", "causal")),
+    *(("normal", names) for names in every_option(DENSE)),
     ("normal", ("left window", "causal")),
     ("normal", ("two-sided window",)),
-    ("normal", ("left window",)),
-    ("normal", ("mask",)),
     ("normal", ("mask", "causal")),
-    ("normal", ("bias",)),
     ("wide", ("softcap",)),
     ("wide", ("softcap", "causal")),
     ("wide", ("softcap", "bias", "alibi")),
-    ("normal", ("alibi",)),
     ("normal", ("alibi", "causal")),
-    ("normal", ("sinks",)),
     ("normal", ("sinks", "causal")),
     ("normal", ("lengths",)),
-    ("normal", ("lengths", "causal")),
-    ("normal", ("dropout",)),
-    ("normal", ("own scale",)),
     ("wide", ()),
     ("ascending", ()),
     ("ascending", ("causal",)),
@@ -140,30 +127,10 @@ def exact_cases(dtype=np.float32, seed=0) -> list[AttentionInputs]:
 
 
 def default_suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
-    """The inputs `mutation_score` uses by default; together they show every mutant that data can show."""
-    cases = [attention_inputs(family, names, dtype=dtype, seed=seed) for family, names in DENSE_SUITE]
-    cases += [
-        attention_inputs(family, names, dtype=dtype, seed=seed, sizes=sizes)
-        for family, names, sizes in SHAPED_SUITE
-    ]
-    cases += exact_cases(dtype, seed)
-    cases += [packed_inputs(dtype, seed), packed_inputs(dtype, seed, causal=True)]
-    cases += [
-        paged_inputs(dtype, seed),
-        paged_inputs(dtype, seed, causal=True),
-        paged_inputs(dtype, seed, poison=True, causal=True),
-    ]
-    mscale = 0.1 * np.log(40.0) + 1
-    cases += [
-        latent_inputs(dtype, seed, causal=True),
-        latent_inputs(dtype, seed, scale=float(mscale**2 * 24**-0.5)),
-    ]
-    cases += [
-        rotary_inputs(dtype, seed, causal=True),
-        rotary_inputs(dtype, seed, layout="interleaved", causal=True),
-    ]
-    cases += [merge_inputs(dtype, seed, empty) for empty in ("none", "one", "all", "nan")]
-    return cases
+    """The inputs `mutation_score` uses by default, of every form; together they show every mutant that data
+    can show.
+    """
+    return [case for form in FORMS for case in inputs_of(form).suite(dtype, seed)]
 
 
 def reference(inputs: AttentionInputs) -> tuple[np.ndarray, np.ndarray]:

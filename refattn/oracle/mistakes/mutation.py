@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite, reference
 from refattn.oracle.mistakes.mutants import MUTANTS, Mutant, correct_kernel
 from refattn.oracle.mistakes.rules import Observation, rule
@@ -160,8 +159,8 @@ def mutation_score(
         "flash_attention 2x", "fixed 1e-2", "flashmla", "onednn", ..., "refattn"), a `Rule`, or a function
         (got, want) -> bool.
     inputs : iterable of AttentionInputs, optional
-        Default: `default_suite(dtype)` and `block_local_suite(dtype)`, which show every mutant of
-        `MUTANTS`. Wrap your own arrays with `refattn.oracle.inputs.families.as_inputs`.
+        Default: `default_suite(dtype)`, which shows every mutant of `MUTANTS`. Wrap your own arrays with
+        `refattn.oracle.inputs.families.as_inputs`.
     dtype : dtype
         Of the default inputs.
     mutants : iterable of Mutant, optional
@@ -181,6 +180,4 @@ def mutation_score(
     >>> "weights_bfloat16" in score.missed, "lengths_ignored" in score.hidden
     (True, True)
     """
-    if inputs is None:
-        inputs = [*default_suite(dtype), *block_local_suite(dtype)]
-    return Trials(inputs, mutants).score(value)
+    return Trials(default_suite(dtype) if inputs is None else inputs, mutants).score(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from refattn.calls.arrays import stored_once
 from refattn.calls.dense import Problem
+from refattn.calls.options import WORDS
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
 
 
@@ -103,11 +104,16 @@ def _hides(bias) -> bool:
     return bool(np.min(stored_once(bias)) == -np.inf)
 
 
+def _given(name: str) -> Callable[[Problem], bool]:
+    return lambda p: getattr(p, name) is not None
+
+
 def _squeezed(kv_heads: int, heads: int) -> bool:
     return 1 < kv_heads < heads
 
 
 NEEDS: Mapping[str, Callable[[Problem], bool]] = {
+    **{word: _given(option.name) for word, (option, *_) in WORDS.items()},
     "causal": lambda p: p.right == 0,
     "not causal": lambda p: p.right is None or p.right > 0,
     "left window": lambda p: p.left is not None,
@@ -115,24 +121,18 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "no right side": lambda p: p.right is None,
     "past the keys": lambda p: _some(np.asarray(p.q_offset) + p.q_len - 1 > p.kv_len),
     "right window": lambda p: p.right is not None and p.right > 0,
-    "bounded": lambda p: p.left is not None or p.right is not None,
-    "position": lambda p: p.left is not None or p.right is not None or p.alibi_slopes is not None,
+    "two-sided window": lambda p: p.left is not None and bool(p.right),
+    "bounded": lambda p: p.bounded,
+    "position": lambda p: p.bounded or p.alibi_slopes is not None,
     "offset": lambda p: _some(p.q_offset),
     "own offset": lambda p: _some(np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len),
     "lengths": lambda p: _some(np.asarray(p.kv_lengths) < p.kv_len),
-    "mask": lambda p: p.mask is not None,
     "no mask": lambda p: p.mask is None,
-    "bias": lambda p: p.bias is not None,
-    "softcap": lambda p: p.softcap is not None,
     "shifted": lambda p: p.bias is not None or p.alibi_slopes is not None,
     "lse": lambda p: True,  # whoever asks also checks that an lse was handed over
-    "alibi": lambda p: p.alibi_slopes is not None,
-    "sinks": lambda p: p.sinks is not None,
-    "dropout": lambda p: p.dropout_mask is not None,
     "hidden": lambda p: (
         p.block_size is not None
-        or p.left is not None
-        or p.right is not None
+        or p.bounded
         or p.mask is not None
         or _some(np.asarray(p.kv_lengths) < p.kv_len)
         or _hides(p.bias)

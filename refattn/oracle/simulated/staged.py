@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from refattn.calls.dense import Problem
+from refattn.calls.options import PER_ENTRY, PER_HEAD, PER_SCORE
+from refattn.exact.visibility import row_bounds
 
 SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
 
@@ -149,16 +151,9 @@ def shift(run: Run, s: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def visible(run: Run, columns: np.ndarray) -> np.ndarray:
-    problem = run.problem
-    distance = columns - run.position
-    keep = (columns < run.kv_length) & np.ones_like(distance, dtype=bool)
-    if problem.left is not None:
-        keep &= distance >= -problem.left
-    if problem.right is not None:
-        keep &= distance <= problem.right
-    if problem.mask is not None:
-        keep = keep & run.plane(problem.mask, columns)
-    return keep
+    start, stop = row_bounds(run.problem, run.position, run.kv_length)
+    keep = (start <= columns) & (columns < stop)
+    return keep if run.problem.mask is None else keep & run.plane(run.problem.mask, columns)
 
 
 def hide(run: Run, s: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -273,24 +268,13 @@ def one_batch_axis(problem: Problem) -> Problem:
         return problem
     count = int(np.prod(batch, dtype=np.int64))
 
-    def flat(array, kept):
-        return (
-            None if array is None else np.asarray(array).reshape((count, *array.shape[array.ndim - kept :]))
-        )
+    def flat(array, kept=3):
+        return np.asarray(array).reshape((count, *array.shape[array.ndim - kept :]))
 
-    return dataclasses.replace(
-        problem,
-        query=flat(problem.query, 3),
-        key=flat(problem.key, 3),
-        value=flat(problem.value, 3),
-        bias=flat(problem.bias, 3),
-        mask=flat(problem.mask, 3),
-        dropout_mask=flat(problem.dropout_mask, 3),
-        alibi_slopes=flat(problem.alibi_slopes, 1),
-        sinks=flat(problem.sinks, 1),
-        kv_lengths=flat(problem.kv_lengths, 0),
-        q_offset=flat(problem.q_offset, 0),
-    )
+    kept = {PER_SCORE: 3, PER_HEAD: 1, PER_ENTRY: 0}
+    options = problem.with_arrays(lambda array, belongs_to: flat(array, kept[belongs_to])).options()
+    arrays = {name: flat(getattr(problem, name)) for name in ("query", "key", "value")}
+    return dataclasses.replace(problem, **arrays, **options)
 
 
 def run_stages(

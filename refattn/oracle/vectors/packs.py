@@ -6,19 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
+from refattn.calls.dense import DENSE
+from refattn.calls.latent import LATENT
+from refattn.calls.local import BLOCK_LOCAL
+from refattn.calls.packed import PACKED
+from refattn.calls.paged import PAGED
 from refattn.oracle.arithmetic.spec import EIGHT_BITS, kernel_spec
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
-from refattn.oracle.inputs.latent import latent_inputs
-from refattn.oracle.inputs.packed import packed_inputs
+from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs, every_option
+from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.vectors.golden import VectorCase, make_case, quantised
 
 SMALL = Sizes(batch=2, num_heads=6, num_kv_heads=2, q_len=5, kv_len=37, head_dim=16, v_head_dim=12)
 LARGEST_WORK = 4 * 10**9  # multiplications of a case that is computed again
-SINKS = {6: np.linspace(-1.0, 2.0, 6), 4: np.linspace(-1.0, 2.0, 4)}
 
 
 def _dense(sizes, lines) -> Callable[..., Iterator[AttentionInputs]]:
@@ -29,58 +33,23 @@ def _dense(sizes, lines) -> Callable[..., Iterator[AttentionInputs]]:
     return make
 
 
-def _latent(dtype, seed):
-    for form in ("absorb", "expand"):
-        lengths = {"kv_lengths": np.array([45, 17])}
-        for options in (
-            {},
-            {"causal": True},
-            {"scale": 0.25, "causal": True},
-            {"sinks": SINKS[4]},
-            {"softcap": 1.5},
-            lengths,
-        ):
-            inputs = latent_inputs(dtype, seed, form=form, **options)
-            yield replace(inputs, name=f"{inputs.name} {form}")
+def _every_option(form) -> Callable[..., Iterator[AttentionInputs]]:
+    """Calls of a form with each of its options, in every way it can be computed."""
+    inputs = inputs_of(form)
+    chosen = [dict(zip(form.choices, values, strict=True)) for values in product(*form.choices.values())]
 
+    def make(dtype, seed):
+        for choice in chosen:
+            for names in every_option(form):
+                case = inputs.with_options(names, dtype, seed, **choice)
+                yield replace(case, name=" ".join([case.name, *choice.values()]))
 
-def _packed(dtype, seed):
-    lengths = {"kv_lengths": np.array([9, 40, 1, 12])}
-    for options in (
-        {},
-        {"causal": True},
-        {"causal": True, "window": (7, None)},
-        {"sinks": SINKS[6]},
-        {"softcap": 1.5},
-        lengths,
-    ):
-        yield packed_inputs(dtype, seed, **options)
+    return make
 
 
 def _paged(dtype, seed):
-    for options in (
-        {},
-        {"causal": True},
-        {"causal": True, "window": (7, None)},
-        {"sinks": SINKS[6]},
-        {"softcap": 1.5},
-    ):
-        yield paged_inputs(dtype, seed, **options)
+    yield from _every_option(PAGED)(dtype, seed)
     yield paged_inputs(dtype, seed, poison=True, causal=True)
-
-
-def _block_local(dtype, seed):
-    for names in ((), ("causal",), ("softcap",)):
-        inputs = attention_inputs(
-            "normal", names, sizes=replace(SMALL, q_len=29, kv_len=29), dtype=dtype, seed=seed
-        )
-        options = {"block_size": 8, **inputs.options}
-        yield replace(
-            inputs,
-            name=f"block local {' '.join(names)}",
-            function="block_local_attention_with_lse",
-            options=options,
-        )
 
 
 @dataclass(frozen=True)
@@ -99,11 +68,7 @@ _OPTIONS = (
     ("normal", "left window", "causal"),
     ("normal", "two-sided window"),
     ("normal", "alibi", "causal"),
-    ("normal", "sinks"),
-    ("normal", "lengths", "causal"),
-    ("normal", "own offset", "causal"),
-    ("normal", "own scale"),
-    ("normal", "dropout"),
+    *(("normal", *names) for names in every_option(DENSE) if ("normal", *names) not in _PLAIN),
 )
 _DECODE = (
     ("normal",),
@@ -141,11 +106,11 @@ PACKS: dict[str, PackRecipe] = {
             "mqa", "multi-query attention: one key head", _dense(replace(SMALL, num_kv_heads=1), _PLAIN)
         ),
         PackRecipe("gqa", "grouped-query attention, every option", _dense(SMALL, _OPTIONS)),
-        PackRecipe("mla", "multi-head latent attention, both forms", _latent),
+        PackRecipe("mla", "multi-head latent attention, both forms", _every_option(LATENT)),
         PackRecipe("decode", "one row, 257 keys", _dense(replace(SMALL, q_len=1, kv_len=257), _DECODE)),
-        PackRecipe("packed", "sequences end to end", _packed),
+        PackRecipe("packed", "sequences end to end", _every_option(PACKED)),
         PackRecipe("paged", "keys in pages behind a block table", _paged),
-        PackRecipe("local", "block-local attention", _block_local),
+        PackRecipe("local", "block-local attention", _every_option(BLOCK_LOCAL)),
         PackRecipe(
             "hostile",
             "inputs that bring mistakes out: ties, sinks, overflow, NaN in hidden slots, empty rows",

@@ -22,9 +22,14 @@ sys.path += [str(Path(__file__).parents[2] / "support"), str(Path(__file__).pare
 
 from families import FAMILIES
 
+from refattn.calls.options import OPTIONS, PER_CALL
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.simulated.emulated import EmulatedKernel
+
+OF_CALL = tuple(
+    option.name for option in OPTIONS if option.belongs_to == PER_CALL and option.name != "dropout_rate"
+)
 
 
 def specs():
@@ -152,9 +157,7 @@ def draw_case(number):
     if function == "latent_attention":
         arrays, options, function = _latent(rng, heads, q_len, kv_len, options)
     elif function == "packed_attention":
-        options = {
-            name: options[name] for name in ("causal", "softcap", "scale", "window") if name in options
-        }
+        options = {name: options[name] for name in OF_CALL if name in options}
         inner = lambda n: np.sort(rng.integers(0, n + 1, size=3))
         options |= {
             "cu_q": np.array([0, *inner(q_len), q_len]),
@@ -163,11 +166,7 @@ def draw_case(number):
     elif function == "paged_attention":
         arrays, options = _paged(rng, arrays, options)
     elif function == "block_local_attention":
-        options = {
-            name: options[name]
-            for name in ("causal", "softcap", "scale", "window", "mask", "bias")
-            if name in options
-        }
+        options = {name: options[name] for name in (*OF_CALL, "mask", "bias") if name in options}
         options["block_size"] = int(rng.integers(1, q_len + 2))
     with np.errstate(all="ignore"):
         arrays = [
@@ -249,7 +248,7 @@ def _paged(rng, arrays, options):
             rows = side[:, page * size : (page + 1) * size]
             pool[order[page], :, : rows.shape[1]] = rows
         pools.append(pool)
-    keep = ("causal", "softcap", "scale", "window", "alibi_slopes", "sinks", "q_offset")
+    keep = (*OF_CALL, "alibi_slopes", "sinks", "q_offset")
     options = {name: options[name] for name in keep if name in options}
     length = key.shape[1] if rng.random() < 0.5 else int(rng.integers(0, key.shape[1] + 1))
     return (query[None], *pools), options | {

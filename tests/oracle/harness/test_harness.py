@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 import refattn
+from refattn.calls.options import WORDS
+from refattn.calls.registry import ATTENTION
 from refattn.oracle import check_kernel
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.harness.callables import KernelCall
 from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
 from refattn.oracle.harness.run import Bench
+from refattn.oracle.inputs.families import every_option
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants
 from refattn.oracle.simulated.emulated import EmulatedKernel
 
@@ -237,6 +240,34 @@ def test_identities_of_the_other_forms_catch_something():
         name = next(i.name for i in IDENTITIES if i.function == function)
         assert "bounds allow" in failing(kernel, f"identities: {name}", function=function)
     assert "bounds allow" in failing(drifting, "permuted latents", function="latent_attention")
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize(
+    "function, word",
+    [(form.function, names[0]) for form in ATTENTION for names in every_option(form) if names],
+)
+def test_every_option_is_tried_with_the_value_that_changes_nothing(function, word):
+    correct = correct_kernel(f"{function}_with_lse")
+
+    def kernel(*arrays, **options):
+        output, lse = correct(*arrays, **options)
+        return output + (WORDS[word][0].name in options), lse
+
+    only = f"identities: neutral {word}"
+    assert check_kernel(correct, function=function, only=only).passed
+    assert "times what their bounds allow" in failing(kernel, only, function=function)
+
+
+@pytest.mark.parametrize("make", [KernelSpec.flash, KernelSpec.eager])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_neutral_values_that_the_formats_hold(make, dtype):
+    """A softcap that caps nothing is infinite in float16."""
+    spec = make(dtype)
+    report = check_kernel(EmulatedKernel(spec), spec=spec, dtype=dtype, only="identities: neutral")
+    skipped = [id for id, word in status(report).items() if word == "skip"]
+    narrow = dtype == "float16" and make == KernelSpec.eager
+    assert report.passed and skipped == ["identities: neutral softcap"] * narrow, report.text()
 
 
 def test_mutants_of_every_form_are_caught_by_the_quick_level():

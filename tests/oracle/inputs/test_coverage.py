@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from refattn.calls.dense import DENSE
 from refattn.oracle import check_kernel
 from refattn.oracle.harness.callables import KernelCall
 from refattn.oracle.inputs.pairs import OPTIONS, option_groups, option_pair_cases
@@ -78,16 +79,10 @@ def without(option, where):
     return kernel
 
 
-KEYWORDS = (
-    "window",
-    "mask",
-    "bias",
-    "softcap",
-    "alibi_slopes",
-    "sinks",
-    "kv_lengths",
-    "scale",
-)  # offsets and causal: below
+KEYWORDS = [
+    name for name in DENSE.options if name not in ("causal", "q_offset", "dropout_mask", "dropout_rate")
+]
+# offsets, causal and dropout: below
 
 
 @pytest.mark.sample(4)

@@ -115,5 +115,5 @@ def test_any_size(sizes):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="family must be one of normal"):
         attention_inputs("gaussian")
-    with pytest.raises(ValueError, match="names must be of causal"):
+    with pytest.raises(ValueError, match="names must be of bias, mask"):
         attention_inputs("normal", ["rope"])

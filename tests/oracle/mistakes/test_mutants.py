@@ -8,8 +8,8 @@ import pytest
 
 import refattn
 from refattn.calls.dense import attention_problem
+from refattn.oracle.inputs import local
 from refattn.oracle.inputs.corners import corner_cases
-from refattn.oracle.inputs.local import block_local_suite
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.mistakes.catalogue import CATALOGUE
@@ -18,7 +18,7 @@ from refattn.oracle.simulated.staged import Sample, run_stages
 from refattn.oracle.verdict.check import check
 
 CORNERS = list(corner_cases(np.float64, level="full"))
-SUITE = [*default_suite(np.float64), *block_local_suite(np.float64), *CORNERS]
+SUITE = [*default_suite(np.float64), *CORNERS]
 
 
 def reference(inputs):
@@ -80,7 +80,7 @@ def test_corner_cases_catch_their_mutants(mutant, dtype):
 @pytest.mark.parametrize("mutant", mutants("block_local_attention_with_lse"), ids=lambda mutant: mutant.id)
 def test_check_catches_block_local_mutants(mutant):
     caught = []
-    for inputs in block_local_suite(np.float32, seed=4):
+    for inputs in local.suite(np.float32, seed=4):
         output, lse = inputs.call(mutant)
         caught.append(
             check(output, *inputs.arrays, lse=lse, function="block_local_attention", **inputs.options).wrong
