@@ -24,8 +24,8 @@ class Arrays(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """All arrays of a call as flat memory, in the order in which `attend` takes them; those that the call
-    has not are `strided.absent`.
+    """All arrays of a call as flat memory, in the order of `kernels.tables.Memory`; those that the call has
+    not are `strided.absent`.
     """
 
     query: Operand

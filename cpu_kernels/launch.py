@@ -9,6 +9,7 @@ from cpu_kernels.dtypes import compute_dtype, delivered, working_dtype
 from cpu_kernels.kernels.attend import attend
 from cpu_kernels.kernels.few_rows import most_few_rows
 from cpu_kernels.kernels.join import join
+from cpu_kernels.kernels.tables import Memory
 from cpu_kernels.machine.thread_pool import run
 from cpu_kernels.plan import FLOPS_PER_MICROSECOND, head_table, planned, portions
 from cpu_kernels.simd.registers import lanes
@@ -99,7 +100,7 @@ def widened_in_registers(dtype, arrays, dims, sequences, pages):
 
 def run_drivers(call):
     described, heads, table = outline(call), head_table(call.options), call.pages.table
-    query, query_rope, *_, output, lse = memory = [operand.memory for operand in call.operands]
+    memory = Memory(*[operand.memory for operand in call.operands])
     for portion in portions(call.sequences, call.dims):
         plan = planned(described, portion)
         params = plan.params[0]
@@ -113,7 +114,7 @@ def run_drivers(call):
             plan.groups,
             heads,
             table,
-            *memory,
+            tuple(memory),  # recognised sooner than one with names
             states,
             cost=plan.cost,
             scratch=scratch,
@@ -127,10 +128,8 @@ def run_drivers(call):
                 plan.joins,
                 plan.groups,
                 heads,
-                query,
-                query_rope,
-                output,
-                lse,
+                memory.output,
+                memory.lse,
                 states,
                 cost=states.size / FLOPS_PER_MICROSECOND,
                 scratch=scratch,

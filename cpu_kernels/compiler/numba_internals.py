@@ -1,15 +1,16 @@
 """The only file that relies on how Numba works inside, and only for releases it was tested with; others
 take Numba's own slower way.
 
-A call from within a compilation is refused in our words instead of failing in Numba's. And three
-shortcuts, measured on the attention kernels (Numba 0.68): leaves are not made executable, which nearly
-halves the time of the first compilation; loading kept code starts the run-time system alone instead of
-everything a compiler needs, 0.05 s instead of 0.37 s; and references to arrays are not counted, which
-took 2 % of a prefill.
+A call from within a compilation is refused in our words instead of failing in Numba's. And four
+shortcuts, measured on the attention kernels (Numba 0.68): leaves are neither optimised by themselves nor
+made executable, which nearly halves the time of the first compilation; a leaf is compiled once whatever
+constants it is called with, not once more for each of them, which took a sixth of the rest; loading kept
+code starts the run-time system alone instead of everything a compiler needs, 0.05 s instead of 0.37 s; and
+references to arrays are not counted, which took 2 % of a prefill.
 """
 
 import numba
-from numba import njit
+from numba import njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
@@ -68,6 +69,13 @@ def compile_leaf(function, options):
 
     # Python must not find an entry point, because there is none.
     dispatcher.add_overload, dispatcher._compile_for_args = add_overload, refuse
+    get_call_template = dispatcher.get_call_template
+
+    def get_template_of_any_value(args, kws):
+        keywords = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return get_call_template([types.unliteral(kind) for kind in args], keywords)
+
+    dispatcher.get_call_template = get_template_of_any_value
     return dispatcher
 
 
@@ -84,6 +92,9 @@ class LeafLibrary(JITCodeLibrary):
     """Code to link into drivers. The driver's optimisation does all the work, once; machine code of
     its own would never run.
     """
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout  # all that linking needs
 
     def _optimize_final_module(self):
         pass

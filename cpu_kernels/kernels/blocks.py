@@ -87,109 +87,99 @@ def panel_of(params, scratch, index, item):
 
 
 @leaf
-def open_panel(params, group, heads, query, query_rope, panel, last_row, scratch, ints, with_sinks, careful):
-    """Find the rows in memory, pack the query, start the softmax: a sink is a key without a value that has
-    been seen already.
-    """
-    stride = panel.stride
-    some_start, some_stop, all_start, all_stop, half_stop = 1 << 62, 0, 0, 1 << 62, 0
+def open_panel(params, group, heads, panel, last_row, scratch, ints, with_sinks, careful):
+    """Find the rows of the lanes in memory and the keys they see, and start their softmax."""
     i, g = panel.row // params.group_size, panel.row % params.group_size
-    for lane in range(stride):
-        at = panel.ints + lane
-        ints[at + QUERY_AT * stride] = group.query + g * params.query_head + i * params.query_row
-        prefetch(params.head_dim, (query, ints[at + QUERY_AT * stride]))
-        ints[at + ROPE_AT * stride] = (
-            group.query_rope + g * params.query_rope_head + i * params.query_rope_row
-        )
-        ints[at + OUTPUT_AT * stride] = group.output + g * params.output_head + i * params.output_row
-        ints[at + LSE_AT * stride] = group.lse + g * params.lse_head + i
-        ints[at + BIAS_AT * stride] = group.bias + g * params.bias_head + i * params.bias_row
-        ints[at + MASK_AT * stride] = group.mask + g * params.mask_head + i * params.mask_row
-        ints[at + KEEP_AT * stride] = group.keep + g * params.keep_head + i * params.keep_row
-        position = group.q_offset + i
-        start = min(max(position - params.left, 0), group.kv_len)
-        stop = max(start, min(max(position + params.right + 1, 0), group.kv_len))
-        ints[at + START * stride] = start
-        ints[at + STOP * stride] = stop
-        # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees
-        # it, and small numbers round less. Not with a sink, whose own logit would take part in the rounding.
-        nearest = position if params.has_sinks or start == stop else min(max(position, start), stop - 1)
-        ints[at + NEAREST * stride] = nearest
-        ints[at + AWAY * stride] = abs(position - nearest)
-        if start < stop:
-            some_start, some_stop = min(some_start, start), max(some_stop, stop)
-        all_start, all_stop = max(all_start, start), min(all_stop, stop)
-        if lane < stride // 2:
-            half_stop = some_stop
-        slope, sink = 0.0, -np.inf
-        if params.has_alibi:
-            slope = heads[group.head + g].slope
-        if with_sinks:
-            sink = heads[group.head + g].sink
+    for lane in range(panel.stride):
+        find_row(params, group, panel, lane, i, g, ints)
+        find_seen(params, group, panel, lane, group.q_offset + i, ints)
+        head, at = group.head + g, panel.lanes + lane
+        scratch[at + SLOPE * panel.stride] = heads[head].slope if params.has_alibi else 0.0
+        scratch[at + ONE * panel.stride] = 1.0
         if careful != SETTLED:
-            scratch[panel.lanes + PEAK * stride + lane] = sink
-            scratch[panel.lanes + TOTAL * stride + lane] = (
-                1.0 if sink > -np.inf and lane % panel.phases == 0 else 0.0
-            )
-        scratch[panel.lanes + SLOPE * stride + lane] = slope
-        scratch[panel.lanes + ONE * stride + lane] = 1.0
+            # A sink is a key without a value that has been seen already.
+            sink = heads[head].sink if with_sinks else -np.inf
+            scratch[at + PEAK * panel.stride] = sink
+            once = sink > -np.inf and lane % panel.phases == 0
+            scratch[at + TOTAL * panel.stride] = 1.0 if once else 0.0
         if (lane + 1) % panel.phases == 0 and panel.row + (lane + 1) // panel.phases < last_row:
             g += 1
             if g == params.group_size:
                 i, g = i + 1, 0
-    at = panel.ints + RANGES * stride
-    ints[at + SOME_START], ints[at + SOME_STOP], ints[at + ALL_START], ints[at + ALL_STOP] = (
-        some_start,
-        some_stop,
-        all_start,
-        all_stop,
-    )
-    ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
-    if panel.few_rows:
-        pack_rows(
-            panel.few_rows,
-            params.head_dim,
-            (scratch, panel.query),
-            (query, 0),
-            (ints, panel.ints + QUERY_AT * stride),
-            panel.phases,
-            params.query_scale,
-        )
-        if params.rope_dim:
-            pack_rows(
-                panel.few_rows,
-                params.rope_dim,
-                (scratch, panel.query + params.head_dim * stride),
-                (query_rope, 0),
-                (ints, panel.ints + ROPE_AT * stride),
-                panel.phases,
-                params.query_scale,
-            )
-    else:
-        pack(
-            panel.vectors,
-            params.head_dim,
-            (scratch, panel.query),
-            stride,
-            (query, 0),
-            (ints, panel.ints + QUERY_AT * stride),
-            params.query_dim,
-            params.query_scale,
-        )
-        if params.rope_dim:
-            pack(
-                panel.vectors,
-                params.rope_dim,
-                (scratch, panel.query + params.head_dim * stride),
-                stride,
-                (query_rope, 0),
-                (ints, panel.ints + ROPE_AT * stride),
-                params.query_rope_dim,
-                params.query_scale,
-            )
-    clear(params.v_head_dim * stride, (scratch, panel.output))
+    find_ranges(panel, ints)
+    clear(params.v_head_dim * panel.stride, (scratch, panel.output))
     if careful or panel.few_rows:
-        clear(params.v_head_dim * stride, (scratch, panel.aside))
+        clear(params.v_head_dim * panel.stride, (scratch, panel.aside))
+
+
+@leaf
+def find_row(params, group, panel, lane, i, g, ints):
+    """Offsets of everything that belongs to query position i of the group's head g."""
+    stride, at = panel.stride, panel.ints + lane
+    ints[at + QUERY_AT * stride] = group.query + g * params.query_head + i * params.query_row
+    ints[at + ROPE_AT * stride] = group.query_rope + g * params.query_rope_head + i * params.query_rope_row
+    ints[at + OUTPUT_AT * stride] = group.output + g * params.output_head + i * params.output_row
+    ints[at + LSE_AT * stride] = group.lse + g * params.lse_head + i
+    ints[at + BIAS_AT * stride] = group.bias + g * params.bias_head + i * params.bias_row
+    ints[at + MASK_AT * stride] = group.mask + g * params.mask_head + i * params.mask_row
+    ints[at + KEEP_AT * stride] = group.keep + g * params.keep_head + i * params.keep_row
+
+
+@leaf
+def find_seen(params, group, panel, lane, position, ints):
+    """The keys that a row at `position` sees, and the nearest of them."""
+    stride, at = panel.stride, panel.ints + lane
+    start = min(max(position - params.left, 0), group.kv_len)
+    stop = max(start, min(max(position + params.right + 1, 0), group.kv_len))
+    ints[at + START * stride] = start
+    ints[at + STOP * stride] = stop
+    # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees it,
+    # and small numbers round less. Not with a sink, whose own logit would take part in the rounding.
+    nearest = position if params.has_sinks or start == stop else min(max(position, start), stop - 1)
+    ints[at + NEAREST * stride] = nearest
+    ints[at + AWAY * stride] = abs(position - nearest)
+
+
+@leaf
+def find_ranges(panel, ints):
+    """The keys that some row sees and that every row sees."""
+    some_start, some_stop, all_start, all_stop, half_stop = 1 << 62, 0, 0, 1 << 62, 0
+    for lane in range(panel.stride):
+        start = ints[panel.ints + START * panel.stride + lane]
+        stop = ints[panel.ints + STOP * panel.stride + lane]
+        if start < stop:
+            some_start, some_stop = min(some_start, start), max(some_stop, stop)
+        all_start, all_stop = max(all_start, start), min(all_stop, stop)
+        if lane < panel.stride // 2:
+            half_stop = some_stop
+    at = panel.ints + RANGES * panel.stride
+    ints[at + SOME_START], ints[at + SOME_STOP] = some_start, some_stop
+    ints[at + ALL_START], ints[at + ALL_STOP] = all_start, all_stop
+    ints[at + HALF_STOP] = half_stop if panel.vectors == MAX_VECTORS else some_stop
+
+
+@leaf
+def pack_query(params, panel, memory, scratch, ints):
+    """Bring the rows of the query into the panel, both parts of them."""
+    rows, rope_rows = panel.ints + QUERY_AT * panel.stride, panel.ints + ROPE_AT * panel.stride
+    for lane in range(panel.stride):
+        prefetch(params.head_dim, (memory.query, ints[rows + lane]))
+    at, rope_at = panel.query, panel.query + params.head_dim * panel.stride
+    scale = params.query_scale
+    pack_part(panel, params.head_dim, (scratch, at), memory.query, (ints, rows), params.query_dim, scale)
+    if params.rope_dim:
+        step = params.query_rope_dim
+        pack_part(
+            panel, params.rope_dim, (scratch, rope_at), memory.query_rope, (ints, rope_rows), step, scale
+        )
+
+
+@leaf
+def pack_part(panel, num_dims, packed, query, rows, dim_stride, scale):
+    if panel.few_rows:
+        pack_rows(panel.few_rows, num_dims, packed, (query, 0), rows, panel.phases, scale)
+    else:
+        pack(panel.vectors, num_dims, packed, panel.stride, (query, 0), rows, dim_stride, scale)
 
 
 @leaf

@@ -172,34 +172,26 @@ def row_output(emit, rows, num_keys, v_depth, sums, value, value_rows, weights, 
             for start, stop, vectors in ((0, whole, width), (whole, v_depth, 1)):
                 with emit.loop(stop, start=start, step=vectors * emit.lanes) as dim:
                     for row in range(0, count, held):
-                        add_values(
-                            emit,
-                            count,
-                            range(row, row + held),
-                            vectors,
-                            first,
-                            last,
-                            dim,
-                            v_depth,
-                            sums,
-                            value,
-                            value_rows,
-                            weights,
-                        )
+                        places = {
+                            r: emit.at(sums, emit.add(emit.multiply(v_depth, r), dim))
+                            for r in range(row, row + held)
+                        }
+                        v_rows = (emit.at(value, dim), value_rows)
+                        add_values(emit, count, places, vectors, (first, last), v_rows, weights)
 
 
-def add_values(emit, count, rows, vectors, first, last, dim, v_depth, sums, value, value_rows, weights):
-    """sums[rows, dim : dim + vectors] += weights[first:last, rows] * value[first:last, dim : dim + vectors];
-    asks for those after them.
+def add_values(emit, count, places, vectors, keys, v_rows, weights):
+    """Add weights[first:last, rows] * value[first:last] over some vectors of dims to the sums of the rows
+    that have `places`, of `count`; asks for the values after them.
     """
+    (first, last), (value, value_rows), rows = keys, v_rows, list(places)
     phases = emit.lanes // count
-    places = {r: emit.at(sums, emit.add(emit.multiply(v_depth, r), dim)) for r in rows}
     totals = {(r, j): emit.variable(emit.vector(0.0)) for r in rows for j in range(vectors)}
     with emit.loop(last, start=first) as key:
-        soon = emit.at(emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD))), dim)
+        soon = emit.at(value, emit.load_scalar(value_rows, emit.add(key, AHEAD)))
         for j in range(rows[0] // len(rows), vectors, count // len(rows)):  # all rows share the asking
             emit.prefetch(soon, j * emit.lanes)
-        v_row = emit.at(emit.at(value, emit.load_scalar(value_rows, key)), dim)
+        v_row = emit.at(value, emit.load_scalar(value_rows, key))
         v = [emit.load(v_row, j * emit.lanes) for j in range(vectors)]
         phase = emit.builder.and_(key, emit.integer(phases - 1))
         w_row = emit.at(weights, emit.add(emit.multiply(emit.builder.sub(key, phase), count), phase))

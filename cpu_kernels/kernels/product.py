@@ -8,6 +8,8 @@ and pages are no special case. A tile of C stays in registers over the whole sum
 broadcast load a row and one vector load a column for rows x vectors fused multiply-adds.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cpu_kernels.simd.building_block import building_block
@@ -24,24 +26,34 @@ PADDING_ROWS = TAIL_ROWS - 1
 HALF_OF = (MAX_VECTORS, MAX_VECTORS // 2)
 
 
-def _product(
-    vectors,
-    used,
-    num_rows,
-    depth,
-    c,
-    a,
-    rows,
-    columns,
-    b,
-    rescale,
-    fresh,
-    ahead,
-    ahead_rows,
-    num_ahead,
-    ahead_depth,
-):
-    (c, c0), (a, a0), (rows, r0), (columns, k0), (b, b0), (rescale, f0) = c, a, rows, columns, b, rescale
+class Sizes(NamedTuple):
+    vectors: int  # of a row of B and C
+    used: int  # those that take part: all, or half of them (HALF_OF) where the others see nothing
+    num_rows: int
+    depth: int
+
+
+class Gathered(NamedTuple):
+    """A matrix whose element (i, k) lies at rows[i] + columns[k] of the memory."""
+
+    memory: tuple
+    rows: tuple
+    columns: tuple
+
+
+class Ahead(NamedTuple):
+    """Rows of contiguous elements that are wanted next."""
+
+    memory: tuple
+    rows: tuple
+    num_rows: int
+    depth: int
+
+
+def _product(sizes, c, a, b, rescale, fresh, ahead):
+    vectors, used, num_rows, depth = sizes
+    (c, c0), (b, b0), (rescale, f0) = c, b, rescale
+    (a, a0), (rows, r0), (columns, k0) = a
     stride, width = vectors * lanes(b.dtype), used * lanes(b.dtype)
     b_lanes = b[b0 + np.arange(depth)[:, None] * stride + np.arange(width)]
     c_lanes = c0 + np.arange(num_rows)[:, None] * stride + np.arange(width)
@@ -51,48 +63,28 @@ def _product(
 
 
 @building_block(python=_product)
-def product(
-    emit,
-    vectors,
-    used,
-    num_rows,
-    depth,
-    c,
-    a,
-    rows,
-    columns,
-    b,
-    rescale,
-    fresh,
-    ahead,
-    ahead_rows,
-    num_ahead,
-    ahead_depth,
-):
-    """C = A B if `fresh`, else C * rescale + A B with a factor for each column. C and `rows` need room for
-    PADDING_ROWS more.
+def product(emit, sizes, c, a, b, rescale, fresh, ahead):
+    """C = A B if `fresh`, else C * rescale + A B with a factor for each column, of matrices of `Sizes`. A is
+    `Gathered`; C and the rows of A need room for PADDING_ROWS more.
 
-    `used` vectors of each row take part: all, or half of them (HALF_OF) where the others see nothing.
-
-    Meanwhile asks for what is wanted next, `num_ahead` rows of `ahead_depth` contiguous elements in even
-    portions: memory and arithmetic overlap.
+    Meanwhile asks for `Ahead`, in even portions: memory and arithmetic overlap.
     """
 
     def number(stride, width):
         return stride * (MAX_VECTORS + 1) + width
 
     layouts = {number(*layout): layout for layout in [*((n, n) for n in range(1, MAX_VECTORS + 1)), HALF_OF]}
+    vectors, used, num_rows, depth = sizes
     for chosen in emit.cases(emit.add(emit.multiply(vectors, MAX_VECTORS + 1), used), layouts):
-        stride, width = layouts[chosen]
-        tile = TILE_ROWS[width]
-        whole = rows_of_whole_tiles(emit, num_rows, tile)
-        portion = emit.divide_up(emit.multiply(num_ahead, tile), emit.at_least(whole, tile))
+        height = TILE_ROWS[layouts[chosen][1]]
+        whole = rows_of_whole_tiles(emit, num_rows, height)
+        portion = emit.divide_up(emit.multiply(ahead.num_rows, height), emit.at_least(whole, height))
         asked = emit.variable(emit.integer(0))
-        with emit.loop(whole, step=tile) as row:
-            emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth)
-            emit_tile(emit, stride, width, tile, row, depth, c, a, rows, columns, b, rescale, fresh)
+        with emit.loop(whole, step=height) as row:
+            emit_look_ahead(emit, asked, portion, ahead)
+            emit_tile(emit, (height, *layouts[chosen]), row, depth, c, a, b, rescale, fresh)
         with emit.loop(num_rows, start=whole, step=TAIL_ROWS) as row:
-            emit_tile(emit, stride, width, TAIL_ROWS, row, depth, c, a, rows, columns, b, rescale, fresh)
+            emit_tile(emit, (TAIL_ROWS, *layouts[chosen]), row, depth, c, a, b, rescale, fresh)
 
 
 def rows_of_whole_tiles(emit, num_rows, tile):
@@ -110,18 +102,20 @@ def rows_of_whole_tiles(emit, num_rows, tile):
     return emit.at_least(builder.sub(whole, builder.select(fewer, emit.integer(tile), emit.integer(0))), 0)
 
 
-def emit_look_ahead(emit, asked, portion, ahead, ahead_rows, num_ahead, ahead_depth):
+def emit_look_ahead(emit, asked, portion, ahead):
     """Prefetch the next `portion` rows; `asked` counts them."""
     start = emit.builder.load(asked)
-    stop = emit.at_most(emit.add(start, portion), num_ahead)
+    stop = emit.at_most(emit.add(start, portion), ahead.num_rows)
     with emit.loop(stop, start=start) as i:
-        emit.prefetch_row(emit.at(ahead, emit.load_scalar(ahead_rows, i)), ahead_depth)
+        emit.prefetch_row(emit.at(ahead.memory, emit.load_scalar(ahead.rows, i)), ahead.depth)
     emit.builder.store(stop, asked)
 
 
-def emit_tile(emit, stride, width, height, row, depth, c, a, rows, columns, b, rescale, fresh):
+def emit_tile(emit, tile, row, depth, c, a, b, rescale, fresh):
+    """Rows of C from `row` on, as many as the register tile (height, vectors of a row, width) has."""
+    height, stride, width = tile
     grid = [(i, j) for i in range(height) for j in range(width)]
-    a_rows = [emit.at(a, emit.load_scalar(rows, emit.add(row, i))) for i in range(height)]
+    a_rows = [emit.at(a.memory, emit.load_scalar(a.rows, emit.add(row, i))) for i in range(height)]
     c_rows = [emit.at(c, emit.multiply(emit.add(row, i), stride * emit.lanes)) for i in range(height)]
     sums = {at: emit.variable(emit.vector(0.0)) for at in grid}
     with emit.builder.if_then(emit.builder.icmp_signed("==", fresh, emit.integer(0))):
@@ -129,7 +123,7 @@ def emit_tile(emit, stride, width, height, row, depth, c, a, rows, columns, b, r
         for i, j in grid:
             emit.assign(sums[i, j], emit.load(c_rows[i], j * emit.lanes) * factor[j])
     with emit.loop(depth) as k:
-        column = emit.load_scalar(columns, k)
+        column = emit.load_scalar(a.columns, k)
         b_row = emit.at(b, emit.multiply(k, stride * emit.lanes))
         b_vectors = [emit.load(b_row, j * emit.lanes) for j in range(width)]
         for i in range(height):

@@ -11,7 +11,7 @@ import numpy as np
 
 from cpu_kernels.compiler.jit import driver, next_item
 from cpu_kernels.kernels.panel import pack, unpack
-from cpu_kernels.kernels.product import PADDING_ROWS, product
+from cpu_kernels.kernels.product import PADDING_ROWS, Ahead, Gathered, Sizes, product
 from cpu_kernels.simd.registers import MAX_VECTORS, VECTOR_BYTES
 
 
@@ -71,21 +71,13 @@ def project_rows(counter, scratch, sizes, num_ints, x, x_rows, w, y, y_rows):
             ints[y_at + lane] = head * sizes.y_head + y_rows[row]
         pack(vectors, sizes.dims_in, (scratch, panel), stride, (x, 0), (ints, x_at), sizes.x_dim, sizes.one)
         product(
-            vectors,
-            vectors,
-            sizes.dims_out,
-            sizes.dims_in,
+            Sizes(vectors, vectors, sizes.dims_out, sizes.dims_in),
             (scratch, result),
-            (w, head * sizes.w_head),
-            (ints, rows),
-            (ints, columns),
+            Gathered((w, head * sizes.w_head), (ints, rows), (ints, columns)),
             (scratch, panel),
             (scratch, ones),
             1,
-            (w, 0),
-            (ints, rows),
-            0,
-            0,
+            Ahead((w, 0), (ints, rows), 0, 0),
         )
         unpack(vectors, sizes.dims_out, (scratch, result), stride, (scratch, ones), (y, 0), (ints, y_at))
         n = next_item(counter)

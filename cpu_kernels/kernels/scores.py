@@ -8,6 +8,20 @@ and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phas
 import numpy as np
 
 from cpu_kernels.compiler.jit import leaf
+from cpu_kernels.kernels.blocks import (
+    ALIBI_ORIGIN,
+    ALL_START,
+    ALL_STOP,
+    BIAS_AT,
+    MASK_AT,
+    NEAREST,
+    RANGES,
+    SEEN_FROM,
+    SEEN_TO,
+    SLOPE,
+    START,
+    STOP,
+)
 from cpu_kernels.kernels.exponential import tanh
 from cpu_kernels.simd.building_block import building_block
 
@@ -93,18 +107,72 @@ def for_each_vector(emit, vectors, num_chunks, scores, stride, change):
             emit.store(change(emit.load(row, lane), chunk, lane), row, lane)
 
 
+@leaf
+def chunks_of(panel, tile):
+    return (tile.last - tile.first + panel.phases - 1) // panel.phases
+
+
+@leaf
+def change_scores(params, panel, tile, memory, scratch, ints):
+    """The options, in the order of the contract. A tile without options and inside every row's range passes
+    through.
+    """
+    scores, chunks = (scratch, params.scores), chunks_of(panel, tile)
+    if params.has_score_scale:
+        scale_scores(panel.vectors, chunks, scores, panel.stride, params.score_scale)
+    if params.has_softcap:
+        softcap(panel.vectors, chunks, scores, panel.stride, params.inverse_cap, params.cap)
+    if params.has_alibi:
+        add_alibi(params, panel, tile, scratch, ints)
+    if params.has_bias:
+        add_bias(params, panel, tile, memory.bias, scratch, ints)
+    if params.has_mask:
+        keep_where(params, panel, tile, memory.mask, MASK_AT, params.mask_key, -np.inf, scratch, ints)
+    ranges = panel.ints + RANGES * panel.stride
+    inside = ints[ranges + ALL_START] <= tile.first and tile.last <= ints[ranges + ALL_STOP]
+    if not inside or (tile.last - tile.first) % panel.phases:
+        hide_unseen(params, panel, tile, scratch, ints)
+
+
+@leaf
+def add_alibi(params, panel, tile, scratch, ints):
+    stride, phases = panel.stride, panel.phases
+    origin = panel.lanes + ALIBI_ORIGIN * stride
+    for lane in range(stride):
+        scratch[origin + lane] = ints[panel.ints + NEAREST * stride + lane] - tile.first - lane % phases
+    slope = (scratch, panel.lanes + SLOPE * stride)
+    scores, chunks = (scratch, params.scores), chunks_of(panel, tile)
+    alibi(panel.vectors, chunks, scores, stride, phases, slope, (scratch, origin))
+
+
+@leaf
+def hide_unseen(params, panel, tile, scratch, ints):
+    """-inf where a row does not see the key, and where a chunk reaches beyond the tile."""
+    stride, phases, count = panel.stride, panel.phases, tile.last - tile.first
+    first, last = panel.lanes + SEEN_FROM * stride, panel.lanes + SEEN_TO * stride
+    for lane in range(stride):
+        start = ints[panel.ints + START * stride + lane] - tile.first
+        stop = ints[panel.ints + STOP * stride + lane] - tile.first
+        scratch[first + lane] = max(start, 0) - lane % phases
+        scratch[last + lane] = min(stop, count) - lane % phases
+    scores, chunks = (scratch, params.scores), chunks_of(panel, tile)
+    hide_outside(panel.vectors, chunks, scores, stride, phases, (scratch, first), (scratch, last))
+
+
 # What the caller gives one element a (row, key) is read where it lies: element (lane, key) at rows[lane] +
 # key * key_stride, strides may be 0.
 
 
 @leaf
-def add_bias(scratch, scores, stride, phases, first, last, bias, rows, row0, key_stride):
-    """Add bias[row, key] to the scores of keys [first, last); -inf hides."""
+def add_bias(params, panel, tile, bias, scratch, ints):
+    """Add bias[row, key] to the scores; -inf hides."""
+    stride, phases = panel.stride, panel.phases
     for lane in range(stride):
-        at, phase = rows[row0 + lane] + first * key_stride, lane % phases
-        for key in range(phase, last - first, phases):
-            added = bias[at + key * key_stride]
-            here = scores + (key - phase) // phases * stride + lane
+        phase = lane % phases
+        at = ints[panel.ints + BIAS_AT * stride + lane] + tile.first * params.bias_key
+        for key in range(phase, tile.last - tile.first, phases):
+            added = bias[at + key * params.bias_key]
+            here = params.scores + (key - phase) // phases * stride + lane
             if added == -np.inf:
                 scratch[here] = added
             else:
@@ -112,10 +180,11 @@ def add_bias(scratch, scores, stride, phases, first, last, bias, rows, row0, key
 
 
 @leaf
-def keep_where(scratch, scores, stride, phases, first, last, mask, rows, row0, key_stride, otherwise):
-    """Set scores of keys [first, last) to `otherwise` where mask[row, key] is 0."""
+def keep_where(params, panel, tile, mask, rows, key_stride, otherwise, scratch, ints):
+    """Set scores to `otherwise` where mask[row, key] is 0; `rows` names the lanes that hold its offsets."""
+    stride, phases = panel.stride, panel.phases
     for lane in range(stride):
-        at, phase = rows[row0 + lane] + first * key_stride, lane % phases
-        for key in range(phase, last - first, phases):
+        at, phase = ints[panel.ints + rows * stride + lane] + tile.first * key_stride, lane % phases
+        for key in range(phase, tile.last - tile.first, phases):
             if mask[at + key * key_stride] == 0:
-                scratch[scores + (key - phase) // phases * stride + lane] = otherwise
+                scratch[params.scores + (key - phase) // phases * stride + lane] = otherwise

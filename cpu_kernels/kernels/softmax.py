@@ -34,9 +34,8 @@ def softmax_step(emit, vectors, num_keys, scores, stride, phases, peak, total, r
     """Turn scores[key, lane] into weights relative to the new peak; `rescale` gets the factor by which what
     was summed before must shrink.
 
-    Neighbouring lanes in groups of `phases` belong to one row: they share a peak, and each has the total of
-    its own keys. A lane that has seen nothing keeps peak -inf and total 0; NaN and +inf scores end as NaN in
-    `total`.
+    `phases` neighbouring lanes belong to one row: they share a peak, and each has the total of its own keys.
+    A lane that has seen nothing keeps peak -inf and total 0; NaN and +inf scores end as NaN in `total`.
     """
     with emit.loop(vectors) as vector:
         lane = emit.multiply(vector, emit.lanes)

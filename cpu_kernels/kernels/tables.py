@@ -7,10 +7,27 @@ r // group_size of head r % group_size, so the causal edge stays straight.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from refattn.calls.options import Visibility
+
+
+class Memory(NamedTuple):
+    """The memory of all operands."""
+
+    query: np.ndarray
+    query_rope: np.ndarray
+    key: np.ndarray
+    key_rope: np.ndarray
+    value: np.ndarray
+    bias: np.ndarray
+    mask: np.ndarray
+    keep: np.ndarray
+    output: np.ndarray
+    lse: np.ndarray
+
 
 # Where a group's operands begin and how long they are; `head` counts query heads over the whole batch.
 GROUP_FIELDS = (

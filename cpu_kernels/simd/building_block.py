@@ -34,8 +34,9 @@ def building_block(python):
     the same arguments.
 
     Memory arguments are pairs (flat contiguous array, first element) and reach the emitter as a pointer; the
-    first array of floats decides the element type. The code becomes one LLVM function that is called, not
-    inlined: LLVM optimises it once however often kernels use it.
+    first array of floats decides the element type. Other tuples, named or not, reach it as tuples of such
+    arguments. The code becomes one LLVM function that is called, not inlined: LLVM optimises it once however
+    often kernels use it.
 
     Raises
     ------
@@ -53,17 +54,12 @@ def building_block(python):
             )
 
         def generator(typingctx, *args):
-            dtype = next(
-                a[0].dtype
-                for a in args
-                if isinstance(a, types.BaseTuple) and isinstance(a[0].dtype, types.Float)
-            )
+            dtype = next(array.dtype for array in arrays_of(args) if isinstance(array.dtype, types.Float))
 
             def codegen(context, builder, signature, values):
-                arguments = [
-                    pointer_or_value(context, builder, kind, value)
-                    for kind, value in zip(signature.args, values)
-                ]
+                arguments = []
+                for kind, value in zip(signature.args, values):
+                    arguments += scalars_of(context, builder, kind, value)
                 name = ".".join([full_name, *(str(x.type) for x in arguments)])
                 function = builder.module.globals.get(name)
                 if function is None:
@@ -73,7 +69,8 @@ def building_block(python):
                     function.linkage = "linkonce_odr"
                     function.attributes.add("noinline")
                     body = ir.IRBuilder(function.append_basic_block("entry"))
-                    emit_body(Emitter(body, str(dtype)), *function.args)
+                    passed = iter(function.args)
+                    emit_body(Emitter(body, str(dtype)), *(regrouped(kind, passed) for kind in args))
                     body.ret_void()
                 builder.call(function, arguments)
                 return context.get_dummy_value()
@@ -99,17 +96,45 @@ def code_of(function):
     )
 
 
-def pointer_or_value(context, builder, kind, value):
-    """An argument of an emitter: the pointer that a pair (array, first element) stands for, anything else as
-    it is.
+def is_memory(kind):
+    return isinstance(kind, types.BaseTuple) and isinstance(kind[0], types.Array)
+
+
+def arrays_of(kinds):
+    """The arrays of memory arguments, also of those within other tuples."""
+    for kind in kinds:
+        if is_memory(kind):
+            yield kind[0]
+        elif isinstance(kind, types.BaseTuple):
+            yield from arrays_of(kind.types)
+
+
+def scalars_of(context, builder, kind, value):
+    """What the LLVM function takes for an argument: the pointer that a pair (array, first element) stands
+    for, the members of any other tuple, anything else as it is.
     """
-    if isinstance(kind, types.BaseTuple):
-        array = cgutils.unpack_tuple(builder, value)
-        data = context.make_array(kind[0])(context, builder, array[0]).data
-        if kind[0].dtype == types.int16:
-            data = builder.bitcast(data, FLOAT16.as_pointer())
-        return builder.gep(data, [array[1]])
-    return value
+    if is_memory(kind):
+        return [pointer(context, builder, kind, value)]
+    if not isinstance(kind, types.BaseTuple):
+        return [value]
+    members = zip(kind.types, cgutils.unpack_tuple(builder, value, len(kind)))
+    return [scalar for member in members for scalar in scalars_of(context, builder, *member)]
+
+
+def regrouped(kind, scalars):
+    """The argument of an emitter that some of the scalars of its LLVM function stand for."""
+    if is_memory(kind) or not isinstance(kind, types.BaseTuple):
+        return next(scalars)
+    members = [regrouped(member, scalars) for member in kind.types]
+    return kind.instance_class(*members) if isinstance(kind, types.BaseNamedTuple) else tuple(members)
+
+
+def pointer(context, builder, kind, value):
+    array, first = cgutils.unpack_tuple(builder, value, 2)
+    data = context.make_array(kind[0])(context, builder, array).data
+    if kind[0].dtype == types.int16:
+        data = builder.bitcast(data, FLOAT16.as_pointer())
+    return builder.gep(data, [first])
 
 
 def _element(memory, index):
@@ -122,9 +147,7 @@ def element(typingctx, memory, index):
     result = types.float32 if memory.dtype in (types.uint16, types.int16) else memory.dtype
 
     def codegen(context, builder, signature, args):
-        pointer = pointer_or_value(
-            context, builder, types.Tuple((memory, index)), cgutils.pack_struct(builder, args)
-        )
-        return widen(builder, builder.load(pointer))
+        where = pointer(context, builder, (memory, index), cgutils.pack_struct(builder, args))
+        return widen(builder, builder.load(where))
 
     return result(memory, index), codegen

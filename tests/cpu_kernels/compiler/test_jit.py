@@ -400,6 +400,27 @@ def test_python_cannot_call_a_leaf():
         assert nan_rules.py_func(*numbers)[1] == 0
 
 
+@leaf
+def plus(x, number, negative):
+    return x - number if negative else x + number
+
+
+@driver
+def literals_and_variables(x):
+    number, negative = 0, True  # constants first, variables from the second round on
+    while number < 3:
+        x[0] = plus(plus(x[0], number, negative), 7, False)
+        number, negative = number + 1, x[0] > 100
+
+
+@compiled_only
+def test_a_leaf_is_compiled_once_for_all_values_of_a_constant():
+    x = np.zeros(1)
+    literals_and_variables(x)
+    assert x[0] == 3 * 7 + 1 + 2
+    assert len(plus.overloads) == 1
+
+
 ANY_RELEASE = """
 import numba
 numba.version_info = numba.version_info._replace(short=(0, 99))

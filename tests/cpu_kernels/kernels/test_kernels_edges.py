@@ -20,7 +20,7 @@ from kernel_checks import assert_right
 from cpu_kernels import num_threads
 from cpu_kernels.compiler.jit import driver
 from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, usable_counts
-from cpu_kernels.kernels.product import PADDING_ROWS, product
+from cpu_kernels.kernels.product import PADDING_ROWS, Ahead, Gathered, Sizes, product
 from cpu_kernels.machine import thread_pool
 from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 
@@ -50,21 +50,13 @@ def scores_and_output(rows, count, depth, scores, query, key, offsets, sums, fac
 @driver
 def multiply(vectors, rows, depth, c, a, offsets, columns, b, one):
     product(
-        vectors,
-        vectors,
-        rows,
-        depth,
+        Sizes(vectors, vectors, rows, depth),
         (c, 0),
-        (a, 0),
-        (offsets, 0),
-        (columns, 0),
+        Gathered((a, 0), (offsets, 0), (columns, 0)),
         (b, 0),
         (one, 0),
         1,
-        (a, 0),
-        (offsets, 0),
-        rows,
-        depth,
+        Ahead((a, 0), (offsets, 0), rows, depth),
     )
 
 
