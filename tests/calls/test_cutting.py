@@ -4,6 +4,7 @@ sequences, pages, blocks, decode steps.
 
 import itertools
 
+import naive
 import numpy as np
 import pytest
 from cases import BY_FUNCTION
@@ -161,11 +162,7 @@ def test_keys_in_parts_merge_to_the_whole(case):
     edges = np.sort([0, z.kv_len, *rng.integers(0, z.kv_len + 1, size=3)])
     states, gauges = [], []
     for first, last in itertools.pairwise(edges):
-        piece = {
-            **cut(spelled, keys=slice(first, last)),
-            "q_offset": spelled["q_offset"] - first,
-            "kv_lengths": np.clip(spelled["kv_lengths"] - first, 0, last - first),
-        }
+        piece = naive.of_keys((*output.shape[:-1], z.kv_len), spelled, first, last)
         if states:
             piece.pop("sinks", None)
         part = {name: x if name == "query" else x[..., first:last, :] for name, x in arrays.items()}

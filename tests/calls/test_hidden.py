@@ -6,6 +6,7 @@ values; then outputs are the same within the promised error. Past the length of 
 is not initialised, and in unused pages even that is bit for bit.
 """
 
+import naive
 import numpy as np
 import pytest
 from cases import BY_FUNCTION
@@ -25,24 +26,7 @@ NOT_EMPTY = [c for c in HIDING if c.sizes.q_len and c.sizes.kv_len and all(c.siz
 
 
 def seen_by(case, arrays, options):
-    """(*batch, H, T, S) booleans, drawn with whole-array comparisons."""
-    query, key = arrays["query"], arrays["key"]
-    *batch, heads, rows = query.shape[:-1]
-    keys = key.shape[-2]
-
-    def spread(x):
-        return np.broadcast_to(np.asarray(x), batch).reshape(*batch, 1, 1, 1)
-
-    length = spread(options.get("kv_lengths", keys))
-    offset = spread(options["q_offset"]) if "q_offset" in options else length - rows
-    distance = np.arange(keys) - (offset + np.arange(rows)[:, None])
-    left, right = options.get("window") or (None, None)
-    seen = np.broadcast_to(np.arange(keys) < length, (*batch, heads, rows, keys)).copy()
-    seen &= distance <= 0 if options.get("causal") else True
-    seen &= distance >= -left if left is not None else True
-    seen &= distance <= right if right is not None else True
-    seen &= options.get("mask", True)
-    return seen & (options.get("bias", 0) != -np.inf)
+    return naive.seen((*arrays["query"].shape[:-1], arrays["key"].shape[-2]), options)
 
 
 def per_key(seen, num_kv_heads):

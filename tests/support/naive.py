@@ -78,6 +78,30 @@ def sees(position, j, *, causal=False, window=None, **others):
     return (left is None or j >= position - left) and (right is None or j <= position + right)
 
 
+def seen(shape, options):
+    """Which rows see which keys, (*batch, H, T, S) booleans; shape is theirs."""
+    *batch, _, rows, keys = shape
+    visible = np.zeros(shape, bool)
+    for b in np.ndindex(*batch):
+        length = of_sequence(options.get("kv_lengths", keys), b)
+        first = of_sequence(options.get("q_offset", length - rows), b)
+        for i, j in np.ndindex(rows, length):
+            visible[(*b, slice(None), i, j)] = sees(first + i, j, **options)
+    return visible & options.get("mask", True) & (options.get("bias", 0) != -np.inf)
+
+
+def of_keys(shape, options, first, last):
+    """The options for the keys [first, last) alone, where lengths, offsets and whatever belongs to a score
+    are given at full size, (*batch, H, T, S) being `shape`.
+    """
+    cut = {
+        name: x[..., first:last] if name in ("bias", "mask", "dropout_mask") else x
+        for name, x in options.items()
+    }
+    cut["q_offset"] = options["q_offset"] - first
+    return cut | {"kv_lengths": np.clip(options["kv_lengths"] - first, 0, last - first)}
+
+
 def attention(
     query,
     key,
