@@ -22,7 +22,7 @@ from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants, staged_kernel
 from refattn.oracle.mistakes.record import stages_of
-from refattn.oracle.mistakes.run import checked_call, possible
+from refattn.oracle.mistakes.wrong_kernel import checked_call, possible
 
 OUTCOMES = ("first", "equal", "other", "within rounding")
 PAIR_OPTIONS = [name for name in OPTION_NAMES if name not in ("empty rows", "dropout")]

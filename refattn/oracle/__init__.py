@@ -13,14 +13,14 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.bounds.bound import error_bound as error_bound
     from refattn.oracle.diagnosis.search import Diagnosis as Diagnosis
     from refattn.oracle.diagnosis.search import diagnose as diagnose
-    from refattn.oracle.dialects.table import DIALECTS as DIALECTS
-    from refattn.oracle.dialects.table import dialect as dialect
-    from refattn.oracle.dialects.table import explain_difference as explain_difference
+    from refattn.oracle.dialects.libraries import DIALECTS as DIALECTS
+    from refattn.oracle.dialects.libraries import dialect as dialect
+    from refattn.oracle.dialects.libraries import explain_difference as explain_difference
     from refattn.oracle.dialects.translate import from_ours as from_ours
     from refattn.oracle.dialects.translate import result_to_ours as result_to_ours
     from refattn.oracle.dialects.translate import to_ours as to_ours
-    from refattn.oracle.harness.run import check_kernel as check_kernel
-    from refattn.oracle.harness.table import HarnessReport as HarnessReport
+    from refattn.oracle.harness.check_kernel import check_kernel as check_kernel
+    from refattn.oracle.harness.outcomes import HarnessReport as HarnessReport
     from refattn.oracle.inputs.families import adversarial_inputs as adversarial_inputs
     from refattn.oracle.inputs.families import attention_inputs as attention_inputs
     from refattn.oracle.inputs.suites import default_suite as default_suite
@@ -41,16 +41,16 @@ _HOME = {
     "Report": "oracle.verdict.report",
     "assert_attention_close": "oracle.verdict.check",
     "check": "oracle.verdict.check",
-    "check_kernel": "oracle.harness.run",
-    "HarnessReport": "oracle.harness.table",
+    "check_kernel": "oracle.harness.check_kernel",
+    "HarnessReport": "oracle.harness.outcomes",
     "diagnose": "oracle.diagnosis.search",
     "Diagnosis": "oracle.diagnosis.search",
-    "explain_difference": "oracle.dialects.table",
+    "explain_difference": "oracle.dialects.libraries",
     "adversarial_inputs": "oracle.inputs.families",
     "exact_cases": "oracle.inputs.suites",
     "mutation_score": "oracle.mistakes.mutation",
-    "dialect": "oracle.dialects.table",
-    "DIALECTS": "oracle.dialects.table",
+    "dialect": "oracle.dialects.libraries",
+    "DIALECTS": "oracle.dialects.libraries",
     "to_ours": "oracle.dialects.translate",
     "from_ours": "oracle.dialects.translate",
     "result_to_ours": "oracle.dialects.translate",

@@ -12,7 +12,7 @@ from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples
-from refattn.oracle.mistakes.run import part_outlines
+from refattn.oracle.mistakes.wrong_kernel import part_outlines
 
 AXES = ("batch", "heads", "length", "dim")
 

@@ -15,7 +15,7 @@ import numpy as np
 from refattn.oracle.bounds.results import OUTPUT, RESULTS, Result, handed_over
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.hypotheses import TILES_TO_TRY, Hypothesis
-from refattn.oracle.mistakes.run import part_outlines, run_form, split_result
+from refattn.oracle.mistakes.wrong_kernel import part_outlines, run_form, split_result
 
 LARGEST_RATIO = 1e12  # of an error to its bound; beyond it, more does not make a hypothesis worse
 TILES_OF_A_RUN = 8  # as many tiles cost what a prediction costs besides its tiles

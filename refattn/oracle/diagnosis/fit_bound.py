@@ -19,7 +19,7 @@ from refattn.oracle.bounds.row_blocks import tiles
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.hypotheses import Hypothesis
 from refattn.oracle.mistakes.record import stages_of
-from refattn.oracle.mistakes.run import changed_call, dense_part, possible, run_form
+from refattn.oracle.mistakes.wrong_kernel import changed_call, dense_part, possible, run_form
 from refattn.oracle.simulated.staged import Sample
 from refattn.oracle.verdict.check import compare_tile
 from refattn.oracle.verdict.report import Measure

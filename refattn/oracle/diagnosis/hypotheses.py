@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from refattn.oracle.bounds.results import RESULTS
 from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.mistakes.run import part_outlines, possible
+from refattn.oracle.mistakes.wrong_kernel import part_outlines, possible
 
 TILES_TO_TRY = (16, 32, 64, 128, 256)
 OTHER_TILES = (8, 24, 48, 80, 96, 112, 144, 160, 176, 192, 224, 384, 512, 1024, 2048)

@@ -13,7 +13,7 @@ from refattn.oracle.diagnosis.evidence import Evidence, Fit
 from refattn.oracle.diagnosis.hypotheses import Hypothesis
 from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.mistakes.run import part_outlines
+from refattn.oracle.mistakes.wrong_kernel import part_outlines
 
 SEARCH_WORK = 2**16
 FITTING = "mistakes with a free number"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from refattn.oracle.mistakes.run import part_outlines
+from refattn.oracle.mistakes.wrong_kernel import part_outlines
 from refattn.oracle.simulated.staged import Sample
 
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample

@@ -22,7 +22,7 @@ from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.record import NEEDS
-from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.mistakes.wrong_kernel import checked_call
 
 APART = 10.0  # bounds by which two predictions must differ somewhere
 PROBES = 40

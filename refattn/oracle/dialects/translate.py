@@ -16,7 +16,7 @@ from refattn.calls.dense import attention_problem
 from refattn.calls.options import OPTIONS
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
-from refattn.oracle.dialects.table import Dialect, dialect
+from refattn.oracle.dialects.libraries import Dialect, dialect
 
 LN2 = math.log(2.0)
 # arguments that carry no convention and pass through `to_ours` unread

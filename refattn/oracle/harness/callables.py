@@ -14,7 +14,7 @@ import refattn
 from refattn.calls.arrays import as_float_array
 from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.calls.registry import form_called
-from refattn.oracle.dialects.table import dialect as dialect_named
+from refattn.oracle.dialects.libraries import dialect as dialect_named
 from refattn.oracle.dialects.translate import from_ours, result_to_ours
 from refattn.oracle.harness.guards import damage, guard_all, guarded_output
 
@@ -67,7 +67,7 @@ class KernelCall:
     function : str
         Whose arguments it takes, as `refattn` calls it.
     dialect : str
-        "refattn", or a name of `refattn.oracle.dialects.table.DIALECTS`: the kernel is then called with
+        "refattn", or a name of `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with
         that library's keyword arguments (NumPy arrays) and returns in its layout and conventions.
     supports : set of str, optional
         Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import refattn
+from refattn.oracle.harness.check_kernel import Bench, Failure, Trial
 from refattn.oracle.harness.guards import LAYOUTS
-from refattn.oracle.harness.run import Bench, Failure, Trial
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.variants import JUNK
 

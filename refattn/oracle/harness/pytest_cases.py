@@ -11,7 +11,7 @@ import numpy as np
 from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.harness.callables import KernelCall, Unsupported
-from refattn.oracle.harness.run import checked_head_dims
+from refattn.oracle.harness.check_kernel import checked_head_dims
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.variants import fitted, with_numbers
@@ -251,7 +251,7 @@ def harness(request):
 
     def run(kernel, **options):
         __tracebackhide__ = True
-        from refattn.oracle.harness.run import check_kernel
+        from refattn.oracle.harness.check_kernel import check_kernel
 
         settings = settings_of(request.node, request.config)
         defaults = {

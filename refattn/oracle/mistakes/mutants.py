@@ -17,7 +17,7 @@ from refattn.oracle.mistakes.catalogue import CATALOGUE
 from refattn.oracle.mistakes.corners import CORNERS
 from refattn.oracle.mistakes.merge import MERGES, merged
 from refattn.oracle.mistakes.record import Mistake
-from refattn.oracle.mistakes.run import checked_call, joined_results, possible, run_form
+from refattn.oracle.mistakes.wrong_kernel import checked_call, joined_results, possible, run_form
 
 FUNCTIONS = tuple(form.with_lse for form in FORMS)
 

@@ -23,7 +23,7 @@ from refattn.oracle.inputs.rotary import rotary_inputs
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, staged_kernel
-from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 
 SIZES = Sizes(batch=2, num_heads=4, num_kv_heads=2, q_len=9, kv_len=45, head_dim=16, v_head_dim=16)

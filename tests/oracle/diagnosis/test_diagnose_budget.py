@@ -23,7 +23,7 @@ from refattn.oracle.diagnosis.tell_apart import probes
 from refattn.oracle.inputs.families import FAMILIES, Sizes, attention_inputs
 from refattn.oracle.mistakes.catalogue import BY_ID
 from refattn.oracle.mistakes.mutants import staged_kernel
-from refattn.oracle.mistakes.run import checked_call
+from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.simulated.staged import run_stages
 from refattn.oracle.verdict.check import check
 
@@ -93,7 +93,7 @@ class TestTimeIsKept:
             runs[0] += 1
             return run_stages(*arguments, **named)
 
-        monkeypatch.setattr("refattn.oracle.mistakes.run.run_stages", counted)
+        monkeypatch.setattr("refattn.oracle.mistakes.wrong_kernel.run_stages", counted)
         function = refattn.paged_attention if options else refattn.attention
         wrong = function(*arrays, **options).astype(np.float32)
         wrong += RNG.standard_normal(wrong.shape, dtype=np.float32) / 50

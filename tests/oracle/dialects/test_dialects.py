@@ -8,7 +8,7 @@ from real_libraries import CALLS, MODULES
 
 import refattn
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects.table import DIALECTS, dialect, differences, explain_difference
+from refattn.oracle.dialects.libraries import DIALECTS, dialect, differences, explain_difference
 from refattn.oracle.dialects.translate import from_ours, result_from_ours, result_to_ours, to_ours
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 

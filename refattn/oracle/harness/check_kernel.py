@@ -27,7 +27,7 @@ from refattn.oracle.bounds.results import LSE, RESULTS
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
-from refattn.oracle.harness.table import HarnessReport, Outcome, Progress
+from refattn.oracle.harness.outcomes import HarnessReport, Outcome, Progress
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.variants import fitted, with_numbers
@@ -95,7 +95,7 @@ def check_kernel(
         "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or
         "merge_states": whose arguments it takes; states come stacked on a new first axis.
     dialect : str
-        Library whose calling conventions the kernel has (`refattn.oracle.dialects.table.DIALECTS`); it
+        Library whose calling conventions the kernel has (`refattn.oracle.dialects.libraries.DIALECTS`); it
         gets NumPy arrays.
     spec : KernelSpec, str, dtype or None
         The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager
