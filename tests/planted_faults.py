@@ -78,6 +78,7 @@ LIKELY = {
         "test_cutting test_kernels test_errors test_kernels_hidden test_kernels_memory "
         "test_neighbour test_kernels_range"
     ),
+    "cpu_kernels/strided.py": "test_kernels_narrow test_kernels",
     "cpu_kernels/compiler": "test_jit test_cache test_kernels_interpreted",
     "cpu_kernels/kernels": (
         "test_kernels_exponential test_kernels test_kernels_hidden test_kernels_narrow "

@@ -22,7 +22,7 @@ UNCAPPED = 2.0**-54  # x - tanh(x) < 2**-108 x, and x / cap may be too small to 
 @functools.cache
 def tables():
     """tanh(a) and 1 - tanh(a)^2 as double-doubles at a = 0, 1 / STEPS, ... SATURATED, from 45-digit
-    arithmetic.
+    arithmetic: more digits give the same tables.
     """
     with localcontext() as context:
         context.prec = 45
