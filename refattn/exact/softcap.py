@@ -41,7 +41,7 @@ def two_floats(exact):
 
 
 def softcap(scores, cap):
-    """cap * tanh(scores / cap) for a `DoubleDouble`, to about 2**-70 of cap."""
+    """cap * tanh(scores / cap) for a `DoubleDouble`, to about 2**-70 of cap, 2**-68 beyond SATURATED."""
     if scores.high.dtype == np.longdouble:
         return DoubleDouble(cap * np.tanh(scores.high / cap), scores.low)
     sign = np.where(scores.high < 0, -1.0, 1.0)
