@@ -60,7 +60,7 @@ LIKELY = {
     "refattn/oracle/arithmetic": ("test_formats test_spec test_other_specs test_bounds"),
     "refattn/oracle/bounds": (
         "test_bounds test_bound_constants test_level_rows test_uncertain_rows "
-        "test_verdict_range test_unjudged test_campaign"
+        "test_verdict_range test_unjudged test_lean test_campaign"
     ),
     "refattn/oracle/diagnosis": ("test_diagnose test_tell_apart test_convention_rows test_mutants"),
     "refattn/oracle/dialects": ("test_dialects test_dialect_notes test_harness_dialects"),
@@ -78,6 +78,7 @@ LIKELY = {
         "test_cutting test_kernels test_errors test_kernels_hidden test_kernels_memory "
         "test_neighbour test_kernels_range"
     ),
+    "cpu_kernels/strided.py": "test_kernels_narrow test_kernels",
     "cpu_kernels/compiler": "test_jit test_cache test_kernels_interpreted",
     "cpu_kernels/kernels": (
         "test_kernels_exponential test_kernels test_kernels_hidden test_kernels_narrow "

@@ -5,12 +5,14 @@ bounds.
 import numpy as np
 import pytest
 
-pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the test extra")
+mpmath = pytest.importorskip("mpmath", reason="exact arithmetic needs mpmath, see the test extra")
 
 from exact_checks import LSE_ULPS, OUTPUT_UNITS, check, draw, exactly, units_used
 from families import FAMILIES, large_negative, large_positive
 
 import refattn
+from refattn.exact.precise import DoubleDouble
+from refattn.exact.softcap import SATURATED, softcap
 
 
 @pytest.mark.sample(2)
@@ -20,6 +22,20 @@ def test_softcap(family, softcap):
     query, key, value = draw(FAMILIES[family], 150, 16)
     check(query, key, value, {"softcap": softcap})
     check(query * 10, key, value, {"softcap": softcap, "scale": 0.3})
+
+
+@pytest.mark.parametrize("cap", [1e-3, 1.0, 50.0, 1e6])
+def test_softcap_keeps_the_fractions_of_the_score(cap):
+    """To 2**-70 of the cap, and to 2**-68 where tanh saturates: finer than a float64 near the cap."""
+    rng = np.random.default_rng(5)
+    high = cap * np.r_[0.0, 30.0 * rng.uniform(-1, 1, 300), rng.normal(size=300) * 2.0 ** -np.arange(300)]
+    scores = DoubleDouble(high, np.spacing(high) * rng.uniform(-0.49, 0.49, high.size))
+    capped = softcap(scores, cap)
+    with mpmath.workdps(80):
+        for x, dx, y, dy in zip(*scores, *capped, strict=True):
+            exact = cap * mpmath.tanh((mpmath.mpf(x) + mpmath.mpf(dx)) / cap)
+            allowed = cap * 2.0 ** (-70 if abs(x) < SATURATED * cap else -68)
+            assert abs(mpmath.mpf(y) + mpmath.mpf(dy) - exact) <= allowed, x
 
 
 @pytest.mark.parametrize("offset", [0, 149, -(10**6), 10**6, 2**40])

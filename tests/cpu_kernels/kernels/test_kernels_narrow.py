@@ -2,6 +2,7 @@
 widening them first would give.
 """
 
+import runpy
 import tracemalloc
 
 import ml_dtypes
@@ -10,6 +11,8 @@ import pytest
 
 import cpu_kernels
 from cpu_kernels import strided
+from cpu_kernels.compiler.jit import cpu_features
+from cpu_kernels.simd import registers
 from cpu_kernels.strided import HAS_FLOAT16
 
 DTYPES = [ml_dtypes.bfloat16, np.float16]
@@ -28,6 +31,28 @@ SHAPES = [
     (2, 1, 19, 29, 16, 16),
     (8, 2, 1, 3001, 64, 64),
 ]
+
+
+@pytest.mark.parametrize(
+    "machine, flags, converts, vectors",
+    [
+        ("x86_64", "+sse2", False, 2),
+        ("x86_64", "+avx,+avx2", False, 2),
+        ("x86_64", "+avx,+f16c", True, 2),
+        ("x86_64", "+avx512f", True, 4),  # F16C is part of AVX-512, but a user may not name it
+        ("arm64", "+crc", True, 4),
+    ],
+)
+def test_what_instruction_sets_have(monkeypatch, machine, flags, converts, vectors):
+    """Conversion of float16, and the vector registers of a tile."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("cpu_kernels.compiler.jit.config.CPU_FEATURES", flags)
+    cpu_features.cache_clear()
+    try:
+        assert runpy.run_path(strided.__file__)["HAS_FLOAT16"] == converts
+        assert runpy.run_path(registers.__file__)["MAX_VECTORS"] == vectors
+    finally:
+        cpu_features.cache_clear()
 
 
 def same_as_widened(function, query, key, value, **options):

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,31 @@ def test_systems_without_affinity(monkeypatch):
     with num_threads(2):
         run(lambda counter, scratch: called.append(counter), 10, cost=1e9)
     assert called
+
+
+MACOS_INFINITY = 2**63 - 1  # positive there, -1 on Linux
+
+
+@pytest.mark.parametrize(
+    "system, limited",
+    [
+        (None, False),  # Windows has no module `resource`
+        (SimpleNamespace(), False),
+        (SimpleNamespace(RLIMIT_AS=9, RLIM_INFINITY=-1, limit=-1), False),
+        (SimpleNamespace(RLIMIT_AS=9, RLIM_INFINITY=MACOS_INFINITY, limit=MACOS_INFINITY), False),
+        (SimpleNamespace(RLIMIT_AS=9, RLIM_INFINITY=-1, limit=1 << 40), True),
+        (SimpleNamespace(RLIMIT_AS=9, RLIM_INFINITY=-1, limit=0), True),
+    ],
+    ids=str,
+)
+def test_limits_on_address_space(monkeypatch, system, limited):
+    if system is not None:
+        system.getrlimit = lambda which: (system.limit, system.limit)
+        system.getpagesize = lambda: 4096
+    monkeypatch.setattr(cpu_limits, "resource", system)
+    monkeypatch.setattr(Path, "read_text", lambda self: "10 5 3 1 0 4 0\n")  # pages, as /proc says
+    left = cpu_limits.address_space_left()
+    assert left == (system.limit - 10 * 4096 if limited else None)
 
 
 if sys.platform == "linux":

@@ -75,13 +75,15 @@ lock = threading.Lock()
 
 
 @compiled_only
-def test_helpers_help():
-    """Two items that wait for each other finish only if two threads run them."""
-    meeting = threading.Barrier(2, timeout=30)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_helpers_help(monkeypatch, count):
+    """Items that wait for each other finish only if as many threads run them, also the first time."""
+    monkeypatch.setattr(pool, "_pool", pool._Pool())
+    meeting = threading.Barrier(count, timeout=10)
     stand_in = PythonDriver(lambda item: meeting.wait())
-    with num_threads(2):
-        run(stand_in, 2, cost=LARGE)
-    assert len({thread for thread, _ in stand_in.items}) == 2
+    with num_threads(count):
+        run(stand_in, count, cost=LARGE)
+    assert len({thread for thread, _ in stand_in.items}) == count
 
 
 def test_little_work_stays_in_the_calling_thread():

@@ -174,16 +174,18 @@ def test_log_sum_exp_of_large_scores():
     assert 3.5 < bound.lse_tight[0, 0] / (2.0**-40 * bound.lse[0, 0]) < 6.0
 
 
-def test_joined_splits():
+@pytest.mark.parametrize("count", [2, 3])
+def test_joined_splits(count):
     """Two halves with values 1 and -1, the lse of each rounded: the output moves by the tanh of half of
-    their difference."""
+    their difference, in the worst case beside all that one pass over the keys may be off by."""
     scores = 100.0 + 0.1 * np.random.default_rng(18).normal(size=16384)
     value = np.where(np.arange(16384) < 8192, 1.0, -1.0)[:, None]
     bound, whole = (
         with_scores(scores, value, EXACT.replace(softmax=ROUNDOFF, exp_error=0.0, splits=splits))
-        for splits in (2, 1)
+        for splits in (count, 1)
     )
     needed = np.tanh(ROUNDOFF * bound.lse[0, 0])
+    assert bound.output_hard[0, 0, 0] > whole.output_hard[0, 0, 0] + needed
     assert whole.output_tight[0, 0, 0] < needed < bound.output_tight[0, 0, 0] < 16.0 * needed
 
 
@@ -361,10 +363,19 @@ EFFECTS = [
 ]
 
 
+# Larger than the scores, so that storing the sum decides.
+ADDED = {"alibi_slopes": np.linspace(0.05, 0.2, 8), "bias": 4.0 * np.sin(np.arange(9000.0)).reshape(60, 150)}
+
+
 @pytest.mark.parametrize(
     "effect, options",
-    [*((effect, {}) for effect in EFFECTS), ({"tanh_error": 1e-3}, {"softcap": 3.0})],
-    ids=str,
+    [
+        *((effect, {}) for effect in EFFECTS),
+        ({"tanh_error": 1e-3}, {"softcap": 3.0}),
+        *(({"score": "bfloat16"}, {name: ADDED[name]}) for name in ADDED),
+        ({"score": "bfloat16"}, ADDED),
+    ],
+    ids=lambda given: str({name: getattr(value, "shape", value) for name, value in given.items()}),
 )
 def test_deviations_are_those_of_a_kernel(effect, options):
     rng = np.random.default_rng(11)

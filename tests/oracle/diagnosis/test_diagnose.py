@@ -12,6 +12,7 @@ from wrong_kernels import CASES
 
 import refattn
 from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.diagnosis import hypotheses
 from refattn.oracle.diagnosis.hypotheses import single_hypotheses
 from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.inputs.families import Sizes, attention_inputs
@@ -246,14 +247,19 @@ def test_output_allocated_with_the_width_of_the_query():
     assert str(found).endswith("Its last axis is that of the query, not of the values.")
 
 
+@pytest.mark.parametrize("tile", [8, *range(16, 193, 16), 224, 256, 384, 512, 1024, 2048])
+def test_tile_sizes_are_found(monkeypatch, tile):
+    monkeypatch.setattr(hypotheses, "CATALOGUE", (BY_ID["never_rescaled"],))  # others take their time
+    inputs = attention_inputs("ascending", sizes=Sizes(1, 1, 1, 3, 2 * tile + 13, 8, 8))
+    output, lse = staged_kernel(BY_ID["never_rescaled"], tile=tile)(*inputs.arrays)
+    assert f"(tile of {tile} keys)" in str(diagnose(output, *inputs.arrays, lse=lse))
+
+
 def test_odd_tile_sizes_are_found():
-    inputs = attention_inputs("ascending", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))
     flat = attention_inputs("normal", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))
     output, lse = staged_kernel(BY_ID["tail_zeros_seen"], tile=112)(*flat.arrays)
     found = diagnose(output, *flat.arrays, lse=lse)
     assert found.best.id == "tail_zeros_seen"
-    output, lse = staged_kernel(BY_ID["never_rescaled"], tile=80)(*inputs.arrays)
-    assert "(tile of 80 keys)" in str(diagnose(output, *inputs.arrays, lse=lse))
 
 
 def test_heads_are_sampled_without_a_pattern():

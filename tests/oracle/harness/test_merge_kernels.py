@@ -97,6 +97,21 @@ def test_the_bound_is_not_far_above_float32():
         assert np.nanmax(exact.output_bound) < limit, inputs.name
 
 
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("size", [0.5, -100.0, 3000.0])
+def test_roundings_that_the_bound_counts(size, count):
+    """Of states alike. Weights: three of their lse and three of the maximum; their sum: one a state; its
+    log, the sum of that and the maximum, and the way back from base 2: four of all of them. In the output
+    errors that all weights share cancel, which leaves the products, the sum and the division."""
+    exact = KernelSpec.flash("float64").replace(
+        softmax=2.0**-30, accumulator="exact", output="exact", lse="exact", exp_error=0.0
+    )
+    bound = merge_bound(np.ones((count, 1, 1)), np.full((count, 1), size), exact)
+    after = 4 * (1 + abs(size) + abs(size + np.log(count)))
+    assert 0.75 < bound.lse_bound[0] * 2.0**30 / (6 * abs(size) + count + after) < 1.5
+    assert 0.75 < bound.output_bound[0, 0] * 2.0**30 / (count + 2) < 1.5
+
+
 # kernels that rotate
 
 

@@ -13,7 +13,8 @@ from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.inputs.suites import default_suite
 from refattn.oracle.inputs.suites import reference as suite_reference
 from refattn.oracle.mistakes.catalogue import CATALOGUE
-from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants
+from refattn.oracle.mistakes.local import LOCAL
+from refattn.oracle.mistakes.mutants import CORNER_MUTANTS, MUTANTS, correct_kernel, mutants, staged_kernel
 from refattn.oracle.simulated.staged import Sample, run_stages
 from refattn.oracle.verdict.check import check
 
@@ -56,6 +57,40 @@ def test_every_mutant_shows_on_the_suite(mutant):
             if max(map(largest_difference, got, want)) > (0 if mutant.random else 1e-6):
                 return
     pytest.fail("it agrees with the reference on every input")
+
+
+# Of each row the keys it sees, in blocks 0123, 4567, 89; "-" is a key of zeros that takes part.
+SEEN = {
+    "blocks_ignored": 10 * ["0123456789"],
+    "blocks_start_one_late": ["0", *4 * ["1234"], *4 * ["5678"], "9"],
+    "blocks_start_one_early": [*3 * ["012"], *4 * ["3456"], *3 * ["789"]],
+    "block_sees_previous": [*4 * ["0123"], *4 * ["01234567"], *2 * ["456789"]],
+    "block_sees_next": [*4 * ["01234567"], *4 * ["456789"], *2 * ["89"]],
+    "block_leaks_one": [*4 * ["01234"], *4 * ["45678"], *2 * ["89"]],
+    "block_last_key_dropped": [*4 * ["012"], *4 * ["456"], *2 * ["8"]],
+    "block_is_window": ["0123456789"[max(i - 3, 0) : i + 4] for i in range(10)],
+    "block_is_stride": [*3 * ["0369", "147", "258"], "0369"],
+    "block_size_is_count": [*3 * ["012"], *3 * ["345"], *3 * ["678"], "9"],
+    "block_size_one_more": [*5 * ["01234"], *5 * ["56789"]],
+    "block_size_one_less": [*3 * ["012"], *3 * ["345"], *3 * ["678"], "9"],
+    "last_block_joined": [*4 * ["0123"], *6 * ["456789"]],
+    "last_block_shifted": [*4 * ["0123"], *4 * ["4567"], *2 * ["6789"]],
+    "last_block_dropped": [*4 * ["0123"], *4 * ["4567"], *2 * [""]],
+    "last_block_padded": [*4 * ["0123"], *4 * ["4567"], *2 * ["89--"]],
+}
+
+
+@pytest.mark.parametrize("mistake", LOCAL, ids=lambda mistake: mistake.id)
+def test_block_local_mistakes_see_the_keys_they_say(mistake):
+    """Queries of 0 share their weight out equally; values that are unit vectors show among which keys."""
+    if mistake.id not in SEEN:
+        assert {"lengths", "bias", "mask"} & set(mistake.needs)
+        return
+    query, key, value = np.zeros((1, 10, 4)), np.ones((1, 10, 4)), np.eye(10)[None]
+    output, _ = staged_kernel(mistake)(query, key, value, block_size=4)
+    for row, seen in zip(output[0], SEEN[mistake.id], strict=True):
+        expected = [(str(j) in seen) / max(len(seen), 1) for j in range(10)]
+        np.testing.assert_allclose(row, expected, atol=1e-12)
 
 
 def test_there_are_enough_and_they_have_names():
