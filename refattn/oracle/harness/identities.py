@@ -314,7 +314,7 @@ def _neutral(form, word):
         head_dim = form.check(*case.arrays, **case.options).outline(0).head_dim  # `fitted` may change it
         sizes = replace(inputs.SIZES, head_dim=head_dim)
         neutral = keywords(word, lambda option, _: option.neutral(sizes), dtype)
-        if any(np.isscalar(value) and value > run.spec.score.largest for value in neutral.values()):
+        if any(isinstance(value, float) and value > run.spec.score.largest for value in neutral.values()):
             raise Unsupported("its neutral value is beyond the formats of the spec")
         yield run(*case.arrays, **case.options), run(*case.arrays, **case.options, **neutral)
 

@@ -18,7 +18,7 @@ def test_a_kernel_in_a_dialect():
         return result_from_ours("flash_attn", *refattn.attention_with_lse(*arrays, **options))
 
     report = check_kernel(flash, dialect="flash_attn", spec="float64", only="reference: normal left window")
-    assert report.passed and report.count("pass") == 4, report.text()  # one of them with another option
+    assert report.passed and report.count("pass") > 2 and not report.count("skip"), report.text()
     sinks = check_kernel(flash, dialect="flash_attn", spec="float64", only="reference: normal sinks")
     assert (
         sinks.count("skip") == 2 and not sinks.passed
