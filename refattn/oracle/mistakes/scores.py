@@ -144,24 +144,21 @@ SCORES = (
     Mistake(
         "softcap_after_mask",
         "the softcap is applied after masking, so hidden keys come back at -softcap",
-        "",
-        ("softcap", "hidden"),
+        needs=("softcap", "hidden"),
         stages={"hide": _hidden_before_cap},
         issues=("onnx/onnx #7865", "microsoft/onnxruntime #28370"),
     ),
     Mistake(
         "softcap_after_bias",
         "the softcap is applied after ALiBi and bias",
-        "",
-        ("softcap", "shifted"),
+        needs=("softcap", "shifted"),
         stages={"cap": lambda run, s: s, "shift": _cap_last},
         issues=("onnx/onnx #7867",),
     ),
     Mistake(
         "softcap_times_score",
         "the softcap is score * tanh(score / softcap)",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={
             "cap": lambda run, s: s * np.tanh(s / run.arithmetic.compute(run.problem.softcap or np.inf))
         },
@@ -170,15 +167,13 @@ SCORES = (
     Mistake(
         "softcap_not_multiplied_back",
         "the softcap is tanh(score / softcap) without the factor softcap",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={"cap": lambda run, s: np.tanh(s / run.arithmetic.compute(run.problem.softcap or 1))},
     ),
     Mistake(
         "softcap_clips",
         "scores are clipped at softcap instead of squeezed by tanh",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={
             "cap": lambda run, s: np.clip(s, -(run.problem.softcap or np.inf), run.problem.softcap or np.inf)
         },
@@ -219,23 +214,20 @@ SCORES = (
     Mistake(
         "alibi_without_abs",
         "ALiBi is -slope * (position - key) without the absolute value",
-        "",
-        ("alibi", "not causal"),
+        needs=("alibi", "not causal"),
         stages={"position_bias": _distance(lambda position, key, row: position - key)},
     ),
     Mistake(
         "alibi_off_by_one",
         "ALiBi distances are one too large (the newest key is at distance 1)",
-        "",
-        ("alibi",),
+        needs=("alibi",),
         stages={"position_bias": _distance(lambda position, key, row: np.abs(position - key) + 1)},
         issues=("vllm-project/vllm #945",),
     ),
     Mistake(
         "alibi_position_one_late",
         "ALiBi distances are measured from the position after the row",
-        "",
-        ("alibi",),
+        needs=("alibi",),
         stages={"position_bias": _distance(lambda position, key, row: np.abs(position + 1 - key))},
     ),
     Mistake(
@@ -271,9 +263,8 @@ SCORES = (
     Mistake(
         "alibi_of_first_head",
         "every head uses the ALiBi slope of head 0",
-        "",
-        ("slopes differ",),
-        _slopes(lambda p: _first(p.alibi_slopes, -1)),
+        needs=("slopes differ",),
+        prepare=_slopes(lambda p: _first(p.alibi_slopes, -1)),
     ),
     Mistake("bias_dropped", "the bias is ignored", "bias=None", ("bias",), lambda p: replace(p, bias=None)),
     Mistake(
@@ -379,9 +370,8 @@ SCORES = (
     Mistake(
         "sinks_of_key_head",
         "the sink of head h // group_size is used",
-        "",
-        ("sinks", "grouped"),
-        _sinks(_sink_of_key_head),
+        needs=("sinks", "grouped"),
+        prepare=_sinks(_sink_of_key_head),
     ),
     Mistake(
         "sinks_have_first_value",
@@ -416,9 +406,8 @@ SCORES = (
     Mistake(
         "dropout_before_softmax",
         "dropout is applied before the softmax: kept weights sum to 1 again",
-        "",
-        ("dropout",),
-        lambda p: replace(
+        needs=("dropout",),
+        prepare=lambda p: replace(
             p, mask=p.dropout_mask if p.mask is None else p.mask & p.dropout_mask, dropout_mask=None
         ),
         issues=("aws-neuron/nki-samples #80",),
@@ -442,16 +431,14 @@ SCORES = (
     Mistake(
         "lse_half_converted",
         "lse is maximum + log2(sum): half converted to base 2",
-        "",
-        ("lse",),
+        needs=("lse",),
         stages={"finish": _lse_is_log2_of_total},
     ),
-    Mistake("lse_is_maximum", "lse is only the row maximum", "", ("lse",), stages={"finish": _lse_is_top}),
+    Mistake("lse_is_maximum", "lse is only the row maximum", needs=("lse",), stages={"finish": _lse_is_top}),
     Mistake(
         "lse_lacks_maximum",
         "lse is only the logarithm of the denominator, without the row maximum",
-        "",
-        ("lse",),
+        needs=("lse",),
         stages={"finish": _lse_lacks_top},
     ),
     Mistake("lse_negated", "lse has the wrong sign", "-lse", ("lse",), deliver=_lse(np.negative)),
