@@ -35,36 +35,21 @@ SIGNATURE_BITS = 30
 class OutputModel:
     """What the statistical bound knows of a tile's outputs, for the variance of a signed sum. Shapes (R, E)
     unless said.
-
-    Attributes
-    ----------
-    own : ndarray
-        Variance of the roundings that each result makes for itself, over sigma^2; not those of its own
-        writing.
-    shared : ndarray
-        |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what
-        is lost below the last digit.
-    before : ndarray
-        Deviation of the error before the result is written.
-    row_sum : ndarray (R, 1)
-        Variance of the relative error of the row sum.
-    latent : ndarray (R, C) or None
-        Variance of the latent output, absorbed form.
-    conversion : object or None
-        `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights, (R,
-        S).
-    joined : ndarray (R, 1) or float
-        Deviation of one split's lse.
     """
 
     error: object
+    # variance of the roundings that each result makes for itself, over sigma^2; not those of its own writing
     own: np.ndarray
+    # |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what is
+    # lost below the last digit
     shared: np.ndarray
-    before: np.ndarray
-    row_sum: np.ndarray
-    latent: np.ndarray | None
+    before: np.ndarray  # deviation of the error before the result is written
+    row_sum: np.ndarray  # (R, 1): variance of the relative error of the row sum
+    latent: np.ndarray | None  # (R, C) or None: variance of the latent output, absorbed form
+    # `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights,
+    # (R, S)
     conversion: object
-    joined: object
+    joined: object  # (R, 1) or float: deviation of one split's lse
 
     def sums(self, tile, spec, compared, copies):
         """(side, the sums of the rows' signed errors), one for each side of the result."""

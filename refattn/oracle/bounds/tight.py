@@ -69,46 +69,24 @@ class Conversion:
 
 @dataclass
 class Sums:
-    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E).
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E)."""
 
-    Attributes
-    ----------
-    square : ndarray
-        Sum of squares of the roundings.
-    steady : ndarray
-        What is lost for certain: truncation, terms below the last digit.
-    correlated : ndarray
-        At most what roundings amount to that are all the same, one number anywhere between the two ends.
-    largest_partial : ndarray
-        Largest |partial sum|.
-    latent : ndarray (R, C), optional
-        Absorbed form: sum of squares of the roundings of the latent output.
-    """
-
-    square: np.ndarray
-    steady: np.ndarray
+    square: np.ndarray  # sum of squares of the roundings
+    steady: np.ndarray  # what is lost for certain: truncation, terms below the last digit
+    # at most what roundings amount to that are all the same, one number anywhere between the two ends
     correlated: np.ndarray
-    largest_partial: np.ndarray
+    largest_partial: np.ndarray  # largest |partial sum|
+    # (R, C), optional: absorbed form: sum of squares of the roundings of the latent output
     latent: np.ndarray | None = None
 
 
 @dataclass
 class Errors:
-    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up.
+    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up."""
 
-    Attributes
-    ----------
-    square : ndarray
-        Sum of the squares of what is independent, for Hoeffding's bound.
-    linear : ndarray
-        What is not independent.
-    variance : ndarray
-        Variance of both, for sigma.
-    """
-
-    square: np.ndarray
-    linear: np.ndarray
-    variance: np.ndarray
+    square: np.ndarray  # sum of the squares of what is independent, for Hoeffding's bound
+    linear: np.ndarray  # what is not independent
+    variance: np.ndarray  # variance of both, for sigma
 
     def __add__(self, other):
         return Errors(self.square + other.square, self.linear + other.linear, self.variance + other.variance)
@@ -196,28 +174,15 @@ def _first_order(tile, error):
 class BothSums:
     """The second product and the row sum, rescaled and divided: their errors together, and what the models
     read.
-
-    Attributes
-    ----------
-    errors : list of Errors
-    products, row_sum : Sums
-    steps : ndarray (R, 1)
-        Sum of the squares of rescaling and dividing, relative.
-    equal : ndarray (R, 1)
-        What the row sum may lose of equal weights, relative to it.
-    at_the_top : ndarray (R, 1)
-        The same of keys at the row maximum.
-    same_sign : ndarray (R, E)
-        Losses that may have one sign everywhere.
     """
 
     errors: list[Errors]
     products: Sums
     row_sum: Sums
-    steps: np.ndarray
-    equal: np.ndarray
-    at_the_top: np.ndarray
-    same_sign: np.ndarray
+    steps: np.ndarray  # (R, 1): sum of the squares of rescaling and dividing, relative
+    equal: np.ndarray  # (R, 1): what the row sum may lose of equal weights, relative to it
+    at_the_top: np.ndarray  # (R, 1): the same of keys at the row maximum
+    same_sign: np.ndarray  # (R, E): losses that may have one sign everywhere
 
 
 def _both_sums(tile, spec, error, repeats, ties) -> BothSums:

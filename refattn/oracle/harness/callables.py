@@ -35,19 +35,11 @@ def _reached(**_):
 
 @dataclass
 class Result:
-    """What one call gave.
+    """What one call gave."""
 
-    Attributes
-    ----------
-    output : ndarray (..., H, T, E)
-    lse : ndarray (..., H, T), or None for a kernel that returns none
-    damage : list of str
-        What happened to inputs and to guard bytes.
-    """
-
-    output: np.ndarray
-    lse: np.ndarray | None
-    damage: list[str] = field(default_factory=list)
+    output: np.ndarray  # (..., H, T, E)
+    lse: np.ndarray | None  # (..., H, T), or None for a kernel that returns none
+    damage: list[str] = field(default_factory=list)  # what happened to inputs and to guard bytes
 
     def same_bits(self, other) -> bool:
         pairs = [(self.output, other.output), (self.lse, other.lse)]

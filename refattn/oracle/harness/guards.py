@@ -20,18 +20,10 @@ ALIGNMENT = 64  # bytes: what array libraries hand out, and vector loads may rel
 
 @dataclass(eq=False)
 class Guarded:
-    """An array inside a larger buffer.
-
-    Attributes
-    ----------
-    buffer : ndarray of uint8
-    view : ndarray
-        What the kernel gets.
-    name : str
-    """
+    """An array inside a larger buffer."""
 
     buffer: np.ndarray
-    view: np.ndarray
+    view: np.ndarray  # what the kernel gets
     name: str
 
     def __post_init__(self):

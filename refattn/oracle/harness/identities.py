@@ -94,25 +94,13 @@ class _Lazy(State):
 
 @dataclass(frozen=True)
 class Identity:
-    """One property.
-
-    Attributes
-    ----------
-    name : str
-    says : str
-        What must be equal.
-    function : str
-        Whose arguments the kernel takes.
-    needs : tuple of str
-        Options the kernel must have, and "lse".
-    pairs : callable
-        `pairs(run, dtype, seed)` yields pairs of State that must be equal.
-    """
+    """One property."""
 
     name: str
-    says: str
-    function: str
-    needs: tuple[str, ...]
+    says: str  # what must be equal
+    function: str  # whose arguments the kernel takes
+    needs: tuple[str, ...]  # options the kernel must have, and "lse"
+    # `pairs(run, dtype, seed)` yields pairs of State that must be equal
     pairs: Callable[..., Iterator[tuple[State, State]]]
 
 

@@ -71,31 +71,18 @@ def _relaid(checked, mistake, output, lse):
 
 @dataclass(frozen=True)
 class Mutant:
-    """One broken kernel.
-
-    Attributes
-    ----------
-    id, description : str
-    function : str
-        Name of the public function whose signature `kernel` has; "rotary_attention_with_lse" is
-        `attention_with_lse` on query and key that still have to be rotated (`rope=`).
-    kernel : callable
-        The broken function; calling the mutant calls it.
-    needs : tuple of str
-        What the inputs must have for it to show (`refattn.oracle.mistakes.NEEDS`).
-    families : tuple of str
-        Input families of `refattn.oracle.inputs.families` that it takes; empty: ordinary data show it.
-    issues : tuple of str
-        Where it happened in public.
-    """
+    """One broken kernel."""
 
     id: str
     description: str
+    # name of the public function whose signature `kernel` has; "rotary_attention_with_lse" is
+    # `attention_with_lse` on query and key that still have to be rotated (`rope=`)
     function: str
-    kernel: Callable
-    needs: tuple[str, ...] = ()
+    kernel: Callable  # the broken function; calling the mutant calls it
+    needs: tuple[str, ...] = ()  # what the inputs must have for it to show (`refattn.oracle.mistakes.NEEDS`)
+    # input families of `refattn.oracle.inputs.families` that it takes; empty: ordinary data show it
     families: tuple[str, ...] = ()
-    issues: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()  # where it happened in public
     random: bool = False
 
     def __call__(self, *arrays, **options):

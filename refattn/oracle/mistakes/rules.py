@@ -82,18 +82,10 @@ def baseline(inputs: AttentionInputs) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to accept or reject a kernel's result.
-
-    Attributes
-    ----------
-    name : str
-    accepts : callable
-        Observation -> bool.
-    source : str
-    """
+    """A way to accept or reject a kernel's result."""
 
     name: str
-    accepts: Callable[[Observation], bool]
+    accepts: Callable[[Observation], bool]  # observation -> bool
     source: str = ""
 
 
