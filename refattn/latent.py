@@ -168,9 +168,8 @@ def absorb(p):
         8 * (rows * (6 * rank + rope) + keys * (rank + rope)),
         "queries, keys and outputs in the latent space",
     )
-    q_latent = projected(
-        exact(p.q_nope), p.w_uk.swapaxes(-1, -2)
-    )  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    q_latent = projected(exact(p.q_nope), p.w_uk.swapaxes(-1, -2))
     in_latent = Problem(
         query=beside(q_latent.high, p.q_rope),
         query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),

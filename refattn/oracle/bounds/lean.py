@@ -167,9 +167,8 @@ class Lean:
 
     def update(self, tile, spec, compared):
         """Take in one tile, compared."""
-        if (
-            tile.shared_rounding or not compared.got.size
-        ):  # one rounding of a projection weight reaches every result: nothing averages out
+        # one rounding of a projection weight reaches every result: nothing averages out
+        if tile.shared_rounding or not compared.got.size:
             return
         with np.errstate(all="ignore"):
             tile.place.write_rows(self.result, self.signature, signature(tile))

@@ -80,9 +80,8 @@ class _Rescalings:
     rises: np.ndarray
     rescaled: np.ndarray
     most_rises: np.ndarray
-    still_passed: (
-        np.ndarray | None
-    )  # (R, S) rescalings that a key still passes, in the order with more of them
+    # (R, S) rescalings that a key still passes, in the order with more of them
+    still_passed: np.ndarray | None
 
 
 def score_error(tile: Tile, spec) -> ScoreError:
@@ -224,9 +223,8 @@ def _add_exponential(tile, spec, running, rescalings):
     running.square = running.square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2)
     running.square = running.square + 2 * rescalings.rises * u**2
     running.function_square = running.function_square + (1 + rescalings.rises) * spec.exp_error**2
-    if (
-        rescalings.still_passed is not None
-    ):  # an exponential that always errs to one side does so at each of them
+    # an exponential that always errs to one side does so at each of them
+    if rescalings.still_passed is not None:
         running.separate.append(spec.exp_error * rescalings.still_passed)
 
 
@@ -242,9 +240,8 @@ def _rescalings(tile, spec) -> _Rescalings:
         return _Rescalings(*np.zeros((3, rows, 1)), None)
     starts = np.arange(0, keys, spec.block_size)
     blocks = np.maximum.reduceat(np.where(tile.visible, tile.biased, -np.inf), starts, axis=1)
-    most = (blocks > -np.inf).sum(
-        axis=1, keepdims=True
-    ) + 1  # the kernel's blocks may start elsewhere, or at a sink
+    # the kernel's blocks may start elsewhere, or at a sink
+    most = (blocks > -np.inf).sum(axis=1, keepdims=True) + 1
     shares = np.add.reduceat(tile.weights, starts, axis=1)
     counts, rescaled, still_passed = zip(
         _rises(blocks, shares), _rises(blocks[:, ::-1], shares[:, ::-1]), strict=True

@@ -154,10 +154,11 @@ def _score_errors(tile, error, repeats, multiplier) -> Errors:
     variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
+        # all dims share them: nothing averages out
         square, variance = (
             square + 2.0 * shared,
             variance + shared,
-        )  # all dims share them: nothing averages out
+        )
     return Errors(square, linear, variance)
 
 
@@ -296,9 +297,8 @@ def _in_units(tile):
     A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
     """
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
-    kept = np.where(
-        tile.value.exact.any(axis=1), tile.kept, 0.0
-    )  # a key of value 0 does not show, however large its weight
+    # a key of value 0 does not show, however large its weight
+    kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)
     of_value, of_row = (
         _power_of_two(np.abs(tile.value.exact).max(initial=0.0)),
         _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0)),
@@ -593,9 +593,8 @@ def _lse(tile, spec, error, rounding, conversion, repeats, both_sums, multiplier
     )
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
-    if (
-        tile.query.largest_error is not None
-    ):  # one rounding of a row's query shifts the scores of all its keys
+    # one rounding of a row's query shifts the scores of all its keys
+    if tile.query.largest_error is not None:
         of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(
             axis=1
         )

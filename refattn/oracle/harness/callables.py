@@ -128,22 +128,12 @@ class KernelCall:
         return True
 
     def __call__(self, arrays, options, *, layout="contiguous", out_dtype=None) -> Result:
-        """Call the kernel on guarded copies.
+        """Call the kernel on guarded copies, laid out as one of
+        `refattn.oracle.harness.guards.LAYOUTS` says; raises Unsupported where the kernel, or its
+        dialect, does not do this.
 
-        Parameters
-        ----------
-        arrays, options
-            As the function of `refattn` takes them.
-        layout : str
-            Of `refattn.oracle.harness.guards.LAYOUTS`.
-        out_dtype : dtype, optional
-            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets
-            one in the dtype of the query.
-
-        Raises
-        ------
-        Unsupported
-            The kernel, or its dialect, does not do this.
+        `out_dtype` passes `out=`, an array of this dtype inside guard bytes. A kernel that cannot do
+        without gets one in the dtype of the query.
         """
         lacking = self.unsupported(options)
         if lacking:
@@ -181,9 +171,8 @@ class KernelCall:
             if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
                 raise
             reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
-            raise Unsupported(
-                f"{reason}: raised {type(error).__name__}"
-            ) from error  # kernels of (B, H, T, D) need not take others
+            # kernels of (B, H, T, D) need not take others
+            raise Unsupported(f"{reason}: raised {type(error).__name__}") from error
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
@@ -200,9 +189,8 @@ class KernelCall:
         try:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
-            raise Unsupported(
-                str(error).partition("; got ")[0]
-            ) from error  # one reason, whatever the numbers
+            # one reason, whatever the numbers
+            raise Unsupported(str(error).partition("; got ")[0]) from error
         if (
             "alibi_slopes" in options
             and "alibi_slopes" not in d.arguments

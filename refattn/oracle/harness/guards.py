@@ -168,20 +168,9 @@ def guarded_output(shape, dtype, name="out") -> Guarded:
 
 
 def guard_all(arrays, options: Mapping[str, Any], names, layout="contiguous"):
-    """All arrays of a call in guarded buffers.
-
-    Parameters
-    ----------
-    arrays : sequence of ndarray
-    options : mapping
-        Arrays among the values are guarded too; the layout applies to the positional arrays only.
-    names : sequence of str
-        Of `arrays`.
-
-    Returns
-    -------
-    arrays, options : what to call the kernel with
-    guards : list of Guarded
+    """All arrays of a call in guarded buffers: (arrays, options) to call the kernel with, and the
+    guards. Arrays among the options are guarded too; the layout applies to the positional arrays
+    only, which have these names.
     """
     guards = [guarded(array, name, layout) for array, name in zip(arrays, names, strict=True)]
     inner = dict(options)

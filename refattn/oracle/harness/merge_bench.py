@@ -57,9 +57,8 @@ def merge_bound(outputs, lses, spec) -> MergeBound:
         output_bound = (
             moved + spec.output.unit_roundoff * (np.abs(output) + moved) + spec.output.half_subnormal_step
         )
-        total = (drift + len(lses) * roundoff) / (1.0 - drift) + 4.0 * roundoff * (
-            1.0 + top + np.abs(lse)
-        )  # of the sum, then of its log
+        # of the sum, then of its log
+        total = (drift + len(lses) * roundoff) / (1.0 - drift) + 4.0 * roundoff * (1.0 + top + np.abs(lse))
         lse_bound = total + spec.lse.unit_roundoff * (np.abs(lse) + total)
     return MergeBound(output, lse, output_bound, lse_bound)
 
