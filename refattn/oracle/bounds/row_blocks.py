@@ -65,9 +65,8 @@ class Tile:
     bias: np.ndarray | None  # (R, S) |bias|
     drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
     visible: np.ndarray  # (R, S) bool
-    hidden_by_bias: (
-        np.ndarray | None
-    )  # (R, S) bool, by -inf alone: their products are formed; None if none is
+    # (R, S) bool, by -inf alone: their products are formed; None if none is
+    hidden_by_bias: np.ndarray | None
     # (R, S) bool: keys that neither range, mask nor a bias of -inf hides, whatever their score
     in_sight: np.ndarray
     # (R,) bool: rows with a score that is NaN or overflows in float64; nothing is visible in them

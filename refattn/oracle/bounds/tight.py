@@ -155,10 +155,7 @@ def _score_errors(tile, error, repeats, multiplier) -> Errors:
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
         # all dims share them: nothing averages out
-        square, variance = (
-            square + 2.0 * shared,
-            variance + shared,
-        )
+        square, variance = square + 2.0 * shared, variance + shared
     return Errors(square, linear, variance)
 
 

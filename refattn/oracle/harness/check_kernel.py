@@ -383,9 +383,13 @@ class Bench:
         laid_out = {*self.call.form.structure, *self.call.form.choices}
         wanted = {"causal"} if self.call.dialect.always_causal else set()
         plain = next(inputs for inputs in cases if {*inputs.options} - laid_out == wanted)
+        yield from self.trials_of_buffers(cases, plain, cases[:8] if self.level == "quick" else cases)
+
+    def trials_of_buffers(self, cases, plain, repeated) -> Iterator[Trial]:
+        """What a kernel does to memory, and whether it repeats itself; `plain` is a call without options."""
         yield Trial("guards", "inputs and the bytes around them unchanged", partial(self.untouched, cases))
         yield Trial("guards", "out= written, and nothing around it", partial(self.out, plain), plain)
-        for inputs in cases[: 8 if self.level == "quick" else len(cases)]:
+        for inputs in repeated:
             yield Trial("repeatable", inputs.name, partial(self.repeatable, inputs))
         for layout in LAYOUTS:
             if layout != "contiguous":

@@ -17,13 +17,9 @@ from refattn.oracle.simulated.staged import (
 )
 
 
-def _rounded(stage, target, truncate=False):
+def _rounded(stage, target):
     """A stage whose array result is rounded to a narrower format."""
-
-    def broken(run, *arguments):
-        return _narrow(stage(run, *arguments), target, truncate)
-
-    return broken
+    return lambda run, *arguments: _narrow(stage(run, *arguments), target)
 
 
 def _narrow(array, target, truncate=False):
@@ -49,21 +45,17 @@ def _narrow_product(target):
     return broken
 
 
-def _rounded_output(target, truncate):
+def _rounded_output(target):
     def broken(run, top, total, weighted):
         output, lse = finish(run, top, total, weighted)
-        return _narrow(output, target, truncate), lse
+        return _narrow(output, target), lse
 
     return broken
 
 
-def _output_dtype(run):
-    return np.dtype(run.arithmetic.output).name
-
-
 def _truncated_output(run, top, total, weighted):
     """Toward zero instead of to nearest, in the output's own format."""
-    name = _output_dtype(run)
+    name = np.dtype(run.arithmetic.output).name
     narrow = "bfloat16" if name in ("float32", "float64") else name
     output, lse = finish(run, top, total, weighted)
     return _narrow(output, narrow, True), lse
@@ -220,12 +212,12 @@ ROUNDING = (
         "output_bfloat16",
         "the output went through bfloat16",
         "claim output dtype bfloat16 in the spec",
-        finish=_rounded_output("bfloat16", False),
+        finish=_rounded_output("bfloat16"),
     ),
     _imprecise(
         "output_float8",
         "the output went through float8 (e4m3)",
-        finish=_rounded_output("float8_e4m3fn", False),
+        finish=_rounded_output("float8_e4m3fn"),
     ),
     _imprecise("lse_bfloat16", "lse went through bfloat16", finish=_rounded_lse, needs=("lse",)),
     Mistake("output_half_percent_high", "the output is 0.5 percent too large", deliver=_factor(1.005)),
