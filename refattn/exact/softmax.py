@@ -13,25 +13,13 @@ LN2, LN2_LOW = (
 
 
 def softmax(scores, sinks=None):
-    """Exponentials relative to each row's largest score, their total, and the log-sum-exp.
+    """Exponentials [R, S] relative to each row's largest score, their total, power, and the log-sum-exp
+    [R]. Hidden scores, of a double-double [R, S], are -inf; a sink of `sinks` [R] joins the total and
+    has no value.
 
-    Parameters
-    ----------
-    scores : DoubleDouble, shape [R, S]
-        Hidden entries are -inf.
-    sinks : ndarray, shape [R], optional
-        A logit that joins the total and has no value.
-
-    Returns
-    -------
-    exponentials : ndarray, shape [R, S]
-        exp(score - largest); divided by `total` and 2**`power` they are the weights.
-    total : DoubleDouble, shape [R, 1]
-        0 for a row that sees nothing.
-    power : ndarray of int, shape [R, 1], or 0
-        The total is to be taken times 2**power: a sink far above the scores would make it infinite.
-    lse : ndarray, shape [R]
-        Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
+    The exponentials divided by `total` and 2**`power` are the weights. `total`, a double-double [R, 1],
+    is 0 for a row that sees nothing, whose lse is -inf. `power`, [R, 1] or 0, is there for a sink far
+    above the scores, which would make the total infinite.
     """
     high, low = scores
     if high.shape[-1] == 0:

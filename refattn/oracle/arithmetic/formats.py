@@ -27,11 +27,6 @@ class NumberFormat:
     saturates: bool = False
 
     @property
-    def subnormal_step(self) -> float:
-        """Spacing of the subnormal numbers."""
-        return 2.0 * self.unit_roundoff * self.smallest_normal
-
-    @property
     def half_subnormal_step(self) -> float:
         """Largest absolute error of rounding below ``smallest_normal``."""
         if self.unit_roundoff == 0.0:

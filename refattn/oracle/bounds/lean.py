@@ -146,14 +146,11 @@ def _rounded(x):
 
 
 class Lean:
-    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one head
-    and the other in the next, a head's.
+    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one
+    head and the other in the next, a head's.
 
-    Attributes
-    ----------
-    found : dict or None
-        After `judge`: the side with the largest mean beside what is allowed: mean, limit, independent,
-        direction, head (None: the call).
+    After `judge`, `found` holds the side with the largest mean beside what is allowed (mean, limit,
+    independent, direction, head (None: the call)), or None.
     """
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")

@@ -50,20 +50,13 @@ class Result:
 
 
 class KernelCall:
-    """A kernel, called with our arrays and options.
+    """A kernel, called with our arrays and options; it returns output, or output and lse.
 
-    Parameters
-    ----------
-    kernel : callable
-        Returns output, or output and lse.
-    function : str
-        Whose arguments it takes, as `refattn` calls it.
-    dialect : str
-        "refattn", or a name of `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with
-        that library's keyword arguments (NumPy arrays) and returns in its layout and conventions.
-    supports : set of str, optional
-        Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters
-        of its signature, else all.
+    It takes the arguments of `function` as `refattn` calls it, unless `dialect` is the name of another
+    library in `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with that
+    library's keyword arguments (NumPy arrays) and returns in its layout and conventions. `supports`
+    names the options of `refattn` that it has; default: its attribute `supports`, else the parameters of
+    its signature, else all.
     """
 
     def __init__(

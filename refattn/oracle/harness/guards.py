@@ -128,16 +128,8 @@ LAYOUTS = {
 
 
 def guarded(array: np.ndarray, name: str = "array", layout: str = "contiguous") -> Guarded:
-    """A copy of an array inside a guarded buffer.
-
-    Parameters
-    ----------
-    array : ndarray
-        Floating, integer or boolean.
-    name : str
-        For messages.
-    layout : str
-        Key of LAYOUTS: how the copy lies in memory.
+    """A copy of an array of floating-point numbers, integers or booleans inside a guarded buffer; `name`
+    is for messages, `layout` is one of LAYOUTS: how the copy lies in memory.
 
     Examples
     --------

@@ -167,6 +167,3 @@ def arithmetic_of(dtype, *mistakes: Mistake, tile: int = 64, own: bool = False) 
     if own or any(mistake.rounding for mistake in mistakes):
         return Arithmetic.for_dtype(dtype, tile)
     return Arithmetic(tile=tile)
-
-
-__all__ = ["NEEDS", "Mistake", "arithmetic_of", "stages_of"]

@@ -43,14 +43,6 @@ class Observation:
         return baseline(self.inputs)
 
 
-def observe(kernel: Callable, inputs: AttentionInputs, right=None) -> Observation:
-    """Call a kernel twice."""
-    first, second = inputs.call(kernel), inputs.call(kernel)
-    return Observation(
-        inputs, np.asarray(first[0]), np.asarray(first[1]), second, right or reference(inputs)
-    )
-
-
 def as_check(inputs: AttentionInputs):
     """(arrays, keywords) with which `check` and the emulations take a call."""
     arrays, options = inputs.arrays, dict(inputs.options)

@@ -318,9 +318,6 @@ def _scrambled(x, seed):
         (seed * 0x9E3779B97F4A7C15) % 2**64
     )
     # the finaliser of MurmurHash3
-    for shift, factor in (
-        (33, 0xFF51AFD7ED558CCD),
-        (33, 0xC4CEB9FE1A85EC53),
-    ):
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0

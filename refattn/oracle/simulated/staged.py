@@ -315,13 +315,7 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     """
     group = run.problem.group_size
     # problems are rebuilt around the same arrays
-    here = (
-        source.ctypes.data,
-        source.shape,
-        source.strides,
-        source.dtype,
-        group,
-    )
+    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)
     known = run.sample.shared.get((what, kind))
     if known is not None and known[0] == here:
         return known[2]
@@ -335,11 +329,7 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     if known is None and small:
         array.flags.writeable = False
         # the source is kept, so that no other array comes to lie at its address
-        run.sample.shared[what, kind] = (
-            here,
-            source,
-            array,
-        )
+        run.sample.shared[what, kind] = (here, source, array)
     return array
 
 
