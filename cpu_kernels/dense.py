@@ -41,23 +41,12 @@ def attention(query, key, value, **options):
 def attention_with_lse(query, key, value, **options):
     """`attention` and the log-sum-exp of its scores.
 
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, S, D)
-    value : array_like, shape (..., K, S, E)
-    **options
-        As `refattn.attention`.
+    Parameters and errors are those of `attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of query
     lse : ndarray, shape (..., H, T), float64 if an array is float64, else float32
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.attention_with_lse`.
 
     See Also
     --------
@@ -126,22 +115,11 @@ def multi_query_attention(query, key, value, **options):
 def grouped_query_attention(query, key, value, **options):
     """`attention` with each key/value head shared by a group of query heads.
 
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, S, D)
-    value : array_like, shape (..., K, S, E)
-    **options
-        As `refattn.attention`.
+    Parameters and errors are those of `attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of query
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.grouped_query_attention`.
 
     See Also
     --------

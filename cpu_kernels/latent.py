@@ -61,28 +61,12 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    q_nope : array_like, shape (..., H, T, N), floating point
-    q_rope : array_like, shape (..., H, T, R)
-    kv_latent : array_like, shape (..., S, C)
-    k_rope : array_like, shape (..., S, R)
-    w_uk : array_like, shape (H, N, C)
-    w_uv : array_like, shape (H, E, C)
-    form : {"absorb", "expand"}
-        For decoding and for long prefill; the same numbers but for rounding.
-    **options
-        As `refattn.latent_attention`.
+    Parameters and errors are those of `latent_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of q_nope
     lse : ndarray, shape (..., H, T), float64 if an array is float64, else float32
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.latent_attention_with_lse`.
 
     See Also
     --------
@@ -97,27 +81,11 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` under the name of its paper.
 
-    Parameters
-    ----------
-    q_nope : array_like, shape (..., H, T, N), floating point
-    q_rope : array_like, shape (..., H, T, R)
-    kv_latent : array_like, shape (..., S, C)
-    k_rope : array_like, shape (..., S, R)
-    w_uk : array_like, shape (H, N, C)
-    w_uv : array_like, shape (H, E, C)
-    form : {"absorb", "expand"}
-        For decoding and for long prefill; the same numbers but for rounding.
-    **options
-        As `refattn.latent_attention`.
+    Parameters and errors are those of `latent_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of q_nope
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.multi_head_latent_attention`.
 
     See Also
     --------

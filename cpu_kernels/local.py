@@ -49,25 +49,12 @@ def block_local_attention(query, key, value, *, block_size, **options):
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     """`block_local_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, T, D)
-    value : array_like, shape (..., K, T, E)
-    block_size : int
-        Rows in a block; the last block may be shorter.
-    **options
-        As `refattn.attention`, without q_offset.
+    Parameters and errors are those of `block_local_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), dtype of query
     lse : ndarray, shape (..., H, T), float64 if an array is float64, else float32
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.block_local_attention_with_lse`.
 
     See Also
     --------

@@ -45,25 +45,12 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     """`packed_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (H, total_q, D), floating point
-    key : array_like, shape (K, total_kv, D)
-    value : array_like, shape (K, total_kv, E)
-    cu_q, cu_kv : array_like of int, shape (N + 1,)
-        Sequence n owns rows cu_q[n] to cu_q[n + 1] and keys cu_kv[n] to cu_kv[n + 1].
-    **options
-        As `refattn.packed_attention`.
+    Parameters and errors are those of `packed_attention`.
 
     Returns
     -------
     output : ndarray, shape (H, total_q, E), dtype of query
     lse : ndarray, shape (H, total_q), float64 if an array is float64, else float32
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.packed_attention_with_lse`.
 
     See Also
     --------

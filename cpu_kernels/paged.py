@@ -52,26 +52,12 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
     """`paged_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (B, H, T, D), floating point
-    key_pages : array_like, shape (num_pages, K, page_size, D)
-    value_pages : array_like, shape (num_pages, K, page_size, E)
-    block_table : array_like of int, shape (B, max_pages)
-        Entries beyond a sequence's length are never followed.
-    kv_lengths : int or array_like of int, shape (B,)
-    **options
-        As `refattn.paged_attention`.
+    Parameters and errors are those of `paged_attention`.
 
     Returns
     -------
     output : ndarray, shape (B, H, T, E), dtype of query
     lse : ndarray, shape (B, H, T), float64 if an array is float64, else float32
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        Those of `refattn.paged_attention_with_lse`.
 
     See Also
     --------

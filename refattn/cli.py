@@ -55,9 +55,8 @@ def main(argv=None):
         print("\nrefattn: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or the flush at exit would complain again
+        # or the flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
         print(f"refattn: {error}", file=sys.stderr)  # standard output cannot be written, say

@@ -154,9 +154,8 @@ class FactoredKeysValues:
         if options.get("scale") is None:
             options["scale"] = 1 / math.sqrt(head_dim)
         groups = (*batch, num_kv_heads, num_heads // num_kv_heads * q_len)
-        with np.errstate(
-            all="ignore"
-        ):  # NaN and infinity in a query make that row NaN, as in refattn.attention
+        # NaN and infinity in a query make that row NaN, as in refattn.attention
+        with np.errstate(all="ignore"):
             absorbed = query.astype(np.float64).reshape(*groups, head_dim) @ self.w_uk
         latent_output, lse = attention_with_lse(
             absorbed.reshape(*batch, num_heads, q_len, self.key_latent.shape[-1]),

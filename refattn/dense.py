@@ -118,13 +118,7 @@ def attention(query, key, value, **options):
 def attention_with_lse(query, key, value, **options):
     """`attention` and the log-sum-exp of its scores.
 
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, S, D)
-    value : array_like, shape (..., K, S, E)
-    **options
-        As `attention`.
+    Parameters, errors and cost are those of `attention`.
 
     Returns
     -------
@@ -132,11 +126,6 @@ def attention_with_lse(query, key, value, **options):
     lse : ndarray, shape (..., H, T), float64
         Natural logarithm of the sum of exp(score) over the visible keys, and the sink if there is one;
         -inf in rows that see nothing.
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `attention`, whose cost this is, too.
 
     See Also
     --------
@@ -287,25 +276,12 @@ def grouped_query_attention(query, key, value, **options):
     """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section
     2.2).
 
-    Any head ratio: one group is Multi-Query, groups of one are Multi-Head Attention.
-
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, S, D)
-        H must be a multiple of K.
-    value : array_like, shape (..., K, S, E)
-    **options
-        As `attention`.
+    Any head ratio: one group is Multi-Query, groups of one are Multi-Head Attention. Parameters, errors and
+    cost are those of `attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `attention`, whose cost this is, too.
 
     Examples
     --------

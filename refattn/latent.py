@@ -96,27 +96,12 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
 def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    q_nope : array_like, shape (..., H, T, N), floating point
-    q_rope : array_like, shape (..., H, T, R)
-    kv_latent : array_like, shape (..., S, C)
-    k_rope : array_like, shape (..., S, R)
-    w_uk : array_like, shape (H, N, C)
-    w_uv : array_like, shape (H, E, C)
-    form : {"absorb", "expand"}
-    **options
-        As `latent_attention`.
+    Parameters, errors and cost are those of `latent_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `latent_attention`, whose cost this is, too.
     """
     problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
@@ -141,26 +126,11 @@ def without_unused_slots(p):
 def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """`latent_attention` under the name of its paper.
 
-    Parameters
-    ----------
-    q_nope : array_like, shape (..., H, T, N), floating point
-    q_rope : array_like, shape (..., H, T, R)
-    kv_latent : array_like, shape (..., S, C)
-    k_rope : array_like, shape (..., S, R)
-    w_uk : array_like, shape (H, N, C)
-    w_uv : array_like, shape (H, E, C)
-    form : {"absorb", "expand"}
-    **options
-        As `latent_attention`.
+    Parameters, errors and cost are those of `latent_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `latent_attention`, whose cost this is, too.
     """
     return latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
 
@@ -198,9 +168,8 @@ def absorb(p):
         8 * (rows * (6 * rank + rope) + keys * (rank + rope)),
         "queries, keys and outputs in the latent space",
     )
-    q_latent = projected(
-        exact(p.q_nope), p.w_uk.swapaxes(-1, -2)
-    )  # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
+    q_latent = projected(exact(p.q_nope), p.w_uk.swapaxes(-1, -2))
     in_latent = Problem(
         query=beside(q_latent.high, p.q_rope),
         query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),

@@ -58,23 +58,11 @@ def block_local_attention(query, key, value, *, block_size, **options):
 def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     """`block_local_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (..., H, T, D), floating point
-    key : array_like, shape (..., K, T, D)
-    value : array_like, shape (..., K, T, E)
-    block_size : int
-    **options
-        As `block_local_attention`.
+    Parameters, errors and cost are those of `block_local_attention`.
 
     Returns
     -------
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `block_local_attention`, whose cost this is, too.
     """
     return solve(block_local_problem(query, key, value, block_size=block_size, **options))

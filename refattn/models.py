@@ -144,13 +144,7 @@ def _heads(
     window_layers: int | None = None,
 ) -> AttentionShape:
     return AttentionShape(
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        source=source,
-        window=window,
-        window_layers=window_layers,
+        layers, heads, kv_heads, head_dim, source=source, window=window, window_layers=window_layers
     )
 
 

@@ -58,23 +58,11 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
 def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     """`packed_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (H, total_q, D), floating point
-    key : array_like, shape (K, total_kv, D)
-    value : array_like, shape (K, total_kv, E)
-    cu_q, cu_kv : array_like of int, shape (N + 1,)
-    **options
-        As `packed_attention`.
+    Parameters, errors and cost are those of `packed_attention`.
 
     Returns
     -------
     output : ndarray, shape (H, total_q, E), float64
     lse : ndarray, shape (H, total_q), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `packed_attention`, whose cost this is, too.
     """
     return solve(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options))

@@ -64,25 +64,12 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
 def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
     """`paged_attention` and its log-sum-exp.
 
-    Parameters
-    ----------
-    query : array_like, shape (B, H, T, D), floating point
-    key_pages : array_like, shape (num_pages, K, page_size, D)
-    value_pages : array_like, shape (num_pages, K, page_size, E)
-    block_table : array_like of int, shape (B, max_pages)
-    kv_lengths : int or array_like of int, shape (B,)
-    **options
-        As `paged_attention`.
+    Parameters, errors and cost are those of `paged_attention`.
 
     Returns
     -------
     output : ndarray, shape (B, H, T, E), float64
     lse : ndarray, shape (B, H, T), float64
-
-    Raises
-    ------
-    TypeError, ValueError, MemoryError
-        As `paged_attention`, whose cost this is, too.
     """
     arguments = {"block_table": block_table, "kv_lengths": kv_lengths, **options}
     return solve(paged_problem(query, key_pages, value_pages, **arguments))

@@ -76,9 +76,8 @@ def _gives_case(metafunc):
     for fixture in reversed(metafunc._arg2fixturedefs.get("refattn_case", ())):
         if fixture.func.__module__ == __name__:
             return True
-        if (
-            "refattn_case" not in fixture.argnames
-        ):  # a fixture that asks for its own name extends the one before it
+        # a fixture that asks for its own name extends the one before it
+        if "refattn_case" not in fixture.argnames:
             return False
     return False
 

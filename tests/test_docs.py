@@ -26,6 +26,19 @@ def sections(function):
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def where_described(function):
+    """The function that describes parameters and errors: itself, or the twin with the same signature that
+    its docstring names.
+    """
+    named = re.search(r"Parameters[,a-z ]+(?:\s+cost)? are those of `(\w+)`", inspect.getdoc(function))
+    if named is None:
+        return function
+    assert not {"Parameters", "Raises"} & sections(function).keys()
+    twin = getattr(inspect.getmodule(inspect.unwrap(function)), named[1])
+    assert inspect.signature(twin) == inspect.signature(function)
+    return twin
+
+
 def entries(section):
     """The names before the colons, in order; the text of an entry is indented."""
     heads = [line for line in section.splitlines() if line and not line.startswith(" ")]
@@ -35,7 +48,7 @@ def entries(section):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_documented_parameters_are_those_of_the_signature(function):
     documented, signature = (
-        entries(sections(function)["Parameters"]),
+        entries(sections(where_described(function))["Parameters"]),
         list(inspect.signature(function).parameters),
     )
     if documented[-1] == "**options":
@@ -62,7 +75,7 @@ def test_documented_results_are_those_returned(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_errors_are_documented(function):
-    named = ", ".join(entries(sections(function)["Raises"]))
+    named = ", ".join(entries(sections(where_described(function))["Raises"]))
     assert all(error in named for error in ("TypeError", "ValueError", "MemoryError"))
 
 

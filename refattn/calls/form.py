@@ -23,48 +23,25 @@ from refattn.calls.options import OPTION_NAMES
 
 @dataclass(frozen=True)
 class Form:
-    """How calls of one form are written.
+    """How calls of one form are written."""
 
-    Attributes
-    ----------
-    name : str
-        "packed".
-    function : str
-        The public function of both packages: "packed_attention".
-    arrays : mapping of str to str
-        The positional arguments in order, each with its axes in words.
-    results : mapping of str to str
-        The axes of output and lse in words.
-    check : callable (*arrays, **structure, **options) -> problem
-        Raises the errors that a caller reads.
-    structure : mapping of str to str
-        Keyword arguments that say how the arrays are laid out, with their axes; the first one marks a
-        call of this form.
-    choices : mapping of str to tuple
-        Keyword arguments that choose between ways to compute the same, with what may be chosen, the
-        default first.
-    without : tuple of str
-        Options that the function does not take.
-    projects : bool
-        Keys and values are made from latents by the kernel itself, so that they carry errors of its
-        arithmetic.
-    joins : bool
-        The arrays are results to be merged; there are no queries, keys or options.
-    public : bool
-        Both packages have the function; else only the oracle knows the form.
-    """
-
-    name: str
-    function: str
-    arrays: Mapping[str, str]
-    results: Mapping[str, str]
+    name: str  # "packed"
+    function: str  # the public function of both packages: "packed_attention"
+    arrays: Mapping[str, str]  # the positional arguments in order, each with its axes in words
+    results: Mapping[str, str]  # the axes of output and lse in words
+    # callable (*arrays, **structure, **options) -> problem: Raises the errors that a caller reads
     check: Callable[..., Any]
+    # keyword arguments that say how the arrays are laid out, with their axes; the first one marks a call of
+    # this form
     structure: Mapping[str, str] = field(default_factory=dict)
+    # keyword arguments that choose between ways to compute the same, with what may be chosen, the default
+    # first
     choices: Mapping[str, tuple] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()  # options that the function does not take
+    # keys and values are made from latents by the kernel itself, so that they carry errors of its arithmetic
     projects: bool = False
-    joins: bool = False
-    public: bool = True
+    joins: bool = False  # the arrays are results to be merged; there are no queries, keys or options
+    public: bool = True  # both packages have the function; else only the oracle knows the form
 
     @property
     def options(self):

@@ -19,17 +19,7 @@ class Finding:
 
 
 def find_hazards(facts):
-    """All findings, hazards first.
-
-    Parameters
-    ----------
-    facts : dict
-        As `refattn.commands.machine.collect_facts` returns it.
-
-    Returns
-    -------
-    list of Finding
-    """
+    """All findings in the facts that `refattn.commands.machine.collect_facts` returns, hazards first."""
     findings = [finding for check in CHECKS for finding in check(facts)]
     return sorted(findings, key=lambda finding: finding.severity != "hazard")
 

@@ -116,24 +116,10 @@ def attend(
     keep=None,
     keep_scale=1.0,
 ):
-    """Attention of one block of rows.
-
-    Parameters
-    ----------
-    q : DoubleDouble, shape [R, D], float64 or long double like keys
-    keys : Split, shape [D, S], from `prepare_keys`
-    values : Values of S keys, from `prepare_values`
-    scale : float
-    cap : float, optional
-        Softcap.
-    slopes, sinks : ndarray, shape [R], optional
-    distance : ndarray, shape [R, S], |position - j|, given with slopes
-    bias, visible, keep : ndarray, shape [R, S], optional
-        visible None: every key; bias has no -inf where visible.
-
-    Returns
-    -------
-    Steps
+    """Attention of one block of rows: q is a double-double [R, D], keys a `Split` [D, S] of
+    `prepare_keys`, values those of S keys from `prepare_values`. slopes and sinks are [R]; distance
+    (|position - j|, given with slopes), bias, visible and keep are [R, S]. visible None: every key;
+    bias has no -inf where visible.
     """
     scores = matmul(product_of(q, DoubleDouble(np.float64(scale), 0.0)), keys)  # [R, D] @ [D, S] -> [R, S]
     capped = scores if cap is None else softcap(scores, cap)

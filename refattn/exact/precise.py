@@ -109,19 +109,11 @@ def split(x, largest=None):
 
 
 def matmul(a, b):
-    """a @ b to about 2**-70 of K times the largest |a| of the row times the largest |b| of the column.
+    """a @ b, a double-double [..., M, K] and a split [..., K, N], to about 2**-70 of K times the largest
+    |a| of the row times the largest |b| of the column; the IEEE product with low = 0 where a row of a
+    or a column of b is not finite.
 
     Callers even out channels first (`channel_scale`), so that this is not far above sum(|a| |b|).
-
-    Parameters
-    ----------
-    a : DoubleDouble, shape [..., M, K]
-    b : Split, shape [..., K, N]
-
-    Returns
-    -------
-    DoubleDouble, shape [..., M, N]; the IEEE product with low = 0 where a row of a or a column of b is
-    not finite
     """
     if np.longdouble in (a.high.dtype, b.whole.dtype):
         product = a.high @ b.whole

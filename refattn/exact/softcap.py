@@ -47,17 +47,17 @@ def softcap(scores, cap):
     sign = np.where(scores.high < 0, -1.0, 1.0)
     quotient = scores.high * sign / cap
     back = multiply(np.where(np.isfinite(quotient), quotient, 0.0), cap)
-    missing = (
-        ((scores.high * sign - back.high) - back.low) + scores.low * sign
-    ) / cap  # quotient + missing is score / cap
+    # quotient + missing is score / cap
+    missing = (((scores.high * sign - back.high) - back.low) + scores.low * sign) / cap
     index = np.rint(np.where(quotient < SATURATED, quotient, SATURATED) * STEPS).astype(np.intp)
     remainder = normalised(
         np.minimum(quotient, SATURATED) - index / STEPS, np.where(quotient < SATURATED, missing, 0.0)
     )
     square = remainder.high * remainder.high
+    # tanh(remainder)
     small = DoubleDouble(
         remainder.high, remainder.low - remainder.high * square * (1 / 3 - square * (2 / 15))
-    )  # tanh(remainder)
+    )
     tanh, slope = (DoubleDouble(table.high[index], table.low[index]) for table in tables())
     moved = product_of(slope, small)
     part = tanh.high * (small.high + small.low)

@@ -13,41 +13,27 @@ LN2, LN2_LOW = (
 
 
 def softmax(scores, sinks=None):
-    """Exponentials relative to each row's largest score, their total, and the log-sum-exp.
+    """Exponentials [R, S] relative to each row's largest score, their total, power, and the log-sum-exp
+    [R]. Hidden scores, of a double-double [R, S], are -inf; a sink of `sinks` [R] joins the total and
+    has no value.
 
-    Parameters
-    ----------
-    scores : DoubleDouble, shape [R, S]
-        Hidden entries are -inf.
-    sinks : ndarray, shape [R], optional
-        A logit that joins the total and has no value.
-
-    Returns
-    -------
-    exponentials : ndarray, shape [R, S]
-        exp(score - largest); divided by `total` and 2**`power` they are the weights.
-    total : DoubleDouble, shape [R, 1]
-        0 for a row that sees nothing.
-    power : ndarray of int, shape [R, 1], or 0
-        The total is to be taken times 2**power: a sink far above the scores would make it infinite.
-    lse : ndarray, shape [R]
-        Natural logarithm of the sum of exp(score) and exp(sink); -inf for a row that sees nothing.
+    The exponentials divided by `total` and 2**`power` are the weights. `total`, a double-double [R, 1],
+    is 0 for a row that sees nothing, whose lse is -inf. `power`, [R, 1] or 0, is there for a sink far
+    above the scores, which would make the total infinite.
     """
     high, low = scores
     if high.shape[-1] == 0:
         high, low = np.full((len(high), 1), -np.inf), np.zeros((len(high), 1))
-    if (
-        not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1
-    ):  # leading digits cancelled: high alone no longer orders the scores
+    # leading digits cancelled: high alone no longer orders the scores
+    if not -1 < low.min(initial=0.0) <= low.max(initial=0.0) < 1:
         high, low = normalised(high, low)
         largest = largest_score(high, low)
     else:
         largest = np.argmax(high, axis=-1, keepdims=True)
     pivot = DoubleDouble(np.take_along_axis(high, largest, -1), np.take_along_axis(low, largest, -1))
     empty = pivot.high == -np.inf
-    itself = np.where(
-        empty, 0.0, pivot.high - pivot.high
-    )  # 0, and NaN where the largest score is not a number or +inf
+    # 0, and NaN where the largest score is not a number or +inf
+    itself = np.where(empty, 0.0, pivot.high - pivot.high)
     exponentials = exp_apart(DoubleDouble(high, low), pivot, empty)
     # the pivot's own exponential is 1: summing the others apart keeps what log of the total would round away
     np.put_along_axis(exponentials, largest, 0.0, -1)
@@ -79,9 +65,8 @@ def exp_apart(scores, pivot, empty):
     apart, below = add(scores, -np.where(empty, 0.0, pivot.high))
     below -= pivot.low
     if not np.isfinite(below).all():
-        below = np.where(
-            np.isfinite(below), below, 0.0
-        )  # a difference near the end of the range, whose digits do not matter
+        # a difference near the end of the range, whose digits do not matter
+        below = np.where(np.isfinite(below), below, 0.0)
     difference = apart + below
     apart -= difference
     apart += below  # what rounding the difference dropped

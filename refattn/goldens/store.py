@@ -16,14 +16,8 @@ import numpy as np
 FORMAT = 1
 LARGEST_FILE = 64 * 2**20  # bytes after decompression; the shipped ones stay below 2 MiB
 DTYPES = ("bool", "float16", "float32", "float64", "int64", "uint16")
-BFLOAT16 = (
-    "output_low",
-    "lse_low",
-    "gauge",
-    "output_factor",
-    "lse_factor",
-    "score_factor",
-)  # stored as the upper half of float32
+# stored as the upper half of float32
+BFLOAT16 = ("output_low", "lse_low", "gauge", "output_factor", "lse_factor", "score_factor")
 
 
 class GoldenError(ValueError):

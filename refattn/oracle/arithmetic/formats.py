@@ -15,31 +15,16 @@ SMALLEST_FLOAT64 = 5e-324  # half of the subnormal step of float64 itself is not
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """A binary floating-point format, described by what rounding to it costs.
-
-    Attributes
-    ----------
-    name : str
-    unit_roundoff : float
-        Largest relative error of round-to-nearest in the normal range, ``2**-precision``; 0 for exact
-        arithmetic.
-    smallest_normal : float
-    largest : float
-        Largest finite number.
-    saturates : bool
-        Conversion clamps to ``largest`` instead of giving an infinity (the fp8 conversions of GPUs).
-    """
+    """A binary floating-point format, described by what rounding to it costs."""
 
     name: str
+    # largest relative error of round-to-nearest in the normal range, ``2**-precision``; 0 for exact
+    # arithmetic
     unit_roundoff: float
     smallest_normal: float
-    largest: float
+    largest: float  # largest finite number
+    # conversion clamps to ``largest`` instead of giving an infinity (the fp8 conversions of GPUs)
     saturates: bool = False
-
-    @property
-    def subnormal_step(self) -> float:
-        """Spacing of the subnormal numbers."""
-        return 2.0 * self.unit_roundoff * self.smallest_normal
 
     @property
     def half_subnormal_step(self) -> float:

@@ -61,26 +61,17 @@ class ErrorBound:
 
 @dataclass
 class ResultBound:
-    """The bounds of one result in one block of rows, (R, C).
+    """The bounds of one result in one block of rows, (R, C)."""
 
-    Attributes
-    ----------
-    hard, tight, sigma : ndarray
-        As in `ErrorBound`; the last two, and the next two, are None where only the hard bound was asked for.
-    effective : ndarray (R,)
-        How many independent errors a row holds, between 1 and C.
-    model : OutputModel or LseModel
-        What a signed sum of errors needs (`lean.py`).
-    overflow : ndarray of bool, or None
-        Where an intermediate may overflow, so that a finite result may be lost; None where nothing is
-        unclaimed.
-    """
-
+    # hard, tight, sigma: as in `ErrorBound`; the last two, and the next two, are None where only the hard
+    # bound was asked for
     hard: np.ndarray
     tight: np.ndarray | None = None
     sigma: np.ndarray | None = None
-    effective: np.ndarray | None = None
-    model: OutputModel | LseModel | None = None
+    effective: np.ndarray | None = None  # (R,): how many independent errors a row holds, between 1 and C
+    model: OutputModel | LseModel | None = None  # what a signed sum of errors needs (`lean.py`)
+    # where an intermediate may overflow, so that a finite result may be lost; None where nothing is
+    # unclaimed
     overflow: np.ndarray | None = None
 
 

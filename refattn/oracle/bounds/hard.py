@@ -23,33 +23,20 @@ LARGE = 50.0  # an error of a score that may bring back a weight that underflows
 
 @dataclass
 class PerturbedWeights:
-    """How far errors of scores, and conversion, may carry the weights of a row (section 2); R rows, S keys.
+    """How far errors of scores and conversion may carry the weights of a row (section 2); R rows, S keys."""
 
-    Attributes
-    ----------
-    eps : ndarray (R, S)
-        Bound of |delta_j|; 0 in rows whose errors are all equal, because those move no output.
-    growth : ndarray (R, S)
-        e^(eps_j).
-    error : ndarray (R, S)
-        p_j w_j with w_j = e^(eps_j) - 1.
-    keep : ndarray (R, S)
-        keep_j / (1 - rate): what dropout multiplies the weight by, 1 without dropout.
-    sink_share, sink_eps : ndarray (R, 1)
-        p and eps of the sink; 0 without one.
-    rounding : ndarray (R, S) or None
-        r_j: largest error of converting a weight, as a share of the row sum; None where none is converted.
-    least_row_sum : ndarray (R, 1)
-        Lower bound of Z, less what conversion may take where the row sum adds converted weights.
-    """
-
+    # (R, S): bound of |delta_j|; 0 in rows whose errors are all equal, because those move no output
     eps: np.ndarray
-    growth: np.ndarray
-    error: np.ndarray
-    keep: np.ndarray
+    growth: np.ndarray  # (R, S): e^(eps_j)
+    error: np.ndarray  # (R, S): p_j w_j with w_j = e^(eps_j) - 1
+    keep: np.ndarray  # (R, S): keep_j / (1 - rate): what dropout multiplies the weight by, 1 without dropout
+    # (R, 1): p and eps of the sink; 0 without one
     sink_share: np.ndarray
     sink_eps: np.ndarray
+    # (R, S) or None: r_j: largest error of converting a weight, as a share of the row sum; None where none
+    # is converted
     rounding: np.ndarray | None
+    # (R, 1): lower bound of Z, less what conversion may take where the row sum adds converted weights
     least_row_sum: np.ndarray
 
     @property

@@ -14,24 +14,12 @@ import numpy as np
 
 @dataclass
 class InfiniteValues:
-    """The keys of a tile that have a value which is not finite, J of them.
+    """The keys of a tile that have a value which is not finite, J of them."""
 
-    Attributes
-    ----------
-    drop : ndarray, shape (R, J)
-        Row maximum minus score.
-    total : ndarray, shape (R, 1)
-        Softmax denominator relative to the row maximum.
-    visible : ndarray of bool, shape (R, J)
-        Visible and not dropped.
-    value : ndarray, shape (J, E)
-        As given, finite entries included.
-    """
-
-    drop: np.ndarray
-    total: np.ndarray
-    visible: np.ndarray
-    value: np.ndarray
+    drop: np.ndarray  # (R, J): row maximum minus score
+    total: np.ndarray  # (R, 1): softmax denominator relative to the row maximum
+    visible: np.ndarray  # (R, J): visible and not dropped
+    value: np.ndarray  # (J, E): as given, finite entries included
 
     def excuses(self, got, spec):
         """Where underflow of weights explains what in `got` is not finite, and where it may leave it finite.

@@ -35,36 +35,21 @@ SIGNATURE_BITS = 30
 class OutputModel:
     """What the statistical bound knows of a tile's outputs, for the variance of a signed sum. Shapes (R, E)
     unless said.
-
-    Attributes
-    ----------
-    own : ndarray
-        Variance of the roundings that each result makes for itself, over sigma^2; not those of its own
-        writing.
-    shared : ndarray
-        |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what
-        is lost below the last digit.
-    before : ndarray
-        Deviation of the error before the result is written.
-    row_sum : ndarray (R, 1)
-        Variance of the relative error of the row sum.
-    latent : ndarray (R, C) or None
-        Variance of the latent output, absorbed form.
-    conversion : object or None
-        `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights, (R,
-        S).
-    joined : ndarray (R, 1) or float
-        Deviation of one split's lse.
     """
 
     error: object
+    # variance of the roundings that each result makes for itself, over sigma^2; not those of its own writing
     own: np.ndarray
+    # |error| / sigma that may have one sign everywhere: truncation, equal terms that lose the same, what is
+    # lost below the last digit
     shared: np.ndarray
-    before: np.ndarray
-    row_sum: np.ndarray
-    latent: np.ndarray | None
+    before: np.ndarray  # deviation of the error before the result is written
+    row_sum: np.ndarray  # (R, 1): variance of the relative error of the row sum
+    latent: np.ndarray | None  # (R, C) or None: variance of the latent output, absorbed form
+    # `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights,
+    # (R, S)
     conversion: object
-    joined: object
+    joined: object  # (R, 1) or float: deviation of one split's lse
 
     def sums(self, tile, spec, compared, copies):
         """(side, the sums of the rows' signed errors), one for each side of the result."""
@@ -161,14 +146,11 @@ def _rounded(x):
 
 
 class Lean:
-    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one head
-    and the other in the next, a head's.
+    """The signed sums of one result, row by row: a call's and, because a fault may have one sign in one
+    head and the other in the next, a head's.
 
-    Attributes
-    ----------
-    found : dict or None
-        After `judge`: the side with the largest mean beside what is allowed: mean, limit, independent,
-        direction, head (None: the call).
+    After `judge`, `found` holds the side with the largest mean beside what is allowed (mean, limit,
+    independent, direction, head (None: the call)), or None.
     """
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")
@@ -182,9 +164,8 @@ class Lean:
 
     def update(self, tile, spec, compared):
         """Take in one tile, compared."""
-        if (
-            tile.shared_rounding or not compared.got.size
-        ):  # one rounding of a projection weight reaches every result: nothing averages out
+        # one rounding of a projection weight reaches every result: nothing averages out
+        if tile.shared_rounding or not compared.got.size:
             return
         with np.errstate(all="ignore"):
             tile.place.write_rows(self.result, self.signature, signature(tile))

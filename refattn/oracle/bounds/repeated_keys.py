@@ -15,9 +15,8 @@ def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
     """The index sets, of two or more, of equal rows of `key` (S, D)."""
     if len(key) < 2:
         return []
-    rows = (
-        np.ascontiguousarray(key + 0.0).view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()
-    )  # + 0.0: -0.0 equals 0.0
+    # + 0.0: -0.0 equals 0.0
+    rows = np.ascontiguousarray(key + 0.0).view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()
     _, inverse, counts = np.unique(rows, return_inverse=True, return_counts=True)
     if counts.max() == 1:
         return []
@@ -26,26 +25,12 @@ def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
 
 
 def sum_of_squares(weights, squares, value, repeats, centre=None, shares=None):
-    """sum over sets of equal keys of square * (sum over the set of weight * value - share * centre)^2; most
-    sets hold one key.
+    """(R, E): sum over sets of equal keys of square * (sum over the set of weight * value - share *
+    centre)^2; most sets hold one key (`repeats` comes from `repeated_keys`). weights, squares and
+    shares are (R, S), value (S, E), centre (R, E); of the squares of a set the largest is taken.
 
     Equal keys may still have unequal errors, because bias, position, another block or another split set
     their weights apart: each key also counts as a set of its own, and the result covers both.
-
-    Parameters
-    ----------
-    weights : ndarray (R, S)
-    squares : ndarray (R, S) or float
-        One factor for each key, equal within a set (the largest is taken).
-    value : ndarray (S, E)
-    repeats : list of index arrays, from `repeated_keys`
-    centre : ndarray (R, E), optional
-    shares : ndarray (R, S), optional
-        Given with centre.
-
-    Returns
-    -------
-    ndarray (R, E)
     """
     factor = np.broadcast_to(np.asarray(squares, dtype=np.float64), weights.shape)
     largest = (

@@ -16,42 +16,22 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 
 @dataclass(frozen=True)
 class Result:
-    """One array that a call returns. Its rows are what its first two axes count.
-
-    Attributes
-    ----------
-    name : str
-    written_in : str
-        The field of the spec with the format it is written in.
-    axes : tuple of str
-        What its last axes count; batch axes come before them.
-    empty_row : float
-        What it is in a row that sees no key.
-    principal : bool
-        A summary speaks of it unless only another result failed.
-    averages_values : bool
-        Each element is a weighted mean of the visible values: it lies in their range, and infinite values
-        decide it.
-    inf_is_nan : bool
-        +inf and NaN say the same: a score of the row is +inf or NaN.
-    aggregate : bool
-        The root mean square of error / sigma is judged. Not where rows share the few errors they have, so
-        that it says no more than the tight bound.
-    follows_maximum : bool
-        It holds the row maximum, so that rows of the same maximum share an error.
-    leans : tuple of str
-        The signs under which errors are added up to find a bias: "up", "away" from zero.
-    """
+    """One array that a call returns. Its rows are what its first two axes count."""
 
     name: str
-    written_in: str
-    axes: tuple[str, ...]
-    empty_row: float
-    principal: bool
+    written_in: str  # the field of the spec with the format it is written in
+    axes: tuple[str, ...]  # what its last axes count; batch axes come before them
+    empty_row: float  # what it is in a row that sees no key
+    principal: bool  # a summary speaks of it unless only another result failed
+    # each element is a weighted mean of the visible values: it lies in their range, and infinite values
+    # decide it
     averages_values: bool
-    inf_is_nan: bool
+    inf_is_nan: bool  # +inf and NaN say the same: a score of the row is +inf or NaN
+    # the root mean square of error / sigma is judged. Not where rows share the few errors they have, so that
+    # it says no more than the tight bound.
     aggregate: bool
-    follows_maximum: bool
+    follows_maximum: bool  # it holds the row maximum, so that rows of the same maximum share an error
+    # the signs under which errors are added up to find a bias: "up", "away" from zero
     leans: tuple[str, ...]
 
     @property

@@ -65,9 +65,8 @@ class Tile:
     bias: np.ndarray | None  # (R, S) |bias|
     drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
     visible: np.ndarray  # (R, S) bool
-    hidden_by_bias: (
-        np.ndarray | None
-    )  # (R, S) bool, by -inf alone: their products are formed; None if none is
+    # (R, S) bool, by -inf alone: their products are formed; None if none is
+    hidden_by_bias: np.ndarray | None
     # (R, S) bool: keys that neither range, mask nor a bias of -inf hides, whatever their score
     in_sight: np.ndarray
     # (R,) bool: rows with a score that is NaN or overflows in float64; nothing is visible in them
@@ -103,18 +102,9 @@ class Tile:
 
 
 def tiles(call: Call, exact, rows=None, block_scores=BLOCK_SCORES) -> Iterator[Tile]:
-    """The tiles of a call, part by part, group by group.
-
-    Parameters
-    ----------
-    call : Call
-    exact : sequence of ndarray
-        The exact results of the whole call, in the order of `RESULTS`.
-    rows : callable, optional
-        `rows(q_len)` picks the rows of a part to look at, an increasing array of row numbers; all by
-        default.
-    block_scores : int
-        Scores of one tile.
+    """The tiles of a call, part by part, group by group, of about `block_scores` scores each; `exact`
+    holds the exact results of the whole call in the order of `RESULTS`. `rows(q_len)` picks the rows
+    of a part to look at, an increasing array of row numbers; all by default.
     """
     for part in call.parts:
         picked = np.arange(part.q_len) if rows is None else rows(part.q_len)

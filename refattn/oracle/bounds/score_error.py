@@ -27,40 +27,28 @@ SECOND_ORDER = 1e-8  # variance of a score from which its mean effect on the wei
 
 @dataclass
 class ScoreError:
-    """Shapes: R rows, S keys; 0 where hidden.
+    """Shapes: R rows, S keys; 0 where hidden."""
 
-    Attributes
-    ----------
-    largest : ndarray (R, S)
-        eps_j: rigorous bound of abs(log(kernel's weight / exact weight)) before normalisation, up to a
-        factor common to the row.
-    square : ndarray (R, S)
-        Sum of squares of the ranges of its independent roundings and function errors.
-    variance : ndarray (R, S)
-        What that sum of squares amounts to in the mean.
-    common : list of ndarray (R, S)
-        Errors of one sign pattern for a whole row, each a bound times a direction: the rounding of a
-        constant (scale, log2 e, slope) and the truncation of the accumulator shift all scores of a row in
-        proportion.
-    rises, most_rises : ndarray (R, 1)
-        Times the running maximum rises: in the order of the keys or the reverse, whichever is more; and rho,
-        the most in any order.
-    rescaled : ndarray (R, 1)
-        Sum of squares of the shares of the row that each of these rises rescales by one inexact factor.
-    level : ndarray (R, 1) of bool
-        All visible keys have the same error: it moves the lse and not the output (`level_rows.py`).
-    claimed : ndarray (R,) of bool
-        False where an intermediate may leave the range of its format, so that nothing can be said.
-    """
-
+    # (R, S): eps_j: rigorous bound of abs(log(kernel's weight / exact weight)) before normalisation, up to a
+    # factor common to the row
     largest: np.ndarray
+    # (R, S): sum of squares of the ranges of its independent roundings and function errors
     square: np.ndarray
-    variance: np.ndarray
+    variance: np.ndarray  # (R, S): what that sum of squares amounts to in the mean
+    # (R, S) each: errors of one sign pattern for a whole row, each a bound times a direction: the
+    # rounding of a constant (scale, log2 e, slope) and the truncation of the accumulator shift all scores of
+    # a row in proportion
     common: list
+    # (R, 1): times the running maximum rises: in the order of the keys or the reverse, whichever is more;
+    # and rho, the most in any order
     rises: np.ndarray
+    # (R, 1): sum of squares of the shares of the row that each of these rises rescales by one inexact factor
     rescaled: np.ndarray
     most_rises: np.ndarray
+    # (R, 1) of bool: all visible keys have the same error: it moves the lse and not the output
+    # (`level_rows.py`)
     level: np.ndarray
+    # (R,): False where an intermediate may leave the range of its format, so that nothing can be said
     claimed: np.ndarray
 
 
@@ -92,9 +80,8 @@ class _Rescalings:
     rises: np.ndarray
     rescaled: np.ndarray
     most_rises: np.ndarray
-    still_passed: (
-        np.ndarray | None
-    )  # (R, S) rescalings that a key still passes, in the order with more of them
+    # (R, S) rescalings that a key still passes, in the order with more of them
+    still_passed: np.ndarray | None
 
 
 def score_error(tile: Tile, spec) -> ScoreError:
@@ -236,9 +223,8 @@ def _add_exponential(tile, spec, running, rescalings):
     running.square = running.square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2)
     running.square = running.square + 2 * rescalings.rises * u**2
     running.function_square = running.function_square + (1 + rescalings.rises) * spec.exp_error**2
-    if (
-        rescalings.still_passed is not None
-    ):  # an exponential that always errs to one side does so at each of them
+    # an exponential that always errs to one side does so at each of them
+    if rescalings.still_passed is not None:
         running.separate.append(spec.exp_error * rescalings.still_passed)
 
 
@@ -254,9 +240,8 @@ def _rescalings(tile, spec) -> _Rescalings:
         return _Rescalings(*np.zeros((3, rows, 1)), None)
     starts = np.arange(0, keys, spec.block_size)
     blocks = np.maximum.reduceat(np.where(tile.visible, tile.biased, -np.inf), starts, axis=1)
-    most = (blocks > -np.inf).sum(
-        axis=1, keepdims=True
-    ) + 1  # the kernel's blocks may start elsewhere, or at a sink
+    # the kernel's blocks may start elsewhere, or at a sink
+    most = (blocks > -np.inf).sum(axis=1, keepdims=True) + 1
     shares = np.add.reduceat(tile.weights, starts, axis=1)
     counts, rescaled, still_passed = zip(
         _rises(blocks, shares), _rises(blocks[:, ::-1], shares[:, ::-1]), strict=True

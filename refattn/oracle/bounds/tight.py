@@ -69,46 +69,24 @@ class Conversion:
 
 @dataclass
 class Sums:
-    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E).
+    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E)."""
 
-    Attributes
-    ----------
-    square : ndarray
-        Sum of squares of the roundings.
-    steady : ndarray
-        What is lost for certain: truncation, terms below the last digit.
-    correlated : ndarray
-        At most what roundings amount to that are all the same, one number anywhere between the two ends.
-    largest_partial : ndarray
-        Largest |partial sum|.
-    latent : ndarray (R, C), optional
-        Absorbed form: sum of squares of the roundings of the latent output.
-    """
-
-    square: np.ndarray
-    steady: np.ndarray
+    square: np.ndarray  # sum of squares of the roundings
+    steady: np.ndarray  # what is lost for certain: truncation, terms below the last digit
+    # at most what roundings amount to that are all the same, one number anywhere between the two ends
     correlated: np.ndarray
-    largest_partial: np.ndarray
+    largest_partial: np.ndarray  # largest |partial sum|
+    # (R, C), optional: absorbed form: sum of squares of the roundings of the latent output
     latent: np.ndarray | None = None
 
 
 @dataclass
 class Errors:
-    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up.
+    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up."""
 
-    Attributes
-    ----------
-    square : ndarray
-        Sum of the squares of what is independent, for Hoeffding's bound.
-    linear : ndarray
-        What is not independent.
-    variance : ndarray
-        Variance of both, for sigma.
-    """
-
-    square: np.ndarray
-    linear: np.ndarray
-    variance: np.ndarray
+    square: np.ndarray  # sum of the squares of what is independent, for Hoeffding's bound
+    linear: np.ndarray  # what is not independent
+    variance: np.ndarray  # variance of both, for sigma
 
     def __add__(self, other):
         return Errors(self.square + other.square, self.linear + other.linear, self.variance + other.variance)
@@ -176,10 +154,8 @@ def _score_errors(tile, error, repeats, multiplier) -> Errors:
     variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
-        square, variance = (
-            square + 2.0 * shared,
-            variance + shared,
-        )  # all dims share them: nothing averages out
+        # all dims share them: nothing averages out
+        square, variance = square + 2.0 * shared, variance + shared
     return Errors(square, linear, variance)
 
 
@@ -196,28 +172,15 @@ def _first_order(tile, error):
 class BothSums:
     """The second product and the row sum, rescaled and divided: their errors together, and what the models
     read.
-
-    Attributes
-    ----------
-    errors : list of Errors
-    products, row_sum : Sums
-    steps : ndarray (R, 1)
-        Sum of the squares of rescaling and dividing, relative.
-    equal : ndarray (R, 1)
-        What the row sum may lose of equal weights, relative to it.
-    at_the_top : ndarray (R, 1)
-        The same of keys at the row maximum.
-    same_sign : ndarray (R, E)
-        Losses that may have one sign everywhere.
     """
 
     errors: list[Errors]
     products: Sums
     row_sum: Sums
-    steps: np.ndarray
-    equal: np.ndarray
-    at_the_top: np.ndarray
-    same_sign: np.ndarray
+    steps: np.ndarray  # (R, 1): sum of the squares of rescaling and dividing, relative
+    equal: np.ndarray  # (R, 1): what the row sum may lose of equal weights, relative to it
+    at_the_top: np.ndarray  # (R, 1): the same of keys at the row maximum
+    same_sign: np.ndarray  # (R, E): losses that may have one sign everywhere
 
 
 def _both_sums(tile, spec, error, repeats, ties) -> BothSums:
@@ -331,9 +294,8 @@ def _in_units(tile):
     A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
     """
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
-    kept = np.where(
-        tile.value.exact.any(axis=1), tile.kept, 0.0
-    )  # a key of value 0 does not show, however large its weight
+    # a key of value 0 does not show, however large its weight
+    kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)
     of_value, of_row = (
         _power_of_two(np.abs(tile.value.exact).max(initial=0.0)),
         _power_of_two(kept.max(axis=1, keepdims=True, initial=0.0)),
@@ -628,9 +590,8 @@ def _lse(tile, spec, error, rounding, conversion, repeats, both_sums, multiplier
     )
     square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
     variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
-    if (
-        tile.query.largest_error is not None
-    ):  # one rounding of a row's query shifts the scores of all its keys
+    # one rounding of a row's query shifts the scores of all its keys
+    if tile.query.largest_error is not None:
         of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(
             axis=1
         )

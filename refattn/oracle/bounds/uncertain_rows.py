@@ -20,20 +20,12 @@ UNCERTAIN = 0.3  # relative error of a row's weights together from which this is
 
 @dataclass
 class OutputTerms:
-    """The parts of an output's error before products and sums round (sections 2 and 3), (R, E) each.
+    """The parts of an output's error before products and sums round (sections 2 and 3), (R, E) each."""
 
-    Attributes
-    ----------
-    scores : ndarray
-        B_s: errors of the scores, and of the conversion of weights where both sums take converted ones.
-    absolute_sum : ndarray
-        V = sum_j p^_j |v_j|, with dropout applied.
-    conversion : ndarray or 0.0
-        B_P: error of converted weights over a row sum of unconverted ones; 0.0 where none is converted.
-    """
-
+    # B_s: errors of the scores, and of the conversion of weights where both sums take converted ones
     scores: np.ndarray
-    absolute_sum: np.ndarray
+    absolute_sum: np.ndarray  # V = sum_j p^_j |v_j|, with dropout applied
+    # B_P: error of converted weights over a row sum of unconverted ones; 0.0 where none is converted
     conversion: np.ndarray | float
 
     def lower(self, rows, limits: OutputTerms):

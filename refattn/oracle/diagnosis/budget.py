@@ -12,25 +12,12 @@ FADING = 0.7
 
 
 class Budget:
-    """Starts a unit of work only if what such units have cost lately fits into what is left.
+    """Starts a unit of work only if what such units have cost lately fits into what is left of its
+    seconds, as `clock` counts them (`time.monotonic`, or the count of a test).
 
-    So a search ends within its time plus one unit of a kind that was never measured. What is not started
-    is remembered in `unfinished`.
-
-    Parameters
-    ----------
-    seconds : float
-    clock : callable
-        Gives the time in seconds: `time.monotonic`, or the count of a test.
-
-    Attributes
-    ----------
-    costs : dict
-        Seconds for a unit of size 1, by kind of work.
-    reserved : float
-        Seconds kept for what comes after this part of the search.
-    unfinished : list of str
-        The parts of the search that time cut short.
+    So a search ends within its time plus one unit of a kind that was never measured. `costs` holds the
+    seconds for a unit of size 1, by kind of work; `reserved` seconds are kept for what comes after this
+    part of the search; the parts that time cut short are remembered in `unfinished`.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):

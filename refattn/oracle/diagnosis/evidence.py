@@ -27,24 +27,13 @@ LAMBDA = 6.0  # standard deviations a random walk of roundings is allowed
 
 @dataclass
 class Fit:
-    """How well a hypothesis explains the actual result.
-
-    Attributes
-    ----------
-    used : float
-        Largest error left over its bound; at most 1 means explained.
-    residual : float
-        Root mean square of the errors left, over the bound of the reference.
-    mismatched : float
-        Share of elements that are NaN or infinite on one side only.
-    predicted : dict of Result to ndarray
-        What it predicts, flattened; empty where it only says how the actual result is to be read.
-    """
+    """How well a hypothesis explains the actual result."""
 
     hypothesis: Hypothesis
-    used: float
-    residual: float
-    mismatched: float
+    used: float  # largest error left over its bound; at most 1 means explained
+    residual: float  # root mean square of the errors left, over the bound of the reference
+    mismatched: float  # share of elements that are NaN or infinite on one side only
+    # what it predicts, flattened; empty where it only says how the actual result is to be read
     predicted: dict[Result, np.ndarray] = field(repr=False, default_factory=dict)
 
     @property

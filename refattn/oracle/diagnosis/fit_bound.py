@@ -56,15 +56,8 @@ def _largest_use(measures):
 
 
 def bound_use(evidence: Evidence, hypothesis: Hypothesis = Hypothesis(), spec=None) -> Use:  # noqa: B008 (frozen)
-    """Judge what a hypothesis leaves of the error; no hypothesis: the result itself.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    hypothesis : Hypothesis
-        One that `evidence.fit` can predict.
-    spec : KernelSpec, optional
-        In place of the evidence's own.
+    """Judge what a hypothesis that `evidence.fit` can predict leaves of the error; no hypothesis: the
+    result itself. `spec` in place of the evidence's own.
     """
     others, checked, samples = hypothesis.others, evidence.checked, evidence.samples
     given = evidence.reread(hypothesis.rereads[0]) if hypothesis.rereads else evidence.given

@@ -69,7 +69,6 @@ def single_hypotheses(checked, given, tiles=TILES_TO_TRY, tiled_only: bool = Fal
         if tiled_only and not mistake.tiled:
             continue
         sizes = [tile for tile in tiles if tile < keys] or [tiles[0]]
-        for tile in (
-            sizes if mistake.tiled or mistake.rounding else (PLAIN_TILE,)
-        ):  # what a kernel rounds depends on its tiles
+        # what a kernel rounds depends on its tiles
+        for tile in sizes if mistake.tiled or mistake.rounding else (PLAIN_TILE,):
             yield Hypothesis((mistake,), tile)

@@ -60,9 +60,8 @@ def _sample_of(part, work, worst) -> Sample:
     affordable = work // per_row
     if sequences * heads * rows <= affordable:
         return Sample.everything(part)
-    streams = max(
-        work // 8 // per_row, 3
-    )  # reading the keys of one head costs about as much as eight rows of it
+    # reading the keys of one head costs about as much as eight rows of it
+    streams = max(work // 8 // per_row, 3)
     heads_taken = min(heads, max(3, min(6, streams)))
     sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
     rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))

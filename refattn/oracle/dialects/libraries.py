@@ -7,7 +7,6 @@ translate calls and results. Axes of layouts: B batch, H heads, T (or S) length,
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -103,6 +102,7 @@ class Dialect:
 
 _ARRAYS = {"query": "query", "key": "key", "value": "value"}
 _QKV = {"query": "q", "key": "k", "value": "v"}
+_OPTIONS = ("causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")
 
 DIALECTS: Mapping[str, Dialect] = {
     d.name: d
@@ -112,23 +112,7 @@ DIALECTS: Mapping[str, Dialect] = {
             "attention_with_lse",
             "this version",
             "refattn.attention",
-            {
-                name: name
-                for name in (
-                    "query",
-                    "key",
-                    "value",
-                    "causal",
-                    "window",
-                    "mask",
-                    "bias",
-                    "softcap",
-                    "alibi_slopes",
-                    "sinks",
-                    "kv_lengths",
-                    "scale",
-                )
-            },
+            {name: name for name in (*_ARRAYS, *_OPTIONS)},
             window="pair",
             window_none=None,
             mask_true="attend",
@@ -541,66 +525,65 @@ def _window_example(d: Dialect) -> str:
     return spelled.get(d.window or "", "a mask")
 
 
-# row of the table: (words, how a dialect fills it, example or None)
-ROWS: tuple[tuple[str, Callable[[Dialect], str], Callable[[Dialect], str] | None], ...] = (
-    ("query layout", lambda d: d.layout, None),
-    ("output layout", lambda d: d.output_layout, None),
-    ("causal, 2 rows on 4 keys", lambda d: d.alignment.replace("_", "-"), lambda d: _visible(d.alignment)),
-    (
-        "causality",
-        lambda d: "always on" if d.always_causal else d.arguments.get("causal", "in the mask"),
-        None,
+def _sink_in_lse(d: Dialect) -> str:
+    if d.sinks_in_lse is None:
+        return "no lse" if "sinks" in d.arguments else "no sinks"
+    return "yes" if d.sinks_in_lse else "no"
+
+
+_PAIRS = {"half": "(0, 32), (1, 33), ...", "interleaved": "(0, 1), (2, 3), ..."}
+
+
+def _row(words, fill, example=lambda d: "-"):
+    """A row of the table: how a dialect fills it, and what shows an example of that, "-" for none."""
+    return words, fill, example
+
+
+ROWS: tuple[tuple[str, Callable[[Dialect], str], Callable[[Dialect], str]], ...] = (
+    _row("query layout", lambda d: d.layout),
+    _row("output layout", lambda d: d.output_layout),
+    _row(
+        "causal, 2 rows on 4 keys", lambda d: d.alignment.replace("_", "-"), lambda d: _visible(d.alignment)
     ),
-    (
+    _row(
+        "causality", lambda d: "always on" if d.always_causal else d.arguments.get("causal", "in the mask")
+    ),
+    _row(
         "window of the last 3 keys",
         lambda d: d.arguments.get("window", "in the mask") if d.window else "in the mask",
         _window_example,
     ),
-    ("no window", lambda d: str(d.window_none) if d.window else "no mask", None),
-    ("boolean mask, True", lambda d: d.mask_true or "no boolean mask", None),
-    ("additive mask or bias", lambda d: d.arguments.get("bias", "none"), None),
-    ("hidden scores", lambda d: d.hidden, None),
-    ("ALiBi adds", lambda d: d.alibi or "none", None),
-    (
+    _row("no window", lambda d: str(d.window_none) if d.window else "no mask"),
+    _row("boolean mask, True", lambda d: d.mask_true or "no boolean mask"),
+    _row("additive mask or bias", lambda d: d.arguments.get("bias", "none")),
+    _row("hidden scores", lambda d: d.hidden),
+    _row("ALiBi adds", lambda d: d.alibi or "none"),
+    _row(
         "softcap",
         lambda d: d.arguments.get("softcap", "none"),
         lambda d: f"off: {d.softcap_none}" if d.softcap else "-",
     ),
-    (
-        "sink in lse",
-        lambda d: {True: "yes", False: "no", None: "no lse" if "sinks" in d.arguments else "no sinks"}[
-            d.sinks_in_lse
-        ],
-        None,
-    ),
-    ("row without keys: output", lambda d: d.empty_output, None),
-    ("row without keys: lse", lambda d: d.empty_lse or "none", None),
-    (
+    _row("sink in lse", _sink_in_lse),
+    _row("row without keys: output", lambda d: d.empty_output),
+    _row("row without keys: lse", lambda d: d.empty_lse or "none"),
+    _row(
         "lse base",
         lambda d: d.lse_base or "no lse",
-        lambda d: {"e": "lse of 8 equal scores 0: 2.079", "2": "lse of 8 equal scores 0: 3"}.get(
-            d.lse_base or "", "-"
-        ),
+        lambda d: f"lse of 8 equal scores 0: {'2.079' if d.lse_base == 'e' else '3'}" if d.lse_base else "-",
     ),
-    ("lse layout", lambda d: d.lse_layout or "no lse", None),
-    (
+    _row("lse layout", lambda d: d.lse_layout or "no lse"),
+    _row(
         "key lengths",
         lambda d: d.lengths or "none",
-        lambda d: {"count": "5 keys: 5", "count - 1": "5 keys: 4"}.get(d.lengths or "", "-"),
+        lambda d: f"5 keys: {5 if d.lengths == 'count' else 4}" if d.lengths else "-",
     ),
-    (
+    _row(
         "default scale, head_dim 64",
         lambda d: d.default_scale,
         lambda d: {"1/sqrt(head_dim)": "0.125", "1": "1"}.get(d.default_scale, "-"),
     ),
-    (
-        "rotary pairs",
-        lambda d: d.rope_pairs or "none",
-        lambda d: {"half": "(0, 32), (1, 33), ...", "interleaved": "(0, 1), (2, 3), ..."}.get(
-            d.rope_pairs or "", "-"
-        ),
-    ),
-    ("keys in pages", lambda d: "yes" if d.paged else "no", None),
+    _row("rotary pairs", lambda d: d.rope_pairs or "none", lambda d: _PAIRS.get(d.rope_pairs or "", "-")),
+    _row("keys in pages", lambda d: "yes" if d.paged else "no"),
 )
 
 
@@ -611,10 +594,7 @@ def differences(first: str, second: str) -> list[tuple[str, str, str]]:
     one, two = dialect(first), dialect(second)
     found = []
     for words, fill, example in ROWS:
-        cells = [
-            fill(d) + (f"  [{example(d)}]" if example is not None and example(d) != "-" else "")
-            for d in (one, two)
-        ]
+        cells = [fill(d) + (f"  [{example(d)}]" if example(d) != "-" else "") for d in (one, two)]
         if cells[0] != cells[1]:
             found.append((words, *cells))
     return found
@@ -682,18 +662,5 @@ def explain_difference(first: str, second: str) -> str:
     reports = [f"{d.name}: {', '.join(d.issues[:3])}" for d in (one, two) if d.issues]
     errors = [str(error) for error in errors_of(first, second)]
     notes += ["", "Errors in code published as a reference", *errors] if errors else []
-    return "\n".join(
-        [
-            *heading,
-            *lines,
-            "",
-            "Besides",
-            *notes,
-            *([f"Public reports  {'; '.join(reports)}"] if reports else []),
-        ]
-    )
-
-
-def table() -> list[dict[str, str]]:
-    """All dialects as plain dictionaries, for documents and reports."""
-    return [{f.name: getattr(d, f.name) for f in dataclasses.fields(d)} for d in DIALECTS.values()]
+    notes += [f"Public reports  {'; '.join(reports)}"] if reports else []
+    return "\n".join([*heading, *lines, "", "Besides", *notes])

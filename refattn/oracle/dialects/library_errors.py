@@ -17,39 +17,23 @@ import refattn
 
 @dataclass(frozen=True)
 class LibraryError:
-    """One error, on a call of `heads` heads, `rows` rows and `keys` keys.
+    """One error, on a call of `heads` heads, `rows` rows and `keys` keys."""
 
-    Attributes
-    ----------
-    library, version, where : str
-        `where` is the function, and whether it was measured on the library or only read.
-    says : str
-        What it does wrong, as a sentence.
-    mistake : str
-        Id by which `diagnose` names it.
-    shape : tuple of int
-        Heads, rows and keys of the minimal call; one sequence, random numbers.
-    right, does : mapping
-        Options of `refattn.attention_with_lse`: what the call means, and what the library computes.
-    wrong_rows : tuple of int
-        Rows in which the two differ.
-    lse_only : bool
-        Only the lse is that of `does`; the output is right.
-    dialects : tuple of str
-        Names of `DIALECTS` whose `explain_difference` shows it.
-    """
-
+    # library, version, where: `where` is the function, and whether it was measured on the library or only
+    # read
     library: str
     version: str
     where: str
-    says: str
-    mistake: str
-    shape: tuple[int, int, int]
+    says: str  # what it does wrong, as a sentence
+    mistake: str  # id by which `diagnose` names it
+    shape: tuple[int, int, int]  # heads, rows and keys of the minimal call; one sequence, random numbers
+    # right, does: options of `refattn.attention_with_lse`: what the call means, and what the library
+    # computes
     right: Mapping[str, Any]
     does: Mapping[str, Any]
-    wrong_rows: tuple[int, ...]
-    dialects: tuple[str, ...]
-    lse_only: bool = False
+    wrong_rows: tuple[int, ...]  # rows in which the two differ
+    dialects: tuple[str, ...]  # names of `DIALECTS` whose `explain_difference` shows it
+    lse_only: bool = False  # only the lse is that of `does`; the output is right
 
     def arrays(self, dtype=np.float64) -> tuple[np.ndarray, ...]:
         """Query, key and value of the minimal call."""

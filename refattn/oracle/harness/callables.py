@@ -35,19 +35,11 @@ def _reached(**_):
 
 @dataclass
 class Result:
-    """What one call gave.
+    """What one call gave."""
 
-    Attributes
-    ----------
-    output : ndarray (..., H, T, E)
-    lse : ndarray (..., H, T), or None for a kernel that returns none
-    damage : list of str
-        What happened to inputs and to guard bytes.
-    """
-
-    output: np.ndarray
-    lse: np.ndarray | None
-    damage: list[str] = field(default_factory=list)
+    output: np.ndarray  # (..., H, T, E)
+    lse: np.ndarray | None  # (..., H, T), or None for a kernel that returns none
+    damage: list[str] = field(default_factory=list)  # what happened to inputs and to guard bytes
 
     def same_bits(self, other) -> bool:
         pairs = [(self.output, other.output), (self.lse, other.lse)]
@@ -58,20 +50,13 @@ class Result:
 
 
 class KernelCall:
-    """A kernel, called with our arrays and options.
+    """A kernel, called with our arrays and options; it returns output, or output and lse.
 
-    Parameters
-    ----------
-    kernel : callable
-        Returns output, or output and lse.
-    function : str
-        Whose arguments it takes, as `refattn` calls it.
-    dialect : str
-        "refattn", or a name of `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with
-        that library's keyword arguments (NumPy arrays) and returns in its layout and conventions.
-    supports : set of str, optional
-        Options of `refattn` that the kernel has; default: its attribute `supports`, else the parameters
-        of its signature, else all.
+    It takes the arguments of `function` as `refattn` calls it, unless `dialect` is the name of another
+    library in `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with that
+    library's keyword arguments (NumPy arrays) and returns in its layout and conventions. `supports`
+    names the options of `refattn` that it has; default: its attribute `supports`, else the parameters of
+    its signature, else all.
     """
 
     def __init__(
@@ -136,22 +121,12 @@ class KernelCall:
         return True
 
     def __call__(self, arrays, options, *, layout="contiguous", out_dtype=None) -> Result:
-        """Call the kernel on guarded copies.
+        """Call the kernel on guarded copies, laid out as one of
+        `refattn.oracle.harness.guards.LAYOUTS` says; raises Unsupported where the kernel, or its
+        dialect, does not do this.
 
-        Parameters
-        ----------
-        arrays, options
-            As the function of `refattn` takes them.
-        layout : str
-            Of `refattn.oracle.harness.guards.LAYOUTS`.
-        out_dtype : dtype, optional
-            Pass `out=`, an array of this dtype inside guard bytes. A kernel that cannot do without gets
-            one in the dtype of the query.
-
-        Raises
-        ------
-        Unsupported
-            The kernel, or its dialect, does not do this.
+        `out_dtype` passes `out=`, an array of this dtype inside guard bytes. A kernel that cannot do
+        without gets one in the dtype of the query.
         """
         lacking = self.unsupported(options)
         if lacking:
@@ -189,9 +164,8 @@ class KernelCall:
             if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
                 raise
             reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
-            raise Unsupported(
-                f"{reason}: raised {type(error).__name__}"
-            ) from error  # kernels of (B, H, T, D) need not take others
+            # kernels of (B, H, T, D) need not take others
+            raise Unsupported(f"{reason}: raised {type(error).__name__}") from error
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
@@ -208,9 +182,8 @@ class KernelCall:
         try:
             call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
         except ValueError as error:
-            raise Unsupported(
-                str(error).partition("; got ")[0]
-            ) from error  # one reason, whatever the numbers
+            # one reason, whatever the numbers
+            raise Unsupported(str(error).partition("; got ")[0]) from error
         if (
             "alibi_slopes" in options
             and "alibi_slopes" not in d.arguments

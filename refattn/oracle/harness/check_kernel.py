@@ -19,6 +19,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -371,49 +372,34 @@ class Bench:
         if self.head_dims is not None:
             cases = [inputs for inputs in cases if "head_dim" not in inputs.name]
         for inputs in cases:
-            yield Trial(
-                "reference",
-                inputs.name,
-                lambda inputs=inputs: self.judged(inputs, self.run(inputs.arrays, inputs.options)),
-                inputs,
-            )
+            yield Trial("reference", inputs.name, partial(self.reference, inputs), inputs)
         for inputs in map(self.fitted, of_form.exact(self.dtype, self.seed)):
-            yield Trial(
-                "exact",
-                inputs.name.removeprefix("exact: "),
-                lambda inputs=inputs: self.exact(inputs),
-                inputs,
-            )
+            yield Trial("exact", inputs.name.removeprefix("exact: "), partial(self.exact, inputs), inputs)
         for identity in identities(function):
-            yield Trial("identities", identity.name, lambda identity=identity: self.identity(identity))
+            yield Trial("identities", identity.name, partial(self.identity, identity))
         for name, *pair in of_form.hidden_pairs(self.dtype, self.seed, self.call):
             clean, poisoned = map(self.fitted, pair)
-            yield Trial(
-                "hidden slots",
-                name,
-                lambda clean=clean, poisoned=poisoned: self.hidden(clean, poisoned),
-                poisoned,
-            )
+            yield Trial("hidden slots", name, partial(self.hidden, clean, poisoned), poisoned)
         laid_out = {*self.call.form.structure, *self.call.form.choices}
         wanted = {"causal"} if self.call.dialect.always_causal else set()
         plain = next(inputs for inputs in cases if {*inputs.options} - laid_out == wanted)
-        yield Trial("guards", "inputs and the bytes around them unchanged", lambda: self.untouched(cases))
-        yield Trial("guards", "out= written, and nothing around it", lambda: self.out(plain), plain)
-        for inputs in cases[: 8 if self.level == "quick" else len(cases)]:
-            yield Trial("repeatable", inputs.name, lambda inputs=inputs: self.repeatable(inputs))
+        yield from self.trials_of_buffers(cases, plain, cases[:8] if self.level == "quick" else cases)
+
+    def trials_of_buffers(self, cases, plain, repeated) -> Iterator[Trial]:
+        """What a kernel does to memory, and whether it repeats itself; `plain` is a call without options."""
+        yield Trial("guards", "inputs and the bytes around them unchanged", partial(self.untouched, cases))
+        yield Trial("guards", "out= written, and nothing around it", partial(self.out, plain), plain)
+        for inputs in repeated:
+            yield Trial("repeatable", inputs.name, partial(self.repeatable, inputs))
         for layout in LAYOUTS:
             if layout != "contiguous":
-                yield Trial(
-                    "strides",
-                    layout,
-                    lambda layout=layout: self.judged(
-                        plain, self.run(plain.arrays, plain.options, layout=layout)
-                    ),
-                    plain,
-                )
+                yield Trial("strides", layout, partial(self.reference, plain, layout=layout), plain)
 
     def fitted(self, inputs):
         return fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
+
+    def reference(self, inputs, **how):
+        return self.judged(inputs, self.run(inputs.arrays, inputs.options, **how))
 
     def exact(self, inputs):
         result = self.run(inputs.arrays, inputs.options)
@@ -470,7 +456,7 @@ class Bench:
         if not self.call.takes_out:
             raise Unsupported("no parameter out")
         allocated = self.run(inputs.arrays, inputs.options)
-        return self.judged(inputs, self.run(inputs.arrays, inputs.options, out_dtype=allocated.output.dtype))
+        return self.reference(inputs, out_dtype=allocated.output.dtype)
 
     def repeatable(self, inputs):
         first = self.run(inputs.arrays, inputs.options)

@@ -20,18 +20,10 @@ ALIGNMENT = 64  # bytes: what array libraries hand out, and vector loads may rel
 
 @dataclass(eq=False)
 class Guarded:
-    """An array inside a larger buffer.
-
-    Attributes
-    ----------
-    buffer : ndarray of uint8
-    view : ndarray
-        What the kernel gets.
-    name : str
-    """
+    """An array inside a larger buffer."""
 
     buffer: np.ndarray
-    view: np.ndarray
+    view: np.ndarray  # what the kernel gets
     name: str
 
     def __post_init__(self):
@@ -136,16 +128,8 @@ LAYOUTS = {
 
 
 def guarded(array: np.ndarray, name: str = "array", layout: str = "contiguous") -> Guarded:
-    """A copy of an array inside a guarded buffer.
-
-    Parameters
-    ----------
-    array : ndarray
-        Floating, integer or boolean.
-    name : str
-        For messages.
-    layout : str
-        Key of LAYOUTS: how the copy lies in memory.
+    """A copy of an array of floating-point numbers, integers or booleans inside a guarded buffer; `name`
+    is for messages, `layout` is one of LAYOUTS: how the copy lies in memory.
 
     Examples
     --------
@@ -176,20 +160,9 @@ def guarded_output(shape, dtype, name="out") -> Guarded:
 
 
 def guard_all(arrays, options: Mapping[str, Any], names, layout="contiguous"):
-    """All arrays of a call in guarded buffers.
-
-    Parameters
-    ----------
-    arrays : sequence of ndarray
-    options : mapping
-        Arrays among the values are guarded too; the layout applies to the positional arrays only.
-    names : sequence of str
-        Of `arrays`.
-
-    Returns
-    -------
-    arrays, options : what to call the kernel with
-    guards : list of Guarded
+    """All arrays of a call in guarded buffers: (arrays, options) to call the kernel with, and the
+    guards. Arrays among the options are guarded too; the layout applies to the positional arrays
+    only, which have these names.
     """
     guards = [guarded(array, name, layout) for array, name in zip(arrays, names, strict=True)]
     inner = dict(options)

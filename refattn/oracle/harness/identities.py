@@ -94,26 +94,14 @@ class _Lazy(State):
 
 @dataclass(frozen=True)
 class Identity:
-    """One property.
-
-    Attributes
-    ----------
-    name : str
-    says : str
-        What must be equal.
-    function : str
-        Whose arguments the kernel takes.
-    needs : tuple of str
-        Options the kernel must have, and "lse".
-    pairs : callable
-        `pairs(run, dtype, seed)` yields pairs of State that must be equal.
-    """
+    """One property."""
 
     name: str
-    says: str
-    function: str
-    needs: tuple[str, ...]
+    says: str  # what must be equal
+    # `pairs(run, dtype, seed)` yields pairs of State that must be equal
     pairs: Callable[..., Iterator[tuple[State, State]]]
+    needs: tuple[str, ...] = ()  # options the kernel must have, and "lse"
+    function: str = "attention"  # whose arguments the kernel takes
 
 
 def use_of_allowance(first: State, second: State) -> float:
@@ -322,102 +310,71 @@ def _neutral(form, word):
 
 
 IDENTITIES: tuple[Identity, ...] = (
-    Identity("permuted keys", "keys and values in another order", "attention", (), _permuted_keys),
+    Identity("permuted keys", "keys and values in another order", _permuted_keys),
     Identity(
         "shifted logits",
         "scores of a row moved by one number: same output, lse moved",
-        "attention",
-        ("scale",),
         _shifted_logits,
+        ("scale",),
     ),
-    Identity(
-        "split and merged",
-        "keys in three parts, joined through lse",
-        "attention",
-        ("lse",),
-        _split_and_merged,
-    ),
+    Identity("split and merged", "keys in three parts, joined through lse", _split_and_merged, ("lse",)),
     Identity(
         "prefill and decode",
         "causal rows at once, and each with its keys alone",
-        "attention",
-        ("causal",),
         _prefill_and_decode,
-    ),
-    Identity(
-        "causal prefix",
-        "the first causal rows, and the first rows and keys alone",
-        "attention",
         ("causal",),
-        _prefix,
     ),
     Identity(
-        "group and repeated heads",
-        "grouped heads, and keys and values repeated",
-        "attention",
-        (),
-        _repeated_heads,
+        "causal prefix", "the first causal rows, and the first rows and keys alone", _prefix, ("causal",)
     ),
+    Identity("group and repeated heads", "grouped heads, and keys and values repeated", _repeated_heads),
+    Identity("one head at a time", "all heads at once, and each alone", _one_head_at_a_time),
     Identity(
-        "one head at a time", "all heads at once, and each alone", "attention", (), _one_head_at_a_time
-    ),
-    Identity(
-        "one sequence at a time",
-        "the batch, and each of its sequences alone",
-        "attention",
-        (),
-        _one_sequence_at_a_time,
+        "one sequence at a time", "the batch, and each of its sequences alone", _one_sequence_at_a_time
     ),
     Identity(
         "keys past the length",
         "keys appended behind kv_lengths change nothing",
-        "attention",
-        ("kv_lengths",),
         _keys_past_the_length,
+        ("kv_lengths",),
     ),
     Identity(
-        "causal as a mask",
-        "causal=True, and the same drawn as a mask",
-        "attention",
-        ("causal", "mask"),
-        _causal_as_mask,
+        "causal as a mask", "causal=True, and the same drawn as a mask", _causal_as_mask, ("causal", "mask")
     ),
     Identity(
         "one packed sequence at a time",
         "the packed batch, and each sequence alone",
-        "packed_attention",
-        (),
         _one_packed_sequence_at_a_time,
+        function="packed_attention",
     ),
     Identity(
         "pages elsewhere",
         "the same pages in other places, the table changed alike",
-        "paged_attention",
-        (),
         _pages_elsewhere,
+        function="paged_attention",
     ),
     Identity(
         "one block at a time",
         "all blocks, and each alone",
-        "block_local_attention",
-        ("causal",),
         _one_block_at_a_time,
+        ("causal",),
+        "block_local_attention",
     ),
     Identity(
         "expanded and absorbed",
         "both forms of latent attention",
-        "latent_attention",
-        ("form",),
         _expanded_and_absorbed,
+        ("form",),
+        "latent_attention",
     ),
-    Identity("permuted latents", "latents in another order", "latent_attention", (), _latents_permuted),
+    Identity("permuted latents", "latents in another order", _latents_permuted, function="latent_attention"),
     *(
         Identity(
             f"neutral {names[0]}",
             f"{names[0]} of a value that changes nothing, and none",
-            form.function,
-            tuple(option.name for option in WORDS[names[0]]),
             _neutral(form, names[0]),
+            tuple(option.name for option in WORDS[names[0]]),
+            form.function,
         )
         for form in ATTENTION
         for names in every_option(form)

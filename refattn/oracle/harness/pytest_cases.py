@@ -153,19 +153,11 @@ def reproduction(node, settings) -> str:
 
 @dataclass(repr=False)
 class AttentionCase:
-    """One call a kernel is tested with.
-
-    Attributes
-    ----------
-    inputs : AttentionInputs
-    settings : Settings
-    reproduction : str
-        The command that runs this test again.
-    """
+    """One call a kernel is tested with."""
 
     inputs: AttentionInputs
     settings: Settings
-    reproduction: str = ""
+    reproduction: str = ""  # the command that runs this test again
 
     def of(self, node):
         return replace(self, reproduction=reproduction(node, self.settings))

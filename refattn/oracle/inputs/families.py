@@ -185,21 +185,8 @@ def keywords(word, value_of, dtype) -> dict[str, Any]:
 
 
 def make_options(names, rng, sizes: CallSizes, dtype=np.float32) -> dict[str, Any]:
-    """Options by name, as arrays of the right shapes.
-
-    Parameters
-    ----------
-    names : iterable of str
-        Of `OPTION_NAMES`.
-    rng : numpy.random.Generator
-    sizes : refattn.calls.options.Sizes
-    dtype
-        Of the bias.
-
-    Raises
-    ------
-    ValueError
-        An unknown name.
+    """Options by name, of `OPTION_NAMES`, as arrays of the right shapes; a bias in `dtype`. Raises
+    ValueError for an unknown name.
     """
     options: dict[str, Any] = {}
     for name in names:

@@ -41,18 +41,8 @@ SOFTCAPS = (("wide", 20.0), ("wide", 30.0), ("wide", 50.0), ("large scores", 50.
 
 
 def published_cases(dtype=np.float32, seed=0, *, batch_axes=True) -> Iterator[AttentionInputs]:
-    """Dense calls, causal unless of one row; grouped heads.
-
-    Parameters
-    ----------
-    dtype, seed
-        As `attention_inputs`.
-    batch_axes : bool
-        With calls of two batch axes and of none.
-
-    Yields
-    ------
-    AttentionInputs
+    """Dense calls, causal unless of one row; grouped heads. `batch_axes`: with calls of two batch axes
+    and of none.
     """
 
     def case(words, sizes, family="normal", **options):

@@ -110,8 +110,7 @@ CORNERS = (
     Mistake(
         "rows_past_64_unwritten",
         "rows from 64 on are never written",
-        "",
-        ("past 64 rows",),
+        needs=("past 64 rows",),
         stages={
             "finish": _unwritten(
                 lambda run: np.broadcast_to(
@@ -123,8 +122,7 @@ CORNERS = (
     Mistake(
         "heads_past_16_unwritten",
         "heads from 16 on are never written",
-        "",
-        ("past 16 heads",),
+        needs=("past 16 heads",),
         stages={
             "finish": _unwritten(
                 lambda run: np.broadcast_to(
@@ -136,15 +134,13 @@ CORNERS = (
     Mistake(
         "keys_past_2048_unseen",
         "keys from 2048 on are not seen",
-        "",
-        ("past 2048 keys",),
+        needs=("past 2048 keys",),
         stages={"visible": _keys_up_to(2048)},
     ),
     Mistake(
         "dims_past_128_dropped",
         "dims from 128 on do not take part in the scores",
-        "",
-        ("past 128 dims",),
-        lambda p: replace(p, query=p.query[..., :128], key=p.key[..., :128]),
+        needs=("past 128 dims",),
+        prepare=lambda p: replace(p, query=p.query[..., :128], key=p.key[..., :128]),
     ),
 )

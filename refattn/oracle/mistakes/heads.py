@@ -36,8 +36,9 @@ def _repeated_along_keys(problem):
     return replace(problem, key=spread(problem.key), value=spread(problem.value))
 
 
-def _scale(value):
-    return lambda p: replace(p, scale=float(value(p)))
+def _scale(id, says, value, remedy="", needs=(), **more):
+    """The scale is value(problem)."""
+    return Mistake(id, says, remedy, needs, lambda p: replace(p, scale=float(value(p))), **more)
 
 
 def _swap_heads_and_rows(array):
@@ -107,142 +108,122 @@ HEADS = (
     Mistake(
         "heads_divided_by_kv_heads",
         "query head h reads key head h // num_kv_heads instead of h // group_size",
-        "",
-        ("true groups",),
-        _read_heads(lambda h, H, K: min(h // K, K - 1)),
+        needs=("true groups",),
+        prepare=_read_heads(lambda h, H, K: min(h // K, K - 1)),
         issues=("JT-Ushio/MHA2MLA section 2.1",),
     ),
     Mistake(
         "heads_shifted_group",
         "the group size is rounded down to a power of two",
-        "",
-        ("true groups",),
-        _read_heads(_shifted_group),
+        needs=("true groups",),
+        prepare=_read_heads(_shifted_group),
         issues=("HazyResearch/HipKittens #22", "paiml/aprender #559"),
     ),
     Mistake(
         "heads_all_first",
         "every query head reads key head 0",
-        "",
-        ("several kv heads",),
-        _read_heads(lambda h, H, K: 0),
+        needs=("several kv heads",),
+        prepare=_read_heads(lambda h, H, K: 0),
     ),
     Mistake(
         "heads_next_group",
         "every query head reads the next key head",
-        "",
-        ("several kv heads",),
-        _read_heads(lambda h, H, K: h // (H // K) + 1),
+        needs=("several kv heads",),
+        prepare=_read_heads(lambda h, H, K: h // (H // K) + 1),
     ),
     Mistake(
         "heads_reversed",
         "key heads are read in reverse order",
-        "",
-        ("several kv heads",),
-        _read_heads(lambda h, H, K: K - 1 - h // (H // K)),
+        needs=("several kv heads",),
+        prepare=_read_heads(lambda h, H, K: K - 1 - h // (H // K)),
     ),
     Mistake(
         "heads_repeated_along_keys",
         "keys and values are repeated along the sequence axis, not the head axis",
-        "",
-        ("grouped", "keys"),
-        _repeated_along_keys,
+        needs=("grouped", "keys"),
+        prepare=_repeated_along_keys,
         issues=("PrimeIntellect-ai/prime-rl #2681",),
     ),
     Mistake(
         "value_head_first",
         "every query head reads the values of head 0",
-        "",
-        ("several kv heads",),
-        lambda p: replace(p, value=np.broadcast_to(p.value[..., :1, :, :], p.value.shape)),
+        needs=("several kv heads",),
+        prepare=lambda p: replace(p, value=np.broadcast_to(p.value[..., :1, :, :], p.value.shape)),
     ),
-    Mistake(
+    _scale(
         "scale_omitted",
         "the scores are not scaled",
+        lambda p: 1.0,
         "scale=1.0",
-        (),
-        _scale(lambda p: 1.0),
         issues=("karpathy/ng-video-lecture #6",),
     ),
-    Mistake(
+    _scale(
         "scale_ignored",
         "the given scale is ignored and 1/sqrt(head_dim) is used",
+        lambda p: p.head_dim**-0.5,
         "scale=None",
         ("own scale",),
-        _scale(lambda p: p.head_dim**-0.5),
         issues=("vllm-project/vllm-metal #550",),
     ),
-    Mistake(
+    _scale(
         "scale_one_over_head_dim",
         "scores are divided by head_dim instead of its root",
+        lambda p: 1 / p.head_dim,
         "scale=1 / head_dim",
-        (),
-        _scale(lambda p: 1 / p.head_dim),
     ),
-    Mistake(
+    _scale(
         "scale_of_model_dim",
         "the scale is 1/sqrt(num_heads * head_dim)",
+        lambda p: (p.num_heads * p.head_dim) ** -0.5,
         "scale=(num_heads * head_dim) ** -0.5",
         ("several heads",),
-        _scale(lambda p: (p.num_heads * p.head_dim) ** -0.5),
         issues=("karpathy/ng-video-lecture #6", "lucidrains/vit-pytorch #65"),
     ),
-    Mistake(
+    _scale(
         "scale_of_num_heads",
         "the scale is 1/sqrt(num_heads)",
+        lambda p: p.num_heads**-0.5,
         "scale=num_heads ** -0.5",
         ("several heads",),
-        _scale(lambda p: p.num_heads**-0.5),
         issues=("tenstorrent/tt-metal #56789",),
     ),
-    Mistake(
+    _scale(
         "scale_of_value_dim",
         "the scale is 1/sqrt(v_head_dim)",
+        lambda p: p.v_head_dim**-0.5,
         "scale=v_head_dim ** -0.5",
         ("other head size",),
-        _scale(lambda p: p.v_head_dim**-0.5),
     ),
-    Mistake(
+    _scale(
         "scale_of_padded_dim",
         "the scale is 1/sqrt(head_dim padded to a power of two)",
-        "",
-        (),
-        _scale(
-            lambda p: (
-                (1 << (p.head_dim - 1).bit_length()) ** -0.5
-                if p.head_dim & (p.head_dim - 1)
-                else (p.head_dim + 1) ** -0.5
-            )
+        lambda p: (
+            (1 << (p.head_dim - 1).bit_length()) ** -0.5
+            if p.head_dim & (p.head_dim - 1)
+            else (p.head_dim + 1) ** -0.5
         ),
     ),
-    Mistake(
+    _scale(
         "scale_divides",
         "scale divides the scores instead of multiplying them",
+        lambda p: 1 / p.scale if p.scale else 1.0,
         "scale=1 / scale",
-        (),
-        _scale(lambda p: 1 / p.scale if p.scale else 1.0),
         issues=("esceptico/perceiver-io #9",),
     ),
-    Mistake(
-        "scale_twice",
-        "the scale is applied twice",
-        "scale=scale ** 2",
-        ("own scale",),
-        _scale(lambda p: p.scale**2),
+    _scale(
+        "scale_twice", "the scale is applied twice", lambda p: p.scale**2, "scale=scale ** 2", ("own scale",)
     ),
-    Mistake(
+    _scale(
         "scale_root",
         "only the root of the scale is applied (one operand of two)",
+        lambda p: math.sqrt(abs(p.scale)),
         "scale=sqrt(scale)",
-        (),
-        _scale(lambda p: math.sqrt(abs(p.scale))),
     ),
-    Mistake(
+    _scale(
         "scale_zero",
         "the scale is 0: every visible key has the same weight",
+        lambda p: 0.0,
         "scale=0.0",
-        (),
-        _scale(lambda p: 0.0),
         issues=("SKaiNET-developers/SKaiNET #880",),
     ),
     Mistake(
@@ -252,26 +233,22 @@ HEADS = (
         (),
         stages={"hide": lambda run, s, keep: hide(run, s * run.arithmetic.compute(math.log(2)), keep)},
     ),
-    Mistake(
+    _scale(
         "exponent_log2e_twice",
         "log2(e) is applied twice",
+        lambda p: p.scale / math.log(2),
         "scale=scale / ln 2",
-        (),
-        _scale(lambda p: p.scale / math.log(2)),
     ),
     Mistake(
         "softcap_before_scale",
         "the softcap is applied before the scale",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={"score": _cap_before_scale, "cap": lambda run, s: s},
     ),
     Mistake(
         "tail_dims_dropped",
         "the last dims of head_dim do not take part in the scores",
-        "",
-        (),
-        _without_tail_dims,
+        prepare=_without_tail_dims,
     ),
     Mistake(
         "output_heads_and_rows_swapped",
@@ -311,8 +288,7 @@ HEADS = (
     Mistake(
         "output_heads_and_dims_swapped",
         "heads and dims of the output are transposed",
-        "",
-        ("several heads",),
+        needs=("several heads",),
         relayout=lambda o, m: (_swap_heads_and_dims(o), m),
         reread=lambda o, m: (_undo_heads_and_dims(o), m),
         issues=("onnx/onnx #7118",),
@@ -342,27 +318,38 @@ HEADS = (
     Mistake(
         "key_and_value_swapped",
         "key and value are swapped",
-        "",
-        ("same head sizes",),
-        lambda p: replace(p, key=p.value, value=p.key),
+        needs=("same head sizes",),
+        prepare=lambda p: replace(p, key=p.value, value=p.key),
     ),
     Mistake(
         "key_used_as_value",
         "the keys are used as values",
-        "",
-        ("same head sizes",),
-        lambda p: replace(p, value=p.key),
+        needs=("same head sizes",),
+        prepare=lambda p: replace(p, value=p.key),
     ),
-    Mistake("value_one_row_late", "values are read one row late", "", ("keys",), _roll("value", 1, -2)),
-    Mistake("value_one_row_early", "values are read one row early", "", ("keys",), _roll("value", -1, -2)),
-    Mistake("key_one_row_early", "keys are read one row early", "", ("keys",), _roll("key", -1, -2)),
-    Mistake("query_one_row_early", "queries are read one row early", "", ("rows",), _roll("query", -1, -2)),
+    Mistake(
+        "value_one_row_late", "values are read one row late", needs=("keys",), prepare=_roll("value", 1, -2)
+    ),
+    Mistake(
+        "value_one_row_early",
+        "values are read one row early",
+        needs=("keys",),
+        prepare=_roll("value", -1, -2),
+    ),
+    Mistake(
+        "key_one_row_early", "keys are read one row early", needs=("keys",), prepare=_roll("key", -1, -2)
+    ),
+    Mistake(
+        "query_one_row_early",
+        "queries are read one row early",
+        needs=("rows",),
+        prepare=_roll("query", -1, -2),
+    ),
     Mistake(
         "first_sequence_for_all",
         "every sequence reads the keys of the first",
-        "",
-        ("several sequences",),
-        lambda p: replace(
+        needs=("several sequences",),
+        prepare=lambda p: replace(
             p, key=np.broadcast_to(p.key[:1], p.key.shape), value=np.broadcast_to(p.value[:1], p.value.shape)
         ),
     ),

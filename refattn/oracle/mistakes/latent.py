@@ -69,137 +69,111 @@ def _reshaped(array):
     return array.reshape(n, h, c).swapaxes(0, 1)
 
 
+def _latent_mistake(*row, **more):
+    return Mistake(*row, form="latent", **more)
+
+
 LATENT = (
-    Mistake(
+    _latent_mistake(
         "mla_scale_of_latent_width",
         "the scale is 1/sqrt(kv_lora_rank + qk_rope_head_dim)",
         "scale=(kv_lora_rank + qk_rope_head_dim) ** -0.5",
-        form="latent",
         change_call=_latent_scale(lambda p: (_widths(p)[2] + _widths(p)[1]) ** -0.5),
         issues=("deepseek-ai/FlashMLA default", "vllm-project/vllm #41569"),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_scale_of_latent_rank",
         "the scale is 1/sqrt(kv_lora_rank)",
         "scale=kv_lora_rank ** -0.5",
-        form="latent",
         change_call=_latent_scale(lambda p: _widths(p)[2] ** -0.5),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_scale_of_nope",
         "the scale is 1/sqrt(qk_nope_head_dim): the rotary part is forgotten",
         "scale=qk_nope_head_dim ** -0.5",
-        form="latent",
         change_call=_latent_scale(lambda p: _widths(p)[0] ** -0.5),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_scale_without_mscale",
         "the given scale (with mscale squared) is ignored",
         "scale=None",
-        ("own mla scale",),
-        form="latent",
+        needs=("own mla scale",),
         change_call=_latent_scale(lambda p: (_widths(p)[0] + _widths(p)[1]) ** -0.5),
         issues=("huggingface/transformers #47435", "onnxruntime/mobius #548"),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_scale_with_mscale_once",
         "mscale is applied once instead of squared",
         "scale=mscale / sqrt(nope + rope)",
-        ("own mla scale",),
-        form="latent",
+        needs=("own mla scale",),
         change_call=_latent_scale(lambda p: (abs(p.scale) * (_widths(p)[0] + _widths(p)[1]) ** -0.5) ** 0.5),
         issues=("NVIDIA/Megatron-LM #1429",),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_rope_dropped",
         "the rotary part is missing from the scores",
-        "",
-        form="latent",
         change_call=_latent(q_rope=lambda p: np.zeros_like(p.q_rope)),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_nope_dropped",
         "the part without rotation is missing from the scores",
-        "",
-        form="latent",
         change_call=_latent(q_nope=lambda p: np.zeros_like(p.q_nope)),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_rope_halves_swapped",
         "the halves of the rotary query are swapped",
-        "",
-        form="latent",
         change_call=_latent(q_rope=lambda p: _halves_swapped(p.q_rope)),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_rope_layouts_mixed",
         "the rotary query is in half order, the rotary key interleaved",
-        "",
-        form="latent",
         change_call=_latent(q_rope=lambda p: _reordered(p.q_rope)),
         issues=("modular/modular #5647", "hw-native-sys/pypto-lib #244"),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_rope_first_in_key",
         "the key is [rope, nope], the query [nope, rope]",
-        "",
-        form="latent",
         change_form=_rope_first_in_key,
         issues=("DeepSeek-V3.2 indexer order",),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_mscale_on_rope_twice",
         "mscale squared is in the scale and once more on the rotary part",
         "divide the rotary query by mscale squared",
-        ("own mla scale",),
-        form="latent",
+        needs=("own mla scale",),
         change_call=_latent(q_rope=lambda p: p.q_rope.astype(np.float64) * _mscale_squared(p)),
         issues=("kekzl/imp #880",),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_latent_and_rope_swapped",
         "rows of the cache are [rope, latent] where [latent, rope] is read",
-        "",
-        form="latent",
-        change_call=(
-            lambda p: _cached_row(p, lambda row, rank: np.roll(row, row.shape[-1] - rank, axis=-1))
-        ),
+        change_call=lambda p: _cached_row(p, lambda row, rank: np.roll(row, row.shape[-1] - rank, axis=-1)),
         issues=("FlashInfer 576 = ckv | kpe",),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_values_of_last_dims",
         "the values are the last kv_lora_rank dims of the cache row, not the first",
-        "",
-        form="latent",
         change_form=_values_of_last_dims,
     ),
-    Mistake(
+    _latent_mistake(
         "mla_key_weights_of_first_head",
         "every head uses w_uk of head 0",
-        "",
-        form="latent",
         change_call=_latent(w_uk=_key_weights_of_first_head),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_value_weights_of_first_head",
         "every head uses w_uv of head 0",
-        "",
-        form="latent",
         change_call=_latent(w_uv=lambda p: np.broadcast_to(p.w_uv[:1], p.w_uv.shape)),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_value_weights_sliced_wrong",
         "w_uv is read as (v_head_dim, heads, rank)",
-        "",
-        form="latent",
         change_call=_latent(w_uv=lambda p: _reshaped(p.w_uv)),
         issues=("larql/larql #96", "deepseek-ai/DeepSeek-V3 #848"),
     ),
-    Mistake(
+    _latent_mistake(
         "mla_key_weights_sliced_wrong",
         "w_uk is read as (nope, heads, rank)",
-        "",
-        form="latent",
         change_call=_latent(w_uk=lambda p: _reshaped(p.w_uk)),
         issues=("ROCm/rocm-libraries #9442",),
     ),

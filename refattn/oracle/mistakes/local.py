@@ -81,8 +81,8 @@ def _of_first_block(name):
     return prepare
 
 
-def _block_local(*row):
-    return Mistake(*row[:4], prepare=row[4], form="local")
+def _block_local(id, says, needs, prepare, remedy=""):
+    return Mistake(id, says, remedy, needs, prepare, form="local")
 
 
 BLOCKS = ("several blocks",)
@@ -91,129 +91,117 @@ LOCAL = (
     _block_local(
         "blocks_ignored",
         "blocks are ignored: a row sees the keys of all of them",
-        "attention without block_size",
         BLOCKS,
         _sees(lambda i, j, b, n: i == i + 0 * j),
+        "attention without block_size",
     ),
     _block_local(
         "blocks_start_one_late",
         "every block starts one row late",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i + b - 1) // b == (j + b - 1) // b),
     ),
     _block_local(
         "blocks_start_one_early",
         "every block but the first starts one row early",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i + 1) // b == (j + 1) // b),
     ),
     _block_local(
         "block_sees_previous",
         "a row also sees the block before its own",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b + 1)),
     ),
     _block_local(
         "block_sees_next",
         "a row also sees the block after its own",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i // b == j // b) | (i // b == j // b - 1)),
     ),
     _block_local(
         "block_leaks_one",
         "a row also sees the first key of the next block",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i // b == j // b) | (j == (i // b + 1) * b)),
     ),
     _block_local(
         "block_last_key_dropped",
         "the last key of every block is dropped",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: (i // b == j // b) & (j % b != b - 1) & (j != n - 1)),
     ),
     _block_local(
         "block_is_window",
         "a sliding window of block_size keys on either side in place of blocks",
-        "attention with window=(block_size - 1, block_size - 1)",
         BLOCKS,
         _sees(lambda i, j, b, n: np.abs(i - j) < b),
+        "attention with window=(block_size - 1, block_size - 1)",
     ),
     _block_local(
         "block_is_stride",
         "rows are grouped by i % num_blocks (every n-th row) and not by i // block_size",
-        "",
         BLOCKS,
         _sees(lambda i, j, b, n: i % -(-n // b) == j % -(-n // b)),
     ),
     _block_local(
         "block_size_is_count",
         "block_size is taken as the number of blocks",
-        "block_size=ceil(length / block_size)",
         BLOCKS,
         _block_size(lambda b, n: -(-n // b)),
+        "block_size=ceil(length / block_size)",
     ),
     _block_local(
         "block_size_one_more",
         "blocks are one row too long",
-        "block_size + 1",
         BLOCKS,
         _block_size(lambda b, n: b + 1),
+        "block_size + 1",
     ),
     _block_local(
         "block_size_one_less",
         "blocks are one row too short",
-        "block_size - 1",
         BLOCKS,
         _block_size(lambda b, n: b - 1),
+        "block_size - 1",
     ),
     _block_local(
         "last_block_joined",
         "the short last block is part of the one before (length // block_size blocks)",
-        "",
         SHORT,
         _sees(_joined_last),
     ),
     _block_local(
         "last_block_shifted",
         "the last block is a whole one that overlaps the one before",
-        "",
         SHORT,
         _sees(_last_shifted),
     ),
     _block_local(
-        "last_block_dropped", "rows of the short last block see no key", "", SHORT, _sees(_last_dropped)
+        "last_block_dropped", "rows of the short last block see no key", SHORT, _sees(_last_dropped)
     ),
     _block_local(
         "last_block_padded",
         "the short last block is filled up with zero keys that take part in the softmax",
-        "hide keys past the length",
         SHORT,
         _last_padded,
+        "hide keys past the length",
     ),
     _block_local(
         "block_lengths_inside",
         "kv_lengths is taken as the length of every block",
-        "",
         ("several blocks", "lengths"),
         _lengths_in_blocks,
     ),
     _block_local(
         "block_bias_of_first",
         "every block uses the bias of the first",
-        "",
         ("several blocks", "bias"),
         _of_first_block("bias"),
     ),
     _block_local(
         "block_mask_of_first",
         "every block uses the mask of the first",
-        "",
         ("several blocks", "mask"),
         _of_first_block("mask"),
     ),

@@ -23,21 +23,13 @@ FUNCTIONS = tuple(form.with_lse for form in FORMS)
 
 
 def staged_kernel(*mistakes: Mistake, tile: int = 32) -> Callable:
-    """A fused kernel in NumPy that makes these mistakes; none of them: a correct one.
+    """A fused kernel in NumPy that makes these mistakes, in tiles of so many keys; none of them: a
+    correct one.
 
-    Parameters
-    ----------
-    *mistakes : Mistake
-    tile : int
-        Keys a tile.
-
-    Returns
-    -------
-    callable
-        Takes the arrays and options of `attention_with_lse`, of its packed, paged or latent form, of
-        `block_local_attention_with_lse`, or of `attention_with_lse` plus `rope=Rope(...)`; returns output
-        and lse. Computes in float32 for 16- and 32-bit inputs (weights rounded to the 16-bit dtype) and
-        in float64 otherwise.
+    It takes the arrays and options of `attention_with_lse`, of its packed, paged or latent form, of
+    `block_local_attention_with_lse`, or of `attention_with_lse` plus `rope=Rope(...)`, and returns
+    output and lse. It computes in float32 for 16- and 32-bit inputs (weights rounded to the 16-bit
+    dtype) and in float64 otherwise.
 
     Examples
     --------
@@ -71,31 +63,18 @@ def _relaid(checked, mistake, output, lse):
 
 @dataclass(frozen=True)
 class Mutant:
-    """One broken kernel.
-
-    Attributes
-    ----------
-    id, description : str
-    function : str
-        Name of the public function whose signature `kernel` has; "rotary_attention_with_lse" is
-        `attention_with_lse` on query and key that still have to be rotated (`rope=`).
-    kernel : callable
-        The broken function; calling the mutant calls it.
-    needs : tuple of str
-        What the inputs must have for it to show (`refattn.oracle.mistakes.NEEDS`).
-    families : tuple of str
-        Input families of `refattn.oracle.inputs.families` that it takes; empty: ordinary data show it.
-    issues : tuple of str
-        Where it happened in public.
-    """
+    """One broken kernel."""
 
     id: str
     description: str
+    # name of the public function whose signature `kernel` has; "rotary_attention_with_lse" is
+    # `attention_with_lse` on query and key that still have to be rotated (`rope=`)
     function: str
-    kernel: Callable
-    needs: tuple[str, ...] = ()
+    kernel: Callable  # the broken function; calling the mutant calls it
+    needs: tuple[str, ...] = ()  # what the inputs must have for it to show (`refattn.oracle.mistakes.NEEDS`)
+    # input families of `refattn.oracle.inputs.families` that it takes; empty: ordinary data show it
     families: tuple[str, ...] = ()
-    issues: tuple[str, ...] = ()
+    issues: tuple[str, ...] = ()  # where it happened in public
     random: bool = False
 
     def __call__(self, *arrays, **options):
@@ -125,21 +104,9 @@ CORNER_MUTANTS: tuple[Mutant, ...] = tuple(map(_from_mistake, CORNERS))
 
 
 def mutants(function: str | None = None, corners: bool = False) -> tuple[Mutant, ...]:
-    """All mutants, or those of one function.
-
-    Parameters
-    ----------
-    function : str, optional
-        "attention_with_lse", "packed_attention_with_lse", "paged_attention_with_lse",
-        "latent_attention_with_lse", "rotary_attention_with_lse", "block_local_attention_with_lse" or
-        "merge_states".
-    corners : bool
-        With those that only the calls of `refattn.oracle.inputs.corners` show, some only at level "full".
-
-    Raises
-    ------
-    ValueError
-        No mutant breaks a function of that name.
+    """All mutants, or those of one of `FUNCTIONS`; with `corners` also those that only the calls of
+    `refattn.oracle.inputs.corners` show, some only at level "full". Raises ValueError where no mutant
+    breaks a function of that name.
 
     Examples
     --------

@@ -78,56 +78,37 @@ def _shifted_segment(packed, n):
     return q0, q1, k0 - 1, k1 - 1
 
 
+def _packed_mistake(id, says, change_form, remedy="", **more):
+    return Mistake(id, says, remedy, form="packed", change_form=change_form, **more)
+
+
 PACKED = (
-    Mistake(
+    _packed_mistake(
         "packed_boundaries_ignored",
         "cu_kv is ignored: every row sees the keys of all sequences",
-        "",
-        form="packed",
-        change_form=_packed(_one_segment),
+        _packed(_one_segment),
         issues=("NVIDIA-NeMo/RL #2105", "huggingface/transformers #46634"),
     ),
-    Mistake(
+    _packed_mistake(
         "packed_leak_before",
         "a row sees the keys of earlier sequences",
-        "",
-        form="packed",
-        change_form=_packed(_leak_before),
+        _packed(_leak_before),
         issues=("axolotl-ai-cloud/axolotl #1375",),
     ),
-    Mistake(
-        "packed_leak_one",
-        "a row sees the first key of the next sequence",
-        "",
-        form="packed",
-        change_form=_packed(_leak_one),
+    _packed_mistake("packed_leak_one", "a row sees the first key of the next sequence", _packed(_leak_one)),
+    _packed_mistake(
+        "packed_last_key_dropped", "the last key of every sequence is dropped", _packed(_last_of_segment)
     ),
-    Mistake(
-        "packed_last_key_dropped",
-        "the last key of every sequence is dropped",
-        "",
-        form="packed",
-        change_form=_packed(_last_of_segment),
-    ),
-    Mistake(
+    _packed_mistake(
         "packed_query_boundaries",
         "keys are cut at cu_q instead of cu_kv",
+        _packed(_query_boundaries),
         "cu_kv=cu_q",
-        form="packed",
-        change_form=_packed(_query_boundaries),
     ),
-    Mistake(
-        "packed_next_sequence",
-        "every sequence reads the keys of the next",
-        "",
-        form="packed",
-        change_form=_packed(_next_segment),
+    _packed_mistake(
+        "packed_next_sequence", "every sequence reads the keys of the next", _packed(_next_segment)
     ),
-    Mistake(
-        "packed_one_early",
-        "the keys of every sequence start one too early",
-        "",
-        form="packed",
-        change_form=_packed(_shifted_segment),
+    _packed_mistake(
+        "packed_one_early", "the keys of every sequence start one too early", _packed(_shifted_segment)
     ),
 )

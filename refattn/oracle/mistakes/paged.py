@@ -74,76 +74,58 @@ def _backwards(paged, b):
     return row
 
 
+def _paged_mistake(id, says, change_form, remedy="", **more):
+    return Mistake(id, says, remedy, form="paged", change_form=change_form, **more)
+
+
 PAGED = (
-    Mistake(
+    _paged_mistake(
         "page_off_by_one",
         "pages are read one place too far in block_table",
-        "",
-        form="paged",
-        change_form=_table(lambda p, b: np.roll(p.block_table[b], -1)),
+        _table(lambda p, b: np.roll(p.block_table[b], -1)),
     ),
-    Mistake(
+    _paged_mistake(
         "page_number_off_by_one",
         "the page after the one in block_table is read",
-        "",
-        form="paged",
-        change_form=_table(lambda p, b: (p.block_table[b] + 1) % len(p.key_pages)),
+        _table(lambda p, b: (p.block_table[b] + 1) % len(p.key_pages)),
     ),
-    Mistake(
+    _paged_mistake(
         "page_table_of_first",
         "every sequence uses the block_table row of the first",
-        "",
-        form="paged",
-        change_form=_table(lambda p, b: p.block_table[0]),
+        _table(lambda p, b: p.block_table[0]),
     ),
-    Mistake(
+    _paged_mistake(
         "page_table_ignored",
         "pages are read in order, block_table is ignored",
-        "",
-        form="paged",
-        change_form=_table(lambda p, b: np.arange(p.block_table.shape[1])),
+        _table(lambda p, b: np.arange(p.block_table.shape[1])),
     ),
-    Mistake(
+    _paged_mistake(
         "page_table_backwards",
         "the pages of a sequence are read in reverse order",
-        "",
-        form="paged",
-        change_form=_table(lambda p, b: _backwards(p, b)),
+        _table(lambda p, b: _backwards(p, b)),
     ),
-    Mistake(
-        "page_slot_off_by_one",
-        "slots within a page are read one too late",
-        "",
-        form="paged",
-        change_form=_paged(_slots_rolled),
+    _paged_mistake(
+        "page_slot_off_by_one", "slots within a page are read one too late", _paged(_slots_rolled)
     ),
-    Mistake(
+    _paged_mistake(
         "page_heads_and_slots_swapped",
         "pages are read as (page_size, num_kv_heads, dim)",
+        _paged(_heads_and_slots_swapped),
         "key_pages.swapaxes(1, 2)",
-        form="paged",
-        change_form=_paged(_heads_and_slots_swapped),
         issues=("FlashInfer NHD / HND",),
     ),
-    Mistake(
+    _paged_mistake(
         "page_table_for_keys_only",
         "values are read in page order, only keys go through block_table",
-        "",
-        form="paged",
-        change_form=_paged(_value_pages_of_key),
+        _paged(_value_pages_of_key),
     ),
-    Mistake(
+    _paged_mistake(
         "page_tail_seen",
         "the unused slots of the last page take part",
+        _whole_pages,
         "respect kv_lengths inside the last page",
-        form="paged",
-        change_form=_whole_pages,
     ),
-    Mistake(
-        "page_partial_dropped",
-        "keys in a partly filled last page are dropped",
-        "",
-        form="paged",
-        change_form=_partial_page_lost,
+    _paged_mistake(
+        "page_partial_dropped", "keys in a partly filled last page are dropped", _partial_page_lost
     ),
 )

@@ -17,69 +17,38 @@ from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Stages
 
 @dataclass(frozen=True)
 class Mistake:
-    """One way an attention kernel goes wrong, or one foreign convention.
+    """One way an attention kernel goes wrong, or one foreign convention."""
 
-    Attributes
-    ----------
-    id : str
-        Short name, used by tests and reports.
-    says : str
-        What the kernel did, as the start of a sentence.
-    remedy : str
-        What makes our result agree with it, or what to change; may be empty.
-    needs : tuple of str
-        What a problem must have for the mistake to show: keys of `NEEDS`.
-    prepare : Problem -> Problem
-        Change of the inputs or options.
-    prepare_tile : (Problem, tile) -> Problem
-        The same for mistakes that depend on the tile size.
-    stages : mapping of stage name to function
-        Stages of `refattn.oracle.simulated.staged` it replaces.
-    deliver : (Problem, output, lse) -> (output, lse)
-        Change of the results, element by element.
-    relayout, reread : (output, lse) -> (output, lse)
-        A layout mistake of the whole result, and how to undo it. Shapes (N, H, T, E) and (N, H, T).
-    form : str
-        "any", or the name of the form it belongs to.
-    change_call : callable
-        Change of the arrays and options of that form: checked call -> checked call.
-    change_form : callable
-        Replaces the step that cuts a call of that form into dense problems (`cut` of
-        `refattn.calls.form.Checked.parts`).
-    tiled : bool
-        The result depends on the tile size.
-    rounding : bool
-        The mistake is one of precision: it is predicted in the kernel's own arithmetic.
-    random : bool
-        Two runs differ; nothing can be predicted.
-    fitted_kv_heads : int
-        Key heads that its numbers were fitted on, one a head; with another number of them nothing can be
-        predicted. 0: any.
-    families : tuple of str
-        Input families that bring it out when ordinary data do not.
-    issues : tuple of str
-        Public reports of it, "repository #number".
-    """
-
-    id: str
-    says: str
-    remedy: str = ""
-    needs: tuple[str, ...] = ()
+    id: str  # short name, used by tests and reports
+    says: str  # what the kernel did, as the start of a sentence
+    remedy: str = ""  # what makes our result agree with it, or what to change; may be empty
+    needs: tuple[str, ...] = ()  # what a problem must have for the mistake to show: keys of `NEEDS`
+    # Problem -> Problem: change of the inputs or options
     prepare: Callable[[Problem], Problem] | None = None
+    # (Problem, tile) -> Problem: the same for mistakes that depend on the tile size
     prepare_tile: Callable[[Problem, int], Problem] | None = None
+    # stages of `refattn.oracle.simulated.staged` it replaces
     stages: Mapping[str, Callable] = field(default_factory=dict)
+    # (Problem, output, lse) -> (output, lse): change of the results, element by element
     deliver: Callable | None = None
+    # (output, lse) -> (output, lse): a layout mistake of the whole result, and how to undo it. Shapes (N, H,
+    # T, E) and (N, H, T).
     relayout: Callable | None = None
     reread: Callable | None = None
-    form: str = "any"
+    form: str = "any"  # "any", or the name of the form it belongs to
+    # change of the arrays and options of that form: checked call -> checked call
     change_call: Callable | None = None
+    # replaces the step that cuts a call of that form into dense problems (`cut` of
+    # `refattn.calls.form.Checked.parts`)
     change_form: Callable | None = None
-    tiled: bool = False
-    rounding: bool = False
-    random: bool = False
+    tiled: bool = False  # the result depends on the tile size
+    rounding: bool = False  # the mistake is one of precision: it is predicted in the kernel's own arithmetic
+    random: bool = False  # two runs differ; nothing can be predicted
+    # key heads that its numbers were fitted on, one a head; with another number of them nothing can be
+    # predicted. 0: any.
     fitted_kv_heads: int = 0
-    families: tuple[str, ...] = ()
-    issues: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()  # input families that bring it out when ordinary data do not
+    issues: tuple[str, ...] = ()  # public reports of it, "repository #number"
 
     @property
     def of_form(self) -> bool:
@@ -198,6 +167,3 @@ def arithmetic_of(dtype, *mistakes: Mistake, tile: int = 64, own: bool = False) 
     if own or any(mistake.rounding for mistake in mistakes):
         return Arithmetic.for_dtype(dtype, tile)
     return Arithmetic(tile=tile)
-
-
-__all__ = ["NEEDS", "Mistake", "arithmetic_of", "stages_of"]

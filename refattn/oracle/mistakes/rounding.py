@@ -17,13 +17,9 @@ from refattn.oracle.simulated.staged import (
 )
 
 
-def _rounded(stage, target, truncate=False):
+def _rounded(stage, target):
     """A stage whose array result is rounded to a narrower format."""
-
-    def broken(run, *arguments):
-        return _narrow(stage(run, *arguments), target, truncate)
-
-    return broken
+    return lambda run, *arguments: _narrow(stage(run, *arguments), target)
 
 
 def _narrow(array, target, truncate=False):
@@ -49,21 +45,17 @@ def _narrow_product(target):
     return broken
 
 
-def _rounded_output(target, truncate):
+def _rounded_output(target):
     def broken(run, top, total, weighted):
         output, lse = finish(run, top, total, weighted)
-        return _narrow(output, target, truncate), lse
+        return _narrow(output, target), lse
 
     return broken
 
 
-def _output_dtype(run):
-    return np.dtype(run.arithmetic.output).name
-
-
 def _truncated_output(run, top, total, weighted):
     """Toward zero instead of to nearest, in the output's own format."""
-    name = _output_dtype(run)
+    name = np.dtype(run.arithmetic.output).name
     narrow = "bfloat16" if name in ("float32", "float64") else name
     output, lse = finish(run, top, total, weighted)
     return _narrow(output, narrow, True), lse
@@ -113,172 +105,139 @@ def _weights_summed_after_rounding(run, total, factor, w):
     return denominator(run, total, factor, _narrow(w, "float8_e4m3fn"))
 
 
+def _imprecise(id, says, remedy="", *, needs=(), tiled=False, families=(), issues=(), **stages):
+    """Stages that round, or err by a little."""
+    return Mistake(
+        id, says, remedy, needs, stages=stages, rounding=True, tiled=tiled, families=families, issues=issues
+    )
+
+
 ROUNDING = (
-    Mistake(
+    _imprecise(
         "scores_bfloat16",
         "the scores are stored in bfloat16",
         "claim score dtype bfloat16 in the spec",
-        stages={"score": _rounded(score, "bfloat16")},
-        rounding=True,
+        score=_rounded(score, "bfloat16"),
     ),
-    Mistake(
+    _imprecise(
         "scores_float16",
         "the scores are stored in float16",
         "claim score dtype float16 in the spec",
-        stages={"score": _rounded(score, "float16")},
-        rounding=True,
+        score=_rounded(score, "float16"),
     ),
-    Mistake(
+    _imprecise(
         "product_float16",
         "the product of query and key is stored in float16 before it is scaled, and may overflow",
         "scale the query first",
-        stages={"score": _narrow_product("float16")},
-        rounding=True,
+        score=_narrow_product("float16"),
         issues=("ultralytics/ultralytics #24990", "pytorch/pytorch #60939", "mlc-ai/mlc-llm #1638"),
     ),
-    Mistake(
+    _imprecise(
         "scores_capped_bfloat16",
         "the capped scores are stored in bfloat16",
-        "",
-        ("softcap",),
-        stages={"cap": _rounded(cap, "bfloat16")},
-        rounding=True,
+        cap=_rounded(cap, "bfloat16"),
+        needs=("softcap",),
     ),
-    Mistake(
+    _imprecise(
         "query_scaled_bfloat16",
         "the query is multiplied by the scale and rounded to bfloat16 first",
-        "",
-        stages={"score": _rounded_query("bfloat16")},
-        rounding=True,
+        score=_rounded_query("bfloat16"),
     ),
-    Mistake(
+    _imprecise(
         "weights_bfloat16",
         "the weights are rounded to bfloat16",
         "claim weight dtype bfloat16 in the spec",
-        stages={"round_weights": lambda run, w: _narrow(w, "bfloat16")},
-        rounding=True,
+        round_weights=lambda run, w: _narrow(w, "bfloat16"),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "weights_truncated",
         "the weights are cut to bfloat16 instead of rounded: every output is biased toward 0",
         "round to nearest",
-        stages={"round_weights": lambda run, w: _narrow(w, "bfloat16", True)},
-        rounding=True,
+        round_weights=lambda run, w: _narrow(w, "bfloat16", True),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "weights_float8",
         "the weights are rounded to float8 (e4m3)",
         "claim weight dtype float8_e4m3fn in the spec",
-        stages={"round_weights": lambda run, w: _narrow(w, "float8_e4m3fn")},
-        rounding=True,
+        round_weights=lambda run, w: _narrow(w, "float8_e4m3fn"),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "denominator_of_float8",
         "the denominator sums weights rounded to float8, the output those before rounding",
-        "",
-        stages={"denominator": _weights_summed_after_rounding, "round_weights": round_weights},
-        rounding=True,
+        denominator=_weights_summed_after_rounding,
+        round_weights=round_weights,
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "accumulator_bfloat16",
         "the running output is kept in bfloat16",
-        "",
-        stages={"accumulate": _rounded(accumulate, "bfloat16")},
-        rounding=True,
+        accumulate=_rounded(accumulate, "bfloat16"),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "accumulator_float16",
         "the running output is kept in float16",
-        "",
-        stages={"accumulate": _rounded(accumulate, "float16")},
-        rounding=True,
+        accumulate=_rounded(accumulate, "float16"),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "denominator_bfloat16",
         "the running denominator is kept in bfloat16",
-        "",
-        stages={"denominator": _rounded(denominator, "bfloat16")},
-        rounding=True,
+        denominator=_rounded(denominator, "bfloat16"),
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "rescale_bfloat16",
         "the rescale factor is rounded to bfloat16",
-        "",
-        stages={"correction": _rounded(correction, "bfloat16")},
-        rounding=True,
+        correction=_rounded(correction, "bfloat16"),
         tiled=True,
         families=("ascending",),
     ),
-    Mistake(
+    _imprecise(
         "exp_coarse",
         "exp is a quadratic polynomial, wrong by up to 0.2 percent",
-        "",
-        stages={"weigh": _coarse_exp},
-        rounding=True,
+        weigh=_coarse_exp,
         tiled=True,
     ),
-    Mistake(
+    _imprecise(
         "output_truncated",
         "the output is cut to 16 bits instead of rounded: biased toward 0",
         "round to nearest",
-        stages={"finish": _truncated_output},
-        rounding=True,
+        finish=_truncated_output,
     ),
-    Mistake(
+    _imprecise(
         "output_bfloat16",
         "the output went through bfloat16",
         "claim output dtype bfloat16 in the spec",
-        stages={"finish": _rounded_output("bfloat16", False)},
-        rounding=True,
+        finish=_rounded_output("bfloat16"),
     ),
-    Mistake(
+    _imprecise(
         "output_float8",
         "the output went through float8 (e4m3)",
-        "",
-        stages={"finish": _rounded_output("float8_e4m3fn", False)},
-        rounding=True,
+        finish=_rounded_output("float8_e4m3fn"),
+    ),
+    _imprecise("lse_bfloat16", "lse went through bfloat16", finish=_rounded_lse, needs=("lse",)),
+    Mistake("output_half_percent_high", "the output is 0.5 percent too large", deliver=_factor(1.005)),
+    Mistake("output_two_percent_high", "the output is 2 percent too large", deliver=_factor(1.02)),
+    Mistake(
+        "output_doubled", "the output is twice too large (a value scale applied twice)", deliver=_factor(2.0)
     ),
     Mistake(
-        "lse_bfloat16",
-        "lse went through bfloat16",
-        "",
-        ("lse",),
-        stages={"finish": _rounded_lse},
-        rounding=True,
-    ),
-    Mistake("output_half_percent_high", "the output is 0.5 percent too large", "", deliver=_factor(1.005)),
-    Mistake("output_two_percent_high", "the output is 2 percent too large", "", deliver=_factor(1.02)),
-    Mistake(
-        "output_doubled",
-        "the output is twice too large (a value scale applied twice)",
-        "",
-        deliver=_factor(2.0),
-    ),
-    Mistake(
-        "one_element_off",
-        "one element is 5 percent off",
-        "",
-        relayout=_at(4, lambda x: np.asarray(x * 1.05)),
+        "one_element_off", "one element is 5 percent off", relayout=_at(4, lambda x: np.asarray(x * 1.05))
     ),
     Mistake(
         "one_row_garbage",
         "one row holds something else",
-        "",
-        ("rows",),
+        needs=("rows",),
         relayout=_at(3, lambda row: np.linspace(-1, 1, row.size)),
     ),
     Mistake(
         "last_values_swapped",
         "the last two values of a tile are swapped",
-        "",
-        ("keys",),
+        needs=("keys",),
         stages={"accumulate": _last_values_swapped},
         tiled=True,
     ),

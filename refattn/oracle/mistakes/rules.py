@@ -43,14 +43,6 @@ class Observation:
         return baseline(self.inputs)
 
 
-def observe(kernel: Callable, inputs: AttentionInputs, right=None) -> Observation:
-    """Call a kernel twice."""
-    first, second = inputs.call(kernel), inputs.call(kernel)
-    return Observation(
-        inputs, np.asarray(first[0]), np.asarray(first[1]), second, right or reference(inputs)
-    )
-
-
 def as_check(inputs: AttentionInputs):
     """(arrays, keywords) with which `check` and the emulations take a call."""
     arrays, options = inputs.arrays, dict(inputs.options)
@@ -82,18 +74,10 @@ def baseline(inputs: AttentionInputs) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to accept or reject a kernel's result.
-
-    Attributes
-    ----------
-    name : str
-    accepts : callable
-        Observation -> bool.
-    source : str
-    """
+    """A way to accept or reject a kernel's result."""
 
     name: str
-    accepts: Callable[[Observation], bool]
+    accepts: Callable[[Observation], bool]  # observation -> bool
     source: str = ""
 
 

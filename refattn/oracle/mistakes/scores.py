@@ -28,8 +28,9 @@ def _cap_last(run, s, columns):
     return cap(run, shift(run, s, columns))
 
 
-def _slopes(change):
-    return lambda p: replace(p, alibi_slopes=change(p))
+def _slopes(id, says, change, remedy="", needs=("alibi",), **more):
+    """ALiBi with the slopes change(problem)."""
+    return Mistake(id, says, remedy, needs, lambda p: replace(p, alibi_slopes=change(p)), **more)
 
 
 def _one_exponent_off(problem):
@@ -70,16 +71,20 @@ def _alibi_before_scale(run, columns):
     return None if term is None else term * run.arithmetic.compute(run.problem.scale)
 
 
-def _bias(change):
-    return lambda p: replace(p, bias=change(p.bias.astype(np.float64), p))
+def _bias(id, says, change, remedy, needs=("bias",), **more):
+    """The bias is change(bias, problem)."""
+    prepare = lambda p: replace(p, bias=change(p.bias.astype(np.float64), p))
+    return Mistake(id, says, remedy, needs, prepare, **more)
 
 
 def _first(array, axis):
     return np.broadcast_to(np.take(array, [0], axis=axis), array.shape)
 
 
-def _sinks(change):
-    return lambda p: replace(p, sinks=change(np.asarray(p.sinks, np.float64), p))
+def _sinks(id, says, change, remedy="", needs=("sinks",), **more):
+    """The sinks are change(sinks, problem)."""
+    prepare = lambda p: replace(p, sinks=change(np.asarray(p.sinks, np.float64), p))
+    return Mistake(id, says, remedy, needs, prepare, **more)
 
 
 def _lse_without_sink(run, top, total, weighted):
@@ -114,8 +119,9 @@ def _accumulate_after_sink(run, total, factor, w, v, keep):
     return accumulate(run, total, factor, w, v, keep)
 
 
-def _lse(change):
-    return lambda p, output, lse: (output, change(lse))
+def _lse(id, says, change, remedy, **more):
+    """The lse is change(lse)."""
+    return Mistake(id, says, remedy, ("lse",), deliver=lambda p, output, lse: (output, change(lse)), **more)
 
 
 def _lse_is_top(run, top, total, weighted):
@@ -144,24 +150,21 @@ SCORES = (
     Mistake(
         "softcap_after_mask",
         "the softcap is applied after masking, so hidden keys come back at -softcap",
-        "",
-        ("softcap", "hidden"),
+        needs=("softcap", "hidden"),
         stages={"hide": _hidden_before_cap},
         issues=("onnx/onnx #7865", "microsoft/onnxruntime #28370"),
     ),
     Mistake(
         "softcap_after_bias",
         "the softcap is applied after ALiBi and bias",
-        "",
-        ("softcap", "shifted"),
+        needs=("softcap", "shifted"),
         stages={"cap": lambda run, s: s, "shift": _cap_last},
         issues=("onnx/onnx #7867",),
     ),
     Mistake(
         "softcap_times_score",
         "the softcap is score * tanh(score / softcap)",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={
             "cap": lambda run, s: s * np.tanh(s / run.arithmetic.compute(run.problem.softcap or np.inf))
         },
@@ -170,34 +173,30 @@ SCORES = (
     Mistake(
         "softcap_not_multiplied_back",
         "the softcap is tanh(score / softcap) without the factor softcap",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={"cap": lambda run, s: np.tanh(s / run.arithmetic.compute(run.problem.softcap or 1))},
     ),
     Mistake(
         "softcap_clips",
         "scores are clipped at softcap instead of squeezed by tanh",
-        "",
-        ("softcap",),
+        needs=("softcap",),
         stages={
             "cap": lambda run, s: np.clip(s, -(run.problem.softcap or np.inf), run.problem.softcap or np.inf)
         },
     ),
-    Mistake("alibi_dropped", "ALiBi is ignored", "alibi_slopes=None", ("alibi",), _slopes(lambda p: None)),
-    Mistake(
+    _slopes("alibi_dropped", "ALiBi is ignored", lambda p: None, "alibi_slopes=None"),
+    _slopes(
         "alibi_twice",
         "ALiBi is added twice",
+        lambda p: 2 * p.alibi_slopes,
         "alibi_slopes=2 * alibi_slopes",
-        ("alibi",),
-        _slopes(lambda p: 2 * p.alibi_slopes),
         issues=("huggingface/transformers FalconAttention, eager",),
     ),
-    Mistake(
+    _slopes(
         "alibi_sign",
         "ALiBi has the wrong sign: far keys are favoured",
+        lambda p: -p.alibi_slopes,
         "alibi_slopes=-alibi_slopes",
-        ("alibi",),
-        _slopes(lambda p: -p.alibi_slopes),
         issues=("meta-pytorch/attention-gym #86", "FlashInfer reference +slope*j"),
     ),
     Mistake(
@@ -219,23 +218,20 @@ SCORES = (
     Mistake(
         "alibi_without_abs",
         "ALiBi is -slope * (position - key) without the absolute value",
-        "",
-        ("alibi", "not causal"),
+        needs=("alibi", "not causal"),
         stages={"position_bias": _distance(lambda position, key, row: position - key)},
     ),
     Mistake(
         "alibi_off_by_one",
         "ALiBi distances are one too large (the newest key is at distance 1)",
-        "",
-        ("alibi",),
+        needs=("alibi",),
         stages={"position_bias": _distance(lambda position, key, row: np.abs(position - key) + 1)},
         issues=("vllm-project/vllm #945",),
     ),
     Mistake(
         "alibi_position_one_late",
         "ALiBi distances are measured from the position after the row",
-        "",
-        ("alibi",),
+        needs=("alibi",),
         stages={"position_bias": _distance(lambda position, key, row: np.abs(position + 1 - key))},
     ),
     Mistake(
@@ -245,12 +241,12 @@ SCORES = (
         ("alibi",),
         stages={"position_bias": _alibi_before_scale},
     ),
-    Mistake(
+    _slopes(
         "alibi_exponent_off",
         "the ALiBi slopes start one exponent late",
+        _one_exponent_off,
         "alibi_slopes * (alibi_slopes[1] / alibi_slopes[0])",
-        ("slopes differ",),
-        _slopes(_one_exponent_off),
+        needs=("slopes differ",),
         issues=("paiml/aprender #2143", "ml-explore/mlx #343"),
     ),
     Mistake(
@@ -261,65 +257,63 @@ SCORES = (
         _published_slopes,
         issues=("ml-explore/mlx #343",),
     ),
-    Mistake(
+    _slopes(
         "alibi_heads_reversed",
         "the ALiBi slopes are in reverse head order",
+        lambda p: p.alibi_slopes[..., ::-1],
         "alibi_slopes[::-1]",
-        ("slopes differ",),
-        _slopes(lambda p: p.alibi_slopes[..., ::-1]),
+        needs=("slopes differ",),
     ),
-    Mistake(
+    _slopes(
         "alibi_of_first_head",
         "every head uses the ALiBi slope of head 0",
-        "",
-        ("slopes differ",),
-        _slopes(lambda p: _first(p.alibi_slopes, -1)),
+        lambda p: _first(p.alibi_slopes, -1),
+        needs=("slopes differ",),
     ),
     Mistake("bias_dropped", "the bias is ignored", "bias=None", ("bias",), lambda p: replace(p, bias=None)),
-    Mistake(
+    _bias(
         "bias_before_scale",
         "the bias is added before the scale",
+        lambda b, p: b * p.scale,
         "bias=bias * scale",
-        ("bias",),
-        _bias(lambda b, p: b * p.scale),
     ),
-    Mistake("bias_sign", "the bias is subtracted", "bias=-bias", ("bias",), _bias(lambda b, p: -b)),
-    Mistake("bias_twice", "the bias is added twice", "bias=2 * bias", ("bias",), _bias(lambda b, p: 2 * b)),
-    Mistake(
+    _bias("bias_sign", "the bias is subtracted", lambda b, p: -b, "bias=-bias"),
+    _bias("bias_twice", "the bias is added twice", lambda b, p: 2 * b, "bias=2 * bias"),
+    _bias(
         "bias_transposed",
         "rows and keys of the bias are swapped",
+        lambda b, p: np.swapaxes(b, -1, -2),
         "bias.swapaxes(-1, -2)",
-        ("bias", "square"),
-        _bias(lambda b, p: np.swapaxes(b, -1, -2)),
+        needs=("bias", "square"),
     ),
-    Mistake(
+    _bias(
         "bias_axes_swapped",
         "batch and head axis of the bias are swapped",
+        lambda b, p: np.swapaxes(b, 0, 1),
         "bias.swapaxes(0, 1)",
-        ("bias", "batch = heads"),
-        _bias(lambda b, p: np.swapaxes(b, 0, 1)),
+        needs=("bias", "batch = heads"),
         issues=("onnx/onnx #8108",),
     ),
-    Mistake(
+    _bias(
         "bias_of_first_head",
         "every head uses the bias of head 0",
+        lambda b, p: _first(b, 1),
         "bias[:, :1]",
-        ("bias", "several heads"),
-        _bias(lambda b, p: _first(b, 1)),
+        needs=("bias", "several heads"),
     ),
-    Mistake(
+    _bias(
         "bias_of_first_sequence",
         "every sequence uses the bias of the first",
+        lambda b, p: _first(b, 0),
         "bias[:1]",
-        ("bias", "several sequences"),
-        _bias(lambda b, p: _first(b, 0)),
+        needs=("bias", "several sequences"),
     ),
-    Mistake(
+    _bias(
         "bias_of_first_row",
         "every row uses the bias of row 0",
+        lambda b, p: _first(b, 2),
         "bias[:, :, :1]",
-        ("bias", "rows"),
-        _bias(lambda b, p: _first(b, 2)),
+        needs=("bias", "rows"),
     ),
     Mistake(
         "constant_added",
@@ -345,43 +339,35 @@ SCORES = (
         stages={"finish": _lse_without_sink},
         issues=("deepseek-ai/FlashMLA attn_sink",),
     ),
-    Mistake(
+    _sinks(
         "sinks_counted_twice",
         "the sink is counted twice (once a split)",
+        lambda s, p: s + math.log(2),
         "sinks + log(2)",
-        ("sinks",),
-        _sinks(lambda s, p: s + math.log(2)),
         issues=("ROCm/rocm-libraries #12227",),
     ),
-    Mistake(
+    _sinks(
         "sinks_scaled",
         "the sinks are multiplied by the scale",
+        lambda s, p: s * p.scale,
         "sinks * scale",
-        ("sinks",),
-        _sinks(lambda s, p: s * p.scale),
         issues=("ROCm/rocm-libraries #12229",),
     ),
-    Mistake(
-        "sinks_in_base_two",
-        "the sinks are taken in base 2",
-        "sinks * ln 2",
-        ("sinks",),
-        _sinks(lambda s, p: s * math.log(2)),
+    _sinks(
+        "sinks_in_base_two", "the sinks are taken in base 2", lambda s, p: s * math.log(2), "sinks * ln 2"
     ),
-    Mistake(
+    _sinks(
         "sinks_zero",
         "every sink is 0 (smooth softmax)",
+        lambda s, p: np.zeros_like(s),
         "sinks=zeros(num_heads)",
-        ("sinks",),
-        _sinks(lambda s, p: np.zeros_like(s)),
         issues=("microsoft/onnxruntime smooth_softmax",),
     ),
-    Mistake(
+    _sinks(
         "sinks_of_key_head",
         "the sink of head h // group_size is used",
-        "",
-        ("sinks", "grouped"),
-        _sinks(_sink_of_key_head),
+        _sink_of_key_head,
+        needs=("sinks", "grouped"),
     ),
     Mistake(
         "sinks_have_first_value",
@@ -416,43 +402,38 @@ SCORES = (
     Mistake(
         "dropout_before_softmax",
         "dropout is applied before the softmax: kept weights sum to 1 again",
-        "",
-        ("dropout",),
-        lambda p: replace(
+        needs=("dropout",),
+        prepare=lambda p: replace(
             p, mask=p.dropout_mask if p.mask is None else p.mask & p.dropout_mask, dropout_mask=None
         ),
         issues=("aws-neuron/nki-samples #80",),
     ),
-    Mistake(
+    _lse(
         "lse_base_two",
         "lse is in base 2",
+        lambda lse: lse / math.log(2),
         "lse * ln 2",
-        ("lse",),
-        deliver=_lse(lambda lse: lse / math.log(2)),
         issues=("flashinfer-ai/flashinfer #2113", "pytorch/pytorch #181645"),
     ),
-    Mistake(
+    _lse(
         "lse_converted_twice",
         "lse was multiplied by ln 2 although it is natural already",
+        lambda lse: lse * math.log(2),
         "lse / ln 2",
-        ("lse",),
-        deliver=_lse(lambda lse: lse * math.log(2)),
         issues=("flashinfer-ai/flashinfer-bench #390",),
     ),
     Mistake(
         "lse_half_converted",
         "lse is maximum + log2(sum): half converted to base 2",
-        "",
-        ("lse",),
+        needs=("lse",),
         stages={"finish": _lse_is_log2_of_total},
     ),
-    Mistake("lse_is_maximum", "lse is only the row maximum", "", ("lse",), stages={"finish": _lse_is_top}),
+    Mistake("lse_is_maximum", "lse is only the row maximum", needs=("lse",), stages={"finish": _lse_is_top}),
     Mistake(
         "lse_lacks_maximum",
         "lse is only the logarithm of the denominator, without the row maximum",
-        "",
-        ("lse",),
+        needs=("lse",),
         stages={"finish": _lse_lacks_top},
     ),
-    Mistake("lse_negated", "lse has the wrong sign", "-lse", ("lse",), deliver=_lse(np.negative)),
+    _lse("lse_negated", "lse has the wrong sign", np.negative, "-lse"),
 )

@@ -182,56 +182,39 @@ def _random_order(run):
     return [spans[index] for index in np.random.default_rng().permutation(len(spans))]
 
 
-TILES = (
-    Mistake(
-        "last_tile_dropped",
-        "the last tile of keys is dropped",
-        "",
+def _tiled(id, says, remedy="", *, families=(), issues=(), random=False, **stages):
+    """A mistake of these stages that shows wherever there are several keys, and depends on the tile."""
+    return Mistake(
+        id,
+        says,
+        remedy,
         ("keys",),
-        stages={"tiles": _without_last_tile},
+        stages=stages,
         tiled=True,
-    ),
-    Mistake(
+        random=random,
+        families=families,
+        issues=issues,
+    )
+
+
+TILES = (
+    _tiled("last_tile_dropped", "the last tile of keys is dropped", tiles=_without_last_tile),
+    _tiled(
         "partial_tile_dropped",
         "keys after the last whole tile are dropped",
-        "",
-        ("keys",),
-        stages={"tiles": _without_partial_tile},
-        tiled=True,
+        tiles=_without_partial_tile,
         issues=("pytorch/pytorch #191937",),
     ),
+    _tiled("first_tile_dropped", "the first tile of keys is dropped", tiles=_without_first_tile),
+    _tiled("last_tile_twice", "the last tile of keys is counted twice", tiles=_last_tile_twice),
+    _tiled("tile_edge_skipped", "the last key of every inner tile is skipped", tiles=_tile_edges_skipped),
     Mistake(
-        "first_tile_dropped",
-        "the first tile of keys is dropped",
-        "",
-        ("keys",),
-        stages={"tiles": _without_first_tile},
-        tiled=True,
-    ),
-    Mistake(
-        "last_tile_twice",
-        "the last tile of keys is counted twice",
-        "",
-        ("keys",),
-        stages={"tiles": _last_tile_twice},
-        tiled=True,
-    ),
-    Mistake(
-        "tile_edge_skipped",
-        "the last key of every inner tile is skipped",
-        "",
-        ("keys",),
-        stages={"tiles": _tile_edges_skipped},
-        tiled=True,
-    ),
-    Mistake(
-        "first_key_dropped", "key 0 is never seen", "", ("keys",), stages={"visible": _without_first_key}
+        "first_key_dropped", "key 0 is never seen", needs=("keys",), stages={"visible": _without_first_key}
     ),
     Mistake(
         "newest_key_dropped",
         "every row misses the last key it may see",
-        "",
-        ("keys",),
+        needs=("keys",),
         stages={"visible": _without_newest_key},
     ),
     Mistake(
@@ -250,57 +233,44 @@ TILES = (
         prepare_tile=lambda p, tile: _padded(p, tile, _stale),
         tiled=True,
     ),
-    Mistake(
+    _tiled(
         "output_not_rescaled",
         "the running output is not rescaled when the row maximum rises",
         "multiply it by exp(old - new)",
-        ("keys",),
-        stages={"accumulate": _output_not_rescaled},
-        tiled=True,
+        accumulate=_output_not_rescaled,
         families=("ascending",),
     ),
-    Mistake(
+    _tiled(
         "denominator_not_rescaled",
         "the running denominator is not rescaled when the row maximum rises",
         "multiply it by exp(old - new)",
-        ("keys",),
-        stages={"denominator": _denominator_not_rescaled},
-        tiled=True,
+        denominator=_denominator_not_rescaled,
         families=("ascending",),
     ),
-    Mistake(
+    _tiled(
         "never_rescaled",
         "neither output nor denominator is rescaled when the row maximum rises",
         "multiply both by exp(old - new)",
-        ("keys",),
-        stages={"correction": _never_rescaled},
-        tiled=True,
+        correction=_never_rescaled,
         families=("ascending",),
     ),
-    Mistake(
+    _tiled(
         "last_tile_not_rescaled",
         "the rescale is missing for the last tile",
-        "",
-        ("keys",),
-        stages={"correction": _not_rescaled_last},
-        tiled=True,
+        correction=_not_rescaled_last,
         families=("ascending",),
     ),
-    Mistake(
+    _tiled(
         "rescaled_upside_down",
         "the rescale factor is exp(new - old)",
         "exp(old - new)",
-        ("keys",),
-        stages={"correction": _rescaled_upside_down},
-        tiled=True,
+        correction=_rescaled_upside_down,
         families=("ascending",),
         issues=("deepseek-ai/FlashMLA docs/20250422",),
     ),
     Mistake(
         "no_maximum_subtracted",
         "the row maximum is not subtracted: large scores overflow",
-        "",
-        (),
         stages={
             "start": _unshifted_start,
             "weigh": _fixed_maximum,
@@ -311,22 +281,18 @@ TILES = (
         families=("large scores", "low scores"),
         issues=("pytorch/pytorch #60939",),
     ),
-    Mistake(
+    _tiled(
         "split_merge_unweighted",
         "the parts of a split key range are averaged without their lse weights",
         "merge_states",
-        ("keys",),
-        stages={"accumulate": _unweighted, "finish": _finish_unweighted},
-        tiled=True,
+        accumulate=_unweighted,
+        finish=_finish_unweighted,
         issues=("flashinfer-ai/flashinfer #4051",),
     ),
-    Mistake(
+    _tiled(
         "merged_in_base_two",
         "partial results are merged with exp2 although their lse is natural",
-        "",
-        ("keys",),
-        stages={"correction": _merged_in_base_two},
-        tiled=True,
+        correction=_merged_in_base_two,
         families=("ascending",),
         issues=("sgl-project/sglang #35045",),
     ),
@@ -351,8 +317,6 @@ TILES = (
     Mistake(
         "nan_swallowed",
         "NaN in a visible key disappears (a maximum that ignores NaN)",
-        "",
-        (),
         stages={"hide": _nan_as_hidden},
         families=("nan visible",),
         issues=("flashinfer-ai/flashinfer state.cuh",),
@@ -360,28 +324,20 @@ TILES = (
     Mistake(
         "nan_value_swallowed",
         "NaN or Inf in a visible value disappears",
-        "",
-        (),
         stages={"accumulate": _clean_values},
         families=("nan visible",),
     ),
-    Mistake(
+    _tiled(
         "tile_lost_at_random",
         "two runs differ: a tile is lost now and then (race)",
-        "",
-        ("keys",),
-        stages={"tiles": _lost_at_random},
+        tiles=_lost_at_random,
         random=True,
-        tiled=True,
     ),
-    Mistake(
+    _tiled(
         "random_order",
         "two runs differ in the last bits: tiles arrive in random order",
-        "",
-        ("keys",),
-        stages={"tiles": _random_order},
+        tiles=_random_order,
         random=True,
-        tiled=True,
         issues=("Dao-AILab/flash-attention #1897",),
     ),
 )

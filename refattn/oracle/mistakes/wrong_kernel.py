@@ -91,25 +91,12 @@ def run_form(
     samples: list[Sample] | None = None,
     with_size: bool = False,
 ) -> list[tuple[np.ndarray, ...]] | None:
-    """Output and lse of every dense part of a call, computed by a kernel that makes these mistakes.
-
-    Parameters
-    ----------
-    checked
-        What `checked_call` returns.
-    *mistakes : Mistake
-    tile : int
-    own : bool
-        Round as the input dtype's kernels do, instead of predicting in float64.
-    samples : list of Sample, optional
-        One a part; parts of which nothing is looked at are not computed.
-    with_size : bool
-        As `run_stages`.
-
-    Returns
-    -------
-    list of (output, lse), each with one batch axis, or None where two mistakes replace the same stage or
+    """Results of every dense part of a call that `checked_call` checked, each with one batch axis,
+    computed by a kernel that makes these mistakes; None where two mistakes replace the same stage or
     the same cut, or hold numbers fitted on other key heads.
+
+    `own`: round as the input dtype's kernels do, instead of predicting in float64. `samples`: one a
+    part; parts of which nothing is looked at are not computed. `with_size`: as `run_stages`.
     """
     of_form = [mistake for mistake in mistakes if mistake.of_form and possible(mistake, checked)]
     fitted = all(_fits_heads(mistake, checked) for mistake in mistakes)

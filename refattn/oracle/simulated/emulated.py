@@ -112,9 +112,8 @@ class _Numerics:
     def __init__(self, kernel: EmulatedKernel):
         self.kernel, self.spec = kernel, kernel.spec
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
-        self.plain = (
-            self.spec.accumulator.name == np.dtype(self.kind).name
-        )  # sums round as the working format does
+        # sums round as the working format does
+        self.plain = self.spec.accumulator.name == np.dtype(self.kind).name
         names = [field.name for field in fields(Stages) if hasattr(self, field.name)]
         self.stages = replace(CORRECT, **{name: getattr(self, name) for name in names})
 
@@ -318,9 +317,7 @@ def _scrambled(x, seed):
     bits = np.ascontiguousarray(x, dtype=np.float64).view(np.uint64) ^ np.uint64(
         (seed * 0x9E3779B97F4A7C15) % 2**64
     )
-    for shift, factor in (
-        (33, 0xFF51AFD7ED558CCD),
-        (33, 0xC4CEB9FE1A85EC53),
-    ):  # the finaliser of MurmurHash3
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    # the finaliser of MurmurHash3
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ (bits >> np.uint64(33))) * np.uint64(factor)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0

@@ -284,27 +284,12 @@ def run_stages(
     sample: Sample | None = None,
     with_size: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """Compute output and lse of a problem through the given stages.
+    """Output (N, H, T, E) and lse (N, H, T) of a problem through the given stages, in the arithmetic of
+    a fused kernel for the query's dtype unless another is given; batch axes are flattened. Of a
+    sample, only its sequences, heads and rows: (n, h, t, E) and (n, h, t).
 
-    Parameters
-    ----------
-    problem : Problem
-        Validated inputs.
-    stages : Stages
-        The kernel; `CORRECT` unless something is to be broken.
-    arithmetic : Arithmetic, optional
-        Default: what a fused kernel does for the query's dtype.
-    sample : Sample, optional
-        Compute only these sequences, heads and rows.
-    with_size : bool
-        Also return `gross`, the weighted sum of abs(value), and `reach`, the largest
-        abs(scale) * norm(query) * norm(key) of each row: what rounding errors are relative to.
-
-    Returns
-    -------
-    output : (N, H, T, E), or (n, h, t, E) of the sample; batch axes are flattened
-    lse : (N, H, T), or (n, h, t) of the sample
-    gross, reach : shapes of output and lse
+    `with_size`: also `gross`, the weighted sum of abs(value), and `reach`, the largest abs(scale) *
+    norm(query) * norm(key) of each row: what rounding errors are relative to.
     """
     arithmetic = arithmetic or Arithmetic.for_dtype(problem.query.dtype)
     problem = stages.prepare(one_batch_axis(problem))
@@ -329,13 +314,8 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     that a mistake changes left to the run.
     """
     group = run.problem.group_size
-    here = (
-        source.ctypes.data,
-        source.shape,
-        source.strides,
-        source.dtype,
-        group,
-    )  # problems are rebuilt around the same arrays
+    # problems are rebuilt around the same arrays
+    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)
     known = run.sample.shared.get((what, kind))
     if known is not None and known[0] == here:
         return known[2]
@@ -348,11 +328,8 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
         array = np.concatenate([array, np.abs(array)], axis=-1)
     if known is None and small:
         array.flags.writeable = False
-        run.sample.shared[what, kind] = (
-            here,
-            source,
-            array,
-        )  # the source is kept, so that no other array comes to lie at its address
+        # the source is kept, so that no other array comes to lie at its address
+        run.sample.shared[what, kind] = (here, source, array)
     return array
 
 

@@ -55,18 +55,9 @@ def container_of(path) -> str:
 
 
 def write_arrays(path, arrays: dict[str, np.ndarray], text: str, container=None, lines=()) -> None:
-    """Write named arrays and a text.
-
-    Parameters
-    ----------
-    path : path-like
-        A file that is replaced, or for "raw" a directory that is created.
-    arrays : dict of str to ndarray
-    text : str
-    container : {"npz", "safetensors", "raw"}, optional
-        Default: by the ending of `path`.
-    lines : sequence of str
-        Further lines of `case.txt` in "raw".
+    """Write named arrays and a text, to a file that is replaced or, for "raw", into a directory that is
+    created. The container is "npz", "safetensors" or "raw", by default by the ending of `path`;
+    `lines` are further lines of `case.txt` in "raw".
     """
     path, container = Path(path), container or container_of(path)
     for name in arrays:
@@ -78,28 +69,12 @@ def write_arrays(path, arrays: dict[str, np.ndarray], text: str, container=None,
 
 
 def read_arrays(path, *, largest=LARGEST) -> tuple[dict[str, np.ndarray], str]:
-    """Read what `write_arrays` or any other program wrote.
+    """Read what `write_arrays` or any other program wrote, of at most `largest` bytes: arrays by name,
+    read-only, and the text, "" when there is none. bfloat16 of npz files from other programs is a
+    16-bit unsigned integer or a two-byte void.
 
-    Parameters
-    ----------
-    path : path-like
-        .npz, .safetensors, or a raw directory.
-    largest : int
-        Bytes the arrays may have together.
-
-    Returns
-    -------
-    arrays : dict of str to ndarray
-        Read-only. bfloat16 of npz files from other programs is a 16-bit unsigned integer or a two-byte void.
-    text : str
-        "" when there is none.
-
-    Raises
-    ------
-    VectorError
-        The file is damaged, hostile, or larger than allowed.
-    OSError
-        It cannot be opened.
+    Raises VectorError where the file is damaged, hostile, or larger than allowed, and OSError where it
+    cannot be opened.
     """
     path = Path(path)
     container = container_of(path)
@@ -116,6 +91,5 @@ def read_arrays(path, *, largest=LARGEST) -> tuple[dict[str, np.ndarray], str]:
     except OSError as error:
         if file is None:
             raise
-        raise VectorError(
-            f"{path.name} is damaged: {error}"
-        ) from error  # an offset before the start of the file
+        # an offset before the start of the file
+        raise VectorError(f"{path.name} is damaged: {error}") from error

@@ -230,15 +230,7 @@ def save_case(case: VectorCase, path, container=None) -> str:
                 if isinstance(value, np.generic)
                 else value
             )
-    results = (
-        case.output,
-        case.lse,
-        case.output_bound,
-        case.lse_bound,
-        case.output_hard_bound,
-        case.lse_hard_bound,
-    )
-    arrays |= dict(zip(EXPECTED, results, strict=True))
+    arrays |= {name: getattr(case, name.removeprefix("expected_")) for name in EXPECTED}
     axes = {option.name: option.belongs_to for option in OPTIONS} | {
         **form.structure,
         **form.arrays,
@@ -422,9 +414,8 @@ def _checked_array(name, array, described, label):
 
 
 def _check_shapes(expected, shape, label):
-    for array, like in zip(
-        expected, (shape, shape[:-1]) * 3, strict=True
-    ):  # output and lse: results, bounds, hard bounds
+    # output and lse: results, bounds, hard bounds
+    for array, like in zip(expected, (shape, shape[:-1]) * 3, strict=True):
         if array.shape != like:
             raise VectorError(
                 f"{label}: expected results and bounds must have matching shapes; got {array.shape} for "

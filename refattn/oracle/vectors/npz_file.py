@@ -28,11 +28,8 @@ NPY_HEADER = re.compile(
     rb"\s*\{\s*'descr'\s*:\s*'([<>|=]?[a-zA-Z]\d{0,2})'\s*,\s*'fortran_order'\s*:\s*(True|False)\s*,"
     rb"\s*'shape'\s*:\s*\(([0-9, ]{0,400})\)\s*,?\s*\}\s*"
 )
-FOREIGN = {
-    "V2": "bfloat16",
-    "f1": "float8_e5m2",
-    "V1": "uint8",
-}  # how NumPy stores dtypes of ml_dtypes; V1 does not say which, so bytes
+# how NumPy stores dtypes of ml_dtypes; V1 does not say which, so bytes
+FOREIGN = {"V2": "bfloat16", "f1": "float8_e5m2", "V1": "uint8"}
 LARGEST_RATIO = 200  # of a compressed member; beyond LARGE bytes more is a bomb, not data
 LARGE = 2**24
 

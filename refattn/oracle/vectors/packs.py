@@ -16,7 +16,7 @@ from refattn.calls.local import BLOCK_LOCAL
 from refattn.calls.packed import PACKED
 from refattn.calls.paged import PAGED
 from refattn.oracle.arithmetic.spec import EIGHT_BITS, kernel_spec
-from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs, every_option
+from refattn.oracle.inputs.families import FAMILIES, AttentionInputs, Sizes, attention_inputs, every_option
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.paged import paged_inputs
 from refattn.oracle.vectors.golden import VectorCase, make_case, quantised
@@ -77,26 +77,7 @@ _DECODE = (
     ("normal", "sinks"),
     ("early sink",),
 )
-_HOSTILE = tuple(
-    (family,)
-    for family in (
-        "ascending",
-        "descending",
-        "early sink",
-        "late sink",
-        "low scores",
-        "large scores",
-        "one-hot",
-        "uniform",
-        "offset values",
-        "alternating values",
-        "heavy tails",
-        "repeated keys",
-        "subnormal values",
-        "poison",
-        "nan visible",
-    )
-)
+_HOSTILE = tuple((family,) for family in FAMILIES if family not in ("normal", "wide", "empty rows"))
 
 PACKS: dict[str, PackRecipe] = {
     recipe.name: recipe

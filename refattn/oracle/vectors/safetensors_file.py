@@ -43,9 +43,8 @@ SAFETENSORS = {
 def write_safetensors(path, arrays, text, _lines):
     names = {ours: theirs for theirs, ours in SAFETENSORS.items()}
     header, end, stored = {"__metadata__": {"refattn": text}}, 0, []
-    for name, array in sorted(
-        arrays.items(), key=lambda item: -as_stored(item[1]).itemsize
-    ):  # data aligned to its item size
+    # data aligned to its item size
+    for name, array in sorted(arrays.items(), key=lambda item: -as_stored(item[1]).itemsize):
         stored.append(as_stored(array))
         header[name] = {
             "dtype": names[dtype_name(array)],

@@ -14,28 +14,16 @@ from refattn.oracle.bounds.row_blocks import Place
 
 @dataclass
 class ComparedTile:
-    """Arrays (R, C); C is 1 where the result has one number a row.
-
-    Attributes
-    ----------
-    result : Result
-    place : Place
-        Where the rows lie in the call.
-    got, expected : ndarray
-    bound : ResultBound
-    finite : ndarray of bool
-        Both are finite and to be compared.
-    wrong, lost, outside : ndarray of bool
-        NaN or infinities misplaced; such in place of a finite result, which an overflow may explain; beyond
-        every visible value.
-    """
+    """Arrays (R, C); C is 1 where the result has one number a row."""
 
     result: Result
-    place: Place
+    place: Place  # where the rows lie in the call
     got: np.ndarray
     expected: np.ndarray
     bound: ResultBound
-    finite: np.ndarray
+    finite: np.ndarray  # both are finite and to be compared
+    # wrong, lost, outside: NaN or infinities misplaced; such in place of a finite result, which an overflow
+    # may explain; beyond every visible value
     wrong: np.ndarray
     lost: np.ndarray
     outside: np.ndarray

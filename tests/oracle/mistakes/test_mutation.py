@@ -9,10 +9,17 @@ import pytest
 from refattn.oracle.inputs.corners import corner_cases
 from refattn.oracle.inputs.families import AttentionInputs, as_inputs, attention_inputs
 from refattn.oracle.inputs.merge import merge_inputs
-from refattn.oracle.inputs.suites import default_suite
+from refattn.oracle.inputs.suites import default_suite, reference
 from refattn.oracle.mistakes.mutants import MUTANTS, correct_kernel, mutants
 from refattn.oracle.mistakes.mutation import Trials, mutation_score
-from refattn.oracle.mistakes.rules import RULES, Rule, observe, rule
+from refattn.oracle.mistakes.rules import RULES, Observation, Rule, rule
+
+
+def observe(kernel, inputs):
+    """Call a kernel twice."""
+    first, second = inputs.call(kernel), inputs.call(kernel)
+    return Observation(inputs, np.asarray(first[0]), np.asarray(first[1]), second, reference(inputs))
+
 
 SOME = (
     "causal_top_left",
