@@ -52,6 +52,9 @@ def attention(query, key, value, **options):
         Row i sees key j only if j <= q_offset + i.
     window : pair of int or None, optional
         (left, right): row i sees key j only if -left <= j - (q_offset + i) <= right; None is unlimited.
+    chunk : int, optional
+        Row i sees key j only if j // chunk == (q_offset + i) // chunk: keys of its own aligned chunk
+        (chunked local attention: Llama 4, Meta AI 2025). With causal and window all of them must hold.
     softcap : float, optional
         Scores s become softcap * tanh(s / softcap) before bias and masks.
     alibi_slopes : array_like, shape (H,) or (..., H), optional

@@ -18,9 +18,9 @@ import numpy as np
 
 
 def attention_with_lse(
-    query, key, value, *, bias=None, mask=None, scale=None, causal=False, window=None, softcap=None,
-    alibi_slopes=None, sinks=None, kv_lengths=None, q_offset=None, dropout_mask=None, dropout_rate=None
-):  # fmt: skip
+    query, key, value, *, bias=None, mask=None, scale=None, causal=False, window=None, chunk=None,
+    softcap=None, alibi_slopes=None, sinks=None, kv_lengths=None, q_offset=None, dropout_mask=None,
+    dropout_rate=None):  # fmt: skip
     """Three variants, one formula: query head h reads key/value head h // (H / K).
 
     Multi-Head       K = H        Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2
@@ -57,10 +57,10 @@ def attention_with_lse(
     offset = length - q_len if q_offset is None else np.asarray(q_offset)[..., None, None, None]
     p, j = offset + np.arange(q_len)[:, None], np.arange(kv_len)
 
-    # Visibility: key j exists, -left <= j - p_i <= right (causal: right = 0), and the mask allows it
+    # Visibility: -left <= j - p_i <= right (causal: right = 0), j in the chunk of p_i, and the mask agrees
     left, right = (np.inf if side is None else side for side in window or (None, None))
     visible = (j < length) & (-left <= j - p) & (j - p <= (0 if causal else right))
-    visible = visible if mask is None else visible & mask
+    visible = visible & (mask is None or mask) & (chunk is None or j // chunk == p // chunk)
 
     # (1) score_ij = scale * q_i . k_j
     scores = (head_dim**-0.5 if scale is None else scale) * (query @ key.swapaxes(-1, -2))  # (..., H, T, S)

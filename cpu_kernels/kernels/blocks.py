@@ -15,6 +15,7 @@ from cpu_kernels.kernels.few_rows import FEW_PANELS, KEY_PADDING, ROW_COUNTS, pa
 from cpu_kernels.kernels.panel import clear, pack, prefetch, unpack
 from cpu_kernels.kernels.product import PADDING_ROWS
 from cpu_kernels.simd.registers import MAX_VECTORS, VECTOR_BYTES
+from refattn.calls.options import UNLIMITED
 
 # Panels of a block: as many as share a tile of keys, and its way from L3. More make blocks that balance
 # badly.
@@ -129,8 +130,12 @@ def find_row(params, group, panel, lane, i, g, ints):
 def find_seen(params, group, panel, lane, position, ints):
     """The keys that a row at `position` sees, and the nearest of them."""
     stride, at = panel.stride, panel.ints + lane
-    start = min(max(position - params.left, 0), group.kv_len)
-    stop = max(start, min(max(position + params.right + 1, 0), group.kv_len))
+    start, stop = position - params.left, position + params.right + 1
+    if params.chunk < UNLIMITED:
+        first = position - position % params.chunk
+        start, stop = max(start, first), min(stop, first + params.chunk)
+    start = min(max(start, 0), group.kv_len)
+    stop = max(start, min(max(stop, 0), group.kv_len))
     ints[at + START * stride] = start
     ints[at + STOP * stride] = stop
     # From a position outside the keys all distances shrink by the way to the nearest key: only lse sees it,

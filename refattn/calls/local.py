@@ -37,9 +37,11 @@ class BlockLocalProblem(Checked):
 
     @cached_property
     def edges(self):
-        """Where the parts begin, and where the last one ends, which may be shorter."""
-        q_len, size = self.whole.q_len, self.block_size
-        return np.minimum(np.arange(0, q_len + size, size), q_len)
+        """Where the parts begin, and where the last one ends, which may be shorter: the edges of blocks
+        and of chunks. A part inside one chunk needs no rule of chunks.
+        """
+        q_len, sizes = self.whole.q_len, (self.block_size, self.whole.chunk or self.block_size)
+        return np.union1d(*(np.minimum(np.arange(0, q_len + size, size), q_len) for size in sizes))
 
     @property
     def num_parts(self):

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from refattn.calls.arrays import as_bool_array, as_float_array
-from refattn.calls.checks import checked_integers, checked_number, first_wrong, fitted
+from refattn.calls.checks import checked_integer, checked_integers, checked_number, first_wrong, fitted
 
 LARGEST_OFFSET = 2**53  # positions stay exact in float64, where ALiBi multiplies them
 LARGEST_SOFTCAP = 2.0**900  # caps nothing, and its products stay inside float64
+LARGEST_CHUNK = 2**55  # holds every position from 0 on
 UNLIMITED = 2**60  # wider than any array; keeps `position - left` inside int64
 
 # What one value of an option belongs to, as the axes it has once checked; batch stands for any number of
@@ -40,6 +41,7 @@ class Visibility(NamedTuple):
 
     left: int | None
     right: int | None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Options:
     scale: float
     left: int | None  # visible iff position - left <= j; None = unlimited
     right: int | None  # visible iff j <= position + right; causal is 0
+    chunk: int | None  # visible iff j // chunk == position // chunk
     softcap: float | None
     alibi_slopes: np.ndarray | None  # (*batch, H)
     sinks: np.ndarray | None  # (*batch, H)
@@ -199,6 +202,12 @@ def checked_side(side, name):
     return min(side, UNLIMITED)
 
 
+def check_chunk(given, sizes, checked):
+    if given["chunk"] is None:
+        return {"chunk": None}
+    return {"chunk": min(checked_integer(given["chunk"], "chunk", 1), LARGEST_CHUNK)}
+
+
 def check_softcap(given, sizes, checked):
     if given["softcap"] is None:
         return {"softcap": None}
@@ -316,6 +325,10 @@ OPTIONS = (
            lambda s: (None, None),
            {"left window": lambda s, rng: (kept_before(s), None),
             "two-sided window": lambda s, rng: (kept_before(s), max(kept_before(s) // 2, 2))}),
+    Option("chunk", PER_CALL, None, check_chunk, "rows see keys of their own chunk of positions only",
+           # rows before key 0 are in no chunk of a key, however large
+           lambda s: LARGEST_CHUNK if np.all(s.q_len <= s.kv_len) else None,
+           {"chunk": lambda s, rng: 2 * kept_before(s) + 1}),
     Option("softcap", PER_CALL, None, check_softcap, "scores become softcap * tanh(score / softcap)",
            lambda s: 2.0**60,  # scores divided by it are still normal numbers of float32
            {"softcap": lambda s, rng: 1.5}),

@@ -1,11 +1,12 @@
-"""Which keys a query row may see: causality, window and lengths, drawn as one half-open range of keys a
-row.
+"""Which keys a query row may see: causality, window, chunk and lengths, drawn as one half-open range of
+keys a row.
 
 Row i stands at key position `q_offset + i` and sees key j iff all of these hold:
 
     0 <= j < kv_length
     j >= q_offset + i - left        (left None: no limit)
     j <= q_offset + i + right       (right None: no limit; causal: right = 0)
+    j // chunk == (q_offset + i) // chunk       (chunk None: one for all)
 
 so the keys of a row are one range [start, stop), whatever the options. Only `mask` and -inf in `bias`
 make holes in it.
@@ -42,6 +43,9 @@ def row_bounds(rules, position, kv_length):
     length = np.broadcast_to(np.asarray(kv_length, dtype=np.int64), position.shape)
     start = np.zeros_like(position) if rules.left is None else np.clip(position - rules.left, 0, length)
     stop = length if rules.right is None else np.clip(position + rules.right + 1, 0, length)
+    if rules.chunk is not None:
+        first = position - position % rules.chunk
+        start, stop = np.clip(first, start, length), np.clip(first + rules.chunk, 0, stop)
     return start, np.maximum(start, stop)
 
 

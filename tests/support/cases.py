@@ -273,6 +273,7 @@ _FACTORS = {
     "scale": [None, 0.37, -0.6, 0.0],
     "causal": [False, True],
     "window": [None, (3, 2), (5, None), (None, 0), (0, 0)],
+    "chunk": [None, 4, 1, 7],
     "softcap": [None, 5.0, 0.5],
     "bias": [None, "ts", "bhts:inf", "1h1s", "b1ts:big", "s"],
     "mask": [None, "ts", "bhts", "b11s", "1ht1:rows"],
@@ -402,7 +403,7 @@ def _table():
         {"window": (3, 1)},
         {"softcap": 2.0, "scale": 0.8},
         {"alibi_slopes": "heads", "causal": True},
-        {"sinks": "some", "window": (2, 0)},
+        {"sinks": "some", "window": (2, 0), "chunk": 4},
     ]
     for number, options in enumerate(shared):
         for sizes in (Sizes(batch=(5,)), Sizes((3,), 2, 4, 1, 19, 7, 3), Sizes((7,), 1, 3, 23, 13, 2, 11)):

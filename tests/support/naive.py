@@ -70,10 +70,10 @@ def of_sequence(number, b):
     return int(number[b]) if number.ndim else int(number)
 
 
-def sees(position, j, *, causal=False, window=None, **others):
+def sees(position, j, *, causal=False, window=None, chunk=None, **others):
     """Whether a row that stands at a position may see key j, if that exists."""
     left, right = window if window is not None else (None, None)
-    if causal and j > position:
+    if (causal and j > position) or (chunk is not None and j // chunk != position // chunk):
         return False
     return (left is None or j >= position - left) and (right is None or j <= position + right)
 
@@ -99,6 +99,9 @@ def of_keys(shape, options, first, last):
         for name, x in options.items()
     }
     cut["q_offset"] = options["q_offset"] - first
+    if "chunk" in cut:  # chunks are counted from key 0, so for other keys they are drawn
+        rule = {"q_offset": options["q_offset"], "chunk": cut.pop("chunk")}
+        cut["mask"] = seen(shape, rule)[..., first:last] & cut.get("mask", True)
     return cut | {"kv_lengths": np.clip(options["kv_lengths"] - first, 0, last - first)}
 
 
@@ -112,6 +115,7 @@ def attention(
     scale=None,
     causal=False,
     window=None,
+    chunk=None,
     softcap=None,
     alibi_slopes=None,
     sinks=None,
@@ -151,7 +155,7 @@ def attention(
 
                 seen = []
                 for j in range(length):
-                    visible = sees(position, j, causal=causal, window=window)
+                    visible = sees(position, j, causal=causal, window=window, chunk=chunk)
                     visible = visible and (mask is None or bool(broadcast_entry(mask, (*row, j))))
                     if visible and not (bias is not None and broadcast_entry(bias, (*row, j)) == -math.inf):
                         seen.append(j)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from refattn.calls.options import OPTION_NAMES
 from refattn.oracle.dialects.library_errors import errors_of
 
 
@@ -102,7 +103,7 @@ class Dialect:
 
 _ARRAYS = {"query": "query", "key": "key", "value": "value"}
 _QKV = {"query": "q", "key": "k", "value": "v"}
-_OPTIONS = ("causal", "window", "mask", "bias", "softcap", "alibi_slopes", "sinks", "kv_lengths", "scale")
+_OPTIONS = [name for name in OPTION_NAMES if name != "q_offset" and "dropout" not in name]
 
 DIALECTS: Mapping[str, Dialect] = {
     d.name: d
@@ -179,6 +180,30 @@ DIALECTS: Mapping[str, Dialect] = {
                 "Dao-AILab/flash-attention #1128",
                 "Dao-AILab/flash-attention #540",
             ),
+        ),
+        Dialect(
+            "flash_attn_3",
+            "flash_attn_func",
+            "commit 01afd16",
+            "hopper/flash_attn_interface.py, mask.h and softmax.h",
+            {
+                **_QKV,
+                "causal": "causal",
+                "window": "window_size",
+                "chunk": "attention_chunk",
+                "softcap": "softcap",
+                "scale": "softmax_scale",
+            },
+            layout="BTHD",
+            output_layout="BTHE",
+            window="pair",
+            softcap="before mask",
+            empty_lse="-inf",
+            lse_base="e",
+            lse_layout="BHT",
+            rope_pairs="interleaved",
+            notes=("attention_chunk of 0 means no chunks",),
+            issues=("Dao-AILab/flash-attention #1669",),
         ),
         Dialect(
             "flashinfer",
@@ -554,6 +579,7 @@ ROWS: tuple[tuple[str, Callable[[Dialect], str], Callable[[Dialect], str]], ...]
         _window_example,
     ),
     _row("no window", lambda d: str(d.window_none) if d.window else "no mask"),
+    _row("chunks of keys", lambda d: d.arguments.get("chunk", "in the mask" if d.mask_true else "none")),
     _row("boolean mask, True", lambda d: d.mask_true or "no boolean mask"),
     _row("additive mask or bias", lambda d: d.arguments.get("bias", "none")),
     _row("hidden scores", lambda d: d.hidden),

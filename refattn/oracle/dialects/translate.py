@@ -38,7 +38,7 @@ IGNORED = {
     "deterministic",
 }
 # options that `from_ours` says in a way of their own: any other one has an argument, or is refused
-SPELLED_OR_DRAWN = {"scale", "bias", "mask", "causal", "window", "kv_lengths", "q_offset"}
+SPELLED_OR_DRAWN = {"scale", "bias", "mask", "causal", "window", "chunk", "kv_lengths", "q_offset"}
 
 
 def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, Any]]:
@@ -89,8 +89,7 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
     _mask_to_ours(d, call, arrays, options)
     _window_to_ours(d, call, options)
     _plain_to_ours(d, call, options)
-    bounded = options.get("causal") or options.get("window")
-    if bounded and _stands_top_left(d, call):
+    if {"causal", "window", "chunk"} & {*options} and _stands_top_left(d, call):
         options["q_offset"] = 0
     return "attention", arrays, options
 
@@ -175,6 +174,9 @@ def _plain_to_ours(d, call, options):
     softcap = call.get(d.arguments.get("softcap", ""))
     if softcap is not None and softcap != d.softcap_none:
         options["softcap"] = float(softcap)
+    chunk = call.get(d.arguments.get("chunk", ""))
+    if chunk:
+        options["chunk"] = int(chunk)
     for role in ("alibi_slopes", "sinks"):
         value = call.get(d.arguments.get(role, ""))
         if value is not None:
@@ -275,7 +277,7 @@ def _causal_if_one_row(d, p):
         return p
     if (np.asarray(p.q_offset) == last).all():
         return replace(p, right=0)
-    return replace(p, right=0, q_offset=last) if p.left is p.right is p.alibi_slopes is None else p
+    return p if p.bounded or p.alibi_slopes is not None else replace(p, right=0, q_offset=last)
 
 
 def _visibility_from_ours(d, p, call):
@@ -284,11 +286,10 @@ def _visibility_from_ours(d, p, call):
     """
     lengths = np.asarray(p.kv_lengths)
     short = bool((lengths != p.kv_len).any())
-    bounded = p.left is not None or p.right is not None
     start = np.zeros_like(lengths) if d.alignment == "top_left" else lengths - p.q_len
     if d.name == "onnx" and short:
         start = lengths - p.q_len
-    aligned = not bounded or bool((np.asarray(p.q_offset) == start).all())
+    aligned = not p.bounded or bool((np.asarray(p.q_offset) == start).all())
     spellable = aligned and not (short and "kv_lengths" not in d.arguments) and _spellable_window(d, p)
     if d.always_causal and not (spellable and p.right == 0):
         raise ValueError(f"causal must be True with rows at the end of the keys: {d.call} is always causal.")
@@ -312,6 +313,8 @@ def _visibility_from_ours(d, p, call):
 
 
 def _spellable_window(d, p):
+    if p.chunk is not None and "chunk" not in d.arguments:
+        return False
     if p.left is None and p.right in (None, 0):
         return p.right is None or "causal" in d.arguments or d.always_causal
     if d.window in ("pair", "two", "cudnn"):
@@ -320,6 +323,8 @@ def _spellable_window(d, p):
 
 
 def _spell_window(d, p, call):
+    if p.chunk is not None:
+        call[d.arguments["chunk"]] = p.chunk
     if p.left is None and p.right in (None, 0):
         return
     none = d.window_none

@@ -56,6 +56,23 @@ def _ring_overwritten(run, columns):
     )
 
 
+def _other_chunks(same):
+    """What `same(run, columns, chunk)` has in the place of the rule that row and key lie in one chunk."""
+
+    def seen(run, columns):
+        chunk = run.problem.chunk  # None once another mistake took the chunks away
+        keep = visible(replace(run, problem=replace(run.problem, chunk=None)), columns)
+        return keep if chunk is None else keep & same(run, columns, chunk)
+
+    return {"visible": seen}
+
+
+def _counted_from(first):
+    return _other_chunks(
+        lambda run, columns, chunk: (columns - first(run)) // chunk == (run.position - first(run)) // chunk
+    )
+
+
 def _hidden_by_multiplying(run, s, keep):
     """score + (1 - mask) * -inf: 0 * -inf is NaN wherever a key may be seen."""
     return s + np.where(keep, 0.0, 1.0).astype(s.dtype) * s.dtype.type(-np.inf)
@@ -232,6 +249,50 @@ MASKS = (
         ("left window", "rows"),
         stages={"visible": _ring_overwritten},
         issues=("pytorch/executorch #20346", "Lightning-AI/litgpt #2182"),
+    ),
+    Mistake(
+        "chunk_dropped",
+        "chunks are ignored",
+        "chunk=None",
+        ("chunk",),
+        lambda p: replace(p, chunk=None),
+    ),
+    Mistake(
+        "chunk_is_window",
+        "a row sees the chunk - 1 keys before its position, not those of its own chunk (a sliding window)",
+        "chunk=None, window=(chunk - 1, right)",
+        ("chunk", "no left window"),
+        lambda p: replace(p, chunk=None, left=p.chunk - 1),
+    ),
+    Mistake(
+        "chunk_one_more",
+        "chunks are one position longer",
+        "chunk + 1",
+        ("chunk",),
+        lambda p: replace(p, chunk=p.chunk + 1),
+    ),
+    Mistake(
+        "chunk_from_first_row",
+        "chunks are counted from the first row, not from key 0",
+        "chunk left out, and a mask of j - q_offset and i",
+        ("chunk", "offset"),
+        stages=_counted_from(lambda run: run.position - run.sample.rows[:, None]),
+    ),
+    Mistake(
+        "chunk_from_last_key",
+        "chunks are counted back from the last key, not from key 0",
+        "chunk left out, and a mask of kv_length - j",
+        ("chunk",),
+        stages=_counted_from(lambda run: run.kv_length),
+    ),
+    Mistake(
+        "chunk_sees_the_one_before",
+        "a row sees the chunk before its own, too",
+        "chunk left out, and a mask",
+        ("chunk",),
+        stages=_other_chunks(
+            lambda run, columns, chunk: np.isin(run.position // chunk - columns // chunk, (0, 1))
+        ),
     ),
     Mistake(
         "mask_inverted",

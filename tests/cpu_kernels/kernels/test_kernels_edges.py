@@ -17,11 +17,12 @@ import pytest
 from cases import CASES
 from kernel_checks import assert_right
 
-from cpu_kernels import num_threads
+from cpu_kernels import attention, num_threads
 from cpu_kernels.compiler.jit import driver
 from cpu_kernels.kernels.few_rows import KEY_PADDING, row_output, row_scores, usable_counts
 from cpu_kernels.kernels.product import PADDING_ROWS, Ahead, Gathered, Sizes, product
 from cpu_kernels.machine import thread_pool
+from cpu_kernels.plan import KEY_TILE
 from cpu_kernels.simd.registers import MAX_VECTORS, lanes
 
 ROOT = Path(__file__).parents[3]
@@ -32,13 +33,17 @@ def ending_at_guard_page(array):
     """A copy whose last byte lies before a page that can be neither read nor written"""
     size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(mmap.PAGESIZE), 0):
-        raise OSError(ctypes.get_errno(), "mprotect")
-    copy = np.frombuffer(memory, np.uint8)[size - array.nbytes : size].view(array.dtype)
-    copy[:] = array
+    forbid(np.frombuffer(memory, np.uint8)[size:])
+    copy = np.frombuffer(memory, np.uint8)[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
     return copy
+
+
+def forbid(array):
+    """From now on the pages of this memory, which fills them, can be neither read nor written"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
 
 
 @driver
@@ -101,8 +106,26 @@ def scratch():
                 assert_right(case.function, arrays.values(), options, dtype, tiers=("positions", "hard"))
 
 
+def other_chunks():
+    """Keys of other chunks than the rows' own, but for a tile at either side, lie in such pages, too."""
+    chunk, dim, length = 1024, 64, 8 * 1024
+    random = np.random.default_rng(0)
+    for rows in (1, 5, 300):
+        query = random.standard_normal((2, rows, dim), np.float32)
+        position = 5 * chunk + np.arange(rows)
+        key = ending_at_guard_page(random.standard_normal((1, length, dim), np.float32))
+        options = {"chunk": chunk, "q_offset": position[0]}
+        own = slice(5 * chunk, 6 * chunk)
+        expected = attention(query, key[:, own], key[:, own], q_offset=0, window=(chunk, chunk))
+        for first, last in ((0, own.start - KEY_TILE), (own.stop + KEY_TILE, length)):
+            forbid(key[0, first:last])
+        np.testing.assert_allclose(attention(query, key, key, **options), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects pages with mprotect")
-@pytest.mark.parametrize("case", [few_rows, many_rows, scratch], ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case", [few_rows, many_rows, scratch, other_chunks], ids=lambda case: case.__name__
+)
 def test_nothing_beyond_the_padding_is_touched(case):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
     done = subprocess.run(

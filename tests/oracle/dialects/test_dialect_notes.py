@@ -305,6 +305,26 @@ class TestReadNotRun:
         )
         same(refattn.attention(*arrays, **options), want, atol=1e-12)
 
+    @pytest.mark.parametrize(("rows", "keys"), [(2, 5), (5, 2), (6, 6)])
+    @pytest.mark.parametrize("window", [(-1, -1), (2, 1)])
+    @pytest.mark.parametrize("chunk", [0, 1, 3])
+    def test_flash_attn_3(self, rows, keys, window, chunk):
+        """hopper/mask.h: columns from the row's position rounded down to a multiple of attention_chunk, and
+        so many of them, beside the columns of the window; 0 is no chunk.
+        """
+        query, key, value, scores, i, j = self.problem(rows, keys)
+        at = i + keys - rows
+        seen = ((window[0] < 0) | (j >= at - window[0])) & ((window[1] < 0) | (j <= at + window[1]))
+        if chunk:
+            first = np.floor(at / chunk) * chunk
+            seen = seen & (j >= first) & (j < first + chunk)
+        want, _ = self.naive(scores / np.sqrt(8), seen, value)
+        call = dict(zip("qkv", (array.swapaxes(1, 2) for array in (query, key, value)), strict=True))
+        _, arrays, options = to_ours("flash_attn_3", **call, window_size=window, attention_chunk=chunk)
+        same(refattn.attention(*arrays, **options), want, atol=1e-12)
+        if chunk:
+            assert from_ours("flash_attn_3", *arrays, **options)["attention_chunk"] == chunk
+
     @pytest.mark.parametrize("left", [None, 1, 3])
     @pytest.mark.parametrize("right", [None, 0, 2])
     def test_cudnn(self, left, right):

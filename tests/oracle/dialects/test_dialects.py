@@ -15,6 +15,7 @@ from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 REQUIRED = (
     "torch",
     "flash_attn",
+    "flash_attn_3",
     "flashinfer",
     "flashmla",
     "onnx",
@@ -34,6 +35,8 @@ GROUPS = (
     ("own offset", "causal"),
     ("left window", "causal"),
     ("two-sided window",),
+    ("chunk",),
+    ("chunk", "causal"),
     ("mask",),
     ("mask", "causal"),
     ("bias",),
@@ -56,7 +59,7 @@ CANNOT = {
     "mlx": {"softcap"},
     "onnx": {"sinks"},
     "onnxruntime": {"sinks", "two-sided window", "left window"},
-    "onnxruntime_gqa": {"two-sided window", "mask", "empty rows", "own offset", "alibi"},
+    "onnxruntime_gqa": {"two-sided window", "chunk", "mask", "empty rows", "own offset", "alibi"},
     "transformers": set(),
 }
 
@@ -174,6 +177,7 @@ def test_every_dialect_is_there_with_its_source(name):
         "value",
         "causal",
         "window",
+        "chunk",
         "mask",
         "bias",
         "softcap",

@@ -9,7 +9,7 @@ CAUSAL_WINDOW = "A causal window of the last n keys is causal=True, window=(n - 
 CPU = "Pass bias.cpu() (cupy: bias.get(), jax: jax.device_get(bias))."
 
 NAMES = (
-    "bias, mask, scale, causal, window, softcap, alibi_slopes, sinks, kv_lengths, q_offset, "
+    "bias, mask, scale, causal, window, chunk, softcap, alibi_slopes, sinks, kv_lengths, q_offset, "
     "dropout_mask, dropout_rate"
 )
 
@@ -105,6 +105,11 @@ BAD = [
         TypeError,
         "window must hold integers or None; got window right=True of type bool.",
     ),
+    ("chunk zero", {"chunk": 0}, ValueError, "chunk must be at least 1; got chunk=0."),
+    ("chunk negative", {"chunk": -4}, ValueError, "chunk must be at least 1; got chunk=-4."),
+    ("chunk float", {"chunk": 4.0}, TypeError, "chunk must be an integer; got chunk=4.0 of type float."),
+    ("chunk bool", {"chunk": True}, TypeError, "chunk must be an integer; got chunk=True of type bool."),
+    ("chunk list", {"chunk": [4]}, TypeError, "chunk must be an integer; got chunk=[4] of type list."),
     (
         "softcap zero",
         {"softcap": 0},
