@@ -29,7 +29,7 @@ CASES="$KERNELS/test_kernels.py $KERNELS/test_kernels_narrow.py -k test_case"
 UNFUSED="--deselect $KERNELS/test_kernels.py::test_case[family-cancellation-float32]"
 
 kernel_tests() {
-    "$PYTHON" -m pytest -q -n auto -p no:cacheprovider -m "" "$@"
+    "$PYTHON" -m pytest -q -n auto --dist worksteal -p no:cacheprovider -m "" "$@"
 }
 
 covered() {

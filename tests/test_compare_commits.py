@@ -168,6 +168,7 @@ def test_table_and_exit_status(monkeypatch, capsys):
     assert "differences without a reason: 0" in capsys.readouterr().out
 
 
+@pytest.mark.campaign
 def test_two_trees_from_end_to_end(tmp_path):
     """The working tree against a copy with another message, which is found for every form and package."""
     shutil.copy(compare_commits.__file__, tmp_path / "calls.py")

@@ -7,6 +7,7 @@ import pytest
 from planted_faults import LIKELY, ROOT, Finder, Workplace, candidates, draw, likely_tests, source_files
 
 
+@pytest.mark.campaign
 def test_faults_are_spread_over_folders_and_kinds_and_drawn_from_the_seed_alone():
     faults = [fault for _, fault in draw(40, "a")]
     assert faults == [fault for _, fault in draw(40, "a")] and faults != [

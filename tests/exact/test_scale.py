@@ -9,6 +9,7 @@ scores alone of the cases below take up to 128 MiB; 32 heads of 8192 rows and ke
 import tracemalloc
 
 import numpy as np
+import pytest
 
 import refattn
 
@@ -36,6 +37,7 @@ def extra_memory(function, *args, **options):
     return result, peak - after if peak > after else peak - before
 
 
+@pytest.mark.campaign
 def test_extra_memory_is_that_of_a_block():
     _, extra = extra_memory(refattn.attention, *arrays(4, 2048, 2048, 128))
     assert extra < 64 * MIB

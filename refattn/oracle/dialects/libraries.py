@@ -579,7 +579,12 @@ ROWS: tuple[tuple[str, Callable[[Dialect], str], Callable[[Dialect], str]], ...]
         _window_example,
     ),
     _row("no window", lambda d: str(d.window_none) if d.window else "no mask"),
-    _row("chunks of keys", lambda d: d.arguments.get("chunk", "in the mask" if d.mask_true else "none")),
+    _row(
+        "chunks of keys",
+        lambda d: d.arguments.get(
+            "chunk", "in the mask" if (d.mask_true or d.additive_mask) and not d.always_causal else "none"
+        ),
+    ),
     _row("boolean mask, True", lambda d: d.mask_true or "no boolean mask"),
     _row("additive mask or bias", lambda d: d.arguments.get("bias", "none")),
     _row("hidden scores", lambda d: d.hidden),
@@ -630,7 +635,14 @@ def differences(first: str, second: str) -> list[tuple[str, str, str]]:
 MEANING = "Other results for what looks alike"
 SPELLING = "The same thing said otherwise"
 ONLY_ONE = "In one of them only"
-SPELLED = ("causality", "window of the last 3 keys", "no window", "additive mask or bias", "softcap")
+SPELLED = (
+    "causality",
+    "window of the last 3 keys",
+    "no window",
+    "chunks of keys",
+    "additive mask or bias",
+    "softcap",
+)
 ABSENT = ("none", "no lse", "no sinks", "no boolean mask", "no mask", "in the mask", "-")
 
 

@@ -289,7 +289,13 @@ def _visibility_from_ours(d, p, call):
     start = np.zeros_like(lengths) if d.alignment == "top_left" else lengths - p.q_len
     if d.name == "onnx" and short:
         start = lengths - p.q_len
-    aligned = not p.bounded or bool((np.asarray(p.q_offset) == start).all())
+    aligned = bool((np.asarray(p.q_offset) == start).all())
+    if p.alibi_slopes is not None and "alibi_slopes" in d.arguments and not aligned:
+        raise ValueError(
+            f"q_offset must be left out beside alibi_slopes: {d.call} counts distances from its own "
+            f"alignment; got q_offset={p.q_offset.tolist()}."
+        )
+    aligned = aligned or not p.bounded
     spellable = aligned and not (short and "kv_lengths" not in d.arguments) and _spellable_window(d, p)
     if d.always_causal and not (spellable and p.right == 0):
         raise ValueError(f"causal must be True with rows at the end of the keys: {d.call} is always causal.")

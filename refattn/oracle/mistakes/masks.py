@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.calls.options import Visibility
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.simulated.staged import finish, visible
 
@@ -274,21 +275,21 @@ MASKS = (
     Mistake(
         "chunk_from_first_row",
         "chunks are counted from the first row, not from key 0",
-        "chunk left out, and a mask of j - q_offset and i",
+        "chunk=None, mask=(j - q_offset) // chunk == i // chunk",
         ("chunk", "offset"),
         stages=_counted_from(lambda run: run.position - run.sample.rows[:, None]),
     ),
     Mistake(
         "chunk_from_last_key",
         "chunks are counted back from the last key, not from key 0",
-        "chunk left out, and a mask of kv_length - j",
+        "chunk=None, mask=(j - kv_length) // chunk == (q_offset + i - kv_length) // chunk",
         ("chunk",),
         stages=_counted_from(lambda run: run.kv_length),
     ),
     Mistake(
         "chunk_sees_the_one_before",
         "a row sees the chunk before its own, too",
-        "chunk left out, and a mask",
+        "chunk=None, mask of (q_offset + i) // chunk - j // chunk in (0, 1)",
         ("chunk",),
         stages=_other_chunks(
             lambda run, columns, chunk: np.isin(run.position // chunk - columns // chunk, (0, 1))
@@ -313,10 +314,10 @@ MASKS = (
     ),
     Mistake(
         "mask_replaces_causal",
-        "causal masking and window are dropped when a mask is given",
-        "causal=False, window=None",
+        "causal masking, window and chunks are dropped when a mask is given",
+        "causal=False, window=None, chunk=None",
         ("mask", "bounded"),
-        lambda p: replace(p, left=None, right=None),
+        lambda p: replace(p, **dict.fromkeys(Visibility._fields)),
         issues=("keras-team/keras #22910",),
     ),
     Mistake(

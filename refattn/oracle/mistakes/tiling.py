@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.exact.visibility import row_bounds
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.simulated.staged import (
     accumulate,
@@ -47,13 +48,8 @@ def _without_first_key(run, columns):
 
 def _without_newest_key(run, columns):
     """Each row loses the last key it may see."""
-    keep = visible(run, columns)
-    edge = (
-        run.kv_length - 1
-        if run.problem.right is None
-        else np.minimum(run.kv_length - 1, run.position + run.problem.right)
-    )
-    return keep & (columns != edge)
+    _, stop = row_bounds(run.problem, run.position, run.kv_length)
+    return visible(run, columns) & (columns != stop - 1)
 
 
 def _output_not_rescaled(run, total, factor, w, v, keep):

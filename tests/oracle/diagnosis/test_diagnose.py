@@ -247,6 +247,7 @@ def test_output_allocated_with_the_width_of_the_query():
     assert str(found).endswith("Its last axis is that of the query, not of the values.")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("tile", [8, *range(16, 193, 16), 224, 256, 384, 512, 1024, 2048])
 def test_tile_sizes_are_found(monkeypatch, tile):
     monkeypatch.setattr(hypotheses, "CATALOGUE", (BY_ID["never_rescaled"],))  # others take their time

@@ -338,6 +338,16 @@ def test_explain_difference_shows_only_what_differs():
             "mask must be None: flash_attn_func takes",
         ),
         (lambda: from_ours("torch", *[np.ones((1, 1, 2, 4))] * 3, softcap=1.0), "softcap must be None"),
+        *(
+            (
+                lambda name=name: from_ours(
+                    name, *[np.ones((1, 1, 2, 4))] * 3, alibi_slopes=np.ones(1), q_offset=1
+                ),
+                "q_offset must be left out beside alibi_slopes",
+            )
+            for name in DIALECTS
+            if "alibi_slopes" in dialect(name).arguments and not dialect(name).paged
+        ),
         (lambda: to_ours("mlx", **{name: np.ones((1, 1, 2, 4)) for name in "qkv"}), "scale must be given"),
         (lambda: array_to_ours(np.ones((1, 2, 8)), "BTM"), "heads must be given"),
         (lambda: result_to_ours("torch", np.ones((1, 1, 2, 4)), np.ones((1, 1, 2))), "lse must be None"),

@@ -57,7 +57,7 @@ ZEROS = {
 }
 
 
-@pytest.mark.sample(9)
+@pytest.mark.sample(27)
 @pytest.mark.parametrize("name", ZEROS)
 def test_zeros_beyond_a_size_fail_the_full_level(name):
     report = check_kernel(

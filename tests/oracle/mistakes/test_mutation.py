@@ -87,6 +87,7 @@ def test_ours_catches_the_mistakes_of_corner_cases():
     assert score.false_alarms == ()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "missed"),
     [

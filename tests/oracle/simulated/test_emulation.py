@@ -32,6 +32,7 @@ def largest_difference(got, expected):
         return np.max(np.where(same, 0.0, np.abs(got - expected) / (1 + np.abs(expected))), initial=0.0)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", KERNELS)
 def test_float64_emulation_is_the_reference(name):
     """Every option and form of the table of cases, ordinary data."""

@@ -25,7 +25,7 @@ def stored_dtype(path, name):
     return read_arrays(path)[0][name].dtype.name
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_cases_in_8_bits_come_back_whole(tmp_path, container, dtype):

@@ -102,6 +102,7 @@ def test_only_the_lse_leans(bounds, spec, sign):
     ), report.text()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("signs", [(1, -1, 1, -1), (0, 0, 1, 0), (0, -1, 0, 0)])
 def test_heads_that_lean_apart(signs):
     arrays = square("bfloat16", 4, 256)
@@ -202,6 +203,7 @@ def test_cut_weights_that_the_row_sum_adds_lean_in_the_lse(truncated):
     assert "lse lean" in report.failed and "downward" in report.lse.bias_words, report.text()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("spec", ["bfloat16", "float16", "eager bfloat16", "cpu_kernels bfloat16"])
 def test_output_cut_where_the_spec_rounds(spec):
     spec = kernel_spec(spec)
@@ -239,6 +241,7 @@ def test_heads_that_are_copies_count_once(seed):
     assert not found[1].failed and found[1].bias_limit > 0.8 * found[0].bias_limit
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("level", [1.0004, 1.0018, 0.7003])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_results_that_all_round_the_same_way(dtype, level):

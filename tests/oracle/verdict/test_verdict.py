@@ -326,6 +326,7 @@ def test_a_sample_of_rows(kernel_result):
             judge(kernel_result, rows=bad)
 
 
+@pytest.mark.campaign
 def test_memory_stays_bounded_where_scores_would_not_fit():
     """4096 x 4096 scores are 128 MiB an array in float64; the check must hold far less than the score
     arrays it reads from.
