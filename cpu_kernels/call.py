@@ -53,8 +53,8 @@ class Dims(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """What is attended to on its own: batch entries, packed sequences, local blocks. Fields are one number
-    for all or an array, one a sequence.
+    """What is attended to on its own: batch entries, packed sequences, parts of block-local calls. Fields
+    are one number for all or an array, one a sequence.
     """
 
     count: int

@@ -1,5 +1,5 @@
-"""Attention inside blocks of the sequence: the functions of `refattn.local`, fast. Every block is a sequence
-of its own.
+"""Attention inside blocks of the sequence: the functions of `refattn.local`, fast. Every part that
+`BlockLocalProblem.edges` cuts is a sequence of its own.
 """
 
 import math
@@ -65,13 +65,13 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
 
 def solve_block_local(problem, wants_lse):
     """Output and, if wanted, lse of a checked `BlockLocalProblem`."""
-    whole, num_blocks = problem.whole, problem.num_parts
+    whole, num_parts = problem.whole, problem.num_parts
     first, rows = problem.edges[:-1], np.diff(problem.edges)
     batch = math.prod(whole.batch_shape)
     kv_lens = np.clip(whole.kv_lengths.reshape(-1, 1) - first, 0, rows).ravel()
-    entry, starts = np.repeat(np.arange(batch), num_blocks), np.tile(first, batch)
+    entry, starts = np.repeat(np.arange(batch), num_parts), np.tile(first, batch)
     sequences = Sequences(
-        batch * num_blocks,
+        batch * num_parts,
         whole.batch_shape,
         np.tile(rows, batch),
         kv_lens,

@@ -53,8 +53,9 @@ def attend(counter, scratch, all_params, items, groups, heads, pages, operands, 
         item = items[n]
         group = groups[item.group]
         key_start, key_stop = open_block(params, item, group, heads, memory, scratch, ints, careful)
-        # A tile has as many scores whatever the products. Beside its own keys they ask for the next tile's,
-        # or for those a fixed way ahead.
+        # With few rows a panel is one vector wide, so a tile of MAX_VECTORS times the keys has as many
+        # scores. Tables also hold the keys asked for ahead: the next tile's, or with few rows a fixed
+        # number.
         key_tile, ahead = params.key_tile, params.key_tile
         if panel_of(params, scratch, 0, item).few_rows:
             key_tile, ahead = MAX_VECTORS * params.key_tile, KEY_PADDING

@@ -1,8 +1,9 @@
 """What options do to a tile of scores[key, lane], in the order of the contract: the scale where the query
 does not carry it, softcap, ALiBi, bias, hide; dropout comes after the softmax.
 
-Lanes beyond the last row repeat that row. The scores of a tile are [chunk, lane]: a chunk is `phases` keys,
-and neighbouring lanes hold the phases of one row (`few_rows.py`); with one phase a chunk is a key.
+Lanes beyond the last row repeat that row. The scores of a tile are [chunk, lane]. Here a chunk is not the
+option: it is `phases` keys, and neighbouring lanes hold the phases of one row (`few_rows.py`); with one
+phase a chunk is a key.
 """
 
 import numpy as np

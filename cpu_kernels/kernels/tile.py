@@ -81,7 +81,7 @@ def num_rectangles(tile):
 @leaf
 def rectangle_of(panel, tile, number):
     """All lanes over the keys that the first half of them sees some of, then the second half alone over the
-    others. What stands in the first half's scores there is hidden with the causal edge, and its output is
+    others. What stands in the first half's scores there is hidden by `hide_unseen`, and its output is
     rescaled with the first rectangle.
     """
     if number == 0:

@@ -37,8 +37,8 @@ class BlockLocalProblem(Checked):
 
     @cached_property
     def edges(self):
-        """Where the parts begin, and where the last one ends, which may be shorter: the edges of blocks
-        and of chunks. A part inside one chunk needs no rule of chunks.
+        """Where the parts begin, and the end of the sequence: all edges of blocks and of chunks. A part lies
+        in one chunk, so the rule of chunks still holds where its positions count from 0.
         """
         q_len, sizes = self.whole.q_len, (self.block_size, self.whole.chunk or self.block_size)
         return np.union1d(*(np.minimum(np.arange(0, q_len + size, size), q_len) for size in sizes))
@@ -114,6 +114,7 @@ def block_local_problem(query, key, value, *, block_size, **options):
             "query and key must have the same length, both are cut at the same places; "
             f"got query.shape={whole.query.shape}, key.shape={whole.key.shape}."
         )
+    # errors of the arrays come before a wrong size, behind a wrong type
     block_size = checked_integer(block_size, "block_size", 1)
     return BlockLocalProblem(whole=whole, block_size=min(block_size, max(whole.q_len, 1)))
 

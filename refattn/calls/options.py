@@ -4,8 +4,8 @@ reads.
 A row says what an option is called, what one value of it belongs to, its default, how it is checked, what
 it means, the value that changes nothing, and values to try. Signatures, validation, inputs, mistakes, vector
 files, the harness and tests read the rows; the mathematics of an option stands where it is computed, that of
-`Visibility` in `refattn.exact.visibility`. Causality is a window whose right side is 0, so nothing after
-this file knows the word.
+`Visibility` in `refattn.exact.visibility`. Causality is a window whose right side is 0: `Options`
+has no field of that name.
 """
 
 import functools
@@ -35,8 +35,8 @@ PER_SCORE = "batch head row key"
 
 
 class Visibility(NamedTuple):
-    """The rules by which the position of a row decides what keys it sees: fields of `Options` that are
-    integers or None, without a limit.
+    """The rules by which the position of a row decides what keys it sees: fields of `Options`, each an
+    integer, or None for no limit.
     """
 
     left: int | None

@@ -40,6 +40,11 @@ class Fit:
     def explains(self) -> bool:
         return self.mismatched == 0 and self.used <= 1
 
+    @property
+    def left(self) -> float:
+        """What is left of the error, elements that are NaN or infinite on one side only included."""
+        return self.residual + self.mismatched * LARGEST_RATIO
+
 
 @dataclass
 class Prediction:
@@ -84,7 +89,7 @@ class Evidence:
         """The residual of a kernel without mistakes: the reference, or one that rounds as the input's
         dtype does, whichever is closer.
         """
-        residuals = [self.baseline.residual + self.baseline.mismatched * LARGEST_RATIO]
+        least = self.baseline.left
         for tile in (*TILES_TO_TRY, max(self.keys, 1)):
             fit = budget.attempt(
                 "fit",
@@ -95,8 +100,8 @@ class Evidence:
             )
             if fit is None:
                 break
-            residuals.append(fit.residual + fit.mismatched * LARGEST_RATIO)
-        return min(residuals)
+            least = min(least, fit.left)
+        return least
 
     def size(self, hypothesis: Hypothesis) -> float:
         """The cost of predicting a hypothesis, in tiles of keys: most of it is spent on calls for
@@ -219,7 +224,7 @@ class Evidence:
         used, squares, count, wrong = 0.0, 0.0, 0, 0
         for result, got in observed.items():
             want, bound, unit = predicted.values[result], predicted.bounds[result], self.yardstick[result]
-            fine, same = positions(want, got)
+            fine, same = comparable(want, got)
             wrong += int((~same).sum())
             count += want.size
             left = np.abs(got[fine] - want[fine])
@@ -247,7 +252,7 @@ class Evidence:
                 continue
             want = _joined([np.asarray(part[i], np.float64).ravel() for part in parts])
             got, unit = observed[result], _usable(self.yardstick[result], 1e-6)
-            fine, same = positions(want, got)
+            fine, same = comparable(want, got)
             with np.errstate(over="ignore"):
                 total += float(
                     np.minimum(np.abs(got[fine] - want[fine]) / unit[fine], SCREEN_RATIO).sum()
@@ -268,8 +273,8 @@ class Evidence:
         return {result: array.reshape(self.given[result].shape) for result, array in results.items()}
 
 
-def positions(want, got):
-    """Where both are finite, and where these or the same NaN or infinity."""
+def comparable(want, got):
+    """Where both are finite; and where both are finite, both NaN, or the same infinity."""
     fine = np.isfinite(want) & np.isfinite(got)
     return fine, fine | (np.isnan(want) & np.isnan(got)) | (want == got)
 

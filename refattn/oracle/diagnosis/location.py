@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT
-from refattn.oracle.diagnosis.evidence import Evidence, positions
+from refattn.oracle.diagnosis.evidence import Evidence, comparable
 from refattn.oracle.diagnosis.fit_bound import Use, bound_use
 
 BOUNDARIES = (256, 128, 64, 32, 16, 8)
@@ -127,7 +127,7 @@ def _beyond_bounds(evidence, use):
 
 
 def _wrong(got, want, unit):
-    fine, same = positions(want, got)
+    fine, same = comparable(want, got)
     with np.errstate(all="ignore"):
         return np.where(fine, np.abs(got - want) > np.where(np.isfinite(unit), unit, np.inf), ~same)
 

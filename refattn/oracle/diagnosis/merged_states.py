@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
-from refattn.oracle.diagnosis.evidence import positions
+from refattn.oracle.diagnosis.evidence import comparable
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.mistakes.merge import MERGES, merged
 
@@ -38,7 +38,7 @@ def diagnose_merge(given, outputs, lses):
         for result, b, bound in zip(RESULTS, predicted, (unit, 1e-5), strict=True):
             if result not in got:
                 continue
-            fine, same = positions(b, got[result])
+            fine, same = comparable(b, got[result])
             if not same.all():
                 return np.inf
             errors = np.where(fine, np.abs(np.where(fine, got[result], 0) - np.where(fine, b, 0)) / bound, 0)

@@ -14,7 +14,7 @@ MOST_PARTS = 8  # sequences of a packed or paged problem that are looked at when
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` indices below count: the ends, their neighbours, and evenly between."""
+    """At most `wanted` indices below count: the ends, from six on their neighbours, and evenly between."""
     if count <= wanted:
         return np.arange(count)
     ends = [0, 1, count - 2, count - 1] if wanted >= 6 else [0, count - 1]
@@ -38,8 +38,8 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1
     than that.
 
     Of many parts most are left out. `worst` is the sequence and head to have in any case, and the row
-    where one is known to be wrong. With one sequence it is not the first, so that mistakes that use the
-    first for all of them show.
+    where one is known to be wrong. By default it is the last sequence: where only one is looked at,
+    mistakes that use the first for all of them show.
     """
     parts = part_outlines(checked)
     sizes = [max(part.kv_len * (part.head_dim + part.v_head_dim), 1) for part in parts]

@@ -69,7 +69,8 @@ def diagnose(
         kernel's own run on the caller's arrays comes on top.
     near : tuple of int, optional
         Index of an element of the output that is wrong, `check(...).output.worst`: large problems are
-        looked at there.
+        looked at there. Calls of several packed or paged sequences do not use it: a first look finds the
+        place.
     progress : callable, optional
         Called with a line of text before each part of the search: `print`.
     **options

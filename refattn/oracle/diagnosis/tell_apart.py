@@ -25,8 +25,7 @@ from refattn.oracle.mistakes.record import NEEDS
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 
 APART = 10.0  # bounds by which two predictions must differ somewhere
-PROBES = 40
-RUNS = 6  # of the caller's kernel
+DECIDING = 6  # runs of the caller's kernel that rule something out, at most
 LONGEST, MOST_ROWS, WIDEST = 300, 24, 256  # of a probe
 
 
@@ -72,7 +71,7 @@ def told_apart(
     """
     left, calls = list(hypotheses), []
     for probe in probes(checked):
-        if len(left) < 2 or len(calls) >= RUNS:
+        if len(left) < 2 or len(calls) >= DECIDING:
             break
         if len(budget.attempt("probe", TELLING, _groups, probe, left, spec, results) or ()) < 2:
             continue
@@ -95,7 +94,7 @@ def told_apart(
 def _explaining(evidence, hypotheses, budget):
     """Those that leave about as little as the best one does, and those that predict nothing here."""
     fits = [evidence.fit(hypothesis) for hypothesis in hypotheses]
-    sizes = [None if fit is None else fit.residual + fit.mismatched * 1e12 for fit in fits]
+    sizes = [None if fit is None else fit.left for fit in fits]
     least = min((size for size in sizes if size is not None), default=np.inf)
     if least > 1.0 and not least < CLEARLY * evidence.floor(budget):
         return []  # the kernel does something else here

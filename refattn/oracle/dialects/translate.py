@@ -208,9 +208,9 @@ def _paged_to_ours(d, call):
 def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     """Our dense call as a library's arguments.
 
-    What the library cannot spell (another alignment, a window, lengths, ALiBi) goes into its mask, drawn
-    out, where it takes one; in float32 beside arrays of 16 bits, if the library takes that and rounding
-    would change it.
+    What the library cannot spell (another alignment, a window, chunks, lengths, ALiBi) goes into its mask,
+    drawn out, where it takes one; in float32 beside arrays of 16 bits, if the library takes that and
+    rounding would change it.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ def _causal_if_one_row(d, p):
 
 
 def _visibility_from_ours(d, p, call):
-    """Spell causality, window and lengths natively if possible; whether they must be drawn as a mask
+    """Spell causality, window, chunk and lengths natively if possible; whether they must be drawn as a mask
     instead.
     """
     lengths = np.asarray(p.kv_lengths)

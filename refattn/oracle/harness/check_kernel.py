@@ -4,7 +4,7 @@ Sections, each a list of tests with a name:
 
     reference     output and lse against the reference, over options, shapes and families of inputs
     exact         calls whose output is known bit for bit
-    identities    the kernel against itself (`properties`)
+    identities    the kernel against itself (`identities`)
     hidden slots  what no row may see holds NaN, or numbers: the same result
     guards        inputs and the bytes around all buffers stay as they were; only `out=` is written
     repeatable    equal bits when called again

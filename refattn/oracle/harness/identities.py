@@ -94,7 +94,7 @@ class _Lazy(State):
 
 @dataclass(frozen=True)
 class Identity:
-    """One property."""
+    """One identity."""
 
     name: str
     says: str  # what must be equal

@@ -17,7 +17,7 @@ from refattn.oracle.inputs.variants import FULL_SEEDS, hidden_pair, named
 QUICK_SHAPES = 7  # of SHAPED_SUITE
 RANDOM_CALLS = 100
 
-# one of everything, one more and one less than a tile, no rows, no keys, no columns
+# one of everything, sizes around a tile, more rows than keys, uncommon dims and head ratios
 EDGES = {
     "one row": Sizes(q_len=1),
     "one key": Sizes(kv_len=1, q_len=1),
@@ -32,6 +32,7 @@ EDGES = {
     "multi-query": Sizes(num_heads=8, num_kv_heads=1),
     "multi-head": Sizes(num_heads=3, num_kv_heads=3),
 }
+# nothing of it, sizes around larger tiles, large dims
 FULL_EDGES = {
     "no rows": Sizes(q_len=0),
     "no keys": Sizes(kv_len=0),

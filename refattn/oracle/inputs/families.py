@@ -213,7 +213,9 @@ def every_option(form) -> list[tuple[str, ...]]:
 
 
 def _poisoned(arrays, options, rng):
-    """NaN at every key no row sees, and -inf past the lengths."""
+    """Past the lengths NaN in keys and infinity in values; a mask, if given, also hides one key from all
+    rows, which holds NaN in both.
+    """
     query, key, value = arrays
     lengths = np.broadcast_to(options.get("kv_lengths", key.shape[-2]), key.shape[:1])
     key, value = key.copy(), value.copy()

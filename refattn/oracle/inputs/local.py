@@ -1,4 +1,4 @@
-"""Calls of block-local attention that together show every mistake of it."""
+"""Calls of block-local attention, and what `check_kernel` runs on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = WHOLE.of_call()
 def block_local_inputs(
     dtype=np.float32, seed=0, *, length=45, block_size=8, bias=False, mask=False, **options
 ) -> AttentionInputs:
-    """Five whole blocks and a short one; two sequences, four heads on two key heads."""
+    """By default five whole blocks and a short one; two sequences, four heads on two key heads."""
     rng = np.random.default_rng([seed, 9])
     arrays = tuple(
         rng.standard_normal((2, heads, length, dim)).astype(dtype)

@@ -3,8 +3,8 @@ takes its branch.
 
 The calls are the translates modulo a prime p of its non-zero squares: where p is 3 modulo 4, every two
 numbers meet in (p - 3) / 4 of them (the quadratic residue designs of Paley; Hall, Combinatorial Theory,
-1986, chapter 11). Eleven options make eleven calls of five, where every two meet twice; where they would
-meet more often, calls are left out.
+1986, chapter 11). Where there are fewer options than p, calls are smaller. A call whose pairs have all met
+`MEETINGS` times already is left out.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def option_groups(allowed=OPTIONS, always=()) -> list[tuple[str, ...]]:
 def _blocks():
     for shift in range(PRIME):
         block = {name for n, name in enumerate(OPTIONS) if (n - shift) % PRIME in SQUARES}
-        # an offset shows on causal rows; many kernels have causal windows only, so one of the five is
-        # two-sided
+        # an offset shows on causal rows; many kernels have causal windows only, so most windows come with
+        # causal
         if "own offset" in block or ("left window" in block and "own scale" not in block):
             block.add("causal")
         yield block

@@ -1,4 +1,4 @@
-"""Mistakes in which keys a row sees: alignment, windows, masks, lengths, empty rows."""
+"""Mistakes in which keys a row sees: alignment, windows, chunks, masks, lengths, empty rows."""
 
 from dataclasses import replace
 

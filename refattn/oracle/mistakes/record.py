@@ -38,8 +38,8 @@ class Mistake:
     form: str = "any"  # "any", or the name of the form it belongs to
     # change of the arrays and options of that form: checked call -> checked call
     change_call: Callable | None = None
-    # replaces the step that cuts a call of that form into dense problems (`cut` of
-    # `refattn.calls.form.Checked.parts`)
+    # (checked call, n) -> Problem: in the place of `Checked.part`, which cuts dense problem n out of a call
+    # of that form
     change_form: Callable | None = None
     tiled: bool = False  # the result depends on the tile size
     rounding: bool = False  # the mistake is one of precision: it is predicted in the kernel's own arithmetic
@@ -82,6 +82,7 @@ def _squeezed(kv_heads: int, heads: int) -> bool:
 
 
 NEEDS: Mapping[str, Callable[[Problem], bool]] = {
+    # words that are not a field being given are replaced below
     **{word: _given(option.name) for word, (option, *_) in WORDS.items()},
     "causal": lambda p: p.right == 0,
     "not causal": lambda p: p.right is None or p.right > 0,

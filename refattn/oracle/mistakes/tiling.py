@@ -132,13 +132,13 @@ def _unweighted(run, total, factor, w, v, keep):
     """Every tile is normalised on its own and counted equally."""
     share = w.sum(-1, keepdims=True, dtype=w.dtype)
     own = accumulate(run, np.zeros_like(total), factor, w, v, keep) / np.where(share > 0, share, 1)
-    run.live = getattr(run, "live", 0) + (share > 0)
+    run.notes["live"] = run.notes.get("live", 0) + (share > 0)
     return total + own
 
 
 def _finish_unweighted(run, top, total, weighted):
     lse = finish(run, top, total, weighted)[1]
-    live = np.maximum(getattr(run, "live", 1), 1)
+    live = np.maximum(run.notes.get("live", 1), 1)
     return np.where(total > 0, weighted / live, 0), lse
 
 

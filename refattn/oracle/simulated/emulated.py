@@ -114,6 +114,7 @@ class _Numerics:
         self.kind = np.float64 if self.spec.softmax.name == "float64" else np.float32
         # sums round as the working format does
         self.plain = self.spec.accumulator.name == np.dtype(self.kind).name
+        # a method named as a stage is that stage
         names = [field.name for field in fields(Stages) if hasattr(self, field.name)]
         self.stages = replace(CORRECT, **{name: getattr(self, name) for name in names})
 

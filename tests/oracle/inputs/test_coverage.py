@@ -135,6 +135,7 @@ def test_every_two_options_meet_twice():
     assert all(
         sum({*pair} <= {*names} for names in groups) >= 2 for pair in itertools.combinations(OPTIONS, 2)
     )
+    assert {"causal" in names for names in groups if "left window" in names} == {True, False}
 
 
 @pytest.mark.parametrize("lacking", OPTIONS)
