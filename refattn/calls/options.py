@@ -307,6 +307,11 @@ def kept_before(sizes):
     return max(int(np.min(sizes.kv_len, initial=UNLIMITED)) // 8, 1)
 
 
+def short_chunk(sizes):
+    """A chunk with edges among the rows and among the keys of the shortest sequence."""
+    return min(kept_before(sizes), max(int(np.min(sizes.q_len, initial=UNLIMITED)) // 2, 4))
+
+
 # fmt: off
 OPTIONS = (
     Option("bias", PER_SCORE, None, check_bias, "added to the scores; -inf hides",
@@ -328,7 +333,7 @@ OPTIONS = (
     Option("chunk", PER_CALL, None, check_chunk, "rows see keys of their own chunk of positions only",
            # rows before key 0 are in no chunk of a key, however large
            lambda s: LARGEST_CHUNK if np.all(s.q_len <= s.kv_len) else None,
-           {"chunk": lambda s, rng: 2 * kept_before(s) + 1}),
+           {"chunk": lambda s, rng: short_chunk(s)}),
     Option("softcap", PER_CALL, None, check_softcap, "scores become softcap * tanh(score / softcap)",
            lambda s: 2.0**60,  # scores divided by it are still normal numbers of float32
            {"softcap": lambda s, rng: 1.5}),

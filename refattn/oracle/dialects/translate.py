@@ -175,8 +175,8 @@ def _plain_to_ours(d, call, options):
     if softcap is not None and softcap != d.softcap_none:
         options["softcap"] = float(softcap)
     chunk = call.get(d.arguments.get("chunk", ""))
-    if chunk:
-        options["chunk"] = int(chunk)
+    if chunk is not None and not (isinstance(chunk, int | np.integer) and chunk < 1):  # which is no chunk
+        options["chunk"] = chunk
     for role in ("alibi_slopes", "sinks"):
         value = call.get(d.arguments.get(role, ""))
         if value is not None:
@@ -359,6 +359,10 @@ def _masks_from_ours(d, p, call, drawn):
         distance = np.abs(p.position[..., None, :, None] - np.arange(p.kv_len))
         term = -np.asarray(p.alibi_slopes)[..., None, None] * distance
         bias = term if bias is None else bias + term
+    refusal = (
+        f"{'mask' if p.chunk is None else 'chunk'} must be None: {d.call} takes neither this mask nor this "
+        "alignment, window or chunk."
+    )
     separate = (
         d.arguments.get("mask") is not None
         and d.arguments.get("mask") != d.arguments.get("bias")
@@ -366,16 +370,12 @@ def _masks_from_ours(d, p, call, drawn):
     )
     if mask is not None and (bias is not None or d.mask_true is None) and not separate:
         if not d.additive_mask:
-            raise ValueError(
-                f"mask must be None: {d.call} takes neither this mask nor this alignment or window."
-            )
+            raise ValueError(refusal)
         fill = -np.inf if d.empty_output == "zero" else np.finfo(np.float32).min
         bias, mask = np.where(mask, 0.0 if bias is None else bias, fill), None
     if mask is not None:
         if d.arguments.get("mask") is None or d.mask_true is None:
-            raise ValueError(
-                f"mask must be None: {d.call} takes neither this mask nor this alignment or window."
-            )
+            raise ValueError(refusal)
         call[d.arguments["mask"]] = np.ascontiguousarray(
             np.broadcast_to(mask, (*p.query.shape[:-1], p.kv_len))
         )

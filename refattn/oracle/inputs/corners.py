@@ -1,5 +1,5 @@
 """Calls with option values that kernels tend to read wrongly: one per sequence, negative, zero or
-infinite ones, and sizes they do not reach.
+infinite ones, chunks with edges everywhere, and sizes they do not reach.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def corner_cases(dtype=np.float32, seed=0, level="quick") -> Iterator[AttentionI
         "scale 0": {"scale": 0.0},
         "window of one key": {"window": (0, 0)},
         "window of nothing on the left": {"window": (0, None)},
+        "chunks over the diagonal": {"chunk": 5, "causal": True},
+        "chunks that end before the keys": {"chunk": 7, "q_offset": 20},
+        "chunks of rows before key 0": {"chunk": 7, "q_offset": -5},
         "bias of -inf": {"bias": np.broadcast_to(infinite, (sizes.batch, *infinite.shape)).copy()},
     }
     for name, options in corners.items():

@@ -273,11 +273,81 @@ MASKS = (
         lambda p: replace(p, chunk=p.chunk + 1),
     ),
     Mistake(
+        "chunk_one_less",
+        "chunks are one position shorter",
+        "chunk - 1",
+        ("chunk",),
+        lambda p: replace(p, chunk=max(p.chunk - 1, 1)),
+    ),
+    Mistake(
+        "chunk_doubled",
+        "chunks are twice as long",
+        "2 * chunk",
+        ("chunk",),
+        lambda p: replace(p, chunk=2 * p.chunk),
+    ),
+    Mistake(
+        "chunk_halved",
+        "chunks are half as long",
+        "chunk // 2",
+        ("chunk",),
+        lambda p: replace(p, chunk=max(p.chunk // 2, 1)),
+    ),
+    Mistake(
+        "chunk_from_position_one",
+        "chunks are counted from position 1 (positions that begin with 1)",
+        "chunk=None, mask=(j + 1) // chunk == (q_offset + i + 1) // chunk",
+        ("chunk",),
+        stages=_counted_from(lambda run: -1),
+    ),
+    Mistake(
+        "chunk_truncated",
+        "rows before key 0 are taken to be in chunk 0 (a division that rounds toward zero)",
+        "chunk=None, mask=trunc(j / chunk) == trunc((q_offset + i) / chunk)",
+        ("chunk", "rows before key 0"),
+        stages=_other_chunks(lambda run, columns, chunk: columns // chunk == np.trunc(run.position / chunk)),
+    ),
+    Mistake(
+        "chunk_sees_later_ones",
+        "a row sees all chunks from its own on",
+        "chunk=None, mask=j // chunk >= (q_offset + i) // chunk",
+        ("chunk", "not causal"),
+        stages=_other_chunks(lambda run, columns, chunk: columns // chunk >= run.position // chunk),
+    ),
+    Mistake(
+        "chunk_sees_earlier_ones",
+        "a row sees all chunks up to its own",
+        "chunk=None, mask=j // chunk <= (q_offset + i) // chunk",
+        ("chunk",),
+        stages=_other_chunks(lambda run, columns, chunk: columns // chunk <= run.position // chunk),
+    ),
+    Mistake(
+        "chunk_of_last_row",
+        "all rows see the chunk of the last row",
+        "chunk=None, mask=j // chunk == (q_offset + q_len - 1) // chunk",
+        ("chunk", "rows"),
+        stages=_other_chunks(
+            lambda run, columns, chunk: (
+                columns // chunk
+                == (run.position - run.sample.rows[:, None] + run.problem.q_len - 1) // chunk
+            )
+        ),
+    ),
+    Mistake(
         "chunk_from_first_row",
         "chunks are counted from the first row, not from key 0",
         "chunk=None, mask=(j - q_offset) // chunk == i // chunk",
         ("chunk", "offset"),
         stages=_counted_from(lambda run: run.position - run.sample.rows[:, None]),
+    ),
+    Mistake(
+        "chunk_top_left",
+        "rows are in the chunks of their own numbers: q_offset is forgotten in the rule of chunks alone",
+        "chunk=None, mask=j // chunk == i // chunk",
+        ("chunk", "offset"),
+        stages=_other_chunks(
+            lambda run, columns, chunk: columns // chunk == run.sample.rows[:, None] // chunk
+        ),
     ),
     Mistake(
         "chunk_from_last_key",

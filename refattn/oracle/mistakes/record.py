@@ -95,6 +95,7 @@ NEEDS: Mapping[str, Callable[[Problem], bool]] = {
     "bounded": lambda p: p.bounded,
     "position": lambda p: p.bounded or p.alibi_slopes is not None,
     "offset": lambda p: _some(p.q_offset),
+    "rows before key 0": lambda p: _some(np.asarray(p.q_offset) < 0),
     "own offset": lambda p: _some(np.asarray(p.q_offset) != np.asarray(p.kv_lengths) - p.q_len),
     "lengths": lambda p: _some(np.asarray(p.kv_lengths) < p.kv_len),
     "no mask": lambda p: p.mask is None,

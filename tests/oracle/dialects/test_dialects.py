@@ -337,6 +337,10 @@ def test_explain_difference_shows_only_what_differs():
             lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)),
             "mask must be None: flash_attn_func takes",
         ),
+        (
+            lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, chunk=1),
+            "chunk must be None: flash_attn_func takes",
+        ),
         (lambda: from_ours("torch", *[np.ones((1, 1, 2, 4))] * 3, softcap=1.0), "softcap must be None"),
         *(
             (

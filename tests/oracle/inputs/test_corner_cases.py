@@ -92,6 +92,28 @@ def test_an_unusual_option_value_read_wrongly(kernel):
     assert not report.passed and 1 <= len(report.failures) <= 3, report.text()
 
 
+CHUNK_RULES = {
+    "of the last row": lambda p, j, chunk: j // chunk == p[..., -1:, :] // chunk,
+    "from its own on": lambda p, j, chunk: j // chunk >= p // chunk,
+    "division toward zero": lambda p, j, chunk: j // chunk == np.trunc(p / chunk),
+    "edges one off": lambda p, j, chunk: (j + 1) // chunk == (p + 1) // chunk,
+    "right": lambda p, j, chunk: j // chunk == p // chunk,
+}
+
+
+@pytest.mark.parametrize("name", CHUNK_RULES)
+def test_a_wrong_rule_of_chunks_fails_the_quick_level(name):
+    def kernel(query, key, value, *, causal=False, chunk=None, q_offset=None):
+        rows, keys = query.shape[-2], key.shape[-2]
+        position = (keys - rows if q_offset is None else q_offset) + np.arange(rows)[:, None]
+        seen = None if chunk is None else CHUNK_RULES[name](position, np.arange(keys), chunk)
+        mask = None if seen is None else np.broadcast_to(seen, (rows, keys))
+        return right(query, key, value, causal=causal, mask=mask, q_offset=q_offset)
+
+    report = check_kernel(kernel, spec="float32", only="reference: normal", diagnose=False)
+    assert report.passed == (name == "right"), report.text()
+
+
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_it_does_not_reach(name):
