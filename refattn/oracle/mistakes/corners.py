@@ -1,11 +1,12 @@
 """Mistakes that show only on option values few tests have (`refattn.oracle.inputs.corners`): 0,
-negative, infinite, one a sequence, and sizes past a limit.
+negative, infinite, one a sequence, rows before key 0, and sizes past a limit.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from refattn.oracle.mistakes.masks import other_chunks
 from refattn.oracle.mistakes.record import Mistake
 from refattn.oracle.simulated.staged import finish, visible
 
@@ -69,6 +70,13 @@ CORNERS = (
         "window=(1, right)",
         ("left of zero",),
         lambda p: replace(p, left=1),
+    ),
+    Mistake(
+        "chunk_truncated",
+        "rows before key 0 are taken to be in chunk 0 (a division that rounds toward zero)",
+        "chunk=None, mask=trunc(j / chunk) == trunc((q_offset + i) / chunk)",
+        ("chunk", "rows before key 0"),
+        stages=other_chunks(lambda run, columns, chunk: columns // chunk == np.trunc(run.position / chunk)),
     ),
     Mistake(
         "first_offset_for_all",

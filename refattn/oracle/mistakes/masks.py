@@ -57,7 +57,7 @@ def _ring_overwritten(run, columns):
     )
 
 
-def _other_chunks(same):
+def other_chunks(same):
     """What `same(run, columns, chunk)` has in the place of the rule that row and key lie in one chunk."""
 
     def seen(run, columns):
@@ -69,7 +69,7 @@ def _other_chunks(same):
 
 
 def _counted_from(first):
-    return _other_chunks(
+    return other_chunks(
         lambda run, columns, chunk: (columns - first(run)) // chunk == (run.position - first(run)) // chunk
     )
 
@@ -301,32 +301,25 @@ MASKS = (
         stages=_counted_from(lambda run: -1),
     ),
     Mistake(
-        "chunk_truncated",
-        "rows before key 0 are taken to be in chunk 0 (a division that rounds toward zero)",
-        "chunk=None, mask=trunc(j / chunk) == trunc((q_offset + i) / chunk)",
-        ("chunk", "rows before key 0"),
-        stages=_other_chunks(lambda run, columns, chunk: columns // chunk == np.trunc(run.position / chunk)),
-    ),
-    Mistake(
         "chunk_sees_later_ones",
         "a row sees all chunks from its own on",
         "chunk=None, mask=j // chunk >= (q_offset + i) // chunk",
         ("chunk", "not causal"),
-        stages=_other_chunks(lambda run, columns, chunk: columns // chunk >= run.position // chunk),
+        stages=other_chunks(lambda run, columns, chunk: columns // chunk >= run.position // chunk),
     ),
     Mistake(
         "chunk_sees_earlier_ones",
         "a row sees all chunks up to its own",
         "chunk=None, mask=j // chunk <= (q_offset + i) // chunk",
         ("chunk",),
-        stages=_other_chunks(lambda run, columns, chunk: columns // chunk <= run.position // chunk),
+        stages=other_chunks(lambda run, columns, chunk: columns // chunk <= run.position // chunk),
     ),
     Mistake(
         "chunk_of_last_row",
         "all rows see the chunk of the last row",
         "chunk=None, mask=j // chunk == (q_offset + q_len - 1) // chunk",
         ("chunk", "rows"),
-        stages=_other_chunks(
+        stages=other_chunks(
             lambda run, columns, chunk: (
                 columns // chunk
                 == (run.position - run.sample.rows[:, None] + run.problem.q_len - 1) // chunk
@@ -345,7 +338,7 @@ MASKS = (
         "rows are in the chunks of their own numbers: q_offset is forgotten in the rule of chunks alone",
         "chunk=None, mask=j // chunk == i // chunk",
         ("chunk", "offset"),
-        stages=_other_chunks(
+        stages=other_chunks(
             lambda run, columns, chunk: columns // chunk == run.sample.rows[:, None] // chunk
         ),
     ),
@@ -361,7 +354,7 @@ MASKS = (
         "a row sees the chunk before its own, too",
         "chunk=None, mask of (q_offset + i) // chunk - j // chunk in (0, 1)",
         ("chunk",),
-        stages=_other_chunks(
+        stages=other_chunks(
             lambda run, columns, chunk: np.isin(run.position // chunk - columns // chunk, (0, 1))
         ),
     ),
