@@ -40,13 +40,6 @@ def spelled_out(case, options):
     return spelled
 
 
-def cut(options, rows=slice(None), keys=slice(None)):
-    return {
-        name: x[..., rows, keys] if name in ("bias", "mask", "dropout_mask") else x
-        for name, x in options.items()
-    }
-
-
 def within_bounds(actual, expected, gauge, kv_len):
     assert (np.abs(actual[0] - expected[0]) <= gauge_bound(gauge)).all()
     close_lse(actual[1], expected[1], lse_bound(expected[1], kv_len))
@@ -68,7 +61,7 @@ def test_chunked_prefill(case, chunk):
     spelled = spelled_out(case, options)
     for start in range(0, case.sizes.q_len, chunk * (1 + case.sizes.q_len // 20)):
         rows = slice(start, start + chunk)
-        piece = {**cut(spelled, rows=rows), "q_offset": spelled["q_offset"] + start}
+        piece = {**naive.cut(spelled, rows=rows), "q_offset": spelled["q_offset"] + start}
         actual = refattn.attention_with_lse(
             arrays["query"][..., rows, :], arrays["key"], arrays["value"], **piece
         )
@@ -97,7 +90,7 @@ def test_decode_step_equals_row_of_prefill(case):
         known = case.sizes.kv_len - case.sizes.q_len + t + 1
         rows, keys = slice(t, t + 1), slice(0, known)
         step = [arrays["query"][..., rows, :], arrays["key"][..., keys, :], arrays["value"][..., keys, :]]
-        piece = cut(spelled, rows, keys)
+        piece = naive.cut(spelled, rows, keys)
         for causal in (True, False) if options.get("window") is None else (True,):
             actual = refattn.attention_with_lse(*step, **{**piece, "causal": causal})
             within_bounds(

@@ -90,19 +90,24 @@ def seen(shape, options):
     return visible & options.get("mask", True) & (options.get("bias", 0) != -np.inf)
 
 
+def cut(options, rows=slice(None), keys=slice(None)):
+    """The options with whatever belongs to a score, given at full size, cut to some rows and keys."""
+    return {
+        name: x[..., rows, keys] if name in ("bias", "mask", "dropout_mask") else x
+        for name, x in options.items()
+    }
+
+
 def of_keys(shape, options, first, last):
     """The options for the keys [first, last) alone, where lengths, offsets and whatever belongs to a score
     are given at full size, (*batch, H, T, S) being `shape`.
     """
-    cut = {
-        name: x[..., first:last] if name in ("bias", "mask", "dropout_mask") else x
-        for name, x in options.items()
-    }
-    cut["q_offset"] = options["q_offset"] - first
-    if "chunk" in cut:  # chunks are counted from key 0, so for other keys they are drawn
-        rule = {"q_offset": options["q_offset"], "chunk": cut.pop("chunk")}
-        cut["mask"] = seen(shape, rule)[..., first:last] & cut.get("mask", True)
-    return cut | {"kv_lengths": np.clip(options["kv_lengths"] - first, 0, last - first)}
+    of_part = cut(options, keys=slice(first, last))
+    of_part["q_offset"] = options["q_offset"] - first
+    if "chunk" in of_part:  # chunks are counted from key 0, so for other keys they are drawn
+        rule = {"q_offset": options["q_offset"], "chunk": of_part.pop("chunk")}
+        of_part["mask"] = seen(shape, rule)[..., first:last] & of_part.get("mask", True)
+    return of_part | {"kv_lengths": np.clip(options["kv_lengths"] - first, 0, last - first)}
 
 
 def attention(

@@ -74,6 +74,11 @@ def _counted_from(first):
     )
 
 
+def _of_first_row(run):
+    """The position of row 0, once for each row of the sample."""
+    return run.position - run.sample.rows[:, None]
+
+
 def _hidden_by_multiplying(run, s, keep):
     """score + (1 - mask) * -inf: 0 * -inf is NaN wherever a key may be seen."""
     return s + np.where(keep, 0.0, 1.0).astype(s.dtype) * s.dtype.type(-np.inf)
@@ -321,8 +326,7 @@ MASKS = (
         ("chunk", "rows"),
         stages=other_chunks(
             lambda run, columns, chunk: (
-                columns // chunk
-                == (run.position - run.sample.rows[:, None] + run.problem.q_len - 1) // chunk
+                columns // chunk == (_of_first_row(run) + run.problem.q_len - 1) // chunk
             )
         ),
     ),
@@ -331,7 +335,7 @@ MASKS = (
         "chunks are counted from the first row, not from key 0",
         "chunk=None, mask=(j - q_offset) // chunk == i // chunk",
         ("chunk", "offset"),
-        stages=_counted_from(lambda run: run.position - run.sample.rows[:, None]),
+        stages=_counted_from(_of_first_row),
     ),
     Mistake(
         "chunk_top_left",
