@@ -1,0 +1,107 @@
+"""Measured against right: the ledgers from which a description starts.
+
+Presence of a weight, ratios of weights within a row, the sum of a row, lse, and rows that hold nothing or NaN.
+Each alone points to a stage of the kernel.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+UNJUDGED, RIGHT, MISSING, EXTRA, SCALED = -1, 0, 1, 2, 3
+NEGLIGIBLE = 1e-3  # of the right weight: less than that is missing
+
+
+class Ledgers:
+    """The comparison of `Measured` weights with those of a `View`.
+
+    Attributes
+    ----------
+    labels : ndarray of int8, (B, H, T, S)
+        What each pair is.
+    shift : ndarray, (B, H, T)
+        Logarithm of the factor that most of the weights of a row share.
+    ratio : ndarray, (B, H, T, S)
+        Logarithm of measured over right weight, where both are there; NaN elsewhere.
+    nan, zero : ndarray of bool, (B, H, T)
+        Rows whose weights are NaN, or all 0 where they should not be.
+    """
+
+    def __init__(self, measured):
+        self.measured, self.view = measured, measured.view
+        view = self.view
+        exists = np.broadcast_to(view.exists, view.shape)
+        right, got = view.weights, measured.weights
+        lost = ~np.isfinite(got).all(-1) | ~np.isfinite(measured.output[..., ~measured.wrong_columns]).all(-1)
+        self.nan = lost & view.row_exists
+        floor = measured.floor
+        self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]
+        there = got > 4 * floor
+        self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
+        both = self.judged & (right > 0) & (got > NEGLIGIBLE * right)
+        with np.errstate(all="ignore"):
+            self.ratio = np.where(both, np.log(got / right), np.nan)
+        self.shift = self._shared_factor()
+        off = np.abs(self.ratio - self.shift[..., None]) > measured.tolerance
+        labels = np.full(view.shape, UNJUDGED, np.int8)
+        labels[self.judged] = RIGHT
+        labels[self.judged & (right > 0) & ~(got > NEGLIGIBLE * right)] = MISSING
+        labels[self.judged & (right == 0) & there & (got > 1e-20)] = EXTRA
+        labels[both & off] = SCALED
+        # negative weights are none that a softmax gives
+        labels[self.judged & (got < -4 * floor)] = SCALED
+        labels[np.broadcast_to(self.zero[..., None], view.shape)] = UNJUDGED
+        self.labels = labels
+
+    def _shared_factor(self):
+        """The factor of each row that most of its weights share: 1 where that is as good as any other."""
+        candidates = [np.zeros(self.view.shape[:3])]
+        with np.errstate(all="ignore"):
+            ordered = np.sort(self.ratio, axis=-1)  # NaN last
+            count = np.isfinite(ordered).sum(-1)
+            for share in (0.5, 0.1, 0.25, 0.75, 0.9, 0.0, 1.0):
+                at = np.clip((share * (count - 1)).astype(int), 0, max(ordered.shape[-1] - 1, 0))
+                candidates.append(np.take_along_axis(ordered, at[..., None], -1)[..., 0])
+            best, shift = np.full(self.view.shape[:3], -1), candidates[0]
+            for candidate in candidates:
+                near = (np.abs(self.ratio - candidate[..., None]) <= self.measured.tolerance).sum(-1)
+                better = near > best + 0.02 * count
+                shift, best = np.where(better, candidate, shift), np.where(better, near, best)
+        return np.where(np.isfinite(shift), shift, 0.0)
+
+    @property
+    def wrong(self):
+        return self.labels > RIGHT
+
+    @cached_property
+    def sum(self):
+        """Sum of the measured weights of each row, (B, H, T)."""
+        return np.where(self.nan, np.nan, np.nansum(self.measured.weights, -1))
+
+    @cached_property
+    def right_sum(self):
+        return self.view.weights.sum(-1)
+
+    @cached_property
+    def lse_off(self):
+        """lse minus the right one, where it is more than rounding; 0 where right or not returned."""
+        measured, view = self.measured, self.view
+        if measured.lse is None:
+            return np.zeros(view.shape[:3])
+        with np.errstate(all="ignore"):
+            off = measured.lse - view.lse
+        same = (measured.lse == view.lse) | (np.isneginf(view.lse) & (measured.lse < -1e30))
+        size = measured.spec.lse.unit_roundoff * (np.abs(np.where(np.isfinite(view.lse), view.lse, 0)) + 4)
+        bound = measured.tolerance[..., 0] + 4 * size
+        near = np.abs(off) <= bound
+        return np.where(same | near | ~view.row_exists, 0.0, off)
+
+    @cached_property
+    def sum_off(self):
+        """Logarithm of a row's sum over the right one, where it is more than rounding."""
+        with np.errstate(all="ignore"):
+            off = np.log(self.sum / self.right_sum)
+        known = self.view.row_exists & ~self.nan & ~self.zero & (self.right_sum > 0)
+        return np.where(known & (np.abs(off) > self.measured.tolerance[..., 0]), off, 0.0)

@@ -1,0 +1,64 @@
+"""What an X-ray found: descriptions in order of their place in the kernel, and everything measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SHOWN = 4  # findings that are printed
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One thing that the kernel does otherwise than it should.
+
+    Attributes
+    ----------
+    kind : str
+        The nature in a word or two, for programs: "missing keys".
+    nature : str
+        What happens, as a sentence without its end: "keys that should be seen get no weight".
+    place : str
+        Where, as a sentence without its end; "" for everywhere.
+    note : str
+        What else was measured about it.
+    wrong, hit, right_inside : int
+        Pairs of row and key (or rows, or numbers) that are wrong in this way; those of them that lie in the place;
+        and pairs in the place that are right.
+    verified : bool
+        The description predicts the result of the caller's own call.
+    confident : bool
+        The nature is known. Where it is not, only the place is.
+    region : ndarray of bool or None
+        The place, (B, H, T, S) or (B, H, T).
+    """
+
+    kind: str
+    nature: str
+    place: str = ""
+    note: str = ""
+    wrong: int = 0
+    hit: int = 0
+    right_inside: int = 0
+    verified: bool = False
+    confident: bool = True
+    region: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def share(self):
+        """Share of the wrong pairs that lie in the place."""
+        return self.hit / self.wrong if self.wrong else 1.0
+
+    @property
+    def says(self):
+        text = self.nature[:1].upper() + self.nature[1:]
+        if self.place:
+            text += f", where {self.place}"
+        return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
+
+    def to_json(self):
+        return {
+            name: getattr(self, name)
+            for name in ("kind", "nature", "place", "note", "wrong", "hit", "right_inside", "share", "verified", "confident", "says")
+        }

@@ -1,0 +1,75 @@
+"""Calls of the kernel: counted, copied, held to a time, their results in one form."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.diagnosis.axis_order import shapes_agree
+from refattn.oracle.diagnosis.tell_apart import given_results
+from refattn.oracle.harness.callables import KernelCall
+
+
+class CannotProbe(Exception):
+    """The kernel cannot be called with other numbers; the message says why."""
+
+
+class Probes:
+    """The kernel, and what it was called for.
+
+    Attributes
+    ----------
+    calls : dict of str to int
+        How often it was called, by what for.
+    """
+
+    def __init__(self, kernel, view, dialect="refattn", seconds=60.0, progress=None):
+        self.view, self.seconds, self.start = view, seconds, time.monotonic()
+        self.progress = progress or (lambda line: None)
+        self.calls: dict[str, int] = {}
+        self._call = kernel
+        if dialect not in (None, "refattn"):
+            call = KernelCall(kernel, view.checked.form.function, dialect)
+
+            def translated(*arrays, **options):
+                result = call(arrays, options)
+                return result.output, result.lse
+
+            self._call = translated
+
+    @property
+    def count(self):
+        return sum(self.calls.values())
+
+    @property
+    def left(self):
+        """Seconds left."""
+        return self.seconds - (time.monotonic() - self.start)
+
+    def __call__(self, why, arrays=None):
+        """Results of one call, by record, in the caller's shapes and dtypes."""
+        self.calls[why] = self.calls.get(why, 0) + 1
+        arrays = self.view.arrays if arrays is None else arrays
+        arrays = tuple(array.copy() if isinstance(array, np.ndarray) else array for array in arrays)
+        with np.errstate(all="ignore"):
+            returned = self._call(*arrays, **self.view.options)
+        output, lse = returned if isinstance(returned, (tuple, list)) else (returned, None)
+        given = given_results(np.array(output), None if lse is None else np.array(lse))
+        if not shapes_agree(given, self.view.checked.output_shape):
+            raise CannotProbe(
+                f"the output of a probe ({why}) has the shape {given[OUTPUT].shape}, not "
+                f"{self.view.checked.output_shape}"
+            )
+        return given
+
+    def output(self, why, arrays):
+        """The output of a probe, (B, H, T, E) in float64."""
+        return self.view.cut(OUTPUT, self(why, arrays)[OUTPUT])
+
+    def results(self, why, arrays=None):
+        """Output (B, H, T, E) and lse (B, H, T), or None for a kernel that returns none."""
+        given = self(why, arrays)
+        lse = self.view.cut(LSE, given[LSE]) if LSE in given else None
+        return self.view.cut(OUTPUT, given[OUTPUT]), lse

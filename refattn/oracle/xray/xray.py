@@ -1,0 +1,65 @@
+"""`xray`: measure what a kernel does, and say where and how it differs from what it should do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.verdict.check import check
+from refattn.oracle.xray.compare import Ledgers
+from refattn.oracle.xray.describe import describe
+from refattn.oracle.xray.findings import SHOWN, Finding
+from refattn.oracle.xray.measure import Measured
+from refattn.oracle.xray.probes import Probes
+from refattn.oracle.xray.region import Regions
+from refattn.oracle.xray.view import View
+
+
+@dataclass(eq=False)
+class XRay:
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    measured: Measured | None = field(default=None, repr=False)
+    ledgers: Ledgers | None = field(default=None, repr=False)
+    called: dict = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def calls(self):
+        return sum(self.called.values())
+
+    @property
+    def best(self):
+        return self.findings[0] if self.findings else None
+
+    def text(self):
+        if self.verdict == "agrees":
+            return "The result agrees with the reference; there is nothing to describe."
+        lines = []
+        for finding in self.findings[:SHOWN]:
+            lines.append(finding.says)
+            lines.append(
+                f"    {finding.hit:,} of {finding.wrong:,} wrong lie there, and {finding.right_inside:,} right ones"
+                f"{'; verified' if finding.verified else ''}"
+            )
+        return "\n".join(lines)
+
+
+def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options):
+    started = time.monotonic()
+    arrays = tuple(np.asarray(array) for array in arrays)
+    view = View(arrays, options)
+    probes = Probes(kernel, view, dialect, seconds, progress)
+    given = probes("the call itself")
+    spec = kernel_spec(spec, given[OUTPUT].dtype)
+    how = {"spec": spec, "function": view.checked.form.function, "lse": given.get(LSE)}
+    if check(given[OUTPUT], *arrays, **how, **options).passed:
+        return XRay("agrees", called=probes.calls, seconds=time.monotonic() - started)
+    measured = Measured(view, probes, spec)
+    ledgers = Ledgers(measured)
+    findings = describe(measured, ledgers, Regions(view))
+    return XRay("described", tuple(findings), measured, ledgers, probes.calls, time.monotonic() - started)
