@@ -1,89 +1,290 @@
-"""From the ledgers to words: what differs, by the stage of the kernel that it points to, and where."""
+"""From the ledgers to words: what differs, by the stage of the kernel that it points to, and where.
+
+`Description.run` goes through the stages in the order of a kernel, so that a cause comes before what follows from it.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED
+from refattn.oracle.xray.edges import edges_in_words
 from refattn.oracle.xray.findings import Finding
+from refattn.oracle.xray.lost_rows import threshold_in_words
+from refattn.oracle.xray.row_numbers import explain_row_number
+from refattn.oracle.xray.score_models import WrongRows, explain_scores
+from refattn.oracle.xray.segments import explain_segments, find_segments
+from refattn.oracle.xray.sources import find_sources
+from refattn.oracle.xray.value_changes import explain_values
+from refattn.oracle.xray.visibility_models import explain_visibility
+
+MINOR = 0.02  # of all wrong pairs: less than that is what follows from something else
 
 
 def describe(measured, ledgers, regions):
-    found = []
-    for part in (_races, _columns, _lost_rows, _zero_rows, _missing, _extra, _scaled, _sums, _lse, _values):
-        found.extend(part(measured, ledgers, regions))
-    return found
+    return Description(measured, ledgers, regions).run()
 
 
-def _finding(rule, kind, nature, note="", **more):
-    return Finding(kind, nature, str(rule) if rule.statements else "", note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more)
+class Description:
+    """What differs, found stage by stage; `explained` (B, H, T) are rows whose difference something already explains."""
 
+    def __init__(self, measured, ledgers, regions):
+        self.measured, self.ledgers, self.regions, self.view = measured, ledgers, regions, measured.view
+        self.found = []
+        self.rows = self.view.row_exists & np.ones(self.view.shape[:3], bool)
+        self.explained = np.zeros(self.view.shape[:3], bool)
 
-def _races(m, l, regions):
-    if m.varies.any():
-        rule = regions.find(m.varies[..., None], m.view.row_exists[..., None], True)
-        yield _finding(rule, "race", "the same call gives different results")
+    def run(self):
+        for stage in (
+            self._races,
+            self._lost_rows,
+            self._sources,
+            self._visible,
+            self._scaled,
+            self._sums,
+            self._values,
+            self._columns,
+            self._lse,
+        ):
+            self.found.extend(stage())
+        return self._ordered()
 
+    def _ordered(self):
+        order = {True: 0, False: 1}
+        return sorted(self.found, key=lambda f: (f.minor, order[f.confident] if f.minor else 0))
 
-def _columns(m, l, regions):
-    if m.wrong_columns.any():
-        bad = np.flatnonzero(m.wrong_columns)
-        yield Finding("columns", f"columns {bad[0]} to {bad[-1]} of the output ({len(bad)} of {len(m.wrong_columns)}) are wrong")
+    def _finding(self, rule, kind, nature, note="", model=False, **more):
+        """`model`: the nature says which pairs are wrong by itself; the rule is no more than where they lie."""
+        if model and (rule.fit < 0.9 or len(rule.statements) > 2):
+            rule = dataclasses.replace(rule, statements=())
+        return Finding(
+            kind, nature, str(rule) if rule.statements else "", note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more
+        )
 
+    def _of_rows(self, wrong, universe=None):
+        """The rule for wrong rows (B, H, T)."""
+        universe = self.rows if universe is None else universe
+        return self.regions.find(wrong[..., None], universe[..., None], row_level=True)
 
-def _lost_rows(m, l, regions):
-    if l.nan.any():
-        rule = regions.find(l.nan[..., None], m.view.row_exists[..., None], True)
-        yield _finding(rule, "NaN rows", "rows are NaN")
+    # stages
 
+    def _races(self):
+        varies = self.measured.varies
+        if varies.any():
+            rule = self._of_rows(varies)
+            yield self._finding(rule, "race", "the same call gives different results from one time to the next: a race or memory that is not written")
+            self.explained |= varies
 
-def _zero_rows(m, l, regions):
-    if l.zero.any():
-        rule = regions.find(l.zero[..., None], m.view.row_exists[..., None], True)
-        yield _finding(rule, "zero rows", "rows are 0")
+    def _lost_rows(self):
+        for rows, kind, nature in (
+            (self.ledgers.nan, "NaN rows", "rows are NaN"),
+            (self.ledgers.zero, "zero rows", "rows are 0, as if they saw no key"),
+        ):
+            if rows.any():
+                rule = self._of_rows(rows)
+                yield self._finding(rule, kind, nature, threshold_in_words(self.measured, rows))
+                self.explained |= rows
 
+    def _sources(self):
+        l, m = self.ledgers, self.measured
+        doubtful = (m.unexplained > 1).any(-1) & ~l.nan & ~l.zero
+        lost = (l.labels == MISSING).any(-1)
+        other = ((l.labels == EXTRA) | (l.labels == SCALED)).any(-1)
+        if not ((doubtful | other) & ~self.explained).any() and not (lost & (l.sum_off != 0)).any():
+            return
+        for finding, rows in find_sources(self):
+            yield finding
+            self.explained |= rows
 
-def _missing(m, l, regions):
-    wrong = l.labels == MISSING
-    if wrong.any():
-        rule = regions.find(wrong, l.judged & (m.view.weights > 0))
-        yield _finding(rule, "missing keys", "keys that should be seen get no weight")
+    def _visible(self):
+        """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
+        l, view = self.ledgers, self.view
+        open_rows = ~self.explained[..., None]
+        missing, extra = (l.labels == MISSING) & open_rows, (l.labels == EXTRA) & open_rows
+        if not missing.any() and not extra.any():
+            return
+        view.candidate_widths = self._widths(missing)
+        model = explain_visibility(l, missing, extra)
+        if model is not None:
+            words, fit, change = model
+            both = missing | extra
+            rule = self.regions.find(both, (l.judged & view.exists) & open_rows)
+            note = [f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.", self._sum_note(missing), self._extra_score(extra) if extra.any() else ""]
+            yield self._finding(rule, "visible keys", words, " ".join(filter(None, note)), model=True)
+            return
+        yield from self._missing(missing, open_rows)
+        yield from self._extra(extra, open_rows)
 
+    def _widths(self, missing):
+        """Widths of a window that the first keys used in rows with missing keys suggest."""
+        view = self.view
+        rows = missing.any(-1)
+        there = self.measured.weights > 4 * self.measured.floor
+        some = rows & there.any(-1)
+        if not some.any():
+            return ()
+        widths = (view.position[..., 0] - there.argmax(-1))[some]
+        values, counts = np.unique(widths, return_counts=True)
+        return tuple(int(v) for v in values[np.argsort(-counts)][:2] if v >= 0)
 
-def _extra(m, l, regions):
-    wrong = l.labels == EXTRA
-    if wrong.any():
-        rule = regions.find(wrong, l.judged & (m.view.weights == 0))
-        yield _finding(rule, "extra keys", "keys that should be hidden get weight")
+    def _missing(self, wrong, open_rows):
+        l, view = self.ledgers, self.view
+        if not wrong.any():
+            return
+        rule = self.regions.find(wrong, l.judged & (view.weights > 0) & open_rows)
+        note = [edges_in_words(l, wrong.any(-1)), self._sum_note(wrong)]
+        yield self._finding(rule, "missing keys", "keys that should be seen get no weight", " ".join(filter(None, note)), minor=self._minor(wrong))
 
+    def _sum_note(self, missing):
+        return self._sum_in_words(np.where(missing, self.view.weights, 0).sum(-1), missing.any(-1)) if missing.any() else ""
 
-def _scaled(m, l, regions):
-    wrong = l.labels == SCALED
-    if wrong.any():
-        rule = regions.find(wrong, l.judged & (m.view.weights > 0))
-        d = (l.ratio - l.shift[..., None])[wrong]
-        yield _finding(rule, "scaled", f"weights are off by factors {np.exp(np.nanmin(d)):.3g} to {np.exp(np.nanmax(d)):.3g}")
+    def _sum_in_words(self, lost, rows):
+        """Whether the sum of a row counts the keys that are missing."""
+        l = self.ledgers
+        use = rows & (lost > 20 * self.measured.tolerance[..., 0]) & ~l.zero & ~l.nan
+        if not use.any():
+            return ""
+        full = np.abs(l.sum - l.right_sum)[use]
+        less = np.abs(l.sum - (l.right_sum - lost))[use]
+        tolerance = 4 * self.measured.tolerance[..., 0][use]
+        if (less <= tolerance).mean() > 0.8:
+            self.explained |= rows
+            return "The normaliser still counts them: the weights of these rows sum to less than 1."
+        if (full <= tolerance).mean() > 0.8:
+            return "The normaliser leaves them out too, as if they did not exist."
+        return ""
 
+    def _minor(self, wrong):
+        return wrong.sum() < MINOR * max((self.ledgers.wrong & ~self.explained[..., None]).sum(), 1)
 
-def _sums(m, l, regions):
-    wrong = l.sum_off != 0
-    if wrong.any():
-        rule = regions.find(wrong[..., None], m.view.row_exists[..., None], True)
-        d = l.sum_off[wrong]
-        yield _finding(rule, "sum", f"the weights of a row sum to {np.exp(d.min()):.4g} to {np.exp(d.max()):.4g} of what they should")
+    def _extra(self, wrong, open_rows):
+        l, view = self.ledgers, self.view
+        if not wrong.any():
+            return
+        rule = self.regions.find(wrong, l.judged & (view.weights == 0) & open_rows)
+        note = [edges_in_words(l, wrong.any(-1)), self._extra_score(wrong)]
+        yield self._finding(rule, "extra keys", "keys that should be hidden get weight", " ".join(filter(None, note)), minor=self._minor(wrong))
 
+    def _extra_score(self, wrong):
+        """Whether hidden keys count with their own score or with another."""
+        l, view = self.ledgers, self.view
+        with np.errstate(all="ignore"):
+            # measured score up to the factor that the right keys of the row share
+            score = np.log(self.measured.weights) - l.shift[..., None] + view.lse[..., None]
+        at = wrong & np.isfinite(score) & np.isfinite(view.score)
+        if not at.any():
+            return ""
+        off = np.abs(score - view.score)[at]
+        tolerance = 3 * np.broadcast_to(self.measured.tolerance, view.shape)[at]
+        if (off <= tolerance).mean() > 0.8:
+            return "They count with their own score."
+        values = score[at]
+        middle = float(np.median(values))
+        if (np.abs(values - middle) <= tolerance + 1e-3).mean() > 0.8:
+            return f"They count with a score of {middle:.4g} whatever their key is."
+        return ""
 
-def _lse(m, l, regions):
-    wrong = l.lse_off != 0
-    if wrong.any():
-        rule = regions.find(wrong[..., None], m.view.row_exists[..., None], True)
-        d = l.lse_off[wrong]
-        yield _finding(rule, "lse", f"lse is off by {np.nanmin(d):.4g} to {np.nanmax(d):.4g}")
+    def _scaled(self):
+        l = self.ledgers
+        wrong = (l.labels == SCALED) & ~self.explained[..., None]
+        # a few pairs beyond the tolerance, in rows that are right otherwise, are rounding
+        if not wrong.any() or (self._minor(wrong) and self.found):
+            return
+        universe = ((l.labels == RIGHT) | (l.labels == SCALED)) & (self.view.weights > 0) & ~self.explained[..., None]
+        rule = self.regions.find(wrong, universe)
+        factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
+        spread = f"Factors of single weights, beside the rest of their row: {factors.min():.3g} to {factors.max():.3g}." if factors.size else ""
+        if factors.size and np.ptp(factors) < 0.03 * factors.mean():
+            yield self._finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
+            return
+        segments = find_segments(l)
+        if segments is not None:
+            best = explain_segments(l, segments)
+            if best:
+                words, share, *steps = best[0]
+                if steps:
+                    rule = self._steps_rule(steps[0], segments)
+                yield self._finding(rule, "segments", f"in {segments.words}, {words}", spread)
+                return
+        if wrong.sum() >= 3:
+            best = explain_scores(WrongRows(l, wrong))
+            if best:
+                also = "; or, which is the same here, " + best[1].words if len(best) > 1 and best[1].share >= best[0].share - 0.01 and best[1].numbers == best[0].numbers else ""
+                yield self._finding(rule, best[0].kind, f"scores are wrong: {best[0].words}{also}")
+                return
+        if segments is not None:
+            yield self._finding(rule, "segments", f"weights are off by one factor in each of the {segments.words}: they are rescaled or joined wrongly", spread, confident=False)
+            return
+        yield self._finding(rule, "scaled weights", "weights have other ratios than their scores give", spread, confident=False)
 
+    def _steps_rule(self, near, segments):
+        """Where rescaling went wrong: the tiles in which it should have happened."""
+        wrong = np.zeros(self.view.shape, bool)
+        tile = np.searchsorted(segments.edges, np.arange(self.view.num_keys), "right") - 1
+        wrong[...] = near[..., tile]
+        rises = np.zeros(self.view.shape, bool)
+        hidden = np.where(self.view.visible, self.view.score, -np.inf)
+        running = np.maximum.accumulate(np.maximum.reduceat(hidden, segments.edges, axis=-1), axis=-1)
+        with np.errstate(all="ignore"):
+            up = np.diff(running, axis=-1, prepend=np.inf) > 0
+        up[..., 0] = False
+        rises[...] = up[..., tile]
+        return self.regions.find(wrong, rises | wrong)
 
-def _values(m, l, regions):
-    bad = m.unexplained > 1
-    if bad.any():
-        rows = bad.any(-1)
-        rule = regions.find(rows[..., None], m.view.row_exists[..., None], True)
-        yield _finding(rule, "values", f"the output is not what the measured weights make of the values (columns {np.flatnonzero(bad.any((0,1,2)))[:5]}...)")
+    def _sums(self):
+        l = self.ledgers
+        wrong = (l.sum_off != 0) & ~self.explained & ~(l.labels == MISSING).any(-1)
+        if not wrong.any():
+            return
+        rule = self._of_rows(wrong)
+        best = max(explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"), key=lambda e: e[1], default=None)
+        sums = l.sum[wrong]
+        spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
+        if best:
+            yield self._finding(rule, "normaliser", best[0], spread)
+        else:
+            yield self._finding(rule, "normaliser", "rows are divided by a wrong normaliser, or multiplied by a wrong factor", spread, confident=False)
+
+    def _values(self):
+        yield from explain_values(self)
+
+    def _columns(self):
+        bad = np.flatnonzero(self.measured.wrong_columns)
+        if len(bad) and not any(f.kind in ("values", "source", "format") for f in self.found):
+            yield Finding("columns", f"columns {bad[0]} to {bad[-1]} of the output ({len(bad)} of {len(self.measured.wrong_columns)}) are wrong", confident=False)
+
+    def _lse(self):
+        l, view = self.ledgers, self.view
+        # what follows from the weights that the kernel gave is no fault of its own
+        with np.errstate(all="ignore"):
+            own = l.lse_off + l.shift
+        near = np.abs(own) <= 4 * self.measured.tolerance[..., 0] + 1e-5
+        wrong = (l.lse_off != 0) & ~near & view.row_exists & ~l.nan & ~l.zero
+        if any(f.kind != "normaliser" and not f.minor for f in self.found):
+            wrong &= (np.abs(l.sum_off) == 0) & ~self.explained & ~l.wrong.any(-1)
+            if wrong.sum() < 0.2 * view.row_exists.sum():
+                return
+        if not wrong.any():
+            return
+        if any(f.kind == "normaliser" for f in self.found) and (np.abs(l.lse_off + l.sum_off)[wrong] <= 1e-3 + 4 * self.measured.tolerance[..., 0][wrong]).mean() > 0.9:
+            return
+        rule = self._of_rows(wrong)
+        empty = wrong & view.empty
+        if (empty == wrong).all():
+            values = np.unique(np.round(self.measured.lse[wrong], 4))
+            yield self._finding(rule, "lse", f"lse of rows that see no key is {', '.join(f'{v:.5g}' for v in values[:3])} in place of -inf")
+            return
+        infinite = wrong & ~np.isfinite(self.measured.lse)
+        if infinite.any() and infinite.sum() > 0.9 * wrong.sum():
+            yield self._finding(rule, "lse", f"lse is {self.measured.lse[infinite][0]} in rows that see keys")
+            return
+        best = max(explain_row_number(l, l.lse_off, wrong, self.regions, "lse"), key=lambda e: e[1], default=None)
+        off = l.lse_off[wrong & np.isfinite(l.lse_off)]
+        spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
+        right = "; the output is right" if not self.found else ""
+        if best:
+            yield self._finding(rule, "lse", f"{best[0]}{right}", spread + ".")
+        else:
+            yield self._finding(rule, "lse", f"{spread}{right}", confident=False)

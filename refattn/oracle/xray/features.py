@@ -15,7 +15,8 @@ import numpy as np
 from refattn.exact.visibility import row_bounds
 
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
-ROW_TILES = (2, 4, 8, 16, 32, 64, 128)
+ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128)
+SPLITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +226,24 @@ def _features() -> Iterator[Feature]:
     yield Feature("the place in the block table", lambda view: None if view.pages is None else view.key // view.page_size, {0: "the page is the first of its sequence"}, landmarks=(0, 1))
     yield Feature("the number of pages of the sequence behind this one", lambda view: None if view.pages is None else (length(view) - 1) // view.page_size - view.key // view.page_size, {0: "the page is the last of its sequence"})
     yield Feature("the slot in its page", lambda view: None if view.pages is None else view.key % view.page_size, {0: "the slot is the first of its page"}, landmarks=(0, -1))
+    yield Feature("the row sees no key", lambda view: ~view.visible.any(-1, keepdims=True), otherwise="the row sees a key")
+    yield Feature("the row has hidden keys before the first that it sees", lambda view: view.visible.argmax(-1)[..., None] > 0, otherwise="the row sees the first key", cost=0.01)
+    for count in SPLITS:
+        yield from _split(count)
     for size in KEY_TILES:
         yield from _key_tile(size)
     for size in ROW_TILES:
         yield from _row_tile(size)
+
+
+def _split(count):
+    """Keys cut into so many splits of the same length, the last one shorter."""
+    size = lambda view: np.maximum(-(-view.of_sequences("length") // count), 1)
+    of = f"of {count} splits"
+    some = lambda view: view.num_keys >= 8 * count
+    yield Feature(f"the number of the split, {of},", lambda view: view.key // size(view) if some(view) else None, {0: f"the split is the first {of}", count - 1: f"the split is the last {of}"}, landmarks=(0, count - 1), cost=0.02)
+    yield Feature(f"the key's place in its split, {of},", lambda view: view.key % size(view) if some(view) else None, {0: f"the key is the first of its split, {of}"}, cost=0.025)
+    yield Feature(f"the key is the last of its split, {of}", lambda view: view.key % size(view) == size(view) - 1 if some(view) else None, otherwise=f"the key is not the last of its split, {of}", cost=0.02)
 
 
 def _key_tile(size):
@@ -248,6 +263,9 @@ def _key_tile(size):
     yield Feature(f"the length modulo {size}", lambda view: length(view) % size if some(view) else None, cost=0.03, **common)
     yield Feature(f"the largest score of the row rises in the tile {of}", lambda view: rises(view, size) if some(view) else None, otherwise=f"the largest score of the row does not rise in the tile {of}", cost=0.02, **common)
     yield Feature(f"a tile {of} up to this one is wholly hidden from the row", lambda view: tiles_hidden_before(view, size) if some(view) else None, otherwise=f"no tile {of} up to this one is wholly hidden from the row", cost=0.02, **common)
+    yield Feature(f"the first tile {of} is wholly hidden from the row", lambda view: view.visible.argmax(-1)[..., None] >= size if some(view) else None, otherwise=f"the first tile {of} is not wholly hidden from the row", cost=0.005, **common)
+    yield Feature(f"the first tile {of} of those visited by position is wholly hidden from the row by mask or bias", lambda view: view.visible.argmax(-1)[..., None] // size > first_seen(view) // size if some(view) else None, otherwise=f"the first visited tile {of} has a key that the row sees", cost=0.005, **common)
+    yield Feature(f"the last tile {of} of the sequence is wholly hidden from the row", lambda view: (length(view) - 1) // size > (view.num_keys - 1 - view.visible[..., ::-1].argmax(-1)[..., None]) // size if some(view) else None, otherwise=f"the last tile {of} of the sequence is not wholly hidden from the row", cost=0.01, **common)
     yield Feature(f"the number of tiles {of} that the sequence has", lambda view: -(-length(view) // size) if some(view) else None, landmarks=(1, 2), cost=0.015, **common)
 
 

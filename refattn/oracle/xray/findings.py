@@ -30,6 +30,8 @@ class Finding:
         The description predicts the result of the caller's own call.
     confident : bool
         The nature is known. Where it is not, only the place is.
+    minor : bool
+        So few pairs, beside others, that it may follow from them.
     region : ndarray of bool or None
         The place, (B, H, T, S) or (B, H, T).
     """
@@ -43,6 +45,7 @@ class Finding:
     right_inside: int = 0
     verified: bool = False
     confident: bool = True
+    minor: bool = False
     region: np.ndarray | None = field(default=None, repr=False)
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.oracle.xray.features import FEATURES, Feature
 
-SAMPLE = 2**15  # wrong pairs, and as many right ones, on which statements are compared
+SAMPLE = 2**13  # wrong pairs, and as many right ones, on which statements are compared
 BEAM, DEPTH = 10, 4
 MOST_VALUES = 24  # thresholds of a feature that are tried
 WORD = 0.02  # of a statement

@@ -78,6 +78,7 @@ class View:
         self.num_rows = max((len(sequence.rows) for sequence in self.sequences), default=0)
         self.heads = self.sequences[0].heads if self.sequences else np.zeros(0, int)
         self.v_head_dim = self.checked.output_shape[-1]
+        self.candidate_widths = ()  # widths of windows that measured weights suggest
         self._expect()
 
     @property
@@ -175,20 +176,20 @@ class View:
 
     def rules(self, n):
         """The rules of visibility of sequence n."""
-        return self._outline(n).visibility
+        return self.outline_of(n).visibility
 
     def lengths(self, part):
         """The lengths of the sequences of a part."""
         return part_outlines(self.checked)[part].kv_lengths
 
-    def _outline(self, n):
+    def outline_of(self, n):
         return part_outlines(self.checked)[self.sequences[n].part]
 
     def hidden_by(self, what):
         """Pairs that the mask, or a bias of -inf, hides, (B, H, T, S); None where there is none."""
         hidden = []
         for n, s in enumerate(self.sequences):
-            array = getattr(self._outline(n), what)
+            array = getattr(self.outline_of(n), what)
             if array is None:
                 return None
             array = array[s.entry][np.ix_(s.heads, s.rows)]
@@ -198,9 +199,17 @@ class View:
     @cached_property
     def dropped(self):
         """Pairs that dropout drops, or None."""
-        if any(self._outline(n).dropout_mask is None for n in range(len(self.sequences))):
+        if any(self.outline_of(n).dropout_mask is None for n in range(len(self.sequences))):
             return None
-        return self._padded([~self._outline(n).dropout_mask[s.entry][np.ix_(s.heads, s.rows)] for n, s in enumerate(self.sequences)])
+        return self._padded([~self.outline_of(n).dropout_mask[s.entry][np.ix_(s.heads, s.rows)] for n, s in enumerate(self.sequences)])
+
+    @cached_property
+    def drawn_holes(self):
+        """Pairs of the same block, (B, H, T, S), where the form hides others by itself; else None."""
+        if "block_size" not in self.checked.form.structure:
+            return None
+        size = self.checked.block_size
+        return np.broadcast_to(self.row // size == self.key // size, self.shape)
 
     @property
     def page_size(self):

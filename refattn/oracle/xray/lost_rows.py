@@ -1,0 +1,47 @@
+"""Rows that are 0 or NaN: whether they recover when their scores are smaller, and at what size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.oracle.xray.view import QUERY
+
+HALVINGS = 14
+REFINED = 5
+
+
+def threshold_in_words(measured, rows) -> str:
+    """At what size of their scores lost rows (B, H, T) recover; "" where they do not."""
+    view = measured.view
+    if not hasattr(measured, "probes") or view.latent:
+        return ""
+    query = np.asarray(view.arrays[QUERY])
+    top = np.where(rows, np.where(np.isfinite(view.top), view.top, 0), 0)
+    size = np.abs(top).max(initial=0.0)
+
+    def lost(factor):
+        scaled = (query.astype(np.float64) * factor).astype(query.dtype)
+        output = measured.probes.output("smaller queries", view.with_array(QUERY, scaled))
+        return (~np.isfinite(output).all(-1) | ~(np.abs(output) > 0).any(-1)) & rows
+
+    small = 2.0**-HALVINGS if size > 1 else 2.0**-4
+    if lost(small).sum() > 0.1 * rows.sum():
+        return "They stay so when the query is small: it does not depend on the size of the scores."
+    low, high = small, 1.0
+    for _ in range(HALVINGS + REFINED):
+        middle = np.sqrt(low * high)
+        if lost(middle).sum() > 0.5 * rows.sum():
+            high = middle
+        else:
+            low = middle
+        if high / low < 1.03:
+            break
+    edge = float(np.median(top[rows])) * np.sqrt(low * high)
+    scale = view.outline_of(0).scale
+    start = edge + 95 if edge < 0 else edge - 88
+    meaning = (
+        f"as if the running maximum started near {start:.4g} ({start / scale:.4g} before the scale), below which exp gives 0"
+        if edge < -60
+        else "as if exp overflowed" if edge > 60 else ""
+    )
+    return f"They recover when the query is multiplied by {low:.3g}: rows are lost whose largest score is beyond about {edge:.4g}{', ' + meaning if meaning else ''}."
