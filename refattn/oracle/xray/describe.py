@@ -12,15 +12,18 @@ import numpy as np
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED
 from refattn.oracle.xray.edges import edges_in_words
 from refattn.oracle.xray.findings import Finding
+from refattn.oracle.xray.formats_seen import grid_of, steps_of, weights_grid
+from refattn.oracle.xray.layouts import explain_layout
 from refattn.oracle.xray.lost_rows import threshold_in_words
 from refattn.oracle.xray.row_numbers import explain_row_number
 from refattn.oracle.xray.score_models import WrongRows, explain_scores
+from refattn.oracle.xray.score_models import _ranges as ranges
 from refattn.oracle.xray.segments import explain_segments, find_segments
 from refattn.oracle.xray.sources import find_sources
 from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
 
-MINOR = 0.02  # of all wrong pairs: less than that is what follows from something else
+MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 
 
 def describe(measured, ledgers, regions):
@@ -35,11 +38,17 @@ class Description:
         self.found = []
         self.rows = self.view.row_exists & np.ones(self.view.shape[:3], bool)
         self.explained = np.zeros(self.view.shape[:3], bool)
+        self.value_rows = np.zeros(self.view.shape[:3], bool)  # rows known to read values elsewhere
 
     def run(self):
         for stage in (
             self._races,
+            self._dead_columns,
+            self._formats,
+            self._latents,
+            self._empty_rows,
             self._lost_rows,
+            self._layouts,
             self._sources,
             self._visible,
             self._scaled,
@@ -48,7 +57,8 @@ class Description:
             self._columns,
             self._lse,
         ):
-            self.found.extend(stage())
+            if not (self.explained | ~self.rows).all() or stage == self._lse:
+                self.found.extend(stage())
         return self._ordered()
 
     def _ordered(self):
@@ -76,6 +86,75 @@ class Description:
             rule = self._of_rows(varies)
             yield self._finding(rule, "race", "the same call gives different results from one time to the next: a race or memory that is not written")
             self.explained |= varies
+
+    def _dead_columns(self):
+        dead = np.flatnonzero(self.measured.dead_columns)
+        if len(dead):
+            yield Finding("columns", f"columns {ranges(dead.tolist())} of {len(self.measured.dead_columns)} of the output are 0 in every row: they are not computed or not written")
+
+    def _formats(self):
+        """Output, or weights, on the grid of a coarser format."""
+        m, view = self.measured, self.view
+        output = m.output[view.row_exists & ~self.ledgers.nan & ~self.ledgers.zero]
+        name = grid_of(output, m.spec.output.unit_roundoff)
+        steps = 0 if name else steps_of(output, m.spec.output.unit_roundoff)
+        if not (np.abs(m.output - m.expected_output) > m.output_tolerance).any():
+            return
+        if name or steps:
+            how = name or f"whole multiples of 1/{steps} of the row's largest number (int8)"
+            yield Finding("format", f"the output is stored as {how} in between: all its numbers lie on that grid")
+            self.explained |= view.row_exists
+            return
+        if name := weights_grid(self.ledgers):
+            yield Finding("format", f"weights are rounded to {name} before the product with the values: all of them lie on its grid")
+            self.explained |= view.row_exists
+
+    def _latents(self):
+        wrong = getattr(self.measured, "wrong_latents", None)
+        if wrong is not None and wrong.any():
+            yield Finding("latents", f"the weighted sum of latents is wrong in components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)} and right in the others: these components are accumulated, rescaled or read otherwise", confident=False)
+            self.explained |= self.view.row_exists
+
+    def _empty_rows(self):
+        """Rows that see no key, whose output is not 0."""
+        m, view = self.measured, self.view
+        filled = view.empty & ~(m.output == 0).all(-1)
+        if not filled.any():
+            return
+        rule = self._of_rows(filled)
+        weights = m.weights[filled]
+        finite = np.isfinite(m.output[filled]).all()
+        with np.errstate(all="ignore"):
+            used = weights > 0
+            even = used.any(-1).all() and (np.abs(weights - 1 / used.sum(-1, keepdims=True)) < 0.02 / used.sum(-1, keepdims=True))[used].all()
+        what = "hold the mean of all values, as if every hidden key had the same score" if even else "are not 0" if finite else "are NaN or infinite"
+        note = ""
+        extra = (self.ledgers.labels == EXTRA) & filled[..., None]
+        if extra.any() and not even:
+            used = self.regions.find(extra, view.exists & filled[..., None])
+            note = f"They give weight to hidden keys{', where ' + str(used) if used.statements else ''}. " + self._softmax_of_hidden(extra)
+        yield self._finding(rule, "empty rows", f"rows that see no key {what}", note)
+        self.explained |= view.empty
+
+    def _softmax_of_hidden(self, extra):
+        """Whether rows without keys are a softmax over the hidden keys that they use."""
+        view = self.view
+        with np.errstate(all="ignore"):
+            level = np.where(extra & np.isfinite(view.score), np.log(self.measured.weights) - view.score, np.nan)
+        rows = extra.any(-1)
+        spread = np.nanmax(level[rows], -1) - np.nanmin(level[rows], -1)
+        if (spread < 0.02 + 4 * self.measured.tolerance[..., 0][rows]).mean() > 0.9:
+            return "Those weights are the softmax of their own scores: what hides is a large finite number, not -inf, so that a row of which everything is hidden sees what is hidden least."
+        return ""
+
+    def _layouts(self):
+        l = self.ledgers
+        wrong = (l.wrong.any(-1) | (self.measured.unexplained > 1).any(-1)) & self.view.row_exists
+        if wrong.sum() < 0.8 * self.view.row_exists.sum() * len(self.view.heads):
+            return
+        if words := explain_layout(self.measured):
+            yield Finding("layout", words)
+            self.explained |= self.view.row_exists
 
     def _lost_rows(self):
         for rows, kind, nature in (
@@ -107,7 +186,8 @@ class Description:
             return
         view.candidate_widths = self._widths(missing)
         model = explain_visibility(l, missing, extra)
-        if model is not None:
+        constant = self._constant_extra_score(extra)
+        if model is not None and constant is None:
             words, fit, change = model
             both = missing | extra
             rule = self.regions.find(both, (l.judged & view.exists) & open_rows)
@@ -164,27 +244,41 @@ class Description:
         if not wrong.any():
             return
         rule = self.regions.find(wrong, l.judged & (view.weights == 0) & open_rows)
+        constant = self._constant_extra_score(wrong)
+        if constant is not None:
+            cap = view.outline_of(0).softcap
+            meaning = " (minus the softcap: they are hidden before the softcap is applied)" if cap and abs(constant + cap) < 1e-2 * cap else ""
+            nature = f"keys that should be hidden count with a score of {constant:.4g}{meaning} in place of -inf, whatever their key is"
+            yield self._finding(rule, "extra keys", nature, edges_in_words(l, wrong.any(-1)), minor=self._minor(wrong))
+            return
         note = [edges_in_words(l, wrong.any(-1)), self._extra_score(wrong)]
         yield self._finding(rule, "extra keys", "keys that should be hidden get weight", " ".join(filter(None, note)), minor=self._minor(wrong))
 
-    def _extra_score(self, wrong):
-        """Whether hidden keys count with their own score or with another."""
+    def _extra_scores(self, wrong):
+        """Scores with which hidden keys count, up to what the right keys of the row share, and their tolerance; where known."""
         l, view = self.ledgers, self.view
         with np.errstate(all="ignore"):
-            # measured score up to the factor that the right keys of the row share
             score = np.log(self.measured.weights) - l.shift[..., None] + view.lse[..., None]
-        at = wrong & np.isfinite(score) & np.isfinite(view.score)
+        at = wrong & np.isfinite(score)
+        return score, at, 3 * np.broadcast_to(self.measured.tolerance, view.shape)
+
+    def _constant_extra_score(self, wrong):
+        """The one score with which all hidden keys count, or None."""
+        score, at, tolerance = self._extra_scores(wrong)
+        if at.sum() < 8:
+            return None
+        middle = float(np.median(score[at]))
+        near = np.abs(score[at] - middle) <= tolerance[at] + 1e-3
+        return middle if near.mean() > 0.8 else None
+
+    def _extra_score(self, wrong):
+        """Whether hidden keys count with their own score."""
+        score, at, tolerance = self._extra_scores(wrong)
+        at = at & np.isfinite(self.view.score)
         if not at.any():
             return ""
-        off = np.abs(score - view.score)[at]
-        tolerance = 3 * np.broadcast_to(self.measured.tolerance, view.shape)[at]
-        if (off <= tolerance).mean() > 0.8:
-            return "They count with their own score."
-        values = score[at]
-        middle = float(np.median(values))
-        if (np.abs(values - middle) <= tolerance + 1e-3).mean() > 0.8:
-            return f"They count with a score of {middle:.4g} whatever their key is."
-        return ""
+        own = np.abs(score - self.view.score)[at] <= tolerance[at]
+        return "They count with their own score." if own.mean() > 0.8 else ""
 
     def _scaled(self):
         l = self.ledgers
@@ -192,14 +286,16 @@ class Description:
         # a few pairs beyond the tolerance, in rows that are right otherwise, are rounding
         if not wrong.any() or (self._minor(wrong) and self.found):
             return
+        tolerance = np.broadcast_to(self.measured.tolerance, self.view.shape)[wrong]
+        off = np.abs(l.ratio - l.shift[..., None])[wrong]
+        if wrong.sum() < 0.003 * l.judged.sum() and np.nanmax(off / tolerance) < 4:
+            return
         universe = ((l.labels == RIGHT) | (l.labels == SCALED)) & (self.view.weights > 0) & ~self.explained[..., None]
         rule = self.regions.find(wrong, universe)
         factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
         spread = f"Factors of single weights, beside the rest of their row: {factors.min():.3g} to {factors.max():.3g}." if factors.size else ""
-        if factors.size and np.ptp(factors) < 0.03 * factors.mean():
-            yield self._finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
-            return
-        segments = find_segments(l)
+        constant = factors.size and np.ptp(factors) < 0.03 * factors.mean()
+        segments = None if constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01 else find_segments(l)
         if segments is not None:
             best = explain_segments(l, segments)
             if best:
@@ -208,6 +304,9 @@ class Description:
                     rule = self._steps_rule(steps[0], segments)
                 yield self._finding(rule, "segments", f"in {segments.words}, {words}", spread)
                 return
+        if constant:
+            yield self._finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
+            return
         if wrong.sum() >= 3:
             best = explain_scores(WrongRows(l, wrong))
             if best:

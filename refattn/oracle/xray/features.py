@@ -278,11 +278,20 @@ def _row_tile(size):
     yield _parity(f"the number of the tile {of}", lambda view: view.row // size if some(view) else None, 0.015)
     yield Feature(f"the number of tiles {of} behind this one", lambda view: (rows(view) - 1) // size - view.row // size if some(view) else None, {0: f"the tile {of} is the last of its sequence"}, cost=0.005, tile=size)
     yield Feature(f"the tile {of} is a partial one: the rows end inside it", lambda view: (view.row // size == rows(view) // size) & (rows(view) % size > 0) if some(view) else None, otherwise=f"the tile {of} is a whole one", cost=0.005, tile=size)
+    yield Feature(f"the tile {of}, counted over the rows of all sequences, begins in the sequence before", lambda view: _straddling(view, size), otherwise=f"the tile {of}, counted over the rows of all sequences, begins in the row's own sequence", cost=0.005, tile=size)
     for keys in (16, 32, 64, 128):
         for which in ("first", "last"):
             yield from _both_tiles(size, keys, which)
     yield Feature(f"key minus the position of the first row of its tile {of}", lambda view: view.key - _of_row_tile(view, view.position, size, "first") if some(view) else None, {0: f"the key is at the position of the first row of the tile {of}"}, landmarks=(0, 1, -1), cost=0.02, tile=size)
     yield Feature(f"key minus the position of the last row of its tile {of}", lambda view: view.key - _of_row_tile(view, view.position, size, "last") if some(view) else None, {0: f"the key is at the position of the last row of the tile {of}"}, landmarks=(0, 1, -1), cost=0.02, tile=size)
+
+
+def _straddling(view, size):
+    """Rows of packed sequences whose tile begins in an earlier sequence, (B, 1, T, 1)."""
+    starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])[:-1].reshape(-1, 1, 1, 1)
+    if len(view.sequences) < 2 or view.checked.form.name != "packed":
+        return None
+    return (view.row + starts) // size * size < starts
 
 
 def _both_tiles(rows, keys, which):

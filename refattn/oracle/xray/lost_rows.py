@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.xray.view import QUERY
+from refattn.oracle.xray.view import KEY, QUERY, VALUE
 
 HALVINGS = 14
 REFINED = 5
+
+
+def _recovers_without_nan(measured, rows):
+    """Whether the rows recover when numbers of key or value that are not finite are 0."""
+    view = measured.view
+    for which, name in ((VALUE, "values"), (KEY, "keys")):
+        array = np.asarray(view.arrays[which])
+        bad = ~np.isfinite(array.astype(np.float32))
+        if not bad.any():
+            continue
+        clean = np.where(bad, 0, array).astype(array.dtype)
+        output = measured.probes.output("numbers that are not finite made 0", view.with_array(which, clean))
+        if np.isfinite(output).all(-1)[rows].mean() > 0.9:
+            return f"{name.capitalize()} that are NaN or infinite, in slots that these rows do not see (hidden, past the length or in unused pages), reach the result: the rows are finite when those {name} are 0. Their weight is 0, and 0 * NaN is NaN."
+    return ""
 
 
 def threshold_in_words(measured, rows) -> str:
@@ -15,6 +30,8 @@ def threshold_in_words(measured, rows) -> str:
     view = measured.view
     if not hasattr(measured, "probes") or view.latent:
         return ""
+    if words := _recovers_without_nan(measured, rows):
+        return words
     query = np.asarray(view.arrays[QUERY])
     top = np.where(rows, np.where(np.isfinite(view.top), view.top, 0), 0)
     size = np.abs(top).max(initial=0.0)

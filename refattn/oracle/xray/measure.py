@@ -8,10 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT
-from refattn.oracle.xray.view import VALUE, W_UV
+from refattn.oracle.xray.view import KV_LATENT, VALUE, W_UK, W_UV
 
 HALF_AMPLITUDE = 256.0  # of one-hot values in float16, so that small weights are normal numbers
 LAMBDA = 3.0
+MOST_PAGE_CALLS = 24
 
 
 class Measured:
@@ -95,6 +96,12 @@ class Measured:
         with np.errstate(all="ignore"):
             off = ~(np.abs(self.output - self.expected_output) <= self.output_tolerance)
         wrong = off.any((0, 1, 2))
+        rows = np.broadcast_to(self.view.row_exists, self.output.shape[:3])
+        dead = (self.output == 0)[rows].all(0) & (self.expected_output != 0)[rows].any(0)
+        self.dead_columns = dead if not dead.all() else np.zeros(len(wrong), bool)
+        if self.dead_columns.any():
+            self.wrong_columns = self.dead_columns
+            return np.flatnonzero(~dead)
         count = int((~wrong).sum())
         self.wrong_columns = wrong if 0 < count < len(wrong) else np.zeros(len(wrong), bool)
         return np.flatnonzero(~wrong) if count >= max(len(wrong) // 8, 1) else np.arange(len(wrong))
@@ -117,28 +124,83 @@ class Measured:
         return weights
 
     def _weights_of_latents(self):
-        """Weights of MLA: the kernel's weighted latents, component by component, solved for the weights
-        where there are no more keys than components; else the right weights times one factor a group of keys.
+        """Weights of MLA. The kernel's weighted latents come first, component by component: where only some of
+        them are wrong, that is the fault. Latents are then made one-hot and the up-projections of the keys
+        such that every key stays what it is; where there are more keys than components of a latent, the right weights
+        times one factor a group of keys are fitted to the weighted latents.
         """
         view = self.view
+        context = self._context(view.arrays, "one-hot up-projections")
+        latents = [self._latent(s) for s in view.sequences]
+        right = np.zeros_like(context)
+        size = np.zeros_like(context)
+        for n, latent in enumerate(latents):
+            weights = view.weights[n][..., : len(latent)]
+            right[n], size[n] = weights @ latent, weights @ np.abs(latent)
+        with np.errstate(all="ignore"):
+            off = ~(np.abs(context - right) <= 2 * self.tolerance * size + 1e-12)
+        wrong = off.any((0, 1, 2))
+        self.wrong_latents = wrong if 0 < wrong.sum() < 0.9 * len(wrong) else np.zeros(len(wrong), bool)
+        if not wrong.any() or self.wrong_latents.any():
+            return view.weights.copy()
+        rank = context.shape[-1]
+        weights = np.full(view.shape, np.nan)
+        for n, (s, latent) in enumerate(zip(view.sequences, latents, strict=True)):
+            if s.num_keys <= rank:
+                weights[n] = self._one_hot_latents(n, s, latent)
+            else:
+                weights[n][..., : len(latent)] = self._by_groups(n, context[n], latent)
+                weights[n][..., len(latent) :] = 0.0
+        return weights
+
+    def _latent(self, s):
+        latent = np.asarray(self.view.arrays[KV_LATENT], np.float64)
+        return np.nan_to_num(latent.reshape(-1, *latent.shape[-2:])[s.entry, : s.num_keys])
+
+    def _context(self, arrays, why):
+        """The weighted latents, (B, H, T, C), of a call with these arrays."""
+        view, columns = self.view, self.columns
         w_uv = np.asarray(view.arrays[W_UV])
-        rank, columns = w_uv.shape[-1], self.columns
-        context = np.zeros((*view.shape[:3], rank))
-        for first in range(0, rank, len(columns)):
-            taken = np.arange(first, min(first + len(columns), rank))
+        context = np.zeros((*view.shape[:3], w_uv.shape[-1]))
+        for first in range(0, w_uv.shape[-1], len(columns)):
+            taken = np.arange(first, min(first + len(columns), w_uv.shape[-1]))
             probe = np.zeros(w_uv.shape)
             probe[:, columns[: len(taken)], taken] = 1.0
-            output = self.probes.output("one-hot up-projections", view.with_array(W_UV, probe.astype(w_uv.dtype)))
-            context[..., taken] = output[..., columns[: len(taken)]]
-        weights = np.zeros(view.shape)
-        for n, s in enumerate(view.sequences):
-            latent = np.asarray(view.arrays[2], np.float64).reshape(-1, *view.arrays[2].shape[-2:])[s.entry, : s.num_keys]
-            latent = np.nan_to_num(latent)
-            off = np.nan_to_num(context[n] - view.weights[n][..., : s.num_keys] @ latent)
-            weights[n] = view.weights[n]
-            weights[n][..., : s.num_keys] += off @ np.linalg.pinv(latent, rcond=1e-6)
-            bad = ~np.isfinite(context[n]).all(-1)
-            weights[n][bad] = np.nan
+            with_probe = tuple(probe.astype(w_uv.dtype) if n == W_UV else array for n, array in enumerate(arrays))
+            context[..., taken] = self.probes.output(why, with_probe)[..., columns[: len(taken)]]
+        return context
+
+    def _one_hot_latents(self, n, s, latent):
+        """Weights of one sequence: key j is the latent e_j, and the up-projections of keys hold the keys."""
+        view = self.view
+        arrays = [np.asarray(array) for array in view.arrays]
+        one_hot = np.zeros(arrays[KV_LATENT].shape)
+        one_hot.reshape(-1, *one_hot.shape[-2:])[s.entry][np.arange(s.num_keys), np.arange(s.num_keys)] = 1.0
+        w_uk = np.asarray(arrays[W_UK], np.float64)
+        keys = np.zeros_like(w_uk)
+        keys[..., : s.num_keys] = w_uk @ latent.T  # [H, N, C] @ [C, S] -> [H, N, S]
+        changed = list(arrays)
+        changed[KV_LATENT], changed[W_UK] = one_hot.astype(arrays[KV_LATENT].dtype), keys.astype(arrays[W_UK].dtype)
+        weights = np.zeros(view.shape[1:])
+        weights[..., : s.num_keys] = self._context(changed, "one-hot latents")[n][..., : s.num_keys]
+        return weights
+
+    def _by_groups(self, n, context, latent):
+        """Right weights times one factor for each group of keys, (H, T, S)."""
+        weights = self.view.weights[n][..., : len(latent)].copy()
+        groups = max(min(latent.shape[1] // 3, len(latent)), 1)
+        edges = np.linspace(0, len(latent), groups, endpoint=False).astype(int)
+        for h, t in np.ndindex(context.shape[:2]):
+            parts = np.add.reduceat(weights[h, t][:, None] * latent, edges, axis=0)  # (groups, C)
+            some = np.abs(parts).max(-1) > 1e-9
+            if not np.isfinite(context[h, t]).all():
+                weights[h, t] = np.nan
+            elif some.any():
+                factors = np.linalg.lstsq(parts[some].T, context[h, t], rcond=1e-9)[0]
+                factors = np.where(np.abs(factors - 1) < 0.02, 1.0, np.where(np.abs(factors) < 0.02, 0.0, factors))
+                all_factors = np.ones(len(edges))
+                all_factors[some] = factors
+                weights[h, t] *= np.repeat(all_factors, np.diff([*edges, len(latent)]))
         return weights
 
     # where weight comes from
@@ -175,6 +237,26 @@ class Measured:
             shares[..., taken] = output[..., columns[: len(taken)]]
         own = [number[s.part, s.entry] for s in view.sequences]
         return shares[..., :heads], shares[..., heads:-1], shares[..., -1], np.array(own)
+
+    @cached_property
+    def pages_read(self):
+        """Weight of each row on each physical page, (B, H, T, P); None where there are no pages or too many."""
+        view, columns = self.view, self.columns
+        if view.pages is None:
+            return None
+        value = np.asarray(view.arrays[VALUE])
+        pages = len(value)
+        if pages > MOST_PAGE_CALLS * len(columns):
+            return None
+        weights = np.zeros((*view.shape[:3], pages))
+        for first in range(0, pages, len(columns)):
+            taken = np.arange(first, min(first + len(columns), pages))
+            probe = np.zeros(value.shape)
+            for e, page in enumerate(taken):
+                probe[page, ..., columns[e]] = 1.0
+            output = self.probes.output("values that name their page", view.with_array(VALUE, probe.astype(value.dtype)))
+            weights[..., taken] = output[..., columns[: len(taken)]]
+        return np.nan_to_num(weights)
 
     def _mark_outside(self, array, column):
         """1 in a column of what no sequence holds within its length."""

@@ -30,13 +30,13 @@ def explain_row_number(ledgers, delta, wrong, regions, name) -> Iterator[tuple[s
         with np.errstate(all="ignore"):
             return float((np.abs(d - predicted) <= tolerance + 0.02 * np.minimum(np.abs(d), tolerance * 10)).mean())
 
-    for words, predicted in _candidates(view, at, d, name, regions):
+    for words, predicted in _candidates(view, at, d, name, regions, tolerance):
         got = share(predicted)
         if got >= EXPLAINS:
             yield words, got
 
 
-def _candidates(view, at, d, name, regions):
+def _candidates(view, at, d, name, regions, tolerance):
     lse, top = view.lse[at], view.top[at]
     inner = lse - top
     constant = float(np.median(d))
@@ -63,7 +63,7 @@ def _candidates(view, at, d, name, regions):
         yield "lse is 0: not written", -lse
         yield "lse is 1 / sum", np.exp(-inner) - lse
     yield f"{name} is off by the constant {constant:.5g} ({name} times {ratio(factor)} as a sum of exponentials)", np.full_like(d, constant)
-    yield from _masses(view, at, d, name, regions)
+    yield from _masses(view, at, d, name, regions, tolerance)
     yield from _lines(view, at, d, name)
 
 
@@ -111,12 +111,17 @@ def _of_other_rows(view, at):
             padded = -(-shape[2] // size) * size
             hh, tt = np.divmod(flat, padded)
             yield f"an array whose rows are padded to {padded}, read as if they were not", *found(b, hh, tt)
+        starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])
+        if len(view.sequences) > 1 and len(view.sequences) == view.checked.num_parts:
+            tt, hh = np.divmod(h * starts[-1] + starts[b] + t, shape[1])
+            bb = np.searchsorted(starts, tt, "right") - 1
+            yield "an array of shape (all rows, heads) read as (heads, all rows)", *found(np.minimum(bb, shape[0] - 1), hh, tt - starts[np.minimum(bb, shape[0] - 1)])
         tt, hh = np.divmod(flat, shape[1])
         yield "an array of shape (rows, heads) read as (heads, rows)", *found(b, hh, np.minimum(tt, shape[2] - 1))
     del row
 
 
-def _masses(view, at, d, name, regions):
+def _masses(view, at, d, name, regions, tolerance):
     """Weight that is left out of the sum, or that joined it."""
     weights = _before_dropout(view)[at]
     with np.errstate(all="ignore"):
@@ -153,15 +158,21 @@ def _masses(view, at, d, name, regions):
                 yield f"the sink counts {1 + times:.3g} times in {name}, as if each part added it", np.log1p(times * share)
         joined = float(np.nanmedian(np.where(np.isfinite(extra), extra, np.nan))) if np.isfinite(extra).any() else 0.0
         number = np.exp(min(joined, 700.0))
-        more = f"{number:.4g} keys of score 0" if abs(number - round(number)) < 0.02 * number and number > 0.5 else f"exp({joined:.4g})"
+        more = f"about {number:.3g} terms of exp(0) = 1 (as of keys of score 0, or empty parts whose lse is 0)" if 0.7 < number < 300 else f"exp({joined:.4g})"
         yield f"{more} too many in {name}", np.log1p(np.exp(joined - view.lse[at]))
-        padded = np.exp(extra)
+        terms = np.exp(np.minimum(extra, 20.0))
+        # a number of terms is known where the tolerance of the sum is a small part of one term
+        known = np.isfinite(terms) & (terms > 0.5) & (2 * tolerance * np.exp(np.minimum(view.lse[at], 700.0)) < 0.2)
+        if known.sum() >= 3 and (np.abs(terms - np.round(terms)) < 0.2)[known].mean() > EXPLAINS:
+            low, high = int(np.round(terms[known].min())), int(np.round(terms[known].max()))
+            count = f"{low}" if low == high else f"{low} to {high}"
+            yield f"{count} terms of exp(0) = 1 too many in {name}, as of keys of score 0 or of empty parts whose lse is 0", np.where(known, np.log1p(np.round(terms) * np.exp(-view.lse[at])), d)
         for size in KEY_TILES:
             length = view.of_sequences("length")[at[0], 0, 0, 0]
             tail = -length % size
             if (tail > 0).any():
                 yield f"the padding of the last tile of {size} keys counts in {name} as keys of score 0", np.log1p(tail * np.exp(-view.lse[at]))
-        del lost, padded
+        del lost
 
 
 def _lines(view, at, d, name):

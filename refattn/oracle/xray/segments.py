@@ -8,6 +8,7 @@ from math import gcd
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.xray.row_numbers import _of_other_rows
 
 MOST_STEPS = 0.15  # share of neighbouring keys between which the factor changes
@@ -85,16 +86,13 @@ def explain_segments(ledgers, segments):
 
     def consider(words, predicted):
         with np.errstate(all="ignore"):
-            off = np.where(np.isfinite(f) & np.isfinite(predicted), f - predicted, np.nan)
-            wrong = np.isfinite(f) & (np.abs(f - ledgers.shift[..., None]) > tolerance)
-            some = np.isfinite(off).any(-1)
-            best = np.zeros(f.shape[:-1])
-            for q in (0.5, 0.1, 0.9):
-                middle = np.zeros(f.shape[:-1])
-                middle[some] = np.nanquantile(off[some], q, axis=-1, method="nearest")
-                near = np.abs(off - middle[..., None]) <= tolerance
-                best = np.maximum(best, (near & wrong).sum(-1))
-        share = best.sum() / max(wrong.sum(), 1)
+            known = np.isfinite(f) & np.isfinite(predicted)
+            off = np.where(known, f - predicted, np.nan)
+            rows = (np.isfinite(f) & (np.abs(f - ledgers.shift[..., None]) > tolerance)).any(-1) & (known.sum(-1) > 1)
+            middle = np.zeros(f.shape[:-1])
+            middle[rows] = np.nanmedian(off[rows], axis=-1)
+            near = (np.abs(off - middle[..., None]) <= tolerance) | ~known
+            share = (near.all(-1) & rows).sum() / max(rows.sum(), 1)
         if share >= FITS:
             found.append((words, float(share)))
 
@@ -118,6 +116,10 @@ def explain_segments(ledgers, segments):
         consider("stretches are joined by the sums of their exponentials without their maxima", part - own - part)
         consider("stretches are joined with lse in base 2 taken for base e", (np.log2(np.e) - 1) * part)
         consider("stretches are joined with lse in base e taken for base 2", (np.log(2) - 1) * part)
+        for name in ("bfloat16", "float16", "float8_e4m3fn"):
+            for what, x in (("lse", part), ("maximum", own)):
+                rounded = np.where(np.isfinite(x), round_to(np.where(np.isfinite(x), x, 0), name), x)
+                consider(f"the {what} of each stretch is stored as {name} before they are joined", rounded - x)
         consider("stretches are rescaled by exp2 of differences in base e", (np.log(2) - 1) * (running - top))
         if view.num_heads == len(view.heads) or view.shape[0] > 1 or view.shape[2] > 1:
             at = tuple(axis.ravel() for axis in np.indices(view.shape[:3]))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.xray.findings import Finding
+from refattn.oracle.xray.compare import MISSING
 from refattn.oracle.xray.maps import describe_map
 from refattn.oracle.xray.pointing import point
-from refattn.oracle.xray.compare import MISSING
 
 LEAST = 0.02  # of the rows that were pointed, which must read elsewhere
 WHOLE = 0.9  # of a row's weight: it comes from one place
 SOME = 0.02
+POINTED = 96  # rows, at least, that are pointed at keys
 
 
 def find_sources(description):
     """Findings about where values are read, each with the rows (B, H, T) that it explains."""
-    foreign = np.zeros(description.view.shape[:3], bool)
-    for finding, rows in _shares(description):
-        foreign |= rows
-        yield finding, np.zeros_like(rows)
-    yield from _addresses(description, foreign)
+    found = list(_addresses(description))
+    if not found or found[0][0].kind == "head":
+        found = list(_pages(description)) or list(_shares(description)) or found
+    yield from found
+
+
+# which head and sequence
 
 
 def _shares(d):
@@ -31,14 +33,15 @@ def _shares(d):
     heads, sequences, outside, own = m.sources
     with np.errstate(all="ignore"):
         total = heads.sum(-1) + outside
-        known = view.row_exists & (total > 0.01) & np.isfinite(total)
+        known = view.row_exists & (total > 0.01) & np.isfinite(total) & ~d.explained
         stray = known & (outside > SOME * total)
     if stray.any():
         rule = d._of_rows(stray)
         share = float(np.median((outside / total)[stray]))
         yield d._finding(
             rule, "source", f"values are read that belong to no sequence: past the length, or in a page that no sequence holds ({100 * share:.2g} % of the weight of such a row)"
-        ), stray
+        ), np.zeros_like(stray)
+        d.value_rows |= stray
     kv = (view.heads // view.group_size).reshape(1, -1, 1)
     for shares, mine, name, what in (
         (heads, np.broadcast_to(kv, total.shape), "key/value head", "head"),
@@ -51,18 +54,19 @@ def _shares(d):
         wrong = known & ~stray & (of_own < 1 - SOME) & (shares.sum(-1) > 0.01)
         if not wrong.any():
             continue
+        d.value_rows |= wrong
         rule = d._of_rows(wrong)
         target = shares.argmax(-1)
         whole = wrong & (np.take_along_axis(shares, target[..., None], -1)[..., 0] >= WHOLE * shares.sum(-1))
         if whole.sum() >= WHOLE * wrong.sum():
             index = np.nonzero(whole)
             by = view.heads[index[1]] if what == "head" else mine[whole]
-            words, found = describe_map(mine[whole], target[whole], name, functions_of=(by, "h") if what == "head" else None)
+            words, _ = describe_map(mine[whole], target[whole], name, functions_of=(by, "h") if what == "head" else None)
             listed = _listed(by, target[whole], "query head" if what == "head" else "sequence", name)
-            yield d._finding(rule, "source", f"the values are those of another {name}: {words} ({listed})", confident=True), wrong
+            yield d._finding(rule, "source", f"the values are those of another {name}: {words} ({listed})"), np.zeros_like(wrong)
         else:
             share = float(np.median(1 - of_own[wrong]))
-            yield d._finding(rule, "source", f"{100 * share:.2g} % of the weight (median) lies on values of another {name}: some of the keys are read there"), wrong
+            yield d._finding(rule, "source", f"{100 * share:.2g} % of the weight (median) lies on values of another {name}: some of the keys are read there"), np.zeros_like(wrong)
 
 
 def _listed(by, target, who, name):
@@ -71,72 +75,149 @@ def _listed(by, target, who, name):
     return f"{who} -> {name}: {words}{', ...' if len(pairs) > 8 else ''}"
 
 
-def _addresses(d, foreign):
-    """Keys that go with the values of other keys, and columns of other columns."""
+# which key, page and column
+
+
+def _coordinates(view):
+    """What the place of a stored value is made of: name and words, in the order in which they are told."""
+    if view.pages is None:
+        return (("sequence", "sequence"), ("head", "key/value head"), ("key", "key"), ("column", "column"))
+    return (("place", "page of the block table"), ("page", "physical page"), ("head", "key/value head"), ("slot", "slot"), ("column", "column"))
+
+
+def _addresses(d):
+    """Keys that go with the values of other places."""
     view, ledgers = d.view, d.ledgers
-    pointed = point(d.measured)
+    rows = int(view.visible.any(-1).sum())
+    rounds = int(np.clip(np.ceil(POINTED / max(rows, 1)), 1, 5))
+    pointed = point(d.measured, ledgers.wrong, rounds)
     if pointed is None:
         return
     b, h, t = pointed.at
     kv = view.heads[h] // view.group_size
-    columns = np.arange(pointed.read.shape[1])
-    use = ~d.measured.varies[pointed.at] & ~foreign[pointed.at] & ~d.explained[pointed.at]
-    lost = (pointed.column == -2) | ~use[:, None]
-    here = {"sequence": b[:, None], "head": kv[:, None], "key": pointed.key[:, None], "column": columns[None]}
+    use = ~d.measured.varies[pointed.at] & ~d.explained[pointed.at]
+    lost = (pointed.place < 0) | ~use[:, None]
+    here = {"sequence": b, "head": kv, "key": pointed.key}
     got = {"sequence": pointed.sequence, "head": pointed.head, "key": pointed.read, "column": pointed.column}
-    wrong = {name: (got[name] != own) & ~lost for name, own in here.items()}
+    if view.pages is not None:
+        size, heads = view.page_size, view.num_kv_heads
+        here |= {"place": pointed.key // size, "page": view.pages[b, 0, 0, pointed.key], "slot": pointed.key % size}
+        page, rest = np.divmod(np.maximum(pointed.place, 0), heads * size)
+        table = view.checked.block_table[[view.sequences[n].part for n in b]]  # (R, max_pages)
+        at = table[:, None, :] == page[..., None]
+        got |= {"place": np.where(at.any(-1), at.argmax(-1), -1), "page": page, "head": rest // size, "slot": rest % size}
+    names = _coordinates(view)
+    columns = np.arange(pointed.read.shape[1])
+    own = {name: np.broadcast_to(columns if name == "column" else here[name][:, None], lost.shape) for name, _ in names}
+    wrong = {name: (got[name] != own[name]) & ~lost & (got[name] >= 0) for name, _ in names}
     moved = np.logical_or.reduce(list(wrong.values()))
-    # a row that was pointed at a key it does not see reads some other one: that is no address
-    unseen = (ledgers.labels[b, h, t, pointed.key] == MISSING)[:, None] & ~wrong["column"]
     bad_rows = moved.any(1)
-    if (bad_rows.mean() < LEAST and bad_rows.sum() < 3) or not use.any():
+    if not use.any() or bad_rows.sum() < 3 or bad_rows.sum() < LEAST * use.sum():
         return
-    names = []
-    for name, what in (("sequence", "sequence"), ("head", "key/value head"), ("key", "key"), ("column", "column")):
-        some = wrong[name] & (got[name] >= 0)
-        if some.sum() < 0.05 * moved.sum():
+    told = []
+    for name, what in names:
+        some = wrong[name]
+        if some.sum() < 0.05 * moved.sum() or (name == "page" and told and told[0][0] == "place"):
             continue
-        own = np.broadcast_to(here[name], some.shape)
-        sizes = [(s.length, "the length") for s in view.sequences[:1]]
-        words, found = describe_map(own[some], got[name][some], what, sizes)
-        if found or not unseen.any() and _consistent(own[some], got[name][some]):
-            names.append((name, words, found))
-    if not names:
+        before, after = own[name][some], got[name][some]
+        sizes = [(view.sequences[0].length, "the length")] if name == "key" else []
+        words, found = describe_map(before, after, what, sizes)
+        # a row that was pointed at a key that it does not see reads some other one: only a rule is believed
+        if found and _telling(before, after):
+            told.append((name, words, found, some))
+    if not told:
         return
+    shown = np.logical_or.reduce([some for *_, some in told]).any(1)
     marks, universe = np.zeros(view.shape, bool), np.zeros(view.shape, bool)
     universe[b[use], h[use], t[use], pointed.key[use]] = True
-    marks[b[bad_rows], h[bad_rows], t[bad_rows], pointed.key[bad_rows]] = True
+    marks[b[shown], h[shown], t[shown], pointed.key[shown]] = True
     rule = d.regions.find(marks, universe)
-    text = "; ".join(words for _, words, _ in names)
-    pages = _pages(d, pointed, moved & ~lost)
+    text = "; ".join(words for _, words, *_ in told)
     rows = rule.inside.any(-1) & (ledgers.wrong.any(-1) | (d.measured.unexplained > 1).any(-1))
-    if {name for name, *_ in names} == {"column"}:
+    kinds = {name for name, *_ in told}
+    if kinds == {"column"}:
         nature = f"values are read from other columns: {text}"
+    elif kinds <= {"place", "page", "slot"}:
+        nature = f"values are read from other pages: {text}"
+    elif kinds == {"head"}:
+        listed = _listed(view.heads[h[shown]], got["head"][shown].max(1), "query head", "key/value head")
+        nature = f"the values are those of another key/value head: {text} ({listed})"
     else:
-        nature = f"keys are paired with the values of other places: {text}{pages}"
-    yield d._finding(rule, "source", nature, confident=all(found for *_, found in names)), rows
+        nature = f"keys are paired with the values of other places: {text}"
+    if "column" in kinds:
+        rows = np.broadcast_to(view.row_exists, view.shape[:3])
+    kind = "head" if kinds <= {"head", "sequence"} else "source"
+    yield d._finding(rule, kind, nature, confident=all(found for _, _, found, _ in told)), rows | marks.any(-1)
 
 
-def _consistent(own, got):
-    """Whether the same place is always read in place of a place."""
-    pairs = {}
-    for a, b in zip(own.tolist(), got.tolist(), strict=True):
-        pairs.setdefault(a, set()).add(b)
-    again = len(own) - len(pairs)
-    return again >= 3 and sum(len(found) == 1 for found in pairs.values()) >= 0.9 * len(pairs)
+def _telling(before, after):
+    """Whether a rule says more than that one thing was read once."""
+    return len(before) >= 3 and (len(np.unique(before)) > 1 or len(np.unique(after)) == 1)
 
 
-def _pages(d, pointed, moved):
-    """Physical pages that are read in place of others, in words."""
+# which physical page
+
+
+def _pages(d):
+    """Physical pages that sequences read, against those of their block table."""
     view = d.view
-    if view.pages is None:
+    if view.pages is None or d.measured.pages_read is None:
+        return
+    table, lengths = view.checked.block_table, [s.length for s in view.sequences]
+    wanted, read, sequences, steps = [], [], [], []
+    for n, s in enumerate(view.sequences):
+        own = table[s.part, : -(-lengths[n] // view.page_size)].tolist()
+        used = {int(p) for p in np.flatnonzero((d.measured.pages_read[n] > 0).any((0, 1)))}
+        missing = [(t, p) for t, p in enumerate(own) if p not in used]
+        extra = sorted(used - set(own))
+        if extra:
+            sequences.append(n)
+            wanted.append(missing)
+            read.append(extra)
+            steps.append(own)
+    if not sequences:
+        return
+    rule = _page_rule(wanted, read, steps, view)
+    listed = "; ".join(
+        f"sequence {n} reads {', '.join(map(str, extra[:5]))}{', ...' if len(extra) > 5 else ''} in place of {', '.join(str(p) for _, p in missing[:5]) or 'none'}{', ...' if len(missing) > 5 else ''}"
+        for n, missing, extra in list(zip(sequences, wanted, read, strict=True))[:3]
+    )
+    strange = np.zeros(view.shape, bool)
+    for n, missing in zip(sequences, wanted, strict=True):
+        for t, _ in missing:
+            strange[n, ..., t * view.page_size : (t + 1) * view.page_size] = True
+    where = d.regions.find(strange & view.visible, view.visible)
+    d.value_rows[sequences] = True
+    rows = np.zeros(view.shape[:3], bool)
+    rows[sequences] = True
+    yield d._finding(where, "pages", f"pages are read that are not in the block table of the sequence: {rule}{listed}"), rows
+
+
+def _same_pages(predicted, extra, own):
+    """Whether a rule predicts the pages that are read beside those of the sequence itself."""
+    return extra <= predicted and predicted - extra <= own
+
+
+def _page_rule(wanted, read, tables, view):
+    """A rule that gives the pages that were read from those of the table, in words; "" if there is none."""
+    number = [[p for _, p in missing] for missing in wanted]
+    if not any(number):
         return ""
-    rows = np.flatnonzero(moved.any(1))
-    pairs = set()
-    for r in rows:
-        column = np.flatnonzero(moved[r])[0]
-        b, j, bb, jj = pointed.at[0][r], pointed.key[r], pointed.sequence[r, column], pointed.read[r, column]
-        if bb >= 0 and jj >= 0:
-            pairs.add((int(view.pages[b, 0, 0, j]), int(view.pages[bb, 0, 0, jj])))
-    pairs = sorted(pair for pair in pairs if pair[0] != pair[1])
-    return f" (physical page {', '.join(f'{b} in place of {a}' for a, b in pairs[:4])})" if pairs else ""
+    candidates = []
+    for step in sorted({b - a for a in number[0] for b in read[0]}, key=abs):
+        candidates.append((f"page + {step}: " if step > 0 else f"page - {-step}: ", lambda t, p, own, step=step: p + step))
+    for bits in range(2, 9):
+        candidates.append((f"page % {1 << bits} (the number is cut to {bits} bits): ", lambda t, p, own, bits=bits: p % (1 << bits)))
+    for size in (2, 3, 4):
+        candidates.append(
+            (f"the table is read once for every {size} pages, the others are taken from the pages that follow it in the pool: ", lambda t, p, own, size=size: own[t // size * size] + t % size)
+        )
+    candidates.append(("the place in the table is taken for the page: ", lambda t, p, own: t))
+    candidates.append(("the page that follows the one before in the pool: ", lambda t, p, own: own[t - 1] + 1 if t else p))
+    for words, rule in candidates:
+        if all(_same_pages({rule(t, p, own) for t, p in missing}, {*extra}, {*own}) for missing, extra, own in zip(wanted, read, tables, strict=True)):
+            return words
+    others = {n: set(view.checked.block_table[n].tolist()) for n in range(len(view.checked.block_table))}
+    if all(any(set(extra) <= pages for n, pages in others.items()) for extra in read):
+        return "pages of other sequences, or of places past the length: "
+    return ""

@@ -12,7 +12,7 @@ def explain_values(description):
     """Findings about outputs that the measured weights do not explain."""
     d, m = description, description.measured
     off = m.unexplained > 1
-    off &= ~d.explained[..., None] & ~d.ledgers.nan[..., None] & ~d.ledgers.zero[..., None]
+    off &= ~(d.explained | d.value_rows)[..., None] & ~d.ledgers.nan[..., None] & ~d.ledgers.zero[..., None]
     if not off.any():
         return
     rows = off.any(-1)
@@ -26,6 +26,9 @@ def explain_values(description):
         return
     if not np.isfinite(got[off]).all():
         yield d._finding(rule, "values", f"the output is not finite{where}")
+        return
+    if words := _other_projection(m, rows):
+        yield d._finding(rule, "values", words)
         return
     factor = float((predicted[at] * got[at]).sum() / max((predicted[at] ** 2).sum(), 1e-300))
     tolerance = 2 * m.output_tolerance
@@ -44,6 +47,24 @@ def explain_values(description):
             yield d._finding(rule, "format", f"the output is stored as {name} in between")
             return
     yield d._finding(rule, "values", f"the output is not what the weights make of the values{where}: values are changed or come from elsewhere", confident=False)
+
+
+def _other_projection(m, rows):
+    """MLA: whether the output of wrong rows is that of another head's up-projection of values."""
+    view = m.view
+    if not view.latent:
+        return ""
+    value = np.nan_to_num(m.value)  # (B, H, S, E)
+    pairs = {}
+    for h in np.unique(np.nonzero(rows)[1]):
+        for other in range(value.shape[1]):
+            off = np.abs(m.weights[:, h] @ value[:, other] - m.output[:, h])
+            if other != view.heads[h] and (off <= 4 * m.output_tolerance[:, h])[rows[:, h]].mean() > 0.95:
+                pairs[int(view.heads[h])] = other
+    if not pairs:
+        return ""
+    words = ", ".join(f"{a} -> {b}" for a, b in list(pairs.items())[:8])
+    return f"the up-projection of the values (w_uv) is that of another head (head -> head: {words})"
 
 
 def _ranges(numbers):

@@ -18,22 +18,25 @@ KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 256)
 
 
 def explain_visibility(ledgers, missing, extra):
-    """(words, fit, rows and keys that it changes) of the best model, or None. `missing` and `extra` are (B, H, T, S)."""
+    """(words, fit, pairs that it changes) of the best model, or None. `missing` and `extra` are (B, H, T, S)."""
     view = ledgers.view
     wrong = missing | extra
     judged = ledgers.judged & view.exists
     right = view.visible & ~_dropped(view)
-    best = None
+    found = []
     for words, cost, visible in _models(view):
         change = (np.broadcast_to(visible, view.shape) != right) & judged
         union = (change | wrong).sum()
         fit = (change & wrong).sum() / max(union, 1)
         # a change must go the way it was seen to go
         fit -= ((change & missing & visible) | (change & extra & ~visible)).sum() / max(union, 1)
-        worth = fit - cost
-        if fit >= EXPLAINS and (best is None or worth > best[0]):
-            best = worth, words, float(fit), change
-    return best and best[1:]
+        if fit >= EXPLAINS:
+            found.append((fit - cost, words, float(fit), change))
+    if not found:
+        return None
+    worth, words, fit, change = max(found, key=lambda model: model[0])
+    same = [other for value, other, _, others in found if other != words and value > worth - 0.02 and np.array_equal(change, others)]
+    return words + "".join(f"; or, which is the same here, {other}" for other in same[:2]), fit, change
 
 
 def _dropped(view):
