@@ -13,7 +13,6 @@ format and real ones of the libraries that are installed, over random options, s
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import sys
@@ -29,16 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
 import oracle_results
+from correct_kernels import emulated_makers, real_makers
 from oracle_diagnosis import diagnosis_table
-from real_libraries import CALLS, MODULES
 
 import refattn
-from refattn.calls.dense import attention_problem
-from refattn.exact.visibility import range_mask, row_bounds
-from refattn.oracle.arithmetic.spec import KernelSpec
-from refattn.oracle.dialects.translate import from_ours, result_to_ours
 from refattn.oracle.inputs import local
-from refattn.oracle.inputs.families import FAMILIES, OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
+from refattn.oracle.inputs.families import FAMILIES, attention_inputs
 from refattn.oracle.inputs.latent import latent_inputs
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.packed import packed_inputs
@@ -48,7 +43,6 @@ from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, default_suit
 from refattn.oracle.mistakes.mutants import MUTANTS
 from refattn.oracle.mistakes.mutation import Trials
 from refattn.oracle.mistakes.rules import RULES, Observation
-from refattn.oracle.simulated.emulated import EmulatedKernel
 from refattn.oracle.verdict.check import check
 
 DTYPES = {
@@ -122,250 +116,6 @@ def mutant_table(dtype_names):
 # false alarms
 
 
-# libraries that compile anew for every shape get these only
-FEW_SIZES = (
-    Sizes(2, 4, 2, 7, 45, 16, 16),
-    Sizes(1, 6, 2, 19, 83, 24, 24),
-    Sizes(1, 3, 1, 1, 129, 40, 40),
-    Sizes(2, 2, 2, 16, 64, 64, 64),
-)
-
-
-def random_problem(rng, dtype, families=tuple(FAMILIES), options=OPTION_NAMES, square=False, few=False):
-    """Random sizes, options and family."""
-    kv_heads, q_len = int(rng.integers(1, 3)), int(rng.integers(1, 24))
-    kv_len = q_len + 4 if square else int(rng.integers(4, 150))
-    dim = int(rng.choice([8, 16, 24, 40, 64]))
-    sizes = Sizes(
-        int(rng.integers(1, 3)),
-        kv_heads * int(rng.integers(1, 4)),
-        kv_heads,
-        q_len + 4 * square,
-        kv_len,
-        dim,
-        dim,
-    )
-    if few:
-        sizes = FEW_SIZES[int(rng.integers(len(FEW_SIZES)))]
-    names = [name for name in options if rng.random() < 0.2]
-    if "left window" in names and "two-sided window" in names:
-        names.remove("left window")
-    return attention_inputs(
-        str(rng.choice(families)), names, sizes=sizes, dtype=dtype, seed=int(rng.integers(2**31))
-    )
-
-
-FORMATS = (
-    "float64",
-    "float32",
-    "tfloat32",
-    "float16",
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "eager float32",
-    "eager float16",
-    "eager bfloat16",
-)
-ARRAYS = {"float64": np.float64, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-
-
-def emulated_run(rng, form):
-    kind, _, name = form.rpartition(" ")
-    make = KernelSpec.eager if kind == "eager" else KernelSpec.flash
-    spec = make(name)
-    if kind != "eager":
-        spec = spec.replace(block_size=int(rng.choice([16, 32, 64, 128])))
-    inputs = random_problem(rng, ARRAYS.get(name, np.float32))
-    first = int(rng.integers(1, 16)) if rng.random() < 0.3 and kind != "eager" else None
-    kernel = EmulatedKernel(
-        spec, reverse=bool(rng.random() < 0.3), first_block=first, seed=int(rng.integers(2**31))
-    )
-    return inputs, spec, kernel(*inputs.arrays, **inputs.options)
-
-
-def real_kernels():
-    """(name, dtype, call) of every library that is installed."""
-    found = []
-    for name in CALLS:
-        if importlib.util.find_spec(MODULES[name].split(".")[0]) is None:
-            continue
-        for dtype in ("float32", "bfloat16", "float16") if name in ("torch", "jax", "mlx") else ("float32",):
-            backends = ("FLASH_ATTENTION", "MATH") if name == "torch" else ("",)
-            found += [(f"{name} {backend.lower()}".strip(), name, dtype, backend) for backend in backends]
-    return found
-
-
-def torch_call(backend, **call):
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    def tensor(x):
-        if not isinstance(x, np.ndarray):
-            return x
-        x = np.ascontiguousarray(x)
-        return (
-            torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-            if x.dtype == ml_dtypes.bfloat16
-            else torch.from_numpy(x)
-        )
-
-    with sdpa_kernel([getattr(SDPBackend, backend)]):
-        output = torch.nn.functional.scaled_dot_product_attention(
-            **{key: tensor(value) for key, value in call.items()}, enable_gqa=True
-        )
-    return (
-        output.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        if output.dtype == torch.bfloat16
-        else output.numpy()
-    ), None
-
-
-def mlx_call(**call):
-    import mlx.core as mx
-
-    def array(x):
-        if not isinstance(x, np.ndarray):
-            return x
-        return (
-            mx.array(x.view(np.uint16)).view(mx.bfloat16) if x.dtype == ml_dtypes.bfloat16 else mx.array(x)
-        )
-
-    call = {key: array(value.astype(np.float32) if key == "sinks" else value) for key, value in call.items()}
-    if "sinks" in call:
-        call["sinks"] = call["sinks"].astype(call["q"].dtype)
-    output = mx.fast.scaled_dot_product_attention(**call)
-    return (
-        np.array(output.view(mx.uint16)).view(ml_dtypes.bfloat16)
-        if output.dtype == mx.bfloat16
-        else np.array(output)
-    ), None
-
-
-SAYABLE = {
-    "torch": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-    "jax": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-    "mlx": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-    "onnx": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "softcap",
-        "lengths",
-        "own scale",
-        "empty rows",
-    ),
-    "onnxruntime": ("causal", "mask", "bias", "softcap", "lengths", "own scale", "empty rows"),
-    "onnxruntime_gqa": ("bias", "softcap", "sinks", "own scale", "left window"),
-    "transformers": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "softcap",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-}
-# poisoned hidden values leak in several libraries (a known bug of theirs, found by the poison family); NaN
-# is compared elsewhere
-REAL_FAMILIES = tuple(family for family in FAMILIES if family not in ("poison", "nan visible"))
-
-
-def real_run(rng, name, dtype, backend):
-    """(inputs, spec, result), or None where the library has no kernel for it."""
-    inputs = random_problem(
-        rng, DTYPES[dtype], REAL_FAMILIES, SAYABLE[name], name == "onnxruntime_gqa", name == "jax"
-    )
-    options = dict(inputs.options)
-    if name == "onnxruntime_gqa":
-        options["causal"] = True
-        if inputs.family == "empty rows":
-            return None
-    spoken = "onnx" if name == "onnxruntime" else name
-    call = from_ours(spoken, *inputs.arrays, **options)
-    if name == "torch":
-        try:
-            output, lse = torch_call(backend, **call)
-        except RuntimeError as error:
-            if "No available kernel" in str(error):
-                return None
-            raise
-    else:
-        output, lse = mlx_call(**call) if name == "mlx" else CALLS[name](**call)
-    empty = rows_without_keys(inputs.arrays, options)
-    heads = inputs.arrays[0].shape[1]
-    result = result_to_ours(spoken, output, lse, heads=heads, sinks=options.get("sinks"), empty=empty)
-    inputs = AttentionInputs(inputs.name, inputs.family, inputs.function, inputs.arrays, options)
-    return inputs, real_spec(name, dtype), result
-
-
-def rows_without_keys(arrays, options):
-    """(B, H, T), True where a row sees nothing."""
-    p = attention_problem(*arrays, **options)
-    seen = range_mask(*row_bounds(p, p.position, p.kv_lengths[..., None]), 0, p.kv_len)[:, None]
-    return ~np.broadcast_to(seen if p.mask is None else seen & p.mask, (*p.query.shape[:-1], p.kv_len)).any(
-        -1
-    )
-
-
-def real_spec(name, dtype):
-    """What the library's CPU kernel claims: float32 inside, weights in the input format where it is
-    narrower.
-    """
-    spec = KernelSpec.flash(dtype)
-    if name in ("jax", "onnx", "onnxruntime", "transformers"):
-        spec = (
-            KernelSpec.eager(dtype).replace(score="exact") if dtype != "float32" else KernelSpec.eager(dtype)
-        )
-    if name in ("onnx", "onnxruntime"):
-        spec = spec.replace(
-            scaled_query="float32"
-        )  # query and key are each multiplied by the root of the scale
-    if name == "jax":
-        spec = spec.replace(lse=dtype)
-    if (
-        name == "mlx" and dtype != "float32"
-    ):  # the CPU path stores the scaled query, the scores and the weights in the input's dtype
-        spec = KernelSpec.eager(dtype).replace(scaled_query=dtype, score=dtype)
-    return spec
-
-
 def accepted_by(rule, inputs, result, right):
     lse = right[1] if result[1] is None else result[1]
     seen = Observation(inputs, np.asarray(result[0]), np.asarray(lse), (result[0], lse), right)
@@ -377,11 +127,7 @@ EVERY = 4  # the other rules judge one run in four
 
 
 def alarm_table(count, seed, minutes=np.inf):
-    emulated = [("emulated " + form, lambda rng, form=form: emulated_run(rng, form)) for form in FORMATS]
-    real = [
-        (f"{label} {dtype}", lambda rng, n=name, d=dtype, b=backend: real_run(rng, n, d, b))
-        for label, name, dtype, backend in real_kernels()
-    ]
+    emulated, real = list(emulated_makers().items()), list(real_makers().items())
     runs, judged, alarms, examples = Counter(), Counter(), Counter(), []
     rng = np.random.default_rng(seed)
     start = time.monotonic()
@@ -389,12 +135,16 @@ def alarm_table(count, seed, minutes=np.inf):
         if runs.total() >= count or time.monotonic() - start > 60 * minutes:
             break
         pool = real if real and i % 2 else emulated
-        label, run = pool[(i // 2) % len(pool)]
+        label, make = pool[(i // 2) % len(pool)]
         own = int(rng.integers(2**63))
-        outcome = run(np.random.default_rng(own))
-        if outcome is None:
+        run = make(np.random.default_rng(own))
+        if run is None:
             continue
-        inputs, spec, result = outcome
+        inputs, spec = run.inputs, run.spec
+        try:
+            result = inputs.call(run.kernel)
+        except NotImplementedError:
+            continue
         right = refattn.attention_with_lse(*inputs.arrays, **inputs.options)
         report = check(
             result[0],
