@@ -32,6 +32,10 @@ def page(numbers):
         lines += ["## Correct kernels that a rule rejects", "", *alarm_table(numbers["alarms"]), ""]
     if "diagnosis" in numbers:
         lines += ["## The right mistake named", "", *diagnosis_table(numbers["diagnosis"]), ""]
+    if numbers.get("xray"):
+        lines += ["## Faults that nobody had in mind", "", *xray_table(numbers["xray"]), ""]
+    if numbers.get("xray alarms"):
+        lines += ["## Correct kernels under xray", "", *xray_alarm_table(numbers["xray alarms"]), ""]
     return "\n".join(lines)
 
 
@@ -144,3 +148,66 @@ def pair_line(row):
     words = f"Pairs of mistakes drawn at random, both showing: {each}, of {sum(counts.values())}"
     words += f"; median {row['median seconds']:.1f} s" if "median seconds" in row else ""
     return f"{words}. Not found: {'; '.join(row.get('not found', ())) or 'none'}."
+
+
+# what a judge marks a first answer with
+MARKS = {
+    "right": "place AND nature are right in the first answer",
+    "half": "one of place and nature is right, the other missing or imprecise",
+    "located": "the place is right, and the answer says that the nature is unknown",
+    "wrong": "a wrong cause or a wrong place, said with confidence",
+    "none": "no useful answer",
+}
+
+
+def xray_table(rows):
+    """Marks of first answers on each set of faults, by way to ask, dtype and form; times and calls."""
+    lines = [
+        "First answers on faults in kernels of other authors, each marked by a judge who read the fault and",
+        "the answer only:",
+        "",
+        *(f"- {mark}: {rule}" for mark, rule in MARKS.items()),
+        "",
+        "Calls of the kernel: in brackets those beyond the ceil(S / E) that read every weight once.",
+        "",
+        f"| set | asked | faults | {' | '.join(MARKS)} | crashes | seconds, median / largest | calls |",
+        "|---|---|" + "---:|" * (len(MARKS) + 4),
+    ]
+    for row in rows:
+        group = "" if row["group"] == "all" else f", {row['group']}"
+        cells = [
+            row["set"] + group,
+            row["way"],
+            row["faults"],
+            *(_share(row[mark], row["faults"]) for mark in MARKS),
+            row["crashes"],
+            f"{row['median seconds']:.1f} / {row['largest seconds']:.1f}",
+            f"{row['median calls']:g} ({row['median calls beyond the least']:g})",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    hosts = {(row["set"], row["way"]): row["host"] for row in rows}
+    return [*lines, "", *(f"- {name}, {way}: {_machine(host)}" for (name, way), host in hosts.items())]
+
+
+def _share(count, total):
+    return f"{count} ({100 * count / total:.0f} %)"
+
+
+def _machine(host):
+    versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+    return f"{host['cpu']}, {versions}, commit {host['commit']}, {host['date']}"
+
+
+def xray_alarm_table(numbers):
+    """Correct kernels that `xray` does not say to agree, by kernel."""
+    rows, keys = numbers["rows"], ("calls", "accused", "not judged", "crashes")
+    total = {"kernel": "all"} | {key: sum(row[key] for row in rows) for key in keys}
+    return [
+        "Over random options, shapes and input families; accused: `xray` describes a fault.",
+        "",
+        f"| kernel | {' | '.join(keys)} |",
+        "|---|" + "---:|" * len(keys),
+        *("| " + " | ".join(str(row[key]) for key in ("kernel", *keys)) + " |" for row in (*rows, total)),
+        "",
+        f"{_machine(numbers['host'])}.",
+    ]

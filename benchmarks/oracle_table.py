@@ -2,7 +2,7 @@
 
     python benchmarks/oracle_table.py                     all tables, 500 runs of correct kernels
     python benchmarks/oracle_table.py --count 10000       the full run
-    python benchmarks/oracle_table.py --only alarms       one of: mutants, diagnosis, alarms
+    python benchmarks/oracle_table.py --only alarms       one of: mutants, diagnosis, alarms, xray
     python benchmarks/oracle_table.py --count 10000 --write
                                                           also into oracle_results.json and .md beside
                                                           this file, each table for itself
@@ -10,6 +10,8 @@
 Mutants: every broken kernel against every rule, on inputs made to bite and on ordinary ones. Diagnosis:
 how often the right mistake comes first. Alarms: correct kernels that a rule rejects, emulated in every
 format and real ones of the libraries that are installed, over random options, shapes and input families.
+Xray: how often its first answer was right on faults of other authors (`xray_table.py` has asked, and a judge
+marked), and what it says of correct kernels.
 """
 
 import argparse
@@ -28,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
 import oracle_results
-from correct_kernels import emulated_makers, real_makers
+import xray_table
+from correct_kernels import emulated_makers, real_makers, xray_alarms
 from oracle_diagnosis import diagnosis_table
 
 import refattn
@@ -122,6 +125,7 @@ def accepted_by(rule, inputs, result, right):
     return RULES[rule].accepts(seen)
 
 
+XRAY_RUNS = 500  # of correct kernels, at most
 OTHER_RULES = ("numpy.allclose", "torch.testing", "flash_attention 2x", "fixed 1e-2")
 EVERY = 4  # the other rules judge one run in four
 
@@ -206,7 +210,7 @@ def main(arguments=None):
     parser.add_argument(
         "--minutes", type=float, default=np.inf, help="stop the runs of correct kernels after this long"
     )
-    parser.add_argument("--only", choices=("mutants", "diagnosis", "alarms"))
+    parser.add_argument("--only", choices=("mutants", "diagnosis", "alarms", "xray"))
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--pairs", type=int, default=40, help="pairs of mistakes to draw")
     parser.add_argument("--seed", type=int, default=0)
@@ -228,6 +232,11 @@ def main(arguments=None):
         )
     if options.only in (None, "alarms"):
         numbers["alarms"] = alarm_table(options.count, options.seed, options.minutes)
+    if options.only in (None, "xray"):
+        numbers["xray"] = xray_table.table()
+        print("", *oracle_results.xray_table(numbers["xray"]), sep="\n")
+        rows = xray_alarms(min(options.count, XRAY_RUNS), options.seed)
+        numbers["xray alarms"] = {"rows": rows, "host": xray_table.host()}
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=1))
     if options.write:
