@@ -199,15 +199,24 @@ def _machine(host):
 
 
 def xray_alarm_table(numbers):
-    """Correct kernels that `xray` does not say to agree, by kernel."""
-    rows, keys = numbers["rows"], ("calls", "accused", "not judged", "crashes")
-    total = {"kernel": "all"} | {key: sum(row[key] for row in rows) for key in keys}
+    """Correct kernels that `xray` does not say to agree, by the library they come from."""
+    keys = ("calls", "accused", "not judged", "crashes")
+    totals = {}
+    for row in numbers["rows"]:
+        for origin in (row["kernel"].split()[0], "all"):
+            total = totals.setdefault(origin, {"kernels": 0} | dict.fromkeys(keys, 0))
+            total["kernels"] += 1
+            for key in keys:
+                total[key] += row[key]
+    totals["all"] = totals.pop("all")  # last
+    accused = [row["kernel"] for row in numbers["rows"] if row["accused"]]
     return [
-        "Over random options, shapes and input families; accused: `xray` describes a fault.",
+        "Over random options, shapes and input families; a kernel: a library, its way and dtype; accused: "
+        "`xray` describes a fault.",
         "",
-        f"| kernel | {' | '.join(keys)} |",
-        "|---|" + "---:|" * len(keys),
-        *("| " + " | ".join(str(row[key]) for key in ("kernel", *keys)) + " |" for row in (*rows, total)),
+        f"| from | kernels | {' | '.join(keys)} |",
+        "|---|" + "---:|" * (len(keys) + 1),
+        *(f"| {origin} | {' | '.join(map(str, total.values()))} |" for origin, total in totals.items()),
         "",
-        f"{_machine(numbers['host'])}.",
+        f"Accused: {', '.join(accused) or 'none'}. {_machine(numbers['host'])}.",
     ]

@@ -135,9 +135,8 @@ def run(path, name, way, only=()):
 
 def host():
     """Machine, versions and date of a run."""
-    versions = {key: value for key, value in hosts.versions().items() if key in ("Python", "numpy")}
     day = datetime.date.today().isoformat()
-    return {"cpu": hosts.cpu()["name"], "versions": versions, "commit": hosts.commit(), "date": day}
+    return {"cpu": hosts.cpu()["name"], "versions": hosts.versions(), "commit": hosts.commit(), "date": day}
 
 
 # judge

@@ -111,3 +111,12 @@ def test_a_wrong_kernel_among_the_correct_ones_is_told(monkeypatch, capsys):
     (row,) = correct_kernels.xray_alarms(2)
     assert (row["calls"], row["accused"]) == (2, 1)
     assert "accused: refattn packed" in capsys.readouterr().out
+
+
+def test_the_page_counts_correct_kernels_by_origin():
+    row = {"calls": 3, "accused": 0, "not judged": 1, "crashes": 0, "unsupported": 2}
+    rows = [{"kernel": name} | row for name in ("torch math float32", "torch math float16", "jax float32")]
+    rows[0]["accused"] = 1
+    page = oracle_results.page({"xray alarms": {"rows": rows, "host": xray_table.host()}})
+    assert "| torch | 2 | 6 | 1 | 2 | 0 |" in page and "| all | 3 | 9 | 1 | 3 | 0 |" in page
+    assert "Accused: torch math float32." in page
