@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 
 UNJUDGED, RIGHT, MISSING, EXTRA, SCALED = -1, 0, 1, 2, 3
-NEGLIGIBLE = 1e-3  # of the right weight: less than that is missing
 
 
 class Ledgers:
@@ -40,14 +39,14 @@ class Ledgers:
         self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
-        both = self.judged & (right > 0) & (got > NEGLIGIBLE * right)
+        both = self.judged & (right > 0) & (there)
         with np.errstate(all="ignore"):
             self.ratio = np.where(both, np.log(got / right), np.nan)
         self.shift = self._shared_factor()
         off = np.abs(self.ratio - self.shift[..., None]) > measured.tolerance
         labels = np.full(view.shape, UNJUDGED, np.int8)
         labels[self.judged] = RIGHT
-        labels[self.judged & (right > 0) & ~(got > NEGLIGIBLE * right)] = MISSING
+        labels[self.judged & (right > 0) & ~there] = MISSING  # zeros are exact
         labels[self.judged & (right == 0) & there & (got > 1e-20)] = EXTRA
         labels[both & off] = SCALED
         # negative weights are none that a softmax gives

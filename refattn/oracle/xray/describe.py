@@ -27,7 +27,9 @@ MINOR = 0.1  # of all wrong pairs: less than that is what follows from something
 
 
 def describe(measured, ledgers, regions):
-    return Description(measured, ledgers, regions).run()
+    """Findings, the most probable cause first."""
+    with np.errstate(all="ignore"):  # a wrong kernel may hold anything
+        return Description(measured, ledgers, regions).run()
 
 
 class Description:
@@ -378,6 +380,10 @@ class Description:
         infinite = wrong & ~np.isfinite(self.measured.lse)
         if infinite.any() and infinite.sum() > 0.9 * wrong.sum():
             yield self._finding(rule, "lse", f"lse is {self.measured.lse[infinite][0]} in rows that see keys")
+            return
+        name = grid_of(self.measured.lse[view.row_exists & np.isfinite(self.measured.lse)], self.measured.spec.lse.unit_roundoff)
+        if name:
+            yield self._finding(rule, "format", f"lse is stored as {name}: all its numbers lie on that grid{'' if self.found else '; the output is right'}")
             return
         best = max(explain_row_number(l, l.lse_off, wrong, self.regions, "lse"), key=lambda e: e[1], default=None)
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]

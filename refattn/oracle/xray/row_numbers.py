@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.xray.features import FEATURES, KEY_TILES
+from refattn.oracle.xray.rounding import rounded_weights
 from refattn.oracle.xray.score_models import _maps_of, _steps, ratio
 
 EXPLAINS = 0.9
@@ -30,13 +32,19 @@ def explain_row_number(ledgers, delta, wrong, regions, name) -> Iterator[tuple[s
         with np.errstate(all="ignore"):
             return float((np.abs(d - predicted) <= tolerance + 0.02 * np.minimum(np.abs(d), tolerance * 10)).mean())
 
-    for words, predicted in _candidates(view, at, d, name, regions, tolerance):
+    candidates = _candidates(ledgers, at, d, name, regions, tolerance)
+    while True:
+        with np.errstate(all="ignore"):
+            words, predicted = next(candidates, (None, None))
+        if words is None:
+            return
         got = share(predicted)
         if got >= EXPLAINS:
             yield words, got
 
 
-def _candidates(view, at, d, name, regions, tolerance):
+def _candidates(ledgers, at, d, name, regions, tolerance):
+    view = ledgers.view
     lse, top = view.lse[at], view.top[at]
     inner = lse - top
     constant = float(np.median(d))
@@ -63,8 +71,16 @@ def _candidates(view, at, d, name, regions, tolerance):
         yield "lse is 0: not written", -lse
         yield "lse is 1 / sum", np.exp(-inner) - lse
     yield f"{name} is off by the constant {constant:.5g} ({name} times {ratio(factor)} as a sum of exponentials)", np.full_like(d, constant)
-    yield from _masses(view, at, d, name, regions, tolerance)
+    yield from _masses(ledgers, at, d, name, regions, tolerance)
     yield from _lines(view, at, d, name)
+    yield from _per_head(view, at, d, name)
+    for short in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
+        for words, x in (("the sum of exponentials", np.exp(inner)), ("the sum of exponentials times exp(maximum)", np.exp(np.minimum(lse, 700.0)))):
+            yield f"{words} in {name} is rounded to {short}", np.log(round_to(x, short) / x)
+        for tile in (0, 16, 32, 64, 128):
+            rounded = rounded_weights(view, tile, short)[at]
+            yield f"{name} sums weights that are rounded to {short}, the output those that are not", np.log(np.exp(rounded).sum(-1)) - inner
+            yield f"{name} sums weights before they are rounded to {short}, the output those after it", inner - np.log(np.exp(rounded).sum(-1))
 
 
 def _of_other_rows(view, at):
@@ -121,8 +137,9 @@ def _of_other_rows(view, at):
     del row
 
 
-def _masses(view, at, d, name, regions, tolerance):
+def _masses(ledgers, at, d, name, regions, tolerance):
     """Weight that is left out of the sum, or that joined it."""
+    view = ledgers.view
     weights = _before_dropout(view)[at]
     with np.errstate(all="ignore"):
         lost = -np.expm1(d)
@@ -149,6 +166,19 @@ def _masses(view, at, d, name, regions, tolerance):
                 swapped = other(np.broadcast_to(_all_sinks(view), view.shape[:3]))
                 if not words.startswith("the row") and not words.startswith("row"):
                     yield f"{name} holds the sink of {words}", np.log1p(np.exp(swapped - view.lse[at]) - share)
+        if sinks is not None:
+            # the sink that the sum would hold
+            implied = np.log(np.exp(sinks) + np.expm1(d) * np.exp(view.lse[at]))
+            level = float(np.nanmedian(implied)) if np.isfinite(implied).any() else 0.0
+            replaced = lambda other: np.log1p(np.exp(other - view.lse[at]) - share)
+            size = (sinks * sinks).sum()
+            a = float(np.nansum(sinks * np.where(np.isfinite(implied), implied, sinks)) / size) if size else 1.0
+            yield f"the sink in {name} is {level:.4g} whatever it should be", replaced(np.full_like(sinks, level))
+            for words, factor in (("multiplied by the scale", view.outline_of(0).scale), ("in base 2 (times ln 2)", np.log(2)), ("in base 2 (times log2(e))", np.log2(np.e)), ("negated", -1.0)):
+                yield f"the sink in {name} is {words}", replaced(factor * sinks)
+            yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
+        if view.dropped is not None:
+            yield "the kept weights are normalised to sum to 1 again: dropout is applied before the softmax", np.log(ledgers.right_sum[at])
         hidden = np.where(view.exists & ~view.visible, np.exp(view.score - view.lse[..., None]), 0.0)[at].sum(-1)
         yield f"hidden keys count in {name}", np.log1p(hidden)
         extra = np.log(np.expm1(d)) + view.lse[at]  # logarithm of what joined the sum
@@ -212,6 +242,23 @@ def _lines(view, at, d, name):
             sums = np.add.reduceat(parts, np.arange(0, view.num_keys, size), axis=-1)[at]
             yield f"{name} is never rescaled: each tile of {size} keys counts relative to the maximum so far", np.log((sums / np.exp(running)).sum(-1)) - (lse - top)
             yield f"{name} counts each tile of {size} keys relative to its own maximum", np.log(np.where(np.isfinite(tiles), sums / np.exp(tiles), 0).sum(-1)) - (lse - top)
+
+
+def _per_head(view, at, d, name):
+    """One number for each head: a multiple of its slope, or any."""
+    part = view.outline_of(0)
+    heads = view.heads[at[1]]
+    if part.alibi_slopes is not None:
+        slopes = np.array([view.outline_of(b).alibi_slopes[view.sequences[b].entry, h] for b, h in zip(at[0], heads, strict=True)])
+        size = (slopes * slopes).sum()
+        a = float((slopes * d).sum() / size) if size else 0.0
+        yield f"{name} is off by {a:.4g} times the head's ALiBi slope: every distance is off by {-a:.4g}, which the weights do not show", a * slopes
+    if len(np.unique(heads)) > 1:
+        level = np.zeros_like(d)
+        for h in np.unique(heads):
+            level[heads == h] = np.median(d[heads == h])
+        words = ", ".join(f"{level[heads == h][0]:.4g} in head {h}" for h in np.unique(heads)[:5])
+        yield f"{name} is off by one number in each head: {words}", level
 
 
 def _before_dropout(view):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.xray.compare import RIGHT, SCALED
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.xray.planes import planes_from_elsewhere
+from refattn.oracle.xray.rounding import rounded_weights
 
 ROWS = 96  # of a sample
 EXPLAINS = 0.9  # of the wrong pairs, at least
@@ -344,6 +346,29 @@ def _with_a_number(rows) -> Iterator:
     yield "scores", f"scores have a part that grows with their square ({a:.3g} s |s|)", rows.score + a * square, 2
 
 
+def _rounded(rows) -> Iterator:
+    """Weights, scores or operands that are rounded to a coarser format."""
+    view, scale = rows.view, rows.part.scale
+    query, key = view.operand("query")[rows.at], np.nan_to_num(view.operand("key"))
+    kv = rows.head // view.group_size
+    for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
+        for tile in (0, 16, 32, 64, 128):
+            yield "format", f"weights are rounded to {name} before they are multiplied with the values", rounded_weights(view, tile, name)[rows.at] + rows.top[:, None], 0
+        yield "format", f"scores are rounded to {name}", rows.with_rest(rows.capped_of(round_to(rows.raw / scale, name) * scale)), 0
+        yield "format", f"scaled scores are rounded to {name}", rows.with_rest(rows.capped_of(round_to(rows.raw, name))), 0
+        yield "format", f"final scores are rounded to {name}", round_to(np.where(np.isfinite(rows.score), rows.score, 0), name), 0
+        for words, q, k in (
+            ("the query", round_to(query, name), key), ("the scaled query", round_to(query * scale, name) / scale, key),
+            ("keys", query, round_to(key, name)), ("query and keys", round_to(query, name), round_to(key, name)),
+        ):
+            yield "format", f"{words} {'are' if words.endswith('s') else 'is'} rounded to {name}", rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", q, k[rows.b, kv]))), 0
+    for words, axes in (("one scale a key", (3,)), ("one scale a head", (2, 3)), ("one scale for all", (1, 2, 3)), ("one scale a component", (2,))):
+        step = np.abs(key).max(axis=axes, keepdims=True) / 127
+        with np.errstate(all="ignore"):
+            k = np.where(step > 0, np.round(key / step) * step, 0)
+        yield "format", f"keys are rounded to int8 with {words}", rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", query, k[rows.b, kv]))), 0
+
+
 def _by_component(rows) -> Iterator:
     """Products of single components of query and key: left out, doubled or exchanged."""
     view = rows.view
@@ -402,7 +427,7 @@ def _ranges(numbers):
     return ", ".join(runs[:6]) + (f" and {len(runs) - 6} more ranges" if len(runs) > 6 else "")
 
 
-MODELS: tuple[Callable, ...] = (_missing_or_doubled, _from_elsewhere, _with_a_number, _clipped, _whole_distances, _by_component)
+MODELS: tuple[Callable, ...] = (_missing_or_doubled, _from_elsewhere, _with_a_number, _clipped, _whole_distances, _by_component, _rounded)
 
 
 # places that operands may come from
@@ -453,14 +478,14 @@ def _closeness(rows, scores):
     with np.errstate(all="ignore"):
         off = rows.measured - scores
     use = np.isfinite(off)
-    return -float(np.abs(_centred(np.where(use, off, 0), use)).sum())
+    return -float(np.minimum(np.abs(_centred(np.where(use, off, 0), use)), 10.0).sum())
 
 
 def _refined(rows, start, model):
     """The number near `start` under which a model is nearest."""
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda a: -_closeness(rows, model(a)), bracket=(start * 0.97, start, start * 1.03), tol=1e-6)
+    found = minimize_scalar(lambda a: -_closeness(rows, model(a)), bounds=sorted((start * 0.94, start * 1.06)), method="bounded", options={"xatol": 1e-7 * abs(start)})
     return float(found.x)
 
 

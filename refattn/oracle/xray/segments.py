@@ -103,6 +103,7 @@ def explain_segments(ledgers, segments):
         for sign, words in (
             (1, "what was accumulated before a tile is not rescaled when the running maximum rises in it"),
             (-1, "what was accumulated before a tile is rescaled once too often when the running maximum rises in it"),
+            (2, "what was accumulated before a tile is multiplied by exp(new maximum - old maximum), the inverse of the factor, when the running maximum rises in it"),
         ):
             near = big & (np.abs(step - sign * rise) <= tolerance) & (rise > 0)
             if big.any() and near.sum() >= FITS * big.sum():

@@ -164,7 +164,7 @@ def _pages(d):
     if view.pages is None or d.measured.pages_read is None:
         return
     table, lengths = view.checked.block_table, [s.length for s in view.sequences]
-    wanted, read, sequences, steps = [], [], [], []
+    wanted, read, sequences, tables, used_pages = [], [], [], [], []
     for n, s in enumerate(view.sequences):
         own = table[s.part, : -(-lengths[n] // view.page_size)].tolist()
         used = {int(p) for p in np.flatnonzero((d.measured.pages_read[n] > 0).any((0, 1)))}
@@ -174,10 +174,11 @@ def _pages(d):
             sequences.append(n)
             wanted.append(missing)
             read.append(extra)
-            steps.append(own)
+            tables.append(own)
+            used_pages.append(used)
     if not sequences:
         return
-    rule = _page_rule(wanted, read, steps, view)
+    rule = _page_rule(wanted, read, tables, used_pages, [view.sequences[n].part for n in sequences], view)
     listed = "; ".join(
         f"sequence {n} reads {', '.join(map(str, extra[:5]))}{', ...' if len(extra) > 5 else ''} in place of {', '.join(str(p) for _, p in missing[:5]) or 'none'}{', ...' if len(missing) > 5 else ''}"
         for n, missing, extra in list(zip(sequences, wanted, read, strict=True))[:3]
@@ -193,31 +194,43 @@ def _pages(d):
     yield d._finding(where, "pages", f"pages are read that are not in the block table of the sequence: {rule}{listed}"), rows
 
 
-def _same_pages(predicted, extra, own):
-    """Whether a rule predicts the pages that are read beside those of the sequence itself."""
-    return extra <= predicted and predicted - extra <= own
+def _page_rule(wanted, read, tables, used, parts, view):
+    """A rule that gives the pages that were read from those of the table, in words; "" if there is none.
 
-
-def _page_rule(wanted, read, tables, view):
-    """A rule that gives the pages that were read from those of the table, in words; "" if there is none."""
-    number = [[p for _, p in missing] for missing in wanted]
-    if not any(number):
-        return ""
+    It may hold for all places of the table, or for those alone whose page is not read.
+    """
+    table, pages = view.checked.block_table, len(np.asarray(view.arrays[1]))
+    whole = lambda n: table[parts[n]].tolist()
     candidates = []
-    for step in sorted({b - a for a in number[0] for b in read[0]}, key=abs):
-        candidates.append((f"page + {step}: " if step > 0 else f"page - {-step}: ", lambda t, p, own, step=step: p + step))
-    for bits in range(2, 9):
-        candidates.append((f"page % {1 << bits} (the number is cut to {bits} bits): ", lambda t, p, own, bits=bits: p % (1 << bits)))
-    for size in (2, 3, 4):
+    steps = {b - a for (_, a), b in zip(wanted[0][:6], read[0][:6], strict=False)} | {1, -1} if wanted[0] else {1, -1}
+    for step in sorted(steps | {b - a for _, a in wanted[0] for b in read[0]}, key=abs):
+        candidates.append((f"page {'+' if step > 0 else '-'} {abs(step)}: ", lambda n, t, p, step=step: p + step))
+    for bits in range(2, 13):
+        candidates.append((f"page % {1 << bits} (the number is cut to {bits} bits): ", lambda n, t, p, bits=bits: p % (1 << bits)))
+    for size in (2, 3, 4, 8):
         candidates.append(
-            (f"the table is read once for every {size} pages, the others are taken from the pages that follow it in the pool: ", lambda t, p, own, size=size: own[t // size * size] + t % size)
+            (f"the table is read once for every {size} pages, the others are those that follow it in the pool: ", lambda n, t, p, size=size: tables[n][t // size * size] + t % size)
         )
-    candidates.append(("the place in the table is taken for the page: ", lambda t, p, own: t))
-    candidates.append(("the page that follows the one before in the pool: ", lambda t, p, own: own[t - 1] + 1 if t else p))
+    for step in (1, -1, 2, -2):
+        candidates.append((f"the place in the table is off by {step}: ", lambda n, t, p, step=step: whole(n)[min(max(t + step, 0), len(whole(n)) - 1)]))
+    for words, other in (("first", lambda n: 0), ("next", lambda n: min(parts[n] + 1, len(table) - 1)), ("previous", lambda n: max(parts[n] - 1, 0))):
+        candidates.append((f"the table of the {words} sequence is read: ", lambda n, t, p, other=other: int(table[other(n)][t])))
+    candidates.append(("the table is not used, pages are read in order (the place in the table is taken for the page): ", lambda n, t, p: t))
+    width = table.shape[1]
+    candidates.append(("the table is not used, pages are read as if each sequence had its own stretch of the pool: ", lambda n, t, p: parts[n] * width + t))
+    flat = table.ravel()
+    for stride in {*range(1, width + 4)} - {width}:
+        candidates.append((f"rows of the block table are read with a stride of {stride} in place of {width}: ", lambda n, t, p, stride=stride: int(flat[min(parts[n] * stride + t, len(flat) - 1)])))
+    candidates.append(("the page behind the one before it in the table, in the pool: ", lambda n, t, p: tables[n][t - 1] + 1 if t else p))
+    limit = lambda page: min(max(page, 0), pages - 1)
     for words, rule in candidates:
-        if all(_same_pages({rule(t, p, own) for t, p in missing}, {*extra}, {*own}) for missing, extra, own in zip(wanted, read, tables, strict=True)):
+        all_places = [{limit(rule(n, t, p)) for t, p in enumerate(tables[n])} for n in range(len(tables))]
+        if all(predicted == mine for predicted, mine in zip(all_places, used, strict=True)):
             return words
-    others = {n: set(view.checked.block_table[n].tolist()) for n in range(len(view.checked.block_table))}
-    if all(any(set(extra) <= pages for n, pages in others.items()) for extra in read):
+        some = [{limit(rule(n, t, p)) for t, p in wanted[n]} for n in range(len(tables))]
+        if all({*read[n]} <= predicted and predicted <= used[n] for n, predicted in enumerate(some)):
+            return words
+    held = set(table.ravel().tolist())
+    if all({*extra} <= held for extra in read):
         return "pages of other sequences, or of places past the length: "
     return ""

@@ -58,6 +58,7 @@ class Rules:
             if hidden is not None:
                 holes &= ~hidden
         self.holes = holes & view.exists
+        self.holes_without_blocks = self.holes
         if view.drawn_holes is not None:
             self.holes = self.holes & view.drawn_holes
 
@@ -82,6 +83,7 @@ def _models(view) -> Iterator:
     rules = Rules(view)
     yield from _positions(view, rules)
     yield from _widths(view, rules)
+    yield from _cells(view, rules)
     yield from _lengths(view, rules)
     yield from _tiles(view, rules)
     yield from _holes(view, rules)
@@ -133,6 +135,9 @@ def _widths(view, rules):
             if rules.left + step >= 0:
                 yield f"the left side of the window is {rules.left + step}, it should be {rules.left} ({'off by one' if abs(step) == 1 else 'off by two'})", 0.0, rules.visible(left=rules.left + step)
         yield "the left side of the window is not applied", 0.0, rules.visible(left=None)
+        yield f"the right side of the window is that of the left, {rules.left}", 0.0, rules.visible(right=rules.left)
+        if rules.right is None:
+            yield "the right side of the window is -1: rows do not see their own position and what is behind it", 0.0, rules.visible(right=-1)
         if rules.right is not None:
             yield "the two sides of the window are exchanged", 0.0, rules.visible(left=rules.right, right=rules.left)
     if rules.right is not None:
@@ -150,15 +155,48 @@ def _widths(view, rules):
     if rules.left is None and rules.right is None:
         yield "a causal mask is applied that was not asked for", 0.0, rules.visible(right=0)
         yield "a causal mask is applied that was not asked for, top-left aligned", 0.01, rules.visible(right=0, position=view.row)
-    if rules.chunk is not None:
-        yield "chunks are not applied", 0.0, rules.visible(chunk=None)
-        for size in {rules.chunk - 1, rules.chunk + 1, rules.chunk // 2, rules.chunk * 2} - {0}:
-            yield f"chunks have {size} keys, they should have {rules.chunk}", 0.01, rules.visible(chunk=size)
-        yield f"a window of the last {rules.chunk} keys is applied in place of chunks", 0.01, rules.visible(chunk=None, left=rules.chunk - 1)
     if rules.left is None:
         first = _first_used(view)
         for width in first:
             yield f"a window of {width + 1} keys (left {width}) is applied that was not asked for", 0.02, rules.visible(left=width)
+
+
+def _cells(view, rules):
+    """Chunks of positions, and blocks of a block-local call: of another size, counted from elsewhere, or more than one."""
+    kinds = []
+    if rules.chunk is not None:
+        kinds.append(("chunks", rules.chunk, lambda seen: rules.visible(chunk=None) & seen))
+    if view.drawn_holes is not None:
+        others = rules.holes_without_blocks
+        kinds.append(("blocks", view.checked.block_size, lambda seen: rules.visible(holes=others & seen)))
+    for name, size, visible in kinds:
+        key, place = view.key, view.position if name == "chunks" else view.row
+        yield f"{name} are not applied", 0.0, visible(True)
+        for other, words in ((size - 1, "one too few"), (size + 1, "one too many"), (size // 2, "half as many"), (size * 2, "twice as many")):
+            if other > 0:
+                yield f"{name} have {other} keys, they should have {size} ({words})", 0.01, visible(key // other == place // other)
+        count = -(-view.num_keys // size)
+        longer = -(-view.num_keys // max(size, 1))
+        yield f"the size of {name} is taken for their number", 0.01, visible(key // longer == place // longer) if size != longer else visible(key // -(-view.num_keys // size) == place // size)
+        sizes = -(-view.num_keys // size) if size else 1
+        yield f"there are {size} {name}: their size is taken for their number", 0.01, visible(key // max(-(-view.num_keys // size), 1) == place // max(sizes, 1))
+        yield f"rows are grouped by position % {count}, not by position // {size} ({name})", 0.01, visible(key % count == place % count)
+        for shift in (1, -1):
+            yield f"{name} start one position too {'late' if shift > 0 else 'early'}", 0.01, visible((key - shift) // size == (place - shift) // size)
+        yield f"rows also see the one of the {name} before their own", 0.0, visible((place // size - key // size >= 0) & (place // size - key // size <= 1))
+        yield f"rows also see the one of the {name} behind their own", 0.0, visible((key // size - place // size >= 0) & (key // size - place // size <= 1))
+        yield f"rows see all {name} up to their own", 0.0, visible(key // size <= place // size)
+        yield f"rows see all {name} from their own on", 0.0, visible(key // size >= place // size)
+        yield f"a window of the last {size} keys is applied in place of {name}", 0.01, visible((place - key < size) & (key <= place))
+        yield f"a window of {size} keys on either side is applied in place of {name}", 0.01, visible(np.abs(place - key) < size)
+        yield f"the first key of the next of the {name} is seen too", 0.01, visible((key // size == place // size) | (key == (place // size + 1) * size))
+        yield f"the last key of all {name} is left out", 0.01, visible((key // size == place // size) & (key % size != size - 1))
+        length, first = view.of_sequences("length"), view.of_sequences("offset")
+        yield f"{name} are counted back from the last key, not from key 0", 0.01, visible((length - 1 - key) // size == (length - 1 - place) // size)
+        yield f"{name} are counted from the position of the first row, not from key 0", 0.01, visible((key - first) // size == (place - first) // size)
+        whole = np.maximum(length // size, 1)
+        yield f"the last, short one of the {name} is part of the one before", 0.01, visible(np.minimum(key // size, whole - 1) == np.minimum(place // size, whole - 1))
+        yield f"the last, short one of the {name} is left out", 0.01, visible((key // size == place // size) & (key // size < whole))
 
 
 def _first_used(view):

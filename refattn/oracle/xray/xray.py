@@ -57,7 +57,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     given = probes("the call itself")
     spec = kernel_spec(spec, given[OUTPUT].dtype)
     how = {"spec": spec, "function": view.checked.form.function, "lse": given.get(LSE)}
-    if check(given[OUTPUT], *arrays, **how, **options).passed:
+    report = check(given[OUTPUT], *arrays, **how, **options)
+    if not report.wrong:
         return XRay("agrees", called=probes.calls, seconds=time.monotonic() - started)
     measured = Measured(view, probes, spec)
     ledgers = Ledgers(measured)
