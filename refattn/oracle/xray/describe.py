@@ -152,7 +152,7 @@ class Description:
     def _layouts(self):
         l = self.ledgers
         wrong = (l.wrong.any(-1) | (self.measured.unexplained > 1).any(-1)) & self.view.row_exists
-        if wrong.sum() < 0.8 * self.view.row_exists.sum() * len(self.view.heads):
+        if wrong.sum() < (0.8 if not self.view.latent else 0.2) * self.view.row_exists.sum() * len(self.view.heads):
             return
         if words := explain_layout(self.measured):
             yield Finding("layout", words)

@@ -6,7 +6,7 @@ import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.mistakes.wrong_kernel import checked_call
-from refattn.oracle.simulated.staged import run_stages
+from refattn.oracle.simulated.staged import Arithmetic, run_stages
 
 RIGHT_SHARE = 0.98  # of the numbers of the output
 
@@ -14,15 +14,16 @@ RIGHT_SHARE = 0.98  # of the numbers of the output
 def explain_layout(measured) -> str:
     """Words for a layout under which the reference gives the kernel's output; "" if there is none."""
     view = measured.view
-    if view.checked.form.name != "dense" or any(len(s.rows) != s.num_rows for s in view.sequences) or len(view.heads) != view.num_heads:
+    if any(len(s.rows) != s.num_rows for s in view.sequences) or len(view.heads) != view.num_heads:
         return ""
-    for words, arrays, back in _layouts(view.arrays):
+    ways = {"dense": _layouts, "latent": _latent_layouts}.get(view.checked.form.name)
+    for words, arrays, back in ways(view.arrays) if ways else ():
         try:
             checked = checked_call(*arrays, **view.options)
         except (TypeError, ValueError):
             continue
         with np.errstate(all="ignore"):
-            output = run_stages(checked.drawn())[0]
+            output = run_stages(checked.part(0).drawn(), arithmetic=Arithmetic())[0]
         output = back(np.asarray(output, np.float64).reshape(checked.output_shape))
         if output.shape != view.checked.output_shape:
             continue
@@ -60,3 +61,33 @@ def _layouts(arrays):
         yield f"value: {words}", (query, key, change(value)), same
     yield "key and value are exchanged", (query, value, key), same
     yield "query and key are exchanged", (key, query, value), same
+
+
+def _latent_layouts(arrays):
+    """The same for MLA: an array of another head, or its components in another order."""
+    names = ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv")
+    arrays = tuple(np.asarray(array) for array in arrays)
+    same = lambda x: x
+    components = (
+        ("its halves exchanged", lambda x: np.roll(x, x.shape[-1] // 2, axis=-1)),
+        ("even and odd components apart (interleaved read as halves)", lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1)),
+        ("halves read as interleaved", lambda x: x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape) if x.shape[-1] % 2 == 0 else x),
+        ("0 in its place", np.zeros_like),
+    )
+    heads = (
+        ("that of head 0 for all heads", lambda x, axis: np.take(x, np.zeros(x.shape[axis], int), axis)),
+        ("that of the next head", lambda x, axis: np.roll(x, -1, axis)),
+        ("that of the head before", lambda x, axis: np.roll(x, 1, axis)),
+        ("that of the heads in reverse", lambda x, axis: np.flip(x, axis)),
+    )
+    for n, name in enumerate(names):
+        ways = [(words, change) for words, change in components if n < 4]
+        ways += [(f"the keys' own order shifted by {step}", lambda x, step=step: np.roll(x, step, axis=-2)) for step in (1, -1) if n in (2, 3)]
+        if n in (0, 1):
+            ways += [(words, lambda x, change=change: change(x, -3)) for words, change in heads]
+        if n in (4, 5):
+            ways += [(words, lambda x, change=change: change(x, 0)) for words, change in heads]
+            ways += [("memory of (dim, heads, rank) read as (heads, dim, rank)", lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape))]
+            ways += [("memory of (heads, dim, rank) read as (dim, heads, rank)", lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1))]
+        for words, change in ways:
+            yield f"{name} is {words}", tuple(change(array) if m == n else array for m, array in enumerate(arrays)), same

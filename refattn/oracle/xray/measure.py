@@ -13,6 +13,7 @@ from refattn.oracle.xray.view import KV_LATENT, VALUE, W_UK, W_UV
 HALF_AMPLITUDE = 256.0  # of one-hot values in float16, so that small weights are normal numbers
 LAMBDA = 3.0
 MOST_PAGE_CALLS = 24
+MOST_LATENT_CALLS = 96  # to read weights head by head
 
 
 class Measured:
@@ -29,6 +30,7 @@ class Measured:
 
     def __init__(self, view, probes, spec):
         self.view, self.probes, self.spec = view, probes, spec
+        self.by_groups = False  # weights of MLA are known up to one factor a group of keys
         self.output, self.lse = probes.results("the call itself")
         self._repeat()
         self.expected_output = self._applied(view.weights)
@@ -148,9 +150,47 @@ class Measured:
         for n, (s, latent) in enumerate(zip(view.sequences, latents, strict=True)):
             if s.num_keys <= rank:
                 weights[n] = self._one_hot_latents(n, s, latent)
+            elif self._calls_by_head(s) <= MOST_LATENT_CALLS:
+                weights[n] = self._head_by_head(n, s, latent)
             else:
                 weights[n][..., : len(latent)] = self._by_groups(n, context[n], latent)
                 weights[n][..., len(latent) :] = 0.0
+                self.by_groups = True
+        return weights
+
+    def _calls_by_head(self, s):
+        """Calls that `_head_by_head` takes for one sequence; many where it cannot work."""
+        nope, rank = np.shape(self.view.arrays[W_UK])[-2:]
+        free = min(rank - nope, len(self.columns))
+        return len(self.view.heads) * -(-s.num_keys // free) if free > 0 else 2 * MOST_LATENT_CALLS
+
+    def _head_by_head(self, n, s, latent):
+        """Weights of one sequence with more keys than a latent has components: the first components hold the keys of one
+        head, the others are one-hot for some of the keys.
+        """
+        view, columns = self.view, self.columns
+        arrays = [np.asarray(array) for array in view.arrays]
+        w_uk, w_uv = (np.asarray(arrays[which], np.float64) for which in (W_UK, W_UV))
+        nope, rank = w_uk.shape[-2:]
+        free = min(rank - nope, len(columns))
+        weights = np.zeros(view.shape[1:])
+        for place, head in enumerate(view.heads):
+            keys = latent @ w_uk[head].T  # (S, N)
+            up = np.zeros_like(w_uk)
+            up[:, np.arange(nope), np.arange(nope)] = 1.0
+            for first in range(0, s.num_keys, free):
+                there = np.arange(first, min(first + free, s.num_keys))
+                code = np.zeros(arrays[KV_LATENT].shape)
+                own = code.reshape(-1, *code.shape[-2:])[s.entry]
+                own[: s.num_keys, :nope] = keys
+                own[there, nope + np.arange(len(there))] = 1.0
+                down = np.zeros_like(w_uv)
+                down[:, columns[: len(there)], nope + np.arange(len(there))] = 1.0
+                changed = list(arrays)
+                for which, array in ((KV_LATENT, code), (W_UK, up), (W_UV, down)):
+                    changed[which] = array.astype(arrays[which].dtype)
+                output = self.probes.output("one-hot latents, one head at a time", tuple(changed))
+                weights[place, :, there] = output[n, place][:, columns[: len(there)]].T
         return weights
 
     def _latent(self, s):

@@ -71,6 +71,10 @@ def planes_from_elsewhere(view, name) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"that of the first key of its tile of {size} keys", read(key=lambda j, size=size: j // size * size)
                 yield f"that of the tile of {size} keys before", read(key=lambda j, size=size: np.where(j >= size, j - size, j))
                 yield f"that of the tile of {size} keys behind", read(key=lambda j, size=size: j + size)
+    if num_rows > 1 and differ(3) and differ(2):
+        for size in TILES:
+            if size < max(num_rows, view.num_keys):
+                yield f"that of the places in the first tile of {size} rows and {size} keys", read(row=lambda i, size=size: i % size, key=lambda j, size=size: j % size)
     # an array with axes of length 1, or of other lengths, read with wrong strides
     for n, s in enumerate(view.sequences[:1]):
         array = whole[n][s.entry]

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from refattn.calls.registry import form_of
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.diagnosis.axis_order import shapes_agree
 from refattn.oracle.diagnosis.tell_apart import given_results
@@ -14,6 +15,18 @@ from refattn.oracle.harness.callables import KernelCall
 
 class CannotProbe(Exception):
     """The kernel cannot be called with other numbers; the message says why."""
+
+
+def call_once(kernel, arrays, options, dialect=None):
+    """Results of one call of a kernel, by record, on copies of the arrays."""
+    arrays = tuple(array.copy() if isinstance(array, np.ndarray) else array for array in arrays)
+    if dialect not in (None, "refattn"):
+        result = KernelCall(kernel, form_of(arrays, options).function, dialect)(arrays, options)
+        return given_results(result.output, result.lse)
+    with np.errstate(all="ignore"):
+        returned = kernel(*arrays, **options)
+    output, lse = returned if isinstance(returned, (tuple, list)) else (returned, None)
+    return given_results(np.array(output), None if lse is None else np.array(lse))
 
 
 class Probes:
@@ -29,15 +42,7 @@ class Probes:
         self.view, self.seconds, self.start = view, seconds, time.monotonic()
         self.progress = progress or (lambda line: None)
         self.calls: dict[str, int] = {}
-        self._call = kernel
-        if dialect not in (None, "refattn"):
-            call = KernelCall(kernel, view.checked.form.function, dialect)
-
-            def translated(*arrays, **options):
-                result = call(arrays, options)
-                return result.output, result.lse
-
-            self._call = translated
+        self._kernel, self._dialect = kernel, dialect
 
     @property
     def count(self):
@@ -52,11 +57,7 @@ class Probes:
         """Results of one call, by record, in the caller's shapes and dtypes."""
         self.calls[why] = self.calls.get(why, 0) + 1
         arrays = self.view.arrays if arrays is None else arrays
-        arrays = tuple(array.copy() if isinstance(array, np.ndarray) else array for array in arrays)
-        with np.errstate(all="ignore"):
-            returned = self._call(*arrays, **self.view.options)
-        output, lse = returned if isinstance(returned, (tuple, list)) else (returned, None)
-        given = given_results(np.array(output), None if lse is None else np.array(lse))
+        given = call_once(self._kernel, arrays, self.view.options, self._dialect)
         if not shapes_agree(given, self.view.checked.output_shape):
             raise CannotProbe(
                 f"the output of a probe ({why}) has the shape {given[OUTPUT].shape}, not "

@@ -9,12 +9,17 @@ import numpy as np
 
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.diagnosis.evidence import Evidence
+from refattn.oracle.diagnosis.fit_bound import bound_use
+from refattn.oracle.diagnosis.samples import choose_samples, first_look
+from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 from refattn.oracle.xray.compare import Ledgers
+from refattn.oracle.xray.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.xray.describe import describe
 from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
-from refattn.oracle.xray.probes import Probes
+from refattn.oracle.xray.probes import Probes, call_once
 from refattn.oracle.xray.region import Regions
 from refattn.oracle.xray.view import View
 
@@ -52,15 +57,32 @@ class XRay:
 def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options):
     started = time.monotonic()
     arrays = tuple(np.asarray(array) for array in arrays)
-    view = View(arrays, options)
-    probes = Probes(kernel, view, dialect, seconds, progress)
-    given = probes("the call itself")
+    checked = checked_call(*arrays, **options)
+    large = is_large(checked)
+    given = call_once(kernel, arrays, options, dialect)
     spec = kernel_spec(spec, given[OUTPUT].dtype)
-    how = {"spec": spec, "function": view.checked.form.function, "lse": given.get(LSE)}
-    report = check(given[OUTPUT], *arrays, **how, **options)
-    if not report.wrong:
-        return XRay("agrees", called=probes.calls, seconds=time.monotonic() - started)
+    judged, worst = _judged(checked, given, spec, arrays, options, large)
+    if judged != "wrong":
+        return XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
+    view = View(arrays, options, row_samples(checked) if large else None)
+    if large and checked.form.name == "dense" and (cut := cut_call(arrays, options, worst)):
+        smaller = checked_call(*cut[0], **cut[1])
+        small = View(*cut, row_samples(smaller))
+        if still_wrong(small, call_once(kernel, *cut, dialect), spec):
+            view = small
+    probes = Probes(kernel, view, dialect, seconds, progress)
     measured = Measured(view, probes, spec)
     ledgers = Ledgers(measured)
     findings = describe(measured, ledgers, Regions(view))
     return XRay("described", tuple(findings), measured, ledgers, probes.calls, time.monotonic() - started)
+
+
+def _judged(checked, given, spec, arrays, options, large):
+    """"agrees", "wrong" or "not judged", and (sequence, head) of the largest error of a large problem."""
+    if large:
+        look = first_look(checked)
+        worst = (0, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
+        use = bound_use(Evidence(checked, given, spec, choose_samples(checked, worst=worst)))
+        return ("agrees" if use.passed else "wrong"), worst
+    report = check(given[OUTPUT], *arrays, spec=spec, function=checked.form.function, lse=given.get(LSE), **options)
+    return ("wrong" if report.wrong else "agrees" if report.passed else "not judged"), (0, 0)
