@@ -20,6 +20,7 @@ from refattn.oracle.xray.grids import coarse_formats
 from refattn.oracle.xray.other_pages import other_pages, other_tiles, value_tables
 from refattn.oracle.xray.other_scores import components, other_scores
 from refattn.oracle.xray.reading import Reading
+from refattn.oracle.xray.view import VALUE
 
 LEAST_EVIDENCE = 7.0  # logarithm of the odds that a fit of a row is no chance
 TRIAL = 24  # rows on which an explanation is tried first
@@ -71,7 +72,7 @@ class Estimated(Reading):
         self.unknown = self.wrong_rows.copy()
         self.determined = self._sensitive()
         self.explained, self.numbers, self.stopped = {}, {}, False
-        self.pages_read, self.value_changes, self.tile_moves = {}, {}, {}
+        self.pages_of_rows, self.value_changes, self.tile_moves = {}, {}, {}
         self._plain_rows()
         self._coarse_rows()
         blocks = list(self._blocks())
@@ -81,6 +82,28 @@ class Estimated(Reading):
     def left(self):
         """Seconds left."""
         return self._end - time.monotonic()
+
+    @cached_property
+    def sources(self):
+        """As of `Measured`: all weight is taken for that of the row's own head and sequence, as no call tells."""
+        view = self.view
+        entries = [(part, n) for part, array in enumerate(view.slots[VALUE]) for n in range(len(array))]
+        own = np.array([entries.index((s.part, s.entry)) for s in view.sequences])
+        total = np.nan_to_num(self.weights.sum(-1))[..., None]
+        heads = view.heads[:, None] // view.group_size == np.arange(view.num_kv_heads)
+        sequences = own[:, None] == np.arange(len(entries))
+        nothing = np.zeros(total.shape[:3])
+        return total * heads[None, :, None], total * sequences[:, None, None], nothing, own
+
+    @property
+    def told(self):
+        """Rows of which `findings` speaks, (B, H, T): those that are unknown, and explanations beyond weights."""
+        beyond = [
+            rows
+            for name, rows in self.explained.items()
+            if not name.startswith(estimated_findings.OF_THE_LEDGERS)
+        ]
+        return np.logical_or.reduce([self.unknown, *beyond])
 
     def findings(self, regions):
         """Findings that do not follow from the weights alone."""

@@ -196,7 +196,7 @@ def _places(reading, rows, numbers):
 
 def _pages(reading, rows):
     words = []
-    for n, of_rows in reading.pages_read.items():
+    for n, of_rows in reading.pages_of_rows.items():
         for pages in of_rows.values():
             if rows[n].any() and (pages["instead of"] or pages["read"]):
                 some = lambda numbers: (
@@ -205,7 +205,7 @@ def _pages(reading, rows):
                 words.append(f"sequence {n}: {some(pages['read'])} instead of {some(pages['instead of'])}")
     away = {
         b - a
-        for of_rows in reading.pages_read.values()
+        for of_rows in reading.pages_of_rows.values()
         for pages in of_rows.values()
         if len(pages["read"]) == len(pages["instead of"])
         for a, b in zip(pages["instead of"], pages["read"], strict=True)

@@ -14,6 +14,7 @@ LEAST_SHARE, LEAST_SHARES = 0.04, 2.0  # the second over the number of rows: few
 VALUE = 0.002  # of the share that each value of a feature must be worth
 CLEARLY = 0.4  # of the largest change
 MOST_CHANGE = 8.0  # of a factor: beyond, the first order says nothing
+LEAST_FACTOR = -0.5  # a weight is not turned into its negative
 SURE = 4.0  # standard deviations
 
 
@@ -83,12 +84,15 @@ def leaning(reading, regions, seconds=2.0):
     off_values = values[(np.abs(factors) > SURE * spread) & (np.abs(factors) > CLEARLY * largest)]
     if not len(off_values) or len(off_values) == len(values) or largest > MOST_CHANGE:
         return None
+    factor = 1 + float(np.median(factors[np.isin(values, off_values)]))
+    if factor < LEAST_FACTOR:
+        return None
     pairs = (
         np.isin(np.broadcast_to(regions.array(feature), view.shape), off_values)
         & (view.weights > 0)
         & reading.unknown[..., None]
     )
-    return Leaning(feature, pairs, 1 + float(np.median(factors[np.isin(values, off_values)])), share)
+    return Leaning(feature, pairs, factor, share)
 
 
 def _fit(numbers, values, weights, value, right, off, size):

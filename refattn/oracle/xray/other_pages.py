@@ -26,7 +26,7 @@ def other_pages(reading, rows):
         return
     rest = view.sequences[n].length % size
     parts = [slice(0, size)] + ([slice(0, rest)] if rest else [])
-    query = view.operand("query")[n][:, rows.rows] * view._outline(n).scale
+    query = view.operand("query")[n][:, rows.rows] * view.outline_of(n).scale
     weights = np.where(rows.visible, rows.numerator, 0.0)
     holds, odds = np.zeros(rows.shape[:2], bool), np.full(rows.shape[:2], -np.inf)
     read = {}
@@ -50,7 +50,7 @@ def other_pages(reading, rows):
         weights[:, r] = own / total[:, None]
         named, used = set(pages[pages >= 0].tolist()), set(np.flatnonzero(of_page).tolist())
         read[int(rows.rows[r])] = {"instead of": sorted(named - used), "read": sorted(used - named)}
-    reading.pages_read[n] = read
+    reading.pages_of_rows[n] = read
     yield Fit("other pages", holds, odds, lambda: weights, None, {}, 0.0)
 
 

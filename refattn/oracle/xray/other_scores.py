@@ -35,7 +35,7 @@ class Steps:
 
     @property
     def scale(self):
-        return self.view._outline(self.rows.sequence).scale
+        return self.view.outline_of(self.rows.sequence).scale
 
     @cached_property
     def operands(self):

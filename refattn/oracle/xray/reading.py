@@ -24,6 +24,8 @@ class Reading:
         Columns of the output that weights are read from.
     """
 
+    pages_read = None
+
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse
         self.varies = np.zeros(view.shape[:3], bool)
