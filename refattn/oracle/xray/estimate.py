@@ -85,7 +85,7 @@ class Estimated(Reading):
 
     @cached_property
     def sources(self):
-        """As of `Measured`: all weight is taken for that of the row's own head and sequence, as no call tells."""
+        """As of `Measured`: all weight counts as that of the own head and sequence, for want of calls."""
         view = self.view
         entries = [(part, n) for part, array in enumerate(view.slots[VALUE]) for n in range(len(array))]
         own = np.array([entries.index((s.part, s.entry)) for s in view.sequences])
@@ -97,7 +97,7 @@ class Estimated(Reading):
 
     @property
     def told(self):
-        """Rows of which `findings` speaks, (B, H, T): those that are unknown, and explanations beyond weights."""
+        """Rows of which `findings` speaks, (B, H, T): unknown ones, and explanations beyond weights."""
         beyond = [
             rows
             for name, rows in self.explained.items()
