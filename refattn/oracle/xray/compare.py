@@ -37,6 +37,8 @@ class Ledgers:
         self.nan = lost & view.row_exists
         floor = measured.floor
         self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]
+        if (determined := getattr(measured, "determined", None)) is not None:
+            self.judged &= determined & ~measured.unknown[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
         both = self.judged & (right > 0) & (there)

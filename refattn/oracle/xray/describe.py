@@ -43,6 +43,9 @@ class Description:
         self.value_rows = np.zeros(self.view.shape[:3], bool)  # rows known to read values elsewhere
 
     def run(self):
+        if hasattr(self.measured, "findings"):  # estimates come with what explains them
+            self.found.extend(self.measured.findings(self.regions))
+            self.explained |= self.measured.told
         for stage in (
             self._races,
             self._dead_columns,

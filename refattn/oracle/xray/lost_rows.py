@@ -13,6 +13,8 @@ REFINED = 5
 def _recovers_without_nan(measured, rows):
     """Whether the rows recover when numbers of key or value that are not finite are 0."""
     view = measured.view
+    if not hasattr(measured, "probes"):
+        return ""
     for which, name in ((VALUE, "values"), (KEY, "keys")):
         array = np.asarray(view.arrays[which])
         bad = ~np.isfinite(array.astype(np.float32))

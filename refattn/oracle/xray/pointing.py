@@ -56,8 +56,8 @@ def point(measured, doubtful=None, rounds=1) -> Pointed | None:
 
 def _point(measured, doubtful, seed) -> Pointed | None:
     """Point all rows that see a key at one of those they see; None where scores cannot be made to differ enough."""
-    view, probes = measured.view, measured.probes
-    if view.latent or not view.num_keys:
+    view, probes = measured.view, getattr(measured, "probes", None)
+    if probes is None or view.latent or not view.num_keys:
         return None
     rng = np.random.default_rng(seed)
     part = view.outline_of(0)

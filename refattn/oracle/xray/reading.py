@@ -1,0 +1,109 @@
+"""What is known of a call, measured or estimated: results, weights, and what rounding allows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+HALF_AMPLITUDE = 256.0  # of one-hot values in float16, so that small weights are normal numbers
+LAMBDA = 3.0
+
+
+class Reading:
+    """Results of a call and the weights behind them, which subclasses fill in.
+
+    Attributes
+    ----------
+    output, lse : ndarray, (B, H, T, E) and (B, H, T)
+        Of the caller's own call; lse None for a kernel that returns none.
+    varies : ndarray of bool, (B, H, T)
+        Rows in which the same call gave different results.
+    weights : ndarray, (B, H, T, S)
+    columns : ndarray of int
+        Columns of the output that weights are read from.
+    """
+
+    pages_read = None
+
+    def __init__(self, view, spec, output, lse):
+        self.view, self.spec, self.output, self.lse = view, spec, output, lse
+        self.varies = np.zeros(view.shape[:3], bool)
+        self.expected_output = self._applied(view.weights)
+        self.columns = self._right_columns()
+
+    # tolerances
+
+    @cached_property
+    def tolerance(self):
+        """Relative error of a weight that the arithmetic allows, (B, H, T, 1)."""
+        view, spec = self.view, self.spec
+        u = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff)
+        reach = np.abs(np.where(view.exists, view.raw, 0)).max(-1, initial=0.0, keepdims=True)
+        size = reach + np.where(np.isfinite(view.lse), np.abs(view.lse), 0.0)[..., None]
+        coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
+        dims = self.view.arrays[0].shape[-1]
+        score = u * (LAMBDA * (dims**0.5 + 3) * size + 16) + 2 * coarse * size
+        return 2 * (score + 2 * spec.weight.unit_roundoff + spec.output.unit_roundoff) + 4 * spec.exp_error
+
+    @cached_property
+    def floor(self):
+        """Absolute error of a weight, (B, H, T, 1): what underflows in the formats of weights and output."""
+        spec = self.spec
+        largest = self.view.weights.max(-1, keepdims=True, initial=0.0)
+        small = max(spec.weight.half_subnormal_step, 1e-37)
+        return 4 * (small * largest + spec.output.half_subnormal_step / self.amplitude) + 1e-30
+
+    @cached_property
+    def output_tolerance(self):
+        """Absolute error of the output, (B, H, T, E)."""
+        size = self._applied(np.abs(self.view.weights), absolute=True)
+        spec = self.spec
+        return (
+            size * self.tolerance
+            + 2 * spec.output.unit_roundoff * np.abs(self.output)
+            + 4 * spec.output.half_subnormal_step
+        )
+
+    @property
+    def amplitude(self):
+        return HALF_AMPLITUDE if self.view.arrays[0].dtype == np.float16 else 1.0
+
+    # values
+
+    @cached_property
+    def value(self):
+        return self.view.operand("value")
+
+    def of_heads(self, array):
+        """An array (B, K, ...) repeated for the query heads that are looked at."""
+        return array[:, self.view.heads // max(self.view.num_heads // array.shape[1], 1)]
+
+    def _applied(self, weights, absolute=False):
+        """weights @ value, where weights of 0 hide whatever the value is."""
+        value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
+        return weights @ self.of_heads(np.abs(value) if absolute else value)
+
+    def _right_columns(self):
+        """Columns of the output in which to read weights: those that are right where only some are wrong."""
+        with np.errstate(all="ignore"):
+            off = ~(np.abs(self.output - self.expected_output) <= self.output_tolerance)
+        wrong = off.any((0, 1, 2))
+        rows = np.broadcast_to(self.view.row_exists, self.output.shape[:3])
+        dead = (self.output == 0)[rows].all(0) & (self.expected_output != 0)[rows].any(0)
+        self.dead_columns = dead if not dead.all() else np.zeros(len(wrong), bool)
+        if self.dead_columns.any():
+            self.wrong_columns = self.dead_columns
+            return np.flatnonzero(~dead)
+        count = int((~wrong).sum())
+        self.wrong_columns = wrong if 0 < count < len(wrong) else np.zeros(len(wrong), bool)
+        return np.flatnonzero(~wrong) if count >= max(len(wrong) // 8, 1) else np.arange(len(wrong))
+
+    @cached_property
+    def unexplained(self):
+        """Output minus what the measured weights make of the caller's values, over what rounding allows."""
+        with np.errstate(all="ignore"):
+            left = np.abs(self.output - self._applied(self.weights)) / np.maximum(
+                self.output_tolerance, 1e-300
+            )
+        return np.where(self.view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)
