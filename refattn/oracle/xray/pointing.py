@@ -13,9 +13,9 @@ import numpy as np
 
 from refattn.oracle.xray.view import KEY, QUERY, VALUE
 
-POINTED = 64.0
+POINTED, LARGEST = 64.0, 4096.0  # times a key of +-1
 DIGIT = 256  # counts that bfloat16 holds exactly
-LEAST_GAP = 30.0  # of scores, between the key that a row is pointed at and every other one
+LEAST_GAP = 60.0  # of scores, between the key that a row is pointed at and every other one
 
 
 @dataclass(eq=False)
@@ -63,8 +63,12 @@ def _point(measured, doubtful, seed) -> Pointed | None:
     part = view.outline_of(0)
     query, key = (np.asarray(view.arrays[n]) for n in (QUERY, KEY))
     dims = query.shape[-1]
-    gap = POINTED * abs(part.scale) * max(dims - 4.5 * math.sqrt(dims), 0.5)
-    if gap < LEAST_GAP or (part.softcap is not None and part.softcap < 2 * LEAST_GAP) or part.scale <= 0:
+    # between the key that a row is pointed at and the nearest of the others
+    apart = abs(part.scale) * max(dims - 4.5 * math.sqrt(dims), 1.0)
+    pointed = POINTED
+    while pointed * apart < LEAST_GAP and pointed < LARGEST:
+        pointed *= 2
+    if pointed * apart < LEAST_GAP or (part.softcap is not None and part.softcap < LEAST_GAP) or part.scale <= 0:
         return None
     seen = view.visible
     where = np.argwhere(seen.any(-1))
@@ -86,7 +90,7 @@ def _point(measured, doubtful, seed) -> Pointed | None:
     for b, h, t, j in zip(*at, chosen, strict=True):
         s = view.sequences[b]
         head = s.heads[h]
-        rows[of_query[s.part][s.entry, head, s.rows[t]]] = POINTED * signs[of_key[s.part][s.entry, head // group, j]]
+        rows[of_query[s.part][s.entry, head, s.rows[t]]] = pointed * signs[of_key[s.part][s.entry, head // group, j]]
     arrays = list(view.arrays)
     arrays[QUERY], arrays[KEY] = rows.reshape(query.shape).astype(query.dtype), keys
     value = np.asarray(view.arrays[VALUE])
