@@ -10,9 +10,11 @@ import dataclasses
 import numpy as np
 
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED
+from refattn.oracle.xray.copies import copied_rows
 from refattn.oracle.xray.edges import edges_in_words
 from refattn.oracle.xray.findings import Finding
 from refattn.oracle.xray.formats_seen import grid_of, steps_of, weights_grid
+from refattn.oracle.xray.key_sources import find_key_sources
 from refattn.oracle.xray.layouts import explain_layout
 from refattn.oracle.xray.lost_rows import threshold_in_words
 from refattn.oracle.xray.row_numbers import explain_row_number
@@ -23,6 +25,7 @@ from refattn.oracle.xray.sources import find_sources
 from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
 
+SMALL = 0.05  # logarithm of a factor: less is a matter of precision
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 
 
@@ -30,6 +33,13 @@ def describe(measured, ledgers, regions):
     """Findings, the most probable cause first."""
     with np.errstate(all="ignore"):  # a wrong kernel may hold anything
         return Description(measured, ledgers, regions).run()
+
+
+def of_columns(findings, columns, measured):
+    """Findings that hold in some columns of the output only."""
+    count = len(measured.other_columns)
+    words = f"in columns {ranges(columns.tolist())} of {count} of the output"
+    return [dataclasses.replace(finding, nature=f"{words}, {finding.nature}") for finding in findings if finding.kind != "lse"]
 
 
 class Description:
@@ -40,6 +50,7 @@ class Description:
         self.found = []
         self.rows = self.view.row_exists & np.ones(self.view.shape[:3], bool)
         self.explained = np.zeros(self.view.shape[:3], bool)
+        self.stray = None  # rows with weight on what no sequence holds, its share, and words for it
         self.value_rows = np.zeros(self.view.shape[:3], bool)  # rows known to read values elsewhere
 
     def run(self):
@@ -51,15 +62,16 @@ class Description:
             self._dead_columns,
             self._formats,
             self._latents,
+            self._copies,
             self._empty_rows,
             self._lost_rows,
             self._layouts,
             self._sources,
             self._visible,
+            self._past_length,
             self._scaled,
             self._sums,
             self._values,
-            self._columns,
             self._lse,
         ):
             if not (self.explained | ~self.rows).all() or stage == self._lse:
@@ -119,6 +131,16 @@ class Description:
         if wrong is not None and wrong.any():
             yield Finding("latents", f"the weighted sum of latents is wrong in components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)} and right in the others: these components are accumulated, rescaled or read otherwise", confident=False)
             self.explained |= self.view.row_exists
+
+    def _copies(self):
+        """Wrong rows that hold the right result of other rows."""
+        found = copied_rows(self.measured, self.rows & ~self.explained)
+        if found is None:
+            return
+        rows, words = found
+        rule = self._of_rows(rows)
+        yield self._finding(rule, "copies", f"rows hold the right result of other rows: {words}")
+        self.explained |= rows
 
     def _empty_rows(self):
         """Rows that see no key, whose output is not 0."""
@@ -181,6 +203,16 @@ class Description:
         for finding, rows in find_sources(self):
             yield finding
             self.explained |= rows
+
+    def _past_length(self):
+        """Weight on slots that no sequence holds; where hidden keys count, it follows from them."""
+        stray = self.stray
+        if stray is None or not (stray[0] & ~self.explained).any():
+            return
+        rows, share, where = stray
+        rule = self._of_rows(rows & ~self.explained)
+        yield self._finding(rule, "past the length", f"{where} get weight ({100 * share:.2g} % of such a row)", minor=any(f.kind == "extra keys" for f in self.found))
+        self.explained |= rows
 
     def _visible(self):
         """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
@@ -309,6 +341,14 @@ class Description:
                     rule = self._steps_rule(steps[0], segments)
                 yield self._finding(rule, "segments", f"in {segments.words}, {words}", spread)
                 return
+        if factors.size and np.abs(np.log(factors)).max() < SMALL:
+            best = explain_scores(WrongRows(l, wrong)) if wrong.sum() >= 3 else []
+            words = f"scores are wrong: {best[0].words}" if best else f"weights are less exact than the arithmetic allows, by up to {100 * np.abs(np.log(factors)).max():.2g} %: scores, exponentials or weights are computed or stored with fewer bits"
+            yield self._finding(rule, "precision", words)
+            return
+        if words := find_key_sources(l, wrong):
+            yield self._finding(rule, "keys", f"keys are read from other places, values from the right ones: {words}")
+            return
         if constant:
             yield self._finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
             return
@@ -343,7 +383,7 @@ class Description:
         if not wrong.any():
             return
         rule = self._of_rows(wrong)
-        best = max(explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"), key=lambda e: e[1], default=None)
+        best = max(explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"), key=lambda e: round(e[1], 2), default=None)
         sums = l.sum[wrong]
         spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
         if best:
@@ -353,11 +393,6 @@ class Description:
 
     def _values(self):
         yield from explain_values(self)
-
-    def _columns(self):
-        bad = np.flatnonzero(self.measured.wrong_columns)
-        if len(bad) and not any(f.kind in ("values", "source", "format") for f in self.found):
-            yield Finding("columns", f"columns {bad[0]} to {bad[-1]} of the output ({len(bad)} of {len(self.measured.wrong_columns)}) are wrong", confident=False)
 
     def _lse(self):
         l, view = self.ledgers, self.view
@@ -388,7 +423,7 @@ class Description:
         if name:
             yield self._finding(rule, "format", f"lse is stored as {name}: all its numbers lie on that grid{'' if self.found else '; the output is right'}")
             return
-        best = max(explain_row_number(l, l.lse_off, wrong, self.regions, "lse"), key=lambda e: e[1], default=None)
+        best = max(explain_row_number(l, l.lse_off, wrong, self.regions, "lse"), key=lambda e: round(e[1], 2), default=None)
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]
         spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
         right = "; the output is right" if not self.found else ""

@@ -92,7 +92,7 @@ class Estimated(Reading):
         total = np.nan_to_num(self.weights.sum(-1))[..., None]
         heads = view.heads[:, None] // view.group_size == np.arange(view.num_kv_heads)
         sequences = own[:, None] == np.arange(len(entries))
-        nothing = np.zeros(total.shape[:3])
+        nothing = np.zeros((*total.shape[:3], 2))
         return total * heads[None, :, None], total * sequences[:, None, None], nothing, own
 
     @property

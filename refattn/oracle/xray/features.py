@@ -16,6 +16,7 @@ from refattn.exact.visibility import row_bounds
 
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128)
+FAR = 60  # of scores: exp(-60) is nothing beside 1
 SPLITS = (2, 3, 4, 5, 6, 7, 8)
 
 
@@ -279,11 +280,25 @@ def _row_tile(size):
     yield Feature(f"the number of tiles {of} behind this one", lambda view: (rows(view) - 1) // size - view.row // size if some(view) else None, {0: f"the tile {of} is the last of its sequence"}, cost=0.005, tile=size)
     yield Feature(f"the tile {of} is a partial one: the rows end inside it", lambda view: (view.row // size == rows(view) // size) & (rows(view) % size > 0) if some(view) else None, otherwise=f"the tile {of} is a whole one", cost=0.005, tile=size)
     yield Feature(f"the tile {of}, counted over the rows of all sequences, begins in the sequence before", lambda view: _straddling(view, size), otherwise=f"the tile {of}, counted over the rows of all sequences, begins in the row's own sequence", cost=0.005, tile=size)
+    yield Feature(f"another row of the tile {of} has scores more than {FAR} above this row's", lambda view: _overshadowed(view, size) if some(view) else None, otherwise=f"no row of the tile {of} has scores more than {FAR} above this row's", cost=0.01, tile=size)
     for keys in (16, 32, 64, 128):
         for which in ("first", "last"):
             yield from _both_tiles(size, keys, which)
     yield Feature(f"key minus the position of the first row of its tile {of}", lambda view: view.key - _of_row_tile(view, view.position, size, "first") if some(view) else None, {0: f"the key is at the position of the first row of the tile {of}"}, landmarks=(0, 1, -1), cost=0.02, tile=size)
     yield Feature(f"key minus the position of the last row of its tile {of}", lambda view: view.key - _of_row_tile(view, view.position, size, "last") if some(view) else None, {0: f"the key is at the position of the last row of the tile {of}"}, landmarks=(0, 1, -1), cost=0.02, tile=size)
+
+
+def _overshadowed(view, size):
+    """Rows beside whose largest score their own is nothing, within a tile of rows, (B, H, T, 1)."""
+    far = np.zeros((*view.top.shape, 1), bool)
+    top = np.where(np.isfinite(view.top), view.top, -np.inf)
+    for n, s in enumerate(view.sequences):
+        tile = s.rows // size
+        for t in np.unique(tile):
+            here = np.flatnonzero(tile == t)
+            of_tile = top[n][:, here]
+            far[n, :, here, 0] = (of_tile.max(-1, keepdims=True) - of_tile > FAR).T
+    return far
 
 
 def _straddling(view, size):

@@ -8,6 +8,7 @@ from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.simulated.staged import Arithmetic, run_stages
 
+MOST_HEADS = 32
 RIGHT_SHARE = 0.98  # of the numbers of the output
 
 
@@ -32,7 +33,7 @@ def explain_layout(measured) -> str:
         near = off <= 4 * measured.output_tolerance + 0.02 * size * (measured.spec.output.unit_roundoff > 1e-4)
         if near.mean() > RIGHT_SHARE:
             return words
-    return ""
+    return heads_swapped(measured)
 
 
 def _layouts(arrays):
@@ -89,5 +90,44 @@ def _latent_layouts(arrays):
             ways += [(words, lambda x, change=change: change(x, 0)) for words, change in heads]
             ways += [("memory of (dim, heads, rank) read as (heads, dim, rank)", lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape))]
             ways += [("memory of (heads, dim, rank) read as (dim, heads, rank)", lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1))]
+        if n in (0, 1, 4, 5):
+            width = arrays[n].shape[-1]
+            step = 8 if width <= 64 else 16 if width <= 128 else 64
+            edges = [*range(0, width, step), width]
+            for first in edges[:-1]:
+                for last in edges[1:]:
+                    if first < last and last - first < width:
+                        for factor, what in ((2.0, "counted twice"), (0.0, "left out")):
+                            ways.append((f"{what} in components {first} to {last - 1} of {width}", lambda x, first=first, last=last, factor=factor: _times(x, first, last, factor)))
         for words, change in ways:
             yield f"{name} is {words}", tuple(change(array) if m == n else array for m, array in enumerate(arrays)), same
+
+
+def _times(array, first, last, factor):
+    changed = array.astype(np.float64)
+    changed[..., first:last] *= factor
+    return changed
+
+
+def heads_swapped(measured):
+    """MLA: words for an array of which some heads read another head's part; "" if there is none."""
+    view = measured.view
+    if view.checked.form.name != "latent" or len(view.heads) != view.num_heads or view.num_heads > MOST_HEADS:
+        return ""
+    for n, name, axis in ((4, "w_uk", 0), (5, "w_uv", 0), (0, "q_nope", -3), (1, "q_rope", -3)):
+        source = {}
+        for step in range(view.num_heads):
+            arrays = [np.asarray(array) for array in view.arrays]
+            arrays[n] = np.roll(arrays[n], -step, axis)
+            checked = checked_call(*arrays, **view.options)
+            with np.errstate(all="ignore"):
+                output = run_stages(checked.part(0).drawn(), arithmetic=Arithmetic())[0]
+            off = np.abs(view.cut(OUTPUT, output.reshape(checked.output_shape)) - measured.output)
+            size = np.abs(measured.output) + measured.output_tolerance
+            near = off <= 4 * measured.output_tolerance + 0.02 * size * (measured.spec.output.unit_roundoff > 1e-4)
+            for h in np.flatnonzero(near.mean((0, 2, 3)) > RIGHT_SHARE):
+                source.setdefault(int(h), (int(h) + step) % view.num_heads)
+        if len(source) == view.num_heads and any(a != b for a, b in source.items()):
+            words = ", ".join(f"{a} -> {b}" for a, b in sorted(source.items()) if a != b)
+            return f"{name} is that of another head in some heads (head -> head: {words})"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from refattn.oracle.xray.reading import Reading
 from refattn.oracle.xray.view import KV_LATENT, VALUE, W_UK, W_UV
 
 MOST_PAGE_CALLS = 24
+MOST_COLUMN_PAIRS = 2**25  # of rows and pairs of columns that are compared
 MOST_LATENT_CALLS = 96  # to read weights head by head
 
 
@@ -32,7 +34,37 @@ class Measured(Reading):
         self.probes = probes
         self.by_groups = False  # weights of MLA are known up to one factor a group of keys
         self._repeat()
+        self._tell_columns_apart()
         self.weights = self._weights_of_latents() if view.latent else self._weights()
+
+    def _tell_columns_apart(self):
+        """Columns in which weights are read: such as are treated alike. `other_columns` are the rest, if they are many."""
+        width = len(self.wrong_columns)
+        self.other_columns = np.zeros(width, bool)
+        if self.wrong_columns.any():
+            self.other_columns = self.wrong_columns & ~self.dead_columns
+        elif not self.view.latent and self.view.num_keys:
+            sums = self.probes.output("values of 1 in every column", self.view.with_array(VALUE, self.view.stored(VALUE, lambda part, shape: np.ones(shape), 1.0)))
+            with np.errstate(all="ignore"):
+                off = np.abs(sums[..., None, :] / sums[..., :, None] - 1)  # (B, H, T, E, E)
+                alike = ~(off > 2 * self.tolerance[..., None]).any((0, 1, 2)) if sums.size * width < MOST_COLUMN_PAIRS else np.ones((width, width), bool)
+            most = alike.sum(1).argmax()
+            if not alike[most].all():
+                self.columns = np.flatnonzero(alike[most])
+                self.other_columns = ~alike[most]
+                self.wrong_columns = self.other_columns
+
+    def in_other_columns(self):
+        """The same measured in the other columns; None where there are too few of them."""
+        columns = np.flatnonzero(self.other_columns)
+        if len(columns) < max(len(self.other_columns) // 8, 2) or self.view.latent:
+            return None
+        other = copy.copy(self)
+        other.__dict__.pop("unexplained", None)
+        other.columns, other.other_columns = columns, ~self.other_columns
+        other.wrong_columns, other.dead_columns = ~self.other_columns, np.zeros(len(self.other_columns), bool)
+        other.weights = other._weights()
+        return other
 
     def _repeat(self):
         for _ in range(2):
@@ -183,14 +215,14 @@ class Measured(Reading):
     @cached_property
     def sources(self):
         """Shares of each row's weight by the key/value head and by the sequence that the values belong to, and
-        from what no sequence holds: (B, H, T, K), (B, H, T, all sequences), (B, H, T).
+        from what no sequence holds, slots past the length and others: (B, H, T, K), (B, H, T, all sequences), (B, H, T, 2).
         """
         view = self.view
         slots = view.slots[VALUE]
         entries = [(part, n) for part, array in enumerate(slots) for n in range(len(array))]
         number = {entry: n for n, entry in enumerate(entries)}
         heads = view.num_kv_heads
-        total = heads + len(entries) + 1
+        total = heads + len(entries) + 2
         shares = np.zeros((*view.shape[:3], total))
         columns = self.columns
         for first in range(0, total, len(columns)):
@@ -206,12 +238,13 @@ class Measured(Reading):
                 return values
 
             array = view.stored(VALUE, fill)
-            if total - 1 in taken:
-                array = self._mark_outside(array, columns[np.flatnonzero(taken == total - 1)[0]])
+            for which in (total - 2, total - 1):
+                if which in taken:
+                    array = self._mark_outside(array, columns[np.flatnonzero(taken == which)[0]], tail=which == total - 2)
             output = self.probes.output("values that name their head and sequence", view.with_array(VALUE, array))
             shares[..., taken] = output[..., columns[: len(taken)]]
         own = [number[s.part, s.entry] for s in view.sequences]
-        return shares[..., :heads], shares[..., heads:-1], shares[..., -1], np.array(own)
+        return shares[..., :heads], shares[..., heads:-2], shares[..., -2:], np.array(own)
 
     @cached_property
     def pages_read(self):
@@ -233,22 +266,24 @@ class Measured(Reading):
             weights[..., taken] = output[..., columns[: len(taken)]]
         return np.nan_to_num(weights)
 
-    def _mark_outside(self, array, column):
-        """1 in a column of what no sequence holds within its length."""
+    def _mark_outside(self, array, column, tail):
+        """1 in a column of what no sequence holds within its length: slots behind the length in what a sequence holds in part
+        (`tail`), or all others.
+        """
         view = self.view
         flat = array.reshape(-1, array.shape[-1])
         held = np.zeros(len(flat), bool)
+        begun = np.zeros(array.shape[:-1], bool)
         for part, slots in enumerate(view.slots[VALUE]):
             lengths = view.lengths(part)
             for entry, rows in enumerate(slots):
                 held[rows[:, : lengths[entry]]] = True
-        flat[~held, column] = 1.0
+        held_there = held.reshape(array.shape[:-1])
+        begun[...] = held_there.any(-1, keepdims=True)  # pages, or rows of keys, with some key that is held
+        mine = ~held & (begun.reshape(-1) if tail else ~begun.reshape(-1))
+        flat[mine, column] = 1.0
         return array
 
 
 def differs(a, b):
     return ~((a == b) | (np.isnan(a) & np.isnan(b)))
-
-
-def result_of(view, results):
-    return view.cut(OUTPUT, results[OUTPUT])

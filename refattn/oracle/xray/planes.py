@@ -71,6 +71,13 @@ def planes_from_elsewhere(view, name) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"that of the first key of its tile of {size} keys", read(key=lambda j, size=size: j // size * size)
                 yield f"that of the tile of {size} keys before", read(key=lambda j, size=size: np.where(j >= size, j - size, j))
                 yield f"that of the tile of {size} keys behind", read(key=lambda j, size=size: j + size)
+        for size in TILES:
+            if size < view.num_keys:
+                yield f"in the second half of each {size} keys that of the first half", read(key=lambda j, size=size: j // size * size + j % (size // 2))
+    for order, words in (((1, 0, 2), "(rows, heads, keys)"), ((0, 2, 1), "(heads, keys, rows)"), ((2, 1, 0), "(keys, rows, heads)"), ((1, 2, 0), "(rows, keys, heads)"), ((2, 0, 1), "(keys, heads, rows)")):
+        for back in (False, True):
+            moved = [_reordered(array, order, back) for array in whole]
+            yield f"read as if its memory were {words}{', the other way round' if back else ''}", view._padded([moved[n][s.entry][np.ix_(s.heads, s.rows)] for n, s in enumerate(view.sequences)])
     if num_rows > 1 and differ(3) and differ(2):
         for size in TILES:
             if size < max(num_rows, view.num_keys):
@@ -89,3 +96,12 @@ def planes_from_elsewhere(view, name) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"read with rows of {padded} numbers where they have {width} (padded to {size})", view._padded(
                     [np.take(whole[m][q.entry].reshape(whole[m].shape[1], -1), np.minimum(flat, count * width - 1), axis=1)[q.heads][:, q.rows] for m, q in enumerate(view.sequences) if whole[m].shape[-2:] == array.shape[-2:]]
                 ) if all(w.shape[-2:] == array.shape[-2:] for w in whole) else read()
+
+
+def _reordered(array, order, back):
+    """Planes (N, H, T, S) whose memory is read with its axes in another order."""
+    axes = (0, *(axis + 1 for axis in order))
+    if back:
+        shape = tuple(array.shape[axis] for axis in axes)
+        return np.ascontiguousarray(np.ascontiguousarray(array).reshape(shape).transpose(np.argsort(axes)))
+    return np.ascontiguousarray(array.transpose(axes)).reshape(array.shape)

@@ -106,4 +106,6 @@ class Reading:
             left = np.abs(self.output - self._applied(self.weights)) / np.maximum(
                 self.output_tolerance, 1e-300
             )
+        if (others := getattr(self, "other_columns", None)) is not None:
+            left[..., others] = 0.0  # they are looked at by themselves
         return np.where(self.view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)

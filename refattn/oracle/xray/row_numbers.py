@@ -53,6 +53,8 @@ def _candidates(ledgers, at, d, name, regions, tolerance):
         yield f"{name} is that of {words}", other(view.lse) - own(view.lse)
         if name != "lse":
             yield f"{name} is that of {words} (the sum of exponentials; its maximum is right)", other(view.lse - view.top) - own(view.lse - view.top)
+    for words, value in _matched(view, at, d, name, tolerance):
+        yield words, value
     if name == "lse":
         yield "lse is in base 2: it is the right one times log2(e)", lse * (np.log2(np.e) - 1)
         yield "lse is multiplied by ln 2", lse * (np.log(2) - 1)
@@ -137,25 +139,41 @@ def _of_other_rows(view, at):
     del row
 
 
+def _matched(view, at, d, name, tolerance):
+    """Right numbers of other rows, found by their value."""
+    if name != "lse":
+        return
+    b, h, t = at
+    finite = np.argwhere(np.isfinite(view.lse))
+    values = view.lse[tuple(finite.T)]
+    order = np.argsort(values)
+    got = view.lse[at] + d
+    near = np.clip(np.searchsorted(values[order], got), 1, len(values) - 1)
+    left, right = order[near - 1], order[near]
+    best = np.where(np.abs(values[left] - got) < np.abs(values[right] - got), left, right)
+    same = np.abs(values[best] - got) <= tolerance
+    if same.mean() < EXPLAINS or tolerance.max() * len(values) > 0.1 * np.ptp(values):
+        return  # by chance: some right number is near any number
+    source = finite[best]
+    starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])[:-1]
+    total = sum(s.num_rows for s in view.sequences)
+    heads = view.shape[1]
+    own, other = (heads_ * total + starts[bb] + tt for bb, heads_, tt in ((b, h, t), source.T))
+    steps = []
+    for n in range(len(view.sequences)):
+        here = (b == n) & same
+        if here.any():
+            step = np.bincount((other - own)[here] + heads * total).argmax() - heads * total
+            steps.append(f"{step:+d} in sequence {n}")
+    listed = ", ".join(f"(sequence {x}, head {y}, row {z}) holds that of {tuple(int(v) for v in w)}" for x, y, z, w in list(zip(b, h, t, source, strict=True))[:3])
+    yield f"lse is right but stands at other rows: numbers are those of rows (counted over heads and all rows) {', '.join(steps[:5])}; for example {listed}", values[best] - view.lse[at]
+
+
 def _masses(ledgers, at, d, name, regions, tolerance):
     """Weight that is left out of the sum, or that joined it."""
     view = ledgers.view
     weights = _before_dropout(view)[at]
     with np.errstate(all="ignore"):
-        lost = -np.expm1(d)
-        for feature in FEATURES:
-            array = regions.array(feature)
-            if array is None:
-                continue
-            array = np.broadcast_to(array, view.shape)[at]
-            values = (True, False) if feature.truth else [v for v in {*feature.landmarks, int(array.max())} if v in array]
-            for value in values:
-                here = array == value
-                mass = np.where(here, weights, 0).sum(-1)
-                words = feature.says("==", value)
-                yield f"the keys are left out of {name} where {words}", np.log1p(-mass)
-                yield f"the keys count twice in {name} where {words}", np.log1p(mass)
-                yield f"only the keys count in {name} where {words}", np.log(mass)
         sinks = _sinks(view, at)
         if sinks is not None:
             share = np.exp(sinks - view.lse[at])
@@ -179,6 +197,19 @@ def _masses(ledgers, at, d, name, regions, tolerance):
             yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
         if view.dropped is not None:
             yield "the kept weights are normalised to sum to 1 again: dropout is applied before the softmax", np.log(ledgers.right_sum[at])
+        for feature in FEATURES:
+            array = regions.array(feature)
+            if array is None or array.shape[-1] == 1:  # all keys of a row or none
+                continue
+            array = np.broadcast_to(array, view.shape)[at]
+            values = (True, False) if feature.truth else [v for v in {*feature.landmarks, int(array.max())} if v in array]
+            for value in values:
+                here = array == value
+                mass = np.where(here, weights, 0).sum(-1)
+                words = feature.says("==", value)
+                yield f"the keys are left out of {name} where {words}", np.log1p(-mass)
+                yield f"the keys count twice in {name} where {words}", np.log1p(mass)
+                yield f"only the keys count in {name} where {words}", np.log(mass)
         hidden = np.where(view.exists & ~view.visible, np.exp(view.score - view.lse[..., None]), 0.0)[at].sum(-1)
         yield f"hidden keys count in {name}", np.log1p(hidden)
         extra = np.log(np.expm1(d)) + view.lse[at]  # logarithm of what joined the sum
@@ -202,7 +233,6 @@ def _masses(ledgers, at, d, name, regions, tolerance):
             tail = -length % size
             if (tail > 0).any():
                 yield f"the padding of the last tile of {size} keys counts in {name} as keys of score 0", np.log1p(tail * np.exp(-view.lse[at]))
-        del lost
 
 
 def _lines(view, at, d, name):

@@ -14,11 +14,12 @@ import numpy as np
 from refattn.oracle.xray.compare import RIGHT, SCALED
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.xray.planes import planes_from_elsewhere
-from refattn.oracle.xray.rounding import rounded_weights
+from refattn.oracle.xray.rounding import rounded_weights, running_maximum
 
 ROWS = 96  # of a sample
 EXPLAINS = 0.9  # of the wrong pairs, at least
 TILES = (16, 32, 64, 128)
+MOST_SHIFT = 160  # of positions, that is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,16 @@ class WrongRows:
                 best = np.maximum(best, (near & self.wrong).sum(-1))
         return float(best.sum() / max(self.wrong.sum(), 1))
 
+    def differ(self, scores):
+        """Whether scores say anything else of the wrong pairs than the right scores do, beyond one number a row."""
+        with np.errstate(all="ignore"):
+            off = np.where(self.judged & np.isfinite(scores), scores - self.score, np.nan)
+        some = np.isfinite(off).any(-1)
+        if not some.any():
+            return False
+        spread = np.nanmax(off[some], -1) - np.nanmin(off[some], -1)
+        return bool((spread > self.tolerance[some].max(-1)).mean() > 0.5)
+
     def fitted(self, term):
         """The coefficient of a term (n, S) that the measured scores have beside the right ones."""
         with np.errstate(all="ignore"):
@@ -142,10 +153,8 @@ def explain_scores(rows: WrongRows) -> list[Explanation]:
     found = []
     for models in MODELS:
         for kind, words, scores, numbers in models(rows):
-            if scores is None:
-                continue
             with np.errstate(all="ignore"):
-                share = rows.explains(scores)
+                share = rows.explains(scores) if rows.differ(scores) else 0.0
             if share >= EXPLAINS:
                 found.append(Explanation(kind, words, share, numbers))
         if found:
@@ -238,6 +247,26 @@ def _other_positions(rows):
     yield "position 0, whatever the row", 0 * row
 
 
+def _shifted_positions(rows):
+    """ALiBi whose positions are off by one number in each sequence."""
+    slopes = rows.option("alibi_slopes")
+    if slopes is None:
+        return
+    scores, found = rows.score.copy(), {}
+    key = rows.view.key[0, 0, 0]
+    for b in np.unique(rows.b):
+        here = rows.b == b
+        some = _only(rows, here)
+        least = (np.inf, 0)
+        for step in range(-MOST_SHIFT, MOST_SHIFT + 1):
+            moved = np.abs(rows.position[here][:, None] + step - key)
+            least = min(least, (-_closeness(some, rows.score[here] + slopes[here] * (rows.distance[here] - moved)), step))
+        found[int(b)] = least[1]
+        scores[here] += slopes[here] * (rows.distance[here] - np.abs(rows.position[here][:, None] + least[1] - key))
+    words = ", ".join(f"{step:+d} in sequence {b}" for b, step in found.items() if step)
+    yield "ALiBi", f"ALiBi measures distances from positions (row less key) that are off by {words}", scores, 1
+
+
 def _whole_distances(rows):
     """ALiBi whose distances are off by whole numbers."""
     slopes = rows.option("alibi_slopes")
@@ -246,16 +275,17 @@ def _whole_distances(rows):
     with np.errstate(all="ignore"):
         off = (rows.score - rows.measured - (rows.lse - rows.shift)[:, None]) / slopes
         steps = np.round(off)
-        near = rows.wrong & (np.abs(off - steps) * np.abs(slopes) <= rows.tolerance)
-    if near.sum() >= EXPLAINS * rows.wrong.sum() and (steps[near] != 0).all() and np.abs(slopes).min() > 4 * rows.tolerance.max():
-        yield "ALiBi", f"the distances that ALiBi uses are off by whole numbers, from {int(steps[near].min())} to {int(steps[near].max())}: positions are rounded or counted from elsewhere", rows.score - slopes * np.nan_to_num(steps), 1
+        # heads whose slope is so small that every number is near a whole multiple of it say nothing
+        steep = rows.wrong & (np.abs(slopes) > 4 * rows.tolerance)
+        near = steep & (np.abs(off - steps) * np.abs(slopes) <= rows.tolerance)
+    if steep.sum() >= 8 and near.sum() >= EXPLAINS * steep.sum() and (steps[near] != 0).all():
+        yield "ALiBi", f"the distances that ALiBi uses are off by whole numbers, from {int(steps[near].min())} to {int(steps[near].max())}: positions are rounded or counted from elsewhere", np.where(steep, rows.score - slopes * np.nan_to_num(steps), rows.measured), 1
 
 
 def _clipped(rows):
     """Scores that are cut off at a number."""
     with np.errstate(all="ignore"):
         got = rows.measured + (rows.lse - rows.shift)[:, None]
-        exponent = rows.score - rows.lse[:, None]
     for words, where in (("at most", rows.wrong & (got < rows.score)), ("at least", rows.wrong & (got > rows.score))):
         if where.sum() < EXPLAINS * rows.wrong.sum():
             continue
@@ -263,12 +293,18 @@ def _clipped(rows):
         edge = float(np.median(values))
         limited = np.minimum(rows.score, edge) if words == "at most" else np.maximum(rows.score, edge)
         yield "scores", f"scores are {words} {edge:.4g}: what lies beyond is cut off", limited, 1
+        for tile in (16, 32, 64, 128):
+            if tile < rows.view.num_keys:
+                running = running_maximum(rows.view, tile)[rows.at]
+                edge = float(np.median(got[where] - running[where]))
+                limit = running + edge
+                limited = np.minimum(rows.score, limit) if words == "at most" else np.maximum(rows.score, limit)
+                yield "scores", f"exponents (score less the running maximum, tiles of {tile} keys) are {words} {edge:.4g} ({edge / np.log(2):.4g} in base 2): what lies beyond is cut off", limited, 1
         below = values - np.broadcast_to(rows.top[:, None], got.shape)[where]
         edge = float(np.median(below))
         limit = (rows.top + edge)[:, None]
         limited = np.minimum(rows.score, limit) if words == "at most" else np.maximum(rows.score, limit)
         yield "scores", f"exponents (score less the row's largest) are {words} {edge:.4g}: what lies beyond is cut off", limited, 1
-    del exponent
 
 
 def _other_operands(rows):
@@ -427,7 +463,7 @@ def _ranges(numbers):
     return ", ".join(runs[:6]) + (f" and {len(runs) - 6} more ranges" if len(runs) > 6 else "")
 
 
-MODELS: tuple[Callable, ...] = (_missing_or_doubled, _from_elsewhere, _with_a_number, _clipped, _whole_distances, _by_component, _rounded)
+MODELS: tuple[Callable, ...] = (_missing_or_doubled, _from_elsewhere, _with_a_number, _clipped, _shifted_positions, _whole_distances, _by_component, _rounded)
 
 
 # places that operands may come from

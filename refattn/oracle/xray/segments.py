@@ -112,6 +112,13 @@ def explain_segments(ledgers, segments):
         consider("each stretch is weighted relative to its own maximum, not the row's", top - own)
         consider("each stretch is weighted relative to the running maximum so far, and never rescaled", top - running)
         consider("each stretch is normalised by itself and all count alike: stretches are averaged, not joined by their lse", -part)
+        for count in (2, 3, 4):
+            if len(edges) > count:
+                group = np.arange(len(edges)) % count
+                of_group = np.stack([own[..., group == g].max(-1) for g in range(count)], -1)[..., group]
+                consider(f"tiles are shared by {count} groups (tile number % {count}), and each group is weighted relative to its own maximum, not the row's", top - of_group)
+                sums_of = np.stack([np.logaddexp.reduce(part[..., group == g], axis=-1) for g in range(count)], -1)[..., group]
+                consider(f"tiles are shared by {count} groups (tile number % {count}), each normalised by itself and all counted alike", -sums_of)
         consider("stretches are joined by their maxima alone, not their lse", own - part)
         consider("stretches are joined by exp of the wrong sign of their lse", -2 * part)
         consider("stretches are joined by the sums of their exponentials without their maxima", part - own - part)

@@ -32,15 +32,13 @@ def _shares(d):
         return
     heads, sequences, outside, own = m.sources
     with np.errstate(all="ignore"):
-        total = heads.sum(-1) + outside
+        total = heads.sum(-1) + outside.sum(-1)
         known = view.row_exists & (total > 0.01) & np.isfinite(total) & ~d.explained
-        stray = known & (outside > SOME * total)
+        stray = known & (outside.sum(-1) > SOME * total)
     if stray.any():
-        rule = d._of_rows(stray)
-        share = float(np.median((outside / total)[stray]))
-        yield d._finding(
-            rule, "source", f"values are read that belong to no sequence: past the length, or in a page that no sequence holds ({100 * share:.2g} % of the weight of such a row)"
-        ), np.zeros_like(stray)
+        tail, other = (float(np.median((outside[..., n] / total)[stray])) for n in range(2))
+        words = "slots past the length of the sequence, in its own last page or row," if tail > other else "slots that no sequence holds (pages or rows that are not in use)"
+        d.stray = stray, tail + other, words
         d.value_rows |= stray
     kv = (view.heads // view.group_size).reshape(1, -1, 1)
     for shares, mine, name, what in (
@@ -177,7 +175,8 @@ def _pages(d):
         own = table[s.part, : -(-lengths[n] // view.page_size)].tolist()
         used = {int(p) for p in np.flatnonzero((d.measured.pages_read[n] > 0).any((0, 1)))}
         missing = [(t, p) for t, p in enumerate(own) if p not in used]
-        extra = sorted(used - set(own))
+        behind = {*table[s.part].tolist()} - {*own}  # pages past the length
+        extra = sorted(used - set(own) - (set() if missing else behind))
         if extra:
             sequences.append(n)
             wanted.append(missing)

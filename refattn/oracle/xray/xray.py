@@ -16,7 +16,7 @@ from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 from refattn.oracle.xray.compare import Ledgers
 from refattn.oracle.xray.cutting import cut_call, is_large, row_samples, still_wrong
-from refattn.oracle.xray.describe import describe
+from refattn.oracle.xray.describe import describe, of_columns
 from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
 from refattn.oracle.xray.probes import Probes, call_once
@@ -73,7 +73,11 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     probes = Probes(kernel, view, dialect, seconds, progress)
     measured = Measured(view, probes, spec)
     ledgers = Ledgers(measured)
-    findings = describe(measured, ledgers, Regions(view))
+    regions = Regions(view)
+    findings = describe(measured, ledgers, regions)
+    if (other := measured.in_other_columns()) is not None:
+        findings = [*findings, *of_columns(describe(other, Ledgers(other), regions), other.columns, measured)]
+        findings.sort(key=lambda finding: finding.minor)
     return XRay("described", tuple(findings), measured, ledgers, probes.calls, time.monotonic() - started)
 
 

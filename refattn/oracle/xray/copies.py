@@ -1,0 +1,67 @@
+"""Rows of the output that are the right result of other rows: wrong strides, lost writes, stale accumulators."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MOST = 512  # wrong rows that are compared with all others
+SHARE = 0.6  # of the wrong rows that must be copies
+
+
+def copied_rows(measured, rows):
+    """Wrong rows (B, H, T) that are copies, and words for where of; None where few are."""
+    view = measured.view
+    with np.errstate(all="ignore"):
+        off = ~(np.abs(measured.output - measured.expected_output) <= measured.output_tolerance)
+    off[..., measured.wrong_columns] = False
+    wrong = rows & off.any(-1)
+    places = np.argwhere(wrong)
+    if not len(places) or measured.output.shape[-1] < 4:
+        return None
+    rng = np.random.default_rng(0)
+    if len(places) > MOST:
+        places = places[np.sort(rng.choice(len(places), MOST, replace=False))]
+    everywhere = np.argwhere(np.broadcast_to(view.row_exists & ~view.empty, view.shape[:3]))
+    columns = np.flatnonzero(~measured.wrong_columns)[:64]
+    got = measured.output[tuple(places.T)][:, columns]
+    right = measured.expected_output[tuple(everywhere.T)][:, columns]
+    allowed = measured.output_tolerance[tuple(everywhere.T)][:, columns]
+    scale = np.abs(right).max() if right.size else 0.0
+    source = np.full(len(places), -1)
+    for n, row in enumerate(got):
+        if not np.isfinite(row).all() or np.abs(row).max() == 0:
+            continue
+        near = (np.abs(right - row) <= 1.5 * allowed).all(-1)
+        if near.sum() == 1 and np.abs(row).max() > 0.01 * scale:
+            source[n] = int(near.argmax())
+    copied = source >= 0
+    if copied.sum() < max(3, SHARE * len(places)):
+        return None
+    own, other = places[copied], everywhere[source[copied]]
+    rows = np.zeros(view.shape[:3], bool)
+    rows[tuple(own.T)] = True
+    if copied.mean() > 0.95:
+        rows = wrong
+    return rows, _words(view, own, other)
+
+
+def _words(view, own, other):
+    """What is the same, and what changes, from rows to those whose result they hold."""
+    names = ("sequence", "query head", "row")
+    own, other = own.copy(), other.copy()
+    for pairs in (own, other):
+        pairs[:, 1] = view.heads[pairs[:, 1]]
+        pairs[:, 2] = view.row[pairs[:, 0], 0, pairs[:, 2], 0]
+    parts = []
+    for axis, name in enumerate(names):
+        step = other[:, axis] - own[:, axis]
+        if not step.any():
+            continue
+        if (step == step[0]).all():
+            parts.append(f"{name} {step[0]:+d}")
+        elif (other[:, axis] == other[0, axis]).all():
+            parts.append(f"always {name} {other[0, axis]}")
+        else:
+            parts.append(f"another {name}")
+    examples = ", ".join(f"{tuple(int(x) for x in a)} holds {tuple(int(x) for x in b)}" for a, b in list(zip(own, other, strict=True))[:4])
+    return f"{', '.join(parts) or 'the same row'} (sequence, head, row: {examples})"
