@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refattn.oracle.xray.report import XRay
 
 SHOWN = 3  # explanations printed after the best, and names of one explanation printed in full
 
@@ -103,7 +107,8 @@ class Diagnosis:
 
     Attributes
     ----------
-    verdict : {"agrees", "explained", "unexplained"}
+    verdict : {"agrees", "explained", "described", "unexplained"}
+        "described": no known mistake explains the result, and what the kernel does was measured.
     findings : tuple of Finding
     location : str
         Where the error lives; filled when nothing explains it.
@@ -120,6 +125,8 @@ class Diagnosis:
         Parts of the search that its time cut short.
     limit : float
         The time it had, `seconds` of `diagnose`.
+    xray : XRay or None
+        What the kernel was measured to do, where no known mistake explains the result.
     """
 
     verdict: str
@@ -132,6 +139,7 @@ class Diagnosis:
     told_apart_by: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
     limit: float = math.inf
+    xray: XRay | None = None
 
     @property
     def best(self) -> Finding | None:
@@ -160,6 +168,10 @@ class Diagnosis:
             ]
             lines += [f"  also possible: {finding}" for finding in others]
         else:
+            if self.xray is not None and self.xray.findings:
+                lines.append(str(self.xray))
+            if self.verdict == "described":
+                return "\n".join(lines)
             if self.tried:
                 lines.append(f"None of {self.tried} hypotheses explains the result.")
             lines += [f"  nearest: {finding}" for finding in self._helping()]
@@ -200,6 +212,7 @@ class Diagnosis:
             "tell_apart": self.tell_apart,
             "told_apart_by": list(self.told_apart_by),
             "unfinished": list(self.unfinished),
+            "xray": None if self.xray is None else self.xray.to_json(),
         }
 
 

@@ -31,9 +31,11 @@ from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_l
 from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
+from refattn.oracle.xray.probes import CannotProbe
 
 ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
+ESTIMATE = 8.0  # seconds, at most, for estimating weights from a result
 JUDGED = 4  # explanations whose bound is that of `check`
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
 # times what the best explanation leaves, up to which others are compared with it when time is short
@@ -148,16 +150,35 @@ class Search:
             return self._done("explained", (self._seen(*unwritten), *others))
         if not self._explained(fits):
             fits += self._predict_mistakes_with_a_number(fits)
+        seen = None
         if not self._explained(fits):
             if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
                 return self._done("explained", (self._seen(*row),))
-            if pairs and not self.evidence.baseline.explains:
+            seen = self._measure()
+            if seen is not None and seen.confident:
+                return self._done("described", self._findings(self.ranking.explanations(fits)), xray=seen)
+            if self.kernel is None and pairs and not self.evidence.baseline.explains:
                 fits = self._predict_other_tiles_and_pairs(fits)
         self.budget.reserved = 0.0
         explanations = self.ranking.explanations(fits)
         if explanations and explanations[0].better:
             return self._explain(explanations)
-        return self._locate(explanations)
+        return self._locate(explanations, seen)
+
+    def _measure(self):
+        """What the kernel does, measured where it can be called, else estimated from its result; None for want of time or where
+        it cannot be told.
+        """
+        from refattn.oracle.xray.xray import xray_of_kernel, xray_of_outputs  # which import parts of this room
+
+        self.progress("measuring what the kernel does" if self.kernel is not None else "estimating what the kernel does")
+        seconds = max(self.budget.left, 1.0)
+        try:
+            if self.kernel is not None:
+                return xray_of_kernel(self.kernel, self.arrays, self.options, self.given, self.spec, seconds=seconds)
+            return xray_of_outputs(self.given, self.arrays, self.options, self.spec, min(seconds / 2, ESTIMATE))
+        except (NotImplementedError, CannotProbe):
+            return None
 
     # sample
 
@@ -338,13 +359,12 @@ class Search:
                 apart += ", or hand the kernel itself to diagnose() in place of its output"
         return apart, calls
 
-    def _locate(self, explanations):
+    def _locate(self, explanations, seen):
         """Nothing explains it: where the error lives, and whether coarser arithmetic would."""
         self.progress("where the error lives")
         location = locate(*self._widest())
-        return self._done(
-            "unexplained", self._findings(explanations), " ".join([location, *self._coarser()])
-        )
+        words = " ".join([location, *self._coarser()])
+        return self._done("unexplained", self._findings(explanations), words, xray=seen)
 
     def _widest(self):
         """The evidence to look for the place of the error on, as large as the time allows, and the
@@ -408,7 +428,7 @@ class Search:
             any(mistake.rounding for mistake in hypothesis.mistakes),
         )
 
-    def _done(self, verdict, findings=(), location=""):
+    def _done(self, verdict, findings=(), location="", xray=None):
         return Diagnosis(
             verdict,
             findings,
@@ -418,4 +438,5 @@ class Search:
             not self.whole,
             unfinished=tuple(self.budget.unfinished),
             limit=self.budget.seconds,
+            xray=xray,
         )

@@ -8,6 +8,7 @@ from refattn.oracle.xray.view import KEY, QUERY, VALUE
 
 HALVINGS = 14
 REFINED = 5
+EXTREME = 40.0  # scores beyond which exp leaves float32
 
 
 def _recovers_without_nan(measured, rows):
@@ -56,6 +57,8 @@ def threshold_in_words(measured, rows) -> str:
         if high / low < 1.03:
             break
     edge = float(np.median(top[rows])) * np.sqrt(low * high)
+    if abs(edge) < EXTREME:
+        return f"They recover when the query is multiplied by {low:.3g}, though their own scores are ordinary: what they are lost to are scores of other rows."
     scale = view.outline_of(0).scale
     start = edge + 95 if edge < 0 else edge - 88
     meaning = (

@@ -17,6 +17,7 @@ from refattn.oracle.verdict.check import check
 from refattn.oracle.xray.compare import Ledgers
 from refattn.oracle.xray.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.xray.describe import describe, of_columns
+from refattn.oracle.xray.estimate import Estimated
 from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
 from refattn.oracle.xray.probes import Probes, call_once
@@ -90,3 +91,15 @@ def _judged(checked, given, spec, arrays, options, large):
         return ("agrees" if use.passed else "wrong"), worst
     report = check(given[OUTPUT], *arrays, spec=spec, function=checked.form.function, lse=given.get(LSE), **options)
     return ("wrong" if report.wrong else "agrees" if report.passed else "not judged"), (0, 0)
+
+
+def xray_of_outputs(given, arrays, options, spec, seconds=5.0):
+    """The same of a kernel that cannot be called: weights are estimated from one result."""
+    started = time.monotonic()
+    checked = checked_call(*arrays, **options)
+    view = View(arrays, options, row_samples(checked) if is_large(checked) else None)
+    lse = view.cut(LSE, given[LSE]) if LSE in given else None
+    estimated = Estimated(view, view.cut(OUTPUT, given[OUTPUT]), lse, spec, seconds)
+    ledgers = Ledgers(estimated)
+    findings = describe(estimated, ledgers, Regions(view))
+    return XRay("described", tuple(findings), estimated, ledgers, {}, time.monotonic() - started)
