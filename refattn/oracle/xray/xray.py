@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.verdict.check import check
+from refattn.oracle.verdict.report import NOT_JUDGED
 from refattn.oracle.xray.compare import Ledgers
 from refattn.oracle.xray.describe import describe
-from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
 from refattn.oracle.xray.probes import Probes
 from refattn.oracle.xray.region import Regions
+from refattn.oracle.xray.report import AGREES, DESCRIBED, LOCATED, XRay
 from refattn.oracle.xray.view import View
-
-
-@dataclass(eq=False)
-class XRay:
-    verdict: str
-    findings: tuple[Finding, ...] = ()
-    measured: Measured | None = field(default=None, repr=False)
-    ledgers: Ledgers | None = field(default=None, repr=False)
-    called: dict = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def calls(self):
-        return sum(self.called.values())
-
-    @property
-    def best(self):
-        return self.findings[0] if self.findings else None
-
-    def text(self):
-        if self.verdict == "agrees":
-            return "The result agrees with the reference; there is nothing to describe."
-        lines = []
-        for finding in self.findings[:SHOWN]:
-            lines.append(finding.says)
-            lines.append(
-                f"    {finding.hit:,} of {finding.wrong:,} wrong lie there, and {finding.right_inside:,} right ones"
-                f"{'; verified' if finding.verified else ''}"
-            )
-        return "\n".join(lines)
 
 
 def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options):
