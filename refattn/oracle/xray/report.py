@@ -114,8 +114,8 @@ class XRay:
 
     @property
     def called_in_words(self) -> str:
-        """ "19 calls: 7 one-hot values, 3 the call itself"."""
-        what = ", ".join(f"{count} {why}" for why, count in sorted(self.called.items(), key=lambda c: -c[1]))
+        """ "19 calls: 7 one-hot values; 3 the call itself"."""
+        what = "; ".join(f"{count} {why}" for why, count in sorted(self.called.items(), key=lambda c: -c[1]))
         return f"{self.calls} call{'s' * (self.calls != 1)}{': ' + what if what else ''}"
 
     def unseen(self) -> list[str]:
@@ -192,6 +192,8 @@ def counted(finding) -> str:
     region = finding.region
     unit = "pair" if region.ndim == 4 and region.shape[-1] > 1 else "row"
     lie = "lies" if finding.wrong == 1 else "lie"
+    if not finding.place:
+        return f"{finding.wrong:,} {unit}{'s' * (finding.wrong != 1)} {'is' if finding.wrong == 1 else 'are'} wrong"
     inside = f"{finding.hit:,} of {finding.wrong:,} wrong {unit}{'s' * (finding.wrong != 1)} {lie} there"
     if not finding.right_inside:
         return f"{inside}, no right one does"
