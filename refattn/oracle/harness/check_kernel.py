@@ -162,7 +162,7 @@ def check_kernel(
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    call, dtype = KernelCall(kernel, function, dialect, supports), _input_dtype(dtype, spec)
+    call, dtype = KernelCall(kernel, function, dialect, supports), input_dtype(dtype, spec)
     bench = _bench_of(call.form)(
         call,
         kernel_spec(spec, dtype),
@@ -226,7 +226,7 @@ def checked_head_dims(head_dims, call):
     return pair
 
 
-def _input_dtype(dtype, spec) -> np.dtype:
+def input_dtype(dtype, spec) -> np.dtype:
     if dtype is None:
         name = kernel_spec(spec, np.float32).input.name if spec is not None else "float32"
         dtype = name if name in ("float64", "float32", "float16", "bfloat16") else "float32"

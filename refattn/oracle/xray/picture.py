@@ -197,7 +197,11 @@ def _cut(xray, wrong):
     keys = of_head[rows].any(0)
     # rows that are wrong as a whole say nothing about keys
     keys = view.visible[b, h, rows].any(0) if not stacked and keys.all() else keys
-    return _Cut(view, b, h, rows, _span(keys, max(sequence.num_keys, 1)))
+    keys = _span(keys, max(sequence.num_keys, 1))
+    if not stacked and num_rows > MOST:  # rows that see none of these keys show nothing
+        seen = np.flatnonzero((of_head | view.visible[b, h])[rows, keys].any(1))
+        rows = slice(rows.start + int(seen[0]), rows.start + int(seen[-1]) + 1) if len(seen) else rows
+    return _Cut(view, b, h, rows, keys)
 
 
 def _span(wrong, length):
@@ -405,10 +409,10 @@ def _lost_rows(axes, cut, ledgers):
 def _misplaced(page, x, xray, cut):
     """Beside the panels: the share of each row's weight that is at a wrong key."""
     ledgers, view = xray.ledgers, xray.measured.view
-    right, got = cut.of(view.weights), cut.of(xray.measured.weights)
     with np.errstate(all="ignore"):
-        lost = np.maximum(right - got, 0).sum(1) / right.sum(1)
-        gained = np.maximum(got - right, 0).sum(1) / right.sum(1)
+        change = xray.measured.weights - view.weights
+        lost = cut.of(np.maximum(-change, 0).sum(-1) / ledgers.right_sum)
+        gained = cut.of(np.maximum(change, 0).sum(-1) / ledgers.right_sum)
     nan = cut.of(ledgers.nan)
     lost, gained = (np.where(nan, 0, np.nan_to_num(share, posinf=1)) for share in (lost, gained))
     floor = 4 * cut.of(xray.measured.tolerance[..., 0])
