@@ -58,9 +58,10 @@ def run(args):
         plain = {"kernel": args.kernel, "case": name, "skipped": skipped, **found.to_json()}
         print(json.dumps(plain, indent=2, allow_nan=False))
         return int(found.verdict != "agrees")
-    print(f"{name}: {found}")
-    for reason, count in skipped.items():
-        print(f"  skipped {count}: {reason}")
+    print(f"{name}\n{found}")
+    if skipped:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.items())
+        print(f"  calls that the kernel does not take: {reasons}")
     if args.picture:
         print(f"picture: {args.picture}" if found.measured is not None else "picture: none, nothing was measured")
     return int(found.verdict != "agrees")
@@ -114,22 +115,23 @@ def _from_file(path):
 
 def _first_wrong(kernel, args):
     """(name, XRay, reasons of skipped calls with their number): of the case, or of the first call of the suite that
-    is wrong; of the last one where all are right.
+    is wrong; where all are right, of the last one, under the number of calls.
     """
     from refattn.oracle.harness.callables import Unsupported
 
-    found, skipped = None, {}
+    found, skipped, right = None, {}, 0
     for name, function, arrays, options, spec in _calls(args):
         try:
             found = name, _xrayed(kernel, args, function, arrays, options, spec)
         except Unsupported as reason:
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
             continue
-        if found[1].verdict in ("described", "located"):
-            break
+        if found[1].measured is not None:
+            return *found, skipped
+        right += found[1].verdict == "agrees"
     if found is None:
         raise ValueError(f"kernel must take the arguments of at least one call; {'; '.join(skipped)}.")
-    return *found, skipped
+    return f"{right} call{'s' * (right != 1)}, all right" if right else found[0], found[1], skipped
 
 
 def _calls(args):

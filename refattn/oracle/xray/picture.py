@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED, UNJUDGED
-from refattn.oracle.xray.report import DESCRIBED, counted
+from refattn.oracle.xray.report import counted
 
-WIDTH, PANELS = 16.5, 2.62  # inches: of the picture, and of the height of its panels
+WIDTH, PANELS, BELOW = 16.5, 2.5, 1.0  # inches: of the picture; of its panels, up and down; of what stands below them
 HEAD_CHARS, SMALL_CHARS = 165, 240  # that fit in a line
 MOST = 300  # rows and keys shown
 FEW_ROWS = 8  # up to so many, the rows of all heads are drawn, one band each
@@ -24,11 +24,12 @@ MOST_EDGES = 40  # tile edges that are drawn
 FAINTEST = 1e-5  # weight, beside the largest one, at which the colours end
 SAME = "; or, which is the same here, "
 
-INK, FAINT, HIDDEN = "#1b1b1b", "#5f6368", "#eeeeee"
+INK, FAINT, HIDDEN, PLACE, NAN = "#1b1b1b", "#5f6368", "#eeeeee", "#f6e3b4", "#d9c7e6"
 COLOURS = {
     "right": "#cfe6cf",
     "factor": "#f5d48a",
-    "scaled": "#ef8a17",
+    "less": "#d95f02",
+    "more": "#00796b",
     "missing": "#c62828",
     "extra": "#1f5fbf",
     "lost": "#7b3fa0",
@@ -38,7 +39,8 @@ ORDER = tuple(COLOURS)
 SAYS = {
     "right": "right",
     "factor": "right but for one factor of the row",
-    "scaled": "wrong beside its row",
+    "less": "too small beside its row",
+    "more": "too large",
     "missing": "missing: no weight",
     "extra": "extra: should be hidden",
     "lost": "row of NaN or 0",
@@ -85,7 +87,8 @@ def _words(xray):
         head = f"Located, nature unknown. {head}"
     more = [best.note, f"The same here: {'; '.join(same)}." if same else ""]
     small = textwrap.wrap(" ".join(filter(None, more)), SMALL_CHARS, max_lines=2, placeholder=" ...")
-    return textwrap.wrap(head, HEAD_CHARS, max_lines=3, placeholder=" ..."), small
+    even = len(head) // -(-len(head) // HEAD_CHARS) + 12  # lines of about the same length
+    return textwrap.wrap(head, min(even, HEAD_CHARS), max_lines=3, placeholder=" ..."), small
 
 
 class _Page:
@@ -93,7 +96,7 @@ class _Page:
 
     def __init__(self, figure, head, small):
         top = 0.16 + 0.25 * len(head) + 0.19 * len(small) + 0.34
-        self.height = top + PANELS + 0.82
+        self.height = top + PANELS + BELOW
         self.figure = figure(figsize=(WIDTH, self.height), facecolor="white")
         y = self.height - 0.12
         for line in head:
@@ -108,7 +111,7 @@ class _Page:
 
     def panel(self, x, width, title, **how):
         """Axes of the common height, x and width in inches."""
-        axes = self.axes(x, 0.82, width, PANELS, **how)
+        axes = self.axes(x, BELOW, width, PANELS, **how)
         axes.set_title(title, fontsize=10.5, color=INK, pad=5)
         axes.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK, length=3)
         for spine in axes.spines.values():
@@ -118,15 +121,14 @@ class _Page:
     def axes(self, x, y, width, height, **how):
         return self.figure.add_axes((x / WIDTH, y / self.height, width / WIDTH, height / self.height), **how)
 
-    def bottom(self, x, parts):
-        """(colour or None, words) in a line below the panels."""
+    def bottom(self, x, legend, closing):
+        """(colour, words) in a line below the panels, and a line of words below it."""
         renderer = self.figure.canvas.get_renderer()
-        for colour, words in parts:
-            if colour is not None:
-                self.axes(x, 0.135, 0.15, 0.13, facecolor=colour, xticks=[], yticks=[])
-                x += 0.21
-            drawn = self.text(x, 0.2, words, fontsize=9, color=INK, va="center")
-            x += drawn.get_window_extent(renderer).width / self.figure.dpi + 0.3
+        self.text(x, 0.14, closing, fontsize=9, color=INK, va="center")
+        for colour, words in legend:
+            self.axes(x, 0.335, 0.15, 0.13, facecolor=colour, xticks=[], yticks=[])
+            drawn = self.text(x + 0.21, 0.4, words, fontsize=9, color=INK, va="center")
+            x += 0.21 + drawn.get_window_extent(renderer).width / self.figure.dpi + 0.3
 
 
 # weights by row and key
@@ -232,7 +234,11 @@ def _kinds(xray):
     factor = np.abs(ledgers.shift) > xray.measured.tolerance[..., 0]
     kinds[right] = number("right")
     kinds[right & factor[..., None] & (view.weights > 0)] = number("factor")
-    for label, name in ((SCALED, "scaled"), (MISSING, "missing"), (EXTRA, "extra")):
+    with np.errstate(all="ignore"):
+        more = ledgers.ratio > ledgers.shift[..., None]
+    kinds[ledgers.labels == SCALED] = number("less")
+    kinds[(ledgers.labels == SCALED) & more] = number("more")
+    for label, name in ((MISSING, "missing"), (EXTRA, "extra")):
         kinds[ledgers.labels == label] = number(name)
     kinds[visible & (ledgers.nan | ledgers.zero)[..., None]] = number("lost")
     return kinds
@@ -255,13 +261,15 @@ def _draw_weights(xray, page):
     left, panels = 0.72, (4.62, 0.2)
     axes = []
     outline = cut.of(region)
-    for n, title in enumerate(("expected weights", "measured weights", "difference, the described place outlined")):
+    difference = f"difference{', the described place outlined' if outline.any() else ''}"
+    for n, title in enumerate(("expected weights", "measured weights", difference)):
         panel = page.panel(left + n * sum(panels), panels[0], title, facecolor=HIDDEN)
         axes.append(panel)
         if n < 2:
             image = _show_weights(panel, (expected, got)[n], cut, norm)
         else:
             _show_kinds(panel, cut.of(kinds), cut)
+            _shade_scaled(panel, cut, ledgers)
         if n:
             panel.tick_params(labelleft=False)
             _outline(panel, outline, cut, "#c62828" if n == 1 else "black")
@@ -271,14 +279,30 @@ def _draw_weights(xray, page):
     cut.label(axes[0])
     _lost_rows(axes[1], cut, ledgers)
     _misplaced(page, left + 3 * sum(panels) + 0.02, xray, cut)
-    colours = page.axes(0.72, 0.21, 1.35, 0.09)
+    colours = page.axes(0.72, 0.34, 1.35, 0.11)
     bar = page.figure.colorbar(image, cax=colours, orientation="horizontal")
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1)
     bar.ax.minorticks_off()
-    page.text(2.17, 0.21, "weight", fontsize=9, color=INK, va="center")
+    page.text(2.17, 0.4, "weight", fontsize=9, color=INK, va="center")
     shown = np.bincount(cut.of(kinds)[cut.of(kinds) >= 0], minlength=len(ORDER))
-    legend = [(COLOURS[name], f"{SAYS[name]}: {count:,}") for name, count in zip(ORDER, shown, strict=True) if count]
-    page.bottom(2.95, [*legend, (None, _closing(xray))])
+    legend = [
+        (COLOURS[name], f"{SAYS[name]}: {count:,}{_factors(name, cut, ledgers)}")
+        for name, count in zip(ORDER, shown, strict=True)
+        if count
+    ]
+    page.bottom(2.95, legend, _closing(xray))
+
+
+def _factors(name, cut, ledgers):
+    """ " (0.25 to 0.5 times)" of weights of a wrong ratio."""
+    if name not in ("less", "more"):
+        return ""
+    ratio = np.exp(cut.of(np.where(ledgers.labels == SCALED, ledgers.ratio - ledgers.shift[..., None], np.nan)))
+    ratio = ratio[ratio > 1] if name == "more" else ratio[ratio < 1]
+    if not ratio.size:
+        return ""
+    low, high = f"{ratio.min():.2g}", f"{ratio.max():.2g}"
+    return f" ({low} times)" if low == high else f" ({low} to {high} times)"
 
 
 def _closing(xray):
@@ -289,12 +313,10 @@ def _closing(xray):
 
 
 def _region(xray, wrong):
-    """The place of the best finding as pairs, or what is wrong where it has none."""
+    """The place of the best finding as pairs; where it has none, the missing and extra pairs."""
     best = xray.best
-    if xray.verdict != DESCRIBED and (best is None or best.region is None):
-        return wrong
-    if best.region is None or not best.place:
-        return wrong
+    if best is None or best.region is None or not best.place:
+        return np.isin(xray.ledgers.labels, (MISSING, EXTRA))
     region = best.region if best.region.ndim == 4 else best.region[..., None]
     visible = xray.measured.view.visible | wrong
     return np.broadcast_to(region, wrong.shape) & (visible if region.shape[-1] == 1 else True)
@@ -327,6 +349,19 @@ def _show_kinds(axes, kinds, cut):
     colours = ListedColormap([HIDDEN, *COLOURS.values()])
     norm = BoundaryNorm(np.arange(-1.5, len(ORDER)), colours.N)
     axes.imshow(kinds, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", extent=cut.extent)
+
+
+def _shade_scaled(axes, cut, ledgers):
+    """Weights of a wrong ratio: the paler, the nearer to right."""
+    scaled = cut.of(ledgers.labels) == SCALED
+    if not scaled.any():
+        return
+    off = np.abs(np.nan_to_num(cut.of(ledgers.ratio - ledgers.shift[..., None]), nan=np.inf))
+    largest = off[scaled & np.isfinite(off)].max(initial=1e-6)
+    pale = np.where(scaled, 0.65 * (1 - np.minimum(off / largest, 1.0)), 0.0)
+    white = np.ones((*pale.shape, 4))
+    white[..., 3] = pale
+    axes.imshow(white, aspect="auto", interpolation="nearest", extent=cut.extent)
 
 
 def _outline(axes, inside, cut, colour):
@@ -387,7 +422,7 @@ def _lost_rows(axes, cut, ledgers):
         lost = cut.of(rows)
         if not lost.any():
             continue
-        _mask(axes, visible & lost[:, None], cut, "#d9c7e6" if words == "NaN" else "white")
+        _mask(axes, visible & lost[:, None], cut, NAN if words == "NaN" else "white")
         runs = np.flatnonzero(np.diff(np.concatenate([[0], lost.astype(int), [0]])))
         tallest = max(zip(runs[::2], runs[1::2], strict=True), key=lambda run: run[1] - run[0])
         middle = np.mean(tallest) + cut.rows.start - 0.5
@@ -421,7 +456,7 @@ def _misplaced(page, x, xray, cut):
     axes.barh(rows, np.where(lost > floor, -lost, 0), height=1.0, color=COLOURS["missing"])
     axes.barh(rows, np.where(gained > floor, gained, 0), height=1.0, color=COLOURS["extra"])
     reach = float(min(max(lost.max(), gained.max(), 0.02) * 1.1, 4.0))
-    axes.barh(rows[nan], 2 * reach, left=-reach, height=1.0, color="#d9c7e6")
+    axes.barh(rows[nan], 2 * reach, left=-reach, height=1.0, color=NAN)
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set(xlim=(-reach, reach), ylim=cut.extent[2:])
     axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"+{reach / 1.1:.2g}"])
@@ -469,9 +504,8 @@ def _draw_row_numbers(xray, page):
     change.bar(rows, difference, width=1.0 if len(rows) > 120 else 0.7, color=COLOURS["missing"])
     _map_of_rows(page, xray, wrong, off)
     unknown = int((wrong & ~np.isfinite(got)).sum())
-    parts = [("#f6e3b4", "described rows")] if (place != wrong).any() or not wrong.all() else []
-    parts += [(None, f"{unknown:,} rows are not finite")] if unknown else []
-    page.bottom(0.95, [*parts, (None, _closing(xray))])
+    parts = [(PLACE, "described rows")] if not place[b, h].all() else []
+    page.bottom(0.95, parts, f"{_closing(xray)}{f' {unknown:,} rows are not finite.' if unknown else ''}")
 
 
 def _finite(numbers):
@@ -483,7 +517,7 @@ def _shade(axes, rows, inside):
     if inside.all():
         return
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        axes.axvspan(rows[start] - 0.5, rows[stop - 1] + 0.5, color="#f6e3b4", linewidth=0, zorder=0)
+        axes.axvspan(rows[start] - 0.5, rows[stop - 1] + 0.5, color=PLACE, linewidth=0, zorder=0)
 
 
 def _map_of_rows(page, xray, wrong, off):
@@ -506,7 +540,7 @@ def _map_of_rows(page, xray, wrong, off):
     )
     axes.set_xlabel("query row", fontsize=9.5)
     axes.set_ylabel("head" if len(view.sequences) == 1 else "sequence and head", fontsize=9.5)
-    bar = page.figure.colorbar(image, cax=page.axes(15.75, 0.82, 0.12, PANELS))
+    bar = page.figure.colorbar(image, cax=page.axes(15.75, BELOW, 0.12, PANELS))
     bar.ax.tick_params(labelsize=7.5, length=2)
 
 
@@ -543,12 +577,13 @@ def _draw_output(xray, page):
     shown = axes.imshow(error, cmap="YlOrRd", norm=LogNorm(1, max(np.nanmax(error, initial=10.0), 10.0)), **how)
     axes.set_xlabel("column of the output", fontsize=9.5)
     axes.tick_params(labelleft=False)
-    bar = page.figure.colorbar(shown, cax=page.axes(left + 3 * step + 0.02, 0.82, 0.14, PANELS))
+    bar = page.figure.colorbar(shown, cax=page.axes(left + 3 * step + 0.02, BELOW, 0.14, PANELS))
     bar.ax.tick_params(labelsize=8)
-    bar = page.figure.colorbar(image, cax=page.axes(0.72, 0.21, 1.35, 0.09), orientation="horizontal")
+    bar = page.figure.colorbar(image, cax=page.axes(0.72, 0.34, 1.35, 0.11), orientation="horizontal")
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1)
-    page.text(2.17, 0.21, "output", fontsize=9, color=INK, va="center")
+    page.text(2.17, 0.4, "output", fontsize=9, color=INK, va="center")
     varies = int(measured.varies.sum())
-    parts = [(COLOURS["right"], "right"), (None, f"the weights are right in all {int(xray.ledgers.judged.sum()):,} pairs that were judged")]
-    parts += [(None, f"{varies:,} rows differ between calls")] if varies else []
-    page.bottom(2.95, [*parts, (None, _closing(xray))])
+    judged = int(xray.ledgers.judged.sum())
+    right = "right; so are the weights of all {judged:,} pairs of row and key".format(judged=judged)
+    closing = f"{_closing(xray)}{f' {varies:,} rows differ between calls.' if varies else ''}"
+    page.bottom(2.95, [(COLOURS["right"], right)], closing)
