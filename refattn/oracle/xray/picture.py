@@ -18,7 +18,7 @@ from refattn.oracle.xray.report import counted
 WIDTH, PANELS, BELOW = 16.5, 2.5, 1.0  # inches: of the picture; of its panels, up and down; of what stands below them
 HEAD_CHARS, SMALL_CHARS = 165, 240  # that fit in a line
 MOST = 300  # rows and keys shown
-FEW_ROWS = 8  # up to so many, the rows of all heads are drawn, one band each
+FEW_ROWS, BANDS = 4, 64  # up to so many, the rows of all heads are drawn, one band each
 MARGIN = 0.25  # of what is wrong, shown around it
 MOST_EDGES = 40  # tile edges that are drawn
 FAINTEST = 1e-5  # weight, beside the largest one, at which the colours end
@@ -38,11 +38,11 @@ COLOURS = {
 ORDER = tuple(COLOURS)
 SAYS = {
     "right": "right",
-    "factor": "right but for one factor of the row",
+    "factor": "right but for a factor of the row",
     "less": "too small beside its row",
     "more": "too large",
-    "missing": "missing: no weight",
-    "extra": "extra: should be hidden",
+    "missing": "missing",
+    "extra": "extra (should be hidden)",
     "lost": "row of NaN or 0",
     "small": "too small to judge",
 }
@@ -69,8 +69,11 @@ def draw(xray, path):
 def _subject(xray):
     """Which of the three kinds of picture shows the finding."""
     ledgers, best = xray.ledgers, xray.best
-    if best is not None and best.kind in ("lse", "normaliser") and not ledgers.nan.any():
-        return "rows"
+    if best is not None and not ledgers.nan.any():
+        if best.kind in ("lse", "normaliser") or (best.nature.startswith("lse") and ledgers.lse_off.any()):
+            return "rows"
+        if best.kind in ("values", "columns", "latents") or best.nature.startswith("the output"):
+            return "output"
     if ledgers.wrong.any() or ledgers.nan.any() or ledgers.zero.any():
         return "weights"
     return "rows" if _row_number(xray)[-1].any() else "output"
@@ -109,11 +112,15 @@ class _Page:
     def text(self, x, y, words, **how):
         return self.figure.text(x / WIDTH, y / self.height, words, **how)
 
-    def panel(self, x, width, title, **how):
-        """Axes of the common height, x and width in inches."""
+    def panel(self, x, width, title, numbered="xy", **how):
+        """Axes of the common height, x and width in inches; `numbered` are those that count rows, keys or columns."""
+        from matplotlib.ticker import MaxNLocator
+
         axes = self.axes(x, BELOW, width, PANELS, **how)
         axes.set_title(title, fontsize=10.5, color=INK, pad=5)
         axes.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK, length=3)
+        for name in numbered:
+            getattr(axes, f"{name}axis").set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         for spine in axes.spines.values():
             spine.set(color=FAINT, linewidth=0.8)
         return axes
@@ -125,10 +132,13 @@ class _Page:
         """(colour, words) in a line below the panels, and a line of words below it."""
         renderer = self.figure.canvas.get_renderer()
         self.text(x, 0.14, closing, fontsize=9, color=INK, va="center")
-        for colour, words in legend:
+        drawn = [self.text(x, 0.4, words, fontsize=9, color=INK, va="center") for _, words in legend]
+        widths = [text.get_window_extent(renderer).width / self.figure.dpi for text in drawn]
+        room = (WIDTH - 0.2 - x - 0.48 * len(legend)) / max(sum(widths), 1e-9)
+        for (colour, _), text, width in zip(legend, drawn, widths, strict=True):
             self.axes(x, 0.335, 0.15, 0.13, facecolor=colour, xticks=[], yticks=[])
-            drawn = self.text(x + 0.21, 0.4, words, fontsize=9, color=INK, va="center")
-            x += 0.21 + drawn.get_window_extent(renderer).width / self.figure.dpi + 0.3
+            text.set(x=(x + 0.21) / WIDTH, fontsize=9 * min(room, 1.0))
+            x += 0.48 + width * min(room, 1.0)
 
 
 # weights by row and key
@@ -189,7 +199,7 @@ def _cut(xray, wrong):
     """The rows and keys with most wrong pairs; `wrong` is (B, H, T, S)."""
     view = xray.measured.view
     by_head = wrong.sum((2, 3))
-    stacked = view.num_rows <= FEW_ROWS and view.num_rows * len(view.heads) <= MOST
+    stacked = _few(view)
     b = int(by_head.sum(1).argmax()) if stacked else int(np.unravel_index(by_head.argmax(), by_head.shape)[0])
     h = None if stacked else int(by_head[b].argmax())
     sequence = view.sequences[b]
@@ -204,6 +214,10 @@ def _cut(xray, wrong):
         seen = np.flatnonzero((of_head | view.visible[b, h])[rows, keys].any(1))
         rows = slice(rows.start + int(seen[0]), rows.start + int(seen[-1]) + 1) if len(seen) else rows
     return _Cut(view, b, h, rows, keys)
+
+
+def _few(view):
+    return view.num_rows <= FEW_ROWS and view.num_rows * len(view.heads) <= BANDS
 
 
 def _span(wrong, length):
@@ -301,7 +315,7 @@ def _factors(name, cut, ledgers):
     ratio = ratio[ratio > 1] if name == "more" else ratio[ratio < 1]
     if not ratio.size:
         return ""
-    low, high = f"{ratio.min():.2g}", f"{ratio.max():.2g}"
+    low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
     return f" ({low} times)" if low == high else f" ({low} to {high} times)"
 
 
@@ -376,9 +390,12 @@ def _outline(axes, inside, cut, colour):
     for i, j in zip(*np.nonzero(padded[1:] != padded[:-1]), strict=True):
         x, y = cut.keys.start + j - 1.5, cut.rows.start + i - 0.5
         lines.append(((x, y), (x + 1, y)))
-    thin = len(lines) > 2 * sum(inside.shape)
+    height = 72 * PANELS / max(len(inside), 1)  # of a row, in points
+    width = 0.8 if len(lines) > 2 * sum(inside.shape) else 1.8
     axes.add_collection(
-        LineCollection(lines, colors=colour, linewidths=0.8 if thin else 1.8, capstyle="projecting", zorder=4)
+        LineCollection(
+            lines, colors=colour, linewidths=min(width, max(0.3 * height, 0.6)), capstyle="projecting", zorder=4
+        )
     )
 
 
@@ -452,10 +469,10 @@ def _misplaced(page, x, xray, cut):
     lost, gained = (np.where(nan, 0, np.nan_to_num(share, posinf=1)) for share in (lost, gained))
     floor = 4 * cut.of(xray.measured.tolerance[..., 0])
     rows = np.arange(cut.rows.start, cut.rows.stop)
-    axes = page.panel(x, 1.02, "weight moved")
+    axes = page.panel(x, 1.02, "weight moved", "y")
     axes.barh(rows, np.where(lost > floor, -lost, 0), height=1.0, color=COLOURS["missing"])
     axes.barh(rows, np.where(gained > floor, gained, 0), height=1.0, color=COLOURS["extra"])
-    reach = float(min(max(lost.max(), gained.max(), 0.02) * 1.1, 4.0))
+    reach = float(min(max(lost.max(), gained.max(), 0.02) * 1.1, 4.0)) if (lost + gained).any() else 1.1
     axes.barh(rows[nan], 2 * reach, left=-reach, height=1.0, color=NAN)
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set(xlim=(-reach, reach), ylim=cut.extent[2:])
@@ -481,18 +498,18 @@ def _draw_row_numbers(xray, page):
     wrong = (off != 0) & view.row_exists
     region = xray.best.region if xray.best is not None and xray.best.region is not None else None
     place = wrong if region is None or not xray.best.place else np.broadcast_to(region.reshape(*region.shape[:3], -1).any(-1), wrong.shape)
-    stacked = view.num_rows <= FEW_ROWS
+    stacked = _few(view)
     b, h = np.unravel_index((wrong & place if (wrong & place).any() else wrong).sum(2).argmax(), view.shape[:2])
     pick = (lambda array: array[b].reshape(-1)) if stacked else (lambda array: array[b, h, : len(view.sequences[b].rows)])
     rows = np.arange(view.num_rows * len(view.heads)) if stacked else view.sequences[b].rows
     where = f"sequence {b}, " * (len(view.sequences) > 1) + ("all heads" if stacked else f"head {view.heads[h]}")
     axis = ("head" if view.num_rows == 1 else "head and row") if stacked else "query row"
-    values = page.panel(0.95, 5.6, f"{name}, {where}")
+    values = page.panel(0.95, 5.6, f"{name}, {where}", "x")
     marker = {"marker": "o", "markersize": 3.2} if len(rows) <= 120 else {}
     values.plot(rows, _finite(pick(right)), color="#4a9a4a", linewidth=3.2, alpha=0.55, label="right", **marker)
     values.plot(rows, _finite(pick(got)), color=COLOURS["missing"], linewidth=1.1, label="measured", **marker)
     values.legend(fontsize=8.5, frameon=False, loc="best")
-    change = page.panel(7.5, 4.3, "measured minus right, the described rows shaded")
+    change = page.panel(7.5, 4.3, "measured minus right, the described rows shaded", "x")
     difference = _finite(pick(np.where(wrong, got - right, 0.0)))
     for panel in (values, change):
         panel.set_xlim(rows[0] - 0.5, rows[-1] + 0.5)
@@ -583,7 +600,7 @@ def _draw_output(xray, page):
     bar.ax.tick_params(labelsize=7.5, length=2, pad=1)
     page.text(2.17, 0.4, "output", fontsize=9, color=INK, va="center")
     varies = int(measured.varies.sum())
-    judged = int(xray.ledgers.judged.sum())
-    right = "right; so are the weights of all {judged:,} pairs of row and key".format(judged=judged)
+    wrong_pairs, judged = int(xray.ledgers.wrong.sum()), int(xray.ledgers.judged.sum())
+    weights = f"{wrong_pairs:,} of {judged:,} weights are wrong" if wrong_pairs else f"all {judged:,} weights are right too"
     closing = f"{_closing(xray)}{f' {varies:,} rows differ between calls.' if varies else ''}"
-    page.bottom(2.95, [(COLOURS["right"], right)], closing)
+    page.bottom(2.95, [(COLOURS["right"], f"right; {weights}")], closing)

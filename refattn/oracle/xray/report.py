@@ -197,7 +197,8 @@ def counted(finding) -> str:
     inside = f"{finding.hit:,} of {finding.wrong:,} wrong {unit}{'s' * (finding.wrong != 1)} {lie} there"
     if not finding.right_inside:
         return f"{inside}, no right one does"
-    return f"{inside}, and so {'do' if finding.right_inside != 1 else 'does'} {finding.right_inside:,} right ones"
+    right = "does 1 right one" if finding.right_inside == 1 else f"do {finding.right_inside:,} right ones"
+    return f"{inside}, and so {right}"
 
 
 def _plain(finding):
