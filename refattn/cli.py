@@ -11,6 +11,7 @@ SUBCOMMANDS = {  # each a module of refattn.commands; an example, and what it do
     "verify": ("refattn verify", "check this installation against every golden it ships"),
     "check": ("refattn check case.npz out.safetensors", "judge a result in a file"),
     "diagnose": ("refattn diagnose case.npz out.npz", "find the mistake behind a wrong result"),
+    "xray": ("refattn xray kernels.py:flash --picture x.png", "measure what a kernel does otherwise"),
     "vectors": (
         "refattn vectors make DIRECTORY",
         "golden vectors with error bounds, for tests in any language",

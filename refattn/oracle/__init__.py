@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
     from refattn.oracle.verdict.report import Report as Report
+    from refattn.oracle.xray.report import XRay as XRay
+    from refattn.oracle.xray.xray import xray as xray
 
 # name -> module of refattn that defines it
 _HOME = {
@@ -60,6 +62,8 @@ _HOME = {
     "RULES": "oracle.mistakes.rules",
     "EmulatedKernel": "oracle.simulated.emulated",
     "emulate": "oracle.simulated.emulated",
+    "xray": "oracle.xray.xray",
+    "XRay": "oracle.xray.report",
 }
 
 __all__ = sorted(_HOME)

@@ -176,7 +176,7 @@ class Search:
         try:
             if self.kernel is not None:
                 return xray_of_kernel(self.kernel, self.arrays, self.options, self.given, self.spec, seconds=seconds)
-            return xray_of_outputs(self.given, self.arrays, self.options, self.spec, min(seconds / 2, ESTIMATE))
+            return xray_of_outputs(self.arrays, self.options, self.given, self.spec, min(seconds / 2, ESTIMATE))
         except (NotImplementedError, CannotProbe):
             return None
 

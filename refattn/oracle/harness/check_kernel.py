@@ -162,7 +162,7 @@ def check_kernel(
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    call, dtype = KernelCall(kernel, function, dialect, supports), _input_dtype(dtype, spec)
+    call, dtype = KernelCall(kernel, function, dialect, supports), input_dtype(dtype, spec)
     bench = _bench_of(call.form)(
         call,
         kernel_spec(spec, dtype),
@@ -189,7 +189,7 @@ def check_kernel(
     for test in tests:
         shown.step(test.id)
         outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
-        diagnosed += outcome.diagnosis is not None
+        diagnosed += outcome.diagnosis is not None or outcome.xray is not None
         report.outcomes.append(outcome)
         if max_failures is not None and len(report.failures) >= max_failures:
             break
@@ -226,7 +226,7 @@ def checked_head_dims(head_dims, call):
     return pair
 
 
-def _input_dtype(dtype, spec) -> np.dtype:
+def input_dtype(dtype, spec) -> np.dtype:
     if dtype is None:
         name = kernel_spec(spec, np.float32).input.name if spec is not None else "float32"
         dtype = name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
@@ -250,6 +250,8 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
         outcome.status, outcome.words, outcome.report = "FAIL", failure.words, failure.report
         if explain and failure.result is not None and test.inputs is not None:
             outcome.diagnosis = bench.diagnosis(test.inputs, failure)
+            if outcome.diagnosis is None or outcome.diagnosis.verdict != "explained":
+                outcome.xray = bench.xray(test.inputs)
     except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
         outcome.status, outcome.words = "FAIL", f"raised {type(error).__name__}: {error}"
     outcome.seconds = time.perf_counter() - start
@@ -349,11 +351,27 @@ class Bench:
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
             return None
 
+    def xray(self, inputs):
+        """What the kernel does on these inputs, where its weights can be measured."""
+        from refattn.oracle.xray.xray import xray
+
+        try:
+            found = xray(
+                self.replay(inputs, None),
+                *inputs.arrays,
+                spec=self.spec,
+                seconds=DIAGNOSIS_SECONDS,
+                **self.options_for_check(inputs.options),
+            )
+        except Exception:  # the kernel may raise on probes, which are other numbers than the test's
+            return None
+        return found if found.findings else None
+
     def replay(self, inputs, result):
-        """The kernel as `diagnose` calls it; the failed call is not made again, it gave `result`."""
+        """The kernel as `diagnose` calls it; the failed call is not made again where it gave `result`."""
 
         def kernel(*arrays, **options):
-            if all(map(operator.is_, arrays, inputs.arrays)):
+            if result is not None and all(map(operator.is_, arrays, inputs.arrays)):
                 return result.output, result.lse
             if "form" in {*self.call.form.choices} - self.call.supports:
                 options = {name: value for name, value in options.items() if name != "form"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,94 +11,147 @@ from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
+from refattn.oracle.diagnosis.tell_apart import given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
+from refattn.oracle.verdict.report import NOT_JUDGED
 from refattn.oracle.xray.compare import Ledgers
 from refattn.oracle.xray.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.xray.describe import describe, of_columns
 from refattn.oracle.xray.estimate import Estimated
-from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
 from refattn.oracle.xray.probes import Probes, call_once
 from refattn.oracle.xray.region import Regions
+from refattn.oracle.xray.report import AGREES, DESCRIBED, LOCATED, XRay
 from refattn.oracle.xray.view import View
 
-
-@dataclass(eq=False)
-class XRay:
-    verdict: str
-    findings: tuple[Finding, ...] = ()
-    measured: Measured | None = field(default=None, repr=False)
-    ledgers: Ledgers | None = field(default=None, repr=False)
-    called: dict = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def calls(self):
-        return sum(self.called.values())
-
-    @property
-    def best(self):
-        return self.findings[0] if self.findings else None
-
-    def text(self):
-        if self.verdict == "agrees":
-            return "The result agrees with the reference; there is nothing to describe."
-        lines = []
-        for finding in self.findings[:SHOWN]:
-            lines.append(finding.says)
-            lines.append(
-                f"    {finding.hit:,} of {finding.wrong:,} wrong lie there, and {finding.right_inside:,} right ones"
-                f"{'; verified' if finding.verified else ''}"
-            )
-        return "\n".join(lines)
+WRONG = "wrong"
 
 
-def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options):
+def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options) -> XRay:
+    """Measure the attention weights of a kernel, and describe where and how they differ from the right ones.
+
+    The output is linear in the values: with one-hot values it is the weights that the kernel gives, whatever is
+    inside it. They are compared with the right ones pair by pair, and the difference is described by place and
+    nature. Where `diagnose` asks which known mistake explains a result, an X-ray needs no list of mistakes.
+
+    Parameters
+    ----------
+    kernel : callable
+        Called with `arrays` and `options`; returns output or (output, lse). It is called some twenty times,
+        and up to a hundred times where the difference is hard to describe.
+    *arrays : array_like
+        query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`), `paged_attention`
+        (with `block_table`) or `block_local_attention` (with `block_size`); or the six arrays of
+        `latent_attention`.
+    lse : array_like, optional
+        The kernel's lse on `arrays`, where the kernel itself returns none.
+    spec : KernelSpec, str, dtype or None
+        The arithmetic the kernel claims; default, as for `check`: a fused kernel of the dtype of the output.
+    dialect : str, optional
+        Library whose calling conventions the kernel has; it is called with that library's arguments, as NumPy
+        arrays.
+    seconds : float
+        Time for the whole measuring.
+    progress : callable, optional
+        Called with a line of text before each part of the measuring: `print`.
+    **options
+        Of the function.
+
+    Returns
+    -------
+    XRay
+        Its `text()` is the description, its `picture(path)` draws it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the function itself. What the kernel raises is passed on.
+    CannotProbe
+        The kernel returns arrays of another shape.
+
+    Examples
+    --------
+    >>> import numpy as np, refattn
+    >>> from refattn.oracle.xray.xray import xray
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((1, 2, n, 8)) for n in (5, 9, 9))
+    >>> def kernel(query, key, value, causal):
+    ...     return refattn.attention(query, key, value, causal=causal, q_offset=0)
+    >>> xray(kernel, query, key, value, causal=True).best.kind
+    'visible keys'
+    """
+    if not callable(kernel):
+        raise TypeError(f"kernel must be callable; got kernel={kernel!r}. A result alone is for diagnose.")
     started = time.monotonic()
     arrays = tuple(np.asarray(array) for array in arrays)
-    checked = checked_call(*arrays, **options)
-    large = is_large(checked)
+    checked_call(*arrays, **options)  # errors of the call come before the kernel is run
     given = call_once(kernel, arrays, options, dialect)
+    if LSE not in given and lse is not None:
+        given |= {LSE: given_results(given[OUTPUT], lse)[LSE]}
     spec = kernel_spec(spec, given[OUTPUT].dtype)
-    judged, worst = _judged(checked, given, spec, arrays, options, large)
-    if judged != "wrong":
+    judged = _judged(arrays, options, given, spec)
+    if judged != WRONG:
         return XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
-    view = View(arrays, options, row_samples(checked) if large else None)
-    if large and checked.form.name == "dense" and (cut := cut_call(arrays, options, worst)):
-        smaller = checked_call(*cut[0], **cut[1])
-        small = View(*cut, row_samples(smaller))
-        if still_wrong(small, call_once(kernel, *cut, dialect), spec):
-            view = small
+    return xray_of_kernel(kernel, arrays, options, given, spec, dialect, seconds, progress)
+
+
+def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=60.0, progress=None) -> XRay:
+    """The X-ray of a kernel that is known to be wrong; `given` is its result."""
+    started = time.monotonic()
+    view = _view(kernel, arrays, options, given, spec, dialect)
     probes = Probes(kernel, view, dialect, seconds, progress)
-    measured = Measured(view, probes, spec)
+    measured, regions = Measured(view, probes, spec), Regions(view)
     ledgers = Ledgers(measured)
-    regions = Regions(view)
     findings = describe(measured, ledgers, regions)
     if (other := measured.in_other_columns()) is not None:
-        findings = [*findings, *of_columns(describe(other, Ledgers(other), regions), other.columns, measured)]
+        findings += of_columns(describe(other, Ledgers(other), regions), other.columns, measured)
         findings.sort(key=lambda finding: finding.minor)
-    return XRay("described", tuple(findings), measured, ledgers, probes.calls, time.monotonic() - started)
+    return _of(findings, measured, ledgers, probes.calls, started)
 
 
-def _judged(checked, given, spec, arrays, options, large):
-    """"agrees", "wrong" or "not judged", and (sequence, head) of the largest error of a large problem."""
-    if large:
-        look = first_look(checked)
-        worst = (0, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
-        use = bound_use(Evidence(checked, given, spec, choose_samples(checked, worst=worst)))
-        return ("agrees" if use.passed else "wrong"), worst
-    report = check(given[OUTPUT], *arrays, spec=spec, function=checked.form.function, lse=given.get(LSE), **options)
-    return ("wrong" if report.wrong else "agrees" if report.passed else "not judged"), (0, 0)
-
-
-def xray_of_outputs(given, arrays, options, spec, seconds=5.0):
-    """The same of a kernel that cannot be called: weights are estimated from one result."""
+def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
+    """The same of a kernel that cannot be called: weights are estimated from one wrong result, `given`."""
     started = time.monotonic()
     checked = checked_call(*arrays, **options)
     view = View(arrays, options, row_samples(checked) if is_large(checked) else None)
     lse = view.cut(LSE, given[LSE]) if LSE in given else None
     estimated = Estimated(view, view.cut(OUTPUT, given[OUTPUT]), lse, spec, seconds)
     ledgers = Ledgers(estimated)
-    findings = describe(estimated, ledgers, Regions(view))
-    return XRay("described", tuple(findings), estimated, ledgers, {}, time.monotonic() - started)
+    return _of(describe(estimated, ledgers, Regions(view)), estimated, ledgers, {}, started)
+
+
+def _of(findings, measured, ledgers, called, started):
+    known = any(finding.confident for finding in findings[:1])
+    return XRay(
+        DESCRIBED if known else LOCATED, tuple(findings), measured, ledgers, called, time.monotonic() - started
+    )
+
+
+def _judged(arrays, options, given, spec):
+    """AGREES, WRONG or NOT_JUDGED. Of a large problem, by the rows that `diagnose` would look at."""
+    checked = checked_call(*arrays, **options)
+    if is_large(checked):
+        samples = choose_samples(checked, worst=_worst(checked, given, spec))
+        return AGREES if bound_use(Evidence(checked, given, spec, samples)).passed else WRONG
+    function = checked.form.function
+    report = check(given[OUTPUT], *arrays, spec=spec, function=function, lse=given.get(LSE), **options)
+    return WRONG if report.wrong else AGREES if report.passed else NOT_JUDGED
+
+
+def _worst(checked, given, spec):
+    """(sequence, head) of the largest error."""
+    look = first_look(checked)
+    return (-1, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
+
+
+def _view(kernel, arrays, options, given, spec, dialect):
+    """The call; of a large one a smaller call that is still wrong, where there is one, and some of the rows."""
+    checked = checked_call(*arrays, **options)
+    if not is_large(checked):
+        return View(arrays, options)
+    if checked.form.name == "dense" and (cut := cut_call(arrays, options, _worst(checked, given, spec))):
+        small = View(*cut, row_samples(checked_call(*cut[0], **cut[1])))
+        if still_wrong(small, call_once(kernel, *cut, dialect), spec):
+            return small
+    return View(arrays, options, row_samples(checked))
