@@ -1,6 +1,6 @@
 """What do these kernels do? An X-ray measures their attention weights and says where and how they differ from what was asked.
 
-    python examples/xray_real_kernels.py --pictures DIRECTORY    also draws each; what is not installed is skipped
+    python examples/xray_real_kernels.py --pictures DIRECTORY    also draws each there; what is not installed is skipped
 
 torch's `is_causal` counts rows from the first key, our `causal` from the last one. The Numba kernel takes the bound of its key tiles
 from the first row of a row tile. Falcon's eager attention adds ALiBi to a mask that holds it already.
@@ -26,9 +26,8 @@ def flash(query, key, value, output, row_tile=16, key_tile=32):
         for start in range(0, min(stop, key.shape[2]), key_tile):
             for j in range(start, min(start + key_tile, i + offset + 1)):
                 score = np.sum(query[b, h, i] * key[b, h, j]) / math.sqrt(query.shape[3])
-                new = max(top, score)
-                shrink, weight = math.exp(top - new), math.exp(score - new)
-                top, total, sums = new, total * shrink + weight, sums * shrink + weight * value[b, h, j]
+                shrink, weight = math.exp(top - max(top, score)), math.exp(score - max(top, score))
+                top, total, sums = max(top, score), total * shrink + weight, sums * shrink + weight * value[b, h, j]
         output[b, h, i] = sums / total
 
 
@@ -51,15 +50,13 @@ def falcon_kernel(query, key, value, causal, alibi_slopes):
     layer._split_heads = lambda _: tuple(torch.from_numpy(x).transpose(1, 2) for x in (query, key, value))
     layer.dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # before heads are mixed
     seen = []
-    with torch.no_grad():
-        model(inputs_embeds=torch.zeros(1, rows, heads * dim))
-    return seen[0].reshape(1, rows, heads, dim).transpose(1, 2).numpy()
+    model(inputs_embeds=torch.zeros(1, rows, heads * dim))
+    return seen[0].detach().reshape(1, rows, heads, dim).transpose(1, 2).numpy()
 
 
 options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 options.add_argument("--pictures", type=Path, metavar="DIRECTORY")
-if (pictures := options.parse_args().pictures) is not None:
-    pictures.mkdir(parents=True, exist_ok=True)
+pictures = options.parse_args().pictures
 random, slopes = np.random.default_rng(0), 2.0 ** -np.arange(2, 9, 2) / math.sqrt(32)  # Falcon's ALiBi comes before its scale
 for kernel, rows, more in ((torch_kernel, 40, {}), (numba_kernel, 90, {}), (falcon_kernel, 96, {"alibi_slopes": slopes})):
     name = kernel.__name__.removesuffix("_kernel")

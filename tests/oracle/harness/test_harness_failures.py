@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import refattn
@@ -21,7 +22,7 @@ def test_a_failure_carries_report_diagnosis_and_reproduction():
 
     report = check_kernel(kernel, only="reference: normal causal", seed=3)
     outcome = report.failures[0]
-    assert outcome.diagnosis.best.remedy == "q_offset=0"
+    assert outcome.diagnosis.best.remedy == "q_offset=0" and outcome.xray is None
     assert (
         "reproduce: check_kernel(kernel, spec='flash float32', dtype='float32', seed=3, only=['reference: "
         "normal causal'])" in report.text()
@@ -76,6 +77,34 @@ def test_failures_of_block_local_kernels_are_explained():
         kernel, function="block_local_attention", spec="float64", only="reference", max_failures=1
     ).failures[0]
     assert outcome.diagnosis.best.id == "blocks_ignored"
+
+
+def test_a_failure_without_a_known_mistake_says_what_the_kernel_does():
+    def kernel(query, key, value):
+        mask = np.ones((query.shape[-2], key.shape[-2]), bool)
+        mask[5::7, 17::13] = False
+        return right(query, key, value, mask=mask)
+
+    outcome = check_kernel(kernel, only=["reference: normal"]).failures[0]
+    assert outcome.diagnosis.verdict == "unexplained"
+    assert f"xray: {outcome.xray.sentence}" in outcome.text()
+    assert outcome.xray.counts["missing"] > 0 == outcome.xray.counts["extra"]
+    assert outcome.to_dict()["xray"]["sentence"] == outcome.xray.sentence
+    assert check_kernel(kernel, only=["reference: normal"], diagnose=False).failures[0].xray is None
+
+
+def test_a_kernel_that_fails_on_probes_is_only_diagnosed():
+    calls = []
+
+    def kernel(query, key, value):
+        calls.append(query.shape)
+        if len(calls) > 1:
+            raise RuntimeError("no device")
+        output, lse = right(query, key, value)
+        return output + np.sin(np.arange(output.size, dtype=np.float32)).reshape(output.shape), lse
+
+    outcome = check_kernel(kernel, only=["reference: normal"]).failures[0]
+    assert outcome.xray is None and outcome.report is not None and "raised" not in outcome.text()
 
 
 @pytest.mark.parametrize(
