@@ -189,7 +189,7 @@ def check_kernel(
     for test in tests:
         shown.step(test.id)
         outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
-        diagnosed += outcome.diagnosis is not None or outcome.xray is not None
+        diagnosed += outcome.diagnosis is not None
         report.outcomes.append(outcome)
         if max_failures is not None and len(report.failures) >= max_failures:
             break
@@ -250,8 +250,6 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
         outcome.status, outcome.words, outcome.report = "FAIL", failure.words, failure.report
         if explain and failure.result is not None and test.inputs is not None:
             outcome.diagnosis = bench.diagnosis(test.inputs, failure)
-            if outcome.diagnosis is None or outcome.diagnosis.verdict != "explained":
-                outcome.xray = bench.xray(test.inputs)
     except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
         outcome.status, outcome.words = "FAIL", f"raised {type(error).__name__}: {error}"
     outcome.seconds = time.perf_counter() - start
@@ -339,39 +337,19 @@ class Bench:
         options, report = self.options_for_check(inputs.options), failure.report
         measures = () if report is None else (report.output, report.lse)
         near = next((measure.worst for measure in measures if measure is not None and measure.failed), None)
+        how = {"spec": self.spec, "seconds": DIAGNOSIS_SECONDS, "near": near, **options}
         try:
-            return diagnose(
-                self.replay(inputs, failure.result),
-                *inputs.arrays,
-                spec=self.spec,
-                seconds=DIAGNOSIS_SECONDS,
-                near=near,
-                **options,
-            )
+            return diagnose(self.replay(inputs, failure.result), *inputs.arrays, **how)
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
             return None
-
-    def xray(self, inputs):
-        """What the kernel does on these inputs, where its weights can be measured."""
-        from refattn.oracle.xray.xray import xray
-
-        try:
-            found = xray(
-                self.replay(inputs, None),
-                *inputs.arrays,
-                spec=self.spec,
-                seconds=DIAGNOSIS_SECONDS,
-                **self.options_for_check(inputs.options),
-            )
-        except Exception:  # the kernel may raise on probes, which are other numbers than the test's
-            return None
-        return found if found.findings else None
+        except Exception:  # the kernel may raise on the numbers of a probe; its result is left
+            return diagnose(failure.result.output, *inputs.arrays, lse=failure.result.lse, **how)
 
     def replay(self, inputs, result):
-        """The kernel as `diagnose` calls it; the failed call is not made again where it gave `result`."""
+        """The kernel as `diagnose` calls it; the failed call is not made again, it gave `result`."""
 
         def kernel(*arrays, **options):
-            if result is not None and all(map(operator.is_, arrays, inputs.arrays)):
+            if all(map(operator.is_, arrays, inputs.arrays)):
                 return result.output, result.lse
             if "form" in {*self.call.form.choices} - self.call.supports:
                 options = {name: value for name, value in options.items() if name != "form"}

@@ -30,8 +30,6 @@ class Outcome:
     report : Report or None
         The verdict behind a failure.
     diagnosis : Diagnosis or None
-    xray : XRay or None
-        Where the diagnosis does not explain the failure.
     reproduce : str
         One line that runs this test again.
     seconds : float
@@ -44,7 +42,6 @@ class Outcome:
     use: float | None = None
     report: Report | None = None
     diagnosis: object = None
-    xray: object = None
     reproduce: str = ""
     seconds: float = 0.0
 
@@ -53,13 +50,11 @@ class Outcome:
         return f"{self.section}: {self.name}"
 
     def text(self) -> str:
-        """The failure with its report, diagnosis, what the kernel does, and reproduction."""
+        """The failure with its report, diagnosis and reproduction."""
         lines = [f"{self.status} {self.id}"]
         lines += _indented(self.report.text() if self.report is not None else self.words)
         if self.diagnosis is not None:
             lines += _indented(f"diagnosis: {self.diagnosis}")
-        if self.xray is not None:
-            lines += _indented(f"xray: {self.xray.sentence}")
         if self.status == "FAIL":
             lines += _indented(f"reproduce: {self.reproduce}")
         return "\n".join(lines)
@@ -75,7 +70,6 @@ class Outcome:
             "reproduce": self.reproduce,
             "report": None if self.report is None else json.loads(self.report.to_json()),
             "diagnosis": None if self.diagnosis is None else str(self.diagnosis),
-            "xray": None if self.xray is None else self.xray.to_json(),
         }
 
 

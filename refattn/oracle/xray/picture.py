@@ -33,6 +33,7 @@ COLOURS = {
     "missing": "#c62828",
     "extra": "#1f5fbf",
     "lost": "#7b3fa0",
+    "unknown": "#b8b2c4",
     "small": "#fafafa",
 }
 ORDER = tuple(COLOURS)
@@ -44,6 +45,7 @@ SAYS = {
     "missing": "missing",
     "extra": "extra (should be hidden)",
     "lost": "row of NaN or 0",
+    "unknown": "wrong, weights not known",
     "small": "too small to judge",
 }
 
@@ -174,7 +176,7 @@ class _Cut:
     def place(self):
         """ "sequence 0, head 3"."""
         head = f"head {self.view.heads[self.h]}" if self.h is not None else "all heads"
-        return f"sequence {self.b}, {head}" if len(self.view.sequences) > 1 else head
+        return f"sequence {_number(self.sequence)}, {head}" if len(self.view.sequences) > 1 else head
 
     def label(self, axes):
         """Row numbers as they are in the sequence, heads where all are shown."""
@@ -193,6 +195,11 @@ class _Cut:
             f": {n % self.view.num_rows}" if rows > 1 else ""
         )
         axes.set_yticks([*shown], [name(n) for n in shown])
+
+
+def _number(sequence):
+    """Of a sequence among all: its place in the batch, or among packed or paged ones."""
+    return sequence.part + sequence.entry  # one of them is always 0
 
 
 def _cut(xray, wrong):
@@ -255,6 +262,9 @@ def _kinds(xray):
     for label, name in ((MISSING, "missing"), (EXTRA, "extra")):
         kinds[ledgers.labels == label] = number(name)
     kinds[visible & (ledgers.nan | ledgers.zero)[..., None]] = number("lost")
+    unknown = getattr(xray.measured, "unknown", None)  # rows of an estimate that nothing explains
+    if unknown is not None:
+        kinds[visible & unknown[..., None]] = number("unknown")
     return kinds
 
 
@@ -322,7 +332,8 @@ def _factors(name, cut, ledgers):
 def _closing(xray):
     best = xray.best
     behind = [f"In the whole call {words}" if best is not None and (words := counted(best)) else ""]
-    behind += ["verified on it" if best is not None and best.verified else "", f"{xray.calls} calls"]
+    behind += ["verified on it" if best is not None and best.verified else ""]
+    behind += [f"{xray.calls} calls" if xray.called else xray.called_in_words]
     return "; ".join(filter(None, behind)) + "."
 
 
@@ -419,7 +430,8 @@ def _tile_edges(axes, cut, tiles, n):
             for edge in inside:
                 axes.axvline(edge - 0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=3)
             axes.set_xticks([edge for edge in edges[:: -(-len(inside) // 12) or 1] if cut.keys.start <= edge < cut.keys.stop])
-    if rows is not None and cut.h is not None:
+    numbers = cut.sequence.rows
+    if rows is not None and cut.h is not None and (numbers == np.arange(len(numbers))).all():
         edges = np.arange(0, cut.rows.stop + rows, rows)
         inside = edges[(edges > cut.rows.start) & (edges < cut.rows.stop)]
         if len(inside) <= MOST_EDGES:
@@ -502,7 +514,7 @@ def _draw_row_numbers(xray, page):
     b, h = np.unravel_index((wrong & place if (wrong & place).any() else wrong).sum(2).argmax(), view.shape[:2])
     pick = (lambda array: array[b].reshape(-1)) if stacked else (lambda array: array[b, h, : len(view.sequences[b].rows)])
     rows = np.arange(view.num_rows * len(view.heads)) if stacked else view.sequences[b].rows
-    where = f"sequence {b}, " * (len(view.sequences) > 1) + ("all heads" if stacked else f"head {view.heads[h]}")
+    where = f"sequence {_number(view.sequences[b])}, " * (len(view.sequences) > 1) + ("all heads" if stacked else f"head {view.heads[h]}")
     axis = ("head" if view.num_rows == 1 else "head and row") if stacked else "query row"
     values = page.panel(0.95, 5.6, f"{name}, {where}", "x")
     marker = {"marker": "o", "markersize": 3.2} if len(rows) <= 120 else {}
@@ -586,7 +598,7 @@ def _draw_output(xray, page):
         if n:
             axes.tick_params(labelleft=False)
         else:
-            axes.set_ylabel(f"query row (sequence {b}, {head})" if len(view.sequences) > 1 else f"query row ({head})", fontsize=9.5)
+            axes.set_ylabel(f"query row (sequence {_number(view.sequences[b])}, {head})" if len(view.sequences) > 1 else f"query row ({head})", fontsize=9.5)
     axes = page.panel(left + 2 * step, width, "error, in units of what rounding allows", facecolor=COLOURS["right"])
     from matplotlib.colors import LogNorm
 

@@ -120,6 +120,8 @@ class XRay:
     @property
     def called_in_words(self) -> str:
         """ "19 calls: 7 one-hot values; 3 the call itself"."""
+        if not self.called:
+            return "estimated from its result: the kernel was not called"
         what = "; ".join(f"{count} {why}" for why, count in sorted(self.called.items(), key=lambda c: -c[1]))
         return f"{self.calls} call{'s' * (self.calls != 1)}{': ' + what if what else ''}"
 
