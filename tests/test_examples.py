@@ -170,10 +170,14 @@ def test_factored_sentence(printed):
 
 
 def test_xray_real_kernels(printed):
-    said = dict(re.findall(r"^(torch|numba|falcon): (.*?)\n\n", printed("xray_real_kernels"), re.MULTILINE | re.DOTALL))
-    assert set(said) == {"torch", "numba", "falcon"}
-    assert re.search(r"tiles? of 32 keys", said["numba"]) and "168 pairs lose their weight and 0 gain one" in " ".join(
-        said["numba"].split()
+    said = dict(
+        re.findall(
+            r"^(torch|numba|falcon): (.*?)\n\n", printed("xray_real_kernels"), re.MULTILINE | re.DOTALL
+        )
     )
+    assert set(said) == {"torch", "numba", "falcon"}
+    assert re.search(
+        r"tiles? of 32 keys", said["numba"]
+    ) and "168 pairs lose their weight and 0 gain one" in " ".join(said["numba"].split())
     assert "skipped" in said["torch"] or "top-left" in said["torch"]
     assert "skipped" in said["falcon"] or "ALiBi is added twice" in said["falcon"]

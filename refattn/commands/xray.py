@@ -19,24 +19,30 @@ def add_parser(subparsers):
         help="measure what a kernel does, and describe where and how it is wrong",
         description="Call a kernel with values that show its attention weights, compare them with the right "
         "ones, and describe the difference.",
-        epilog="exit code: 0 the kernel agrees with the reference, 1 it does not, 2 it, or the case, cannot be "
-        "used",
+        epilog="exit code: 0 the kernel agrees with the reference, 1 it does not, 2 it, or the case, cannot "
+        "be used",
     )
     parser.add_argument(
         "kernel",
-        help="module:function, found from the current directory, or path.py:function; it takes the arguments of "
-        "refattn.attention, or of the case's function, as NumPy arrays, and returns output or (output, lse)",
+        help="module:function, found from the current directory, or path.py:function; it takes the arguments "
+        "of refattn.attention, or of the case's function, as NumPy arrays, and returns output or (output, lse)",
     )
     parser.add_argument(
         "--case",
         metavar="FILE",
-        help="call it on this case (.npz, .safetensors or raw directory, as 'refattn check' takes); default: on "
-        "calls of refattn.attention with various options, until one is wrong",
+        help="call it on this case (.npz, .safetensors or raw directory, as 'refattn check' takes); default: "
+        "on calls of refattn.attention with various options, until one is wrong",
     )
-    parser.add_argument("--dialect", metavar="NAME", help=f"library whose calling conventions it has; {DIALECT_HINT}")
-    parser.add_argument("--spec", help="arithmetic the kernel claims, such as bfloat16; default: that of its output")
+    parser.add_argument(
+        "--dialect", metavar="NAME", help=f"library whose calling conventions it has; {DIALECT_HINT}"
+    )
+    parser.add_argument(
+        "--spec", help="arithmetic the kernel claims, such as bfloat16; default: that of its output"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="time for one X-ray; default 60")
-    parser.add_argument("--picture", metavar="FILE", help="draw the weights and their difference into this file")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw the weights and their difference into this file"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable report on standard output")
     parser.set_defaults(run=run)
 
@@ -51,7 +57,16 @@ def run(args):
             found.picture(args.picture)
     except BrokenPipeError:
         raise
-    except (_Raised, CannotProbe, OSError, ValueError, TypeError, ImportError, ArithmeticError, MemoryError) as error:
+    except (
+        _Raised,
+        CannotProbe,
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         print(f"refattn xray: {error}", file=sys.stderr)
         return 2
     if args.json:
@@ -63,7 +78,11 @@ def run(args):
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.items())
         print(f"  calls that the kernel does not take: {reasons}")
     if args.picture:
-        print(f"picture: {args.picture}" if found.measured is not None else "picture: none, nothing was measured")
+        print(
+            f"picture: {args.picture}"
+            if found.measured is not None
+            else "picture: none, nothing was measured"
+        )
     return int(found.verdict != "agrees")
 
 
@@ -84,7 +103,9 @@ def _load(words):
         raise _Raised(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"kernel must be the name of a function in {where}; got {name!r}, which is not there.")
+            raise ValueError(
+                f"kernel must be the name of a function in {where}; got {name!r}, which is not there."
+            )
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"kernel must be callable; {words} is of type {type(found).__name__}.")
@@ -114,8 +135,8 @@ def _from_file(path):
 
 
 def _first_wrong(kernel, args):
-    """(name, XRay, reasons of skipped calls with their number): of the case, or of the first call of the suite that
-    is wrong; where all are right, of the last one, under the number of calls.
+    """(name, XRay, reasons of skipped calls with their number): of the case, or of the first call of the
+    suite that is wrong; where all are right, of the last one, under the number of calls.
     """
     from refattn.oracle.harness.callables import Unsupported
 

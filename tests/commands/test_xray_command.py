@@ -9,7 +9,7 @@ from refattn.cli import main
 from refattn.oracle.inputs.families import Sizes, attention_inputs
 from refattn.oracle.vectors.golden import make_case, save_case
 
-KERNELS = '''
+KERNELS = """
 import numpy as np
 import refattn
 
@@ -37,7 +37,7 @@ class Holder:
     kernel = staticmethod(top_left)
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
-"""What does a kernel do? Its weights measured, compared with the right ones, and the difference described."""
+"""What does a kernel do? Its weights measured, compared with the right ones, and the difference
+described.
+"""
 
 import sys
 import types
 
 
 class _Room(types.ModuleType):
-    """This package; called, it is the function of the same name, which `refattn.oracle` offers under that name."""
+    """This package. Called, it is the function `xray`: once the package is imported, `refattn.oracle.xray`
+    names it, and the function of that name must be had all the same.
+    """
 
     def __call__(self, *arguments, **options):
         from refattn.oracle.xray.xray import xray

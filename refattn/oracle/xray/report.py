@@ -22,17 +22,18 @@ class XRay:
     Attributes
     ----------
     verdict : {"agrees", "described", "located", "not judged"}
-        "located": the result is wrong and no finding knows the nature, only the place. "not judged": the
-        spec allows no claim about the result.
+        "located": the first finding knows the place and not the nature. "not judged": the spec allows no claim
+        about the result.
     findings : tuple of Finding
         All of them, causes before what follows from them.
-    measured : Measured or None
-        The weights that the kernel gave, `measured.weights`, and its results; None where nothing was to be
-        described. The right weights and scores are those of `measured.view`.
+    measured : Measured, Estimated or None
+        The weights that the kernel gave, `measured.weights`, and its results; estimated where only a result
+        was there; None where nothing was to be described. The right weights and scores are those of
+        `measured.view`.
     ledgers : Ledgers or None
         Measured against right: `ledgers.labels` says what each pair of a row and a key is.
     called : dict of str to int
-        How often the kernel was called, by what for.
+        How often the kernel was called, by what for; empty where it was not.
     seconds : float
 
     Notes
@@ -108,7 +109,9 @@ class XRay:
             lines.append(f"  and {len(self.findings) - SHOWN} more")
         if self.measured is not None:
             unseen = f"not to be seen here: {'; '.join(self.unseen())}."
-            lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(self.unseen())
+            lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(
+                self.unseen()
+            )
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -176,9 +179,9 @@ class XRay:
         )
 
     def picture(self, path):
-        """Draw the expected weights, the measured ones and their difference, with the place of the best finding outlined,
-        into a file: of the sequence and head with most wrong pairs, around those. Findings about one number a
-        row, the normaliser or lse, are drawn by row, and those about values as the output.
+        """Draw the expected weights, the measured ones and their difference into a file, with the place of the
+        best finding outlined: of the sequence and head with most wrong pairs, around those. Findings about one
+        number a row, the normaliser or lse, are drawn by row, and those about values as the output.
 
         Raises
         ------
@@ -200,7 +203,11 @@ def counted(finding) -> str:
     unit = "pair" if region.ndim == 4 and region.shape[-1] > 1 else "row"
     lie = "lies" if finding.wrong == 1 else "lie"
     if not finding.place:
-        return f"{finding.wrong:,} {unit}{'s' * (finding.wrong != 1)} {'is' if finding.wrong == 1 else 'are'} wrong"
+        return (
+            f"{finding.wrong:,} {unit} is wrong"
+            if finding.wrong == 1
+            else f"{finding.wrong:,} {unit}s are wrong"
+        )
     inside = f"{finding.hit:,} of {finding.wrong:,} wrong {unit}{'s' * (finding.wrong != 1)} {lie} there"
     if not finding.right_inside:
         return f"{inside}, no right one does"

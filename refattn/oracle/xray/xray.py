@@ -31,9 +31,9 @@ WRONG = "wrong"
 def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options) -> XRay:
     """Measure the attention weights of a kernel, and describe where and how they differ from the right ones.
 
-    The output is linear in the values: with one-hot values it is the weights that the kernel gives, whatever is
-    inside it. They are compared with the right ones pair by pair, and the difference is described by place and
-    nature. Where `diagnose` asks which known mistake explains a result, an X-ray needs no list of mistakes.
+    The output is linear in the values: with one-hot values it is the weights that the kernel gives, whatever
+    is inside it. They are compared with the right ones pair by pair, and the difference is described by place
+    and nature. Where `diagnose` asks which known mistake explains a result, an X-ray needs no list of mistakes.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     spec : KernelSpec, str, dtype or None
         The arithmetic the kernel claims; default, as for `check`: a fused kernel of the dtype of the output.
     dialect : str, optional
-        Library whose calling conventions the kernel has; it is called with that library's arguments, as NumPy
-        arrays.
+        Library whose calling conventions the kernel has; it is called with that library's arguments, as
+        NumPy arrays.
     seconds : float
         Time for the whole measuring.
     progress : callable, optional
@@ -124,7 +124,12 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
 def _of(findings, measured, ledgers, called, started):
     known = any(finding.confident for finding in findings[:1])
     return XRay(
-        DESCRIBED if known else LOCATED, tuple(findings), measured, ledgers, called, time.monotonic() - started
+        DESCRIBED if known else LOCATED,
+        tuple(findings),
+        measured,
+        ledgers,
+        called,
+        time.monotonic() - started,
     )
 
 
@@ -146,7 +151,7 @@ def _worst(checked, given, spec):
 
 
 def _view(kernel, arrays, options, given, spec, dialect):
-    """The call; of a large one a smaller call that is still wrong, where there is one, and some of the rows."""
+    """The call; of a large one a smaller call that is still wrong, where there is one, and some of its rows."""
     checked = checked_call(*arrays, **options)
     if not is_large(checked):
         return View(arrays, options)

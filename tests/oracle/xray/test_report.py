@@ -76,7 +76,12 @@ KERNELS = (
     half_sum,
     scaled_columns,
 )
-SHAPES = {"prefill": {}, "decode": {"rows": 1, "keys": 150}, "few rows": {"rows": 3}, "one sequence": {"batch": 1}}
+SHAPES = {
+    "prefill": {},
+    "decode": {"rows": 1, "keys": 150},
+    "few rows": {"rows": 3},
+    "one sequence": {"batch": 1},
+}
 
 
 def causal_of(kernel):
@@ -128,20 +133,31 @@ def test_counts_are_those_of_the_weights():
         ({}, ""),
         ({"wrong": 7, "hit": 7, "region": 4}, "7 of 7 wrong pairs lie there, no right one does"),
         ({"wrong": 1, "hit": 1, "region": 3}, "1 of 1 wrong row lies there, no right one does"),
-        ({"wrong": 9, "hit": 7, "right_inside": 1, "region": 4}, "7 of 9 wrong pairs lie there, and so does 1 right one"),
-        ({"wrong": 9, "hit": 7, "right_inside": 1200, "region": 3}, "7 of 9 wrong rows lie there, and so do 1,200 right ones"),
+        (
+            {"wrong": 9, "hit": 7, "right_inside": 1, "region": 4},
+            "7 of 9 wrong pairs lie there, and so does 1 right one",
+        ),
+        (
+            {"wrong": 9, "hit": 7, "right_inside": 1200, "region": 3},
+            "7 of 9 wrong rows lie there, and so do 1,200 right ones",
+        ),
         ({"wrong": 9, "hit": 7, "region": 4, "place": ""}, "9 pairs are wrong"),
     ],
 )
 def test_counts_in_words(finding, words):
     axes = finding.pop("region", None)
     region = None if axes is None else np.ones((2,) * axes, bool)
-    assert counted(Finding("kind", "nature", finding.pop("place", "somewhere"), **finding, region=region)) == words
+    assert (
+        counted(Finding("kind", "nature", finding.pop("place", "somewhere"), **finding, region=region))
+        == words
+    )
 
 
 def test_what_is_only_located_says_so():
     known, unknown = Finding("a", "this happens"), Finding("b", "that differs", "there", confident=False)
-    assert XRay("located", (unknown,)).text().startswith("Located, nature unknown. That differs, where there.")
+    assert (
+        XRay("located", (unknown,)).text().startswith("Located, nature unknown. That differs, where there.")
+    )
     text = XRay("described", (known, unknown, known, known, known)).text()
     assert text.startswith("This happens.") and "also: located, nature unknown: That differs" in text
     assert text.count("also:") == 3 and "and 1 more" in text
@@ -204,7 +220,8 @@ def pixels_of(path, colour):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "name"), [(loses_the_last_tile, "missing"), (top_left, "missing"), (nan_rows, "lost"), (zero_rows, "lost")]
+    ("kernel", "name"),
+    [(loses_the_last_tile, "missing"), (top_left, "missing"), (nan_rows, "lost"), (zero_rows, "lost")],
 )
 def test_the_picture_shows_what_is_wrong_in_its_colour(kernel, name, tmp_path):
     pytest.importorskip("matplotlib")
@@ -220,7 +237,6 @@ def test_large_calls_are_cut_to_what_is_wrong():
     query, key, value = arrays(rows=400, keys=700, heads=2, batch=1)
 
     def kernel(query, key, value, causal=False):
-        output, lse = right(query, key, value, causal=causal)
         mask = np.ones((400, 700), bool)
         mask[350:370, 600:620] = False
         return right(query, key, value, causal=causal, mask=mask)
