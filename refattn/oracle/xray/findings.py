@@ -63,5 +63,17 @@ class Finding:
     def to_json(self):
         return {
             name: getattr(self, name)
-            for name in ("kind", "nature", "place", "note", "wrong", "hit", "right_inside", "share", "verified", "confident", "says")
+            for name in (
+                "kind",
+                "nature",
+                "place",
+                "note",
+                "wrong",
+                "hit",
+                "right_inside",
+                "share",
+                "verified",
+                "confident",
+                "says",
+            )
         }

@@ -15,7 +15,11 @@ import numpy as np
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED, UNJUDGED
 from refattn.oracle.xray.report import counted
 
-WIDTH, PANELS, BELOW = 16.5, 2.5, 1.0  # inches: of the picture; of its panels, up and down; of what stands below them
+WIDTH, PANELS, BELOW = (
+    16.5,
+    2.5,
+    1.0,
+)  # inches: of the picture; of its panels, up and down; of what stands below them
 HEAD_CHARS, SMALL_CHARS = 165, 240  # that fit in a line
 MOST = 300  # rows and keys shown
 FEW_ROWS, BANDS = 4, 64  # up to so many, the rows of all heads are drawn, one band each
@@ -158,7 +162,9 @@ class _Cut:
     keys: slice
 
     def of(self, array):
-        array = np.broadcast_to(array, np.broadcast_shapes(np.shape(array), self.view.shape[: np.ndim(array)]))
+        array = np.broadcast_to(
+            array, np.broadcast_shapes(np.shape(array), self.view.shape[: np.ndim(array)])
+        )
         array = array[self.b].reshape(-1, *array.shape[3:]) if self.h is None else array[self.b, self.h]
         return array[self.rows, self.keys] if array.ndim == 2 else array[self.rows]
 
@@ -186,11 +192,14 @@ class _Cut:
                 lambda y, _: str(numbers[round(y)]) if 0 <= y < len(numbers) and y == round(y) else ""
             )
             return
-        axes.set_ylabel(f"query head ({self.place})" if rows == 1 else f"head: row ({self.place})", fontsize=9.5)
+        axes.set_ylabel(
+            f"query head ({self.place})" if rows == 1 else f"head: row ({self.place})", fontsize=9.5
+        )
         step = max(1, -(-(self.rows.stop - self.rows.start) // 16))
         shown = range(self.rows.start, self.rows.stop, step)
-        name = lambda n: f"{self.view.heads[n // self.view.num_rows]}" + (
-            f": {n % self.view.num_rows}" if rows > 1 else ""
+        name = lambda n: (
+            f"{self.view.heads[n // self.view.num_rows]}"
+            + (f": {n % self.view.num_rows}" if rows > 1 else "")
         )
         axes.set_yticks([*shown], [name(n) for n in shown])
 
@@ -200,7 +209,11 @@ def _cut(xray, wrong):
     view = xray.measured.view
     by_head = wrong.sum((2, 3))
     stacked = _few(view)
-    b = int(by_head.sum(1).argmax()) if stacked else int(np.unravel_index(by_head.argmax(), by_head.shape)[0])
+    b = (
+        int(by_head.sum(1).argmax())
+        if stacked
+        else int(np.unravel_index(by_head.argmax(), by_head.shape)[0])
+    )
     h = None if stacked else int(by_head[b].argmax())
     sequence = view.sequences[b]
     of_head = wrong[b].reshape(-1, wrong.shape[-1]) if stacked else wrong[b, h]
@@ -311,7 +324,9 @@ def _factors(name, cut, ledgers):
     """ " (0.25 to 0.5 times)" of weights of a wrong ratio."""
     if name not in ("less", "more"):
         return ""
-    ratio = np.exp(cut.of(np.where(ledgers.labels == SCALED, ledgers.ratio - ledgers.shift[..., None], np.nan)))
+    ratio = np.exp(
+        cut.of(np.where(ledgers.labels == SCALED, ledgers.ratio - ledgers.shift[..., None], np.nan))
+    )
     ratio = ratio[ratio > 1] if name == "more" else ratio[ratio < 1]
     if not ratio.size:
         return ""
@@ -339,7 +354,9 @@ def _region(xray, wrong):
 def _show_weights(axes, weights, cut, norm):
     import matplotlib
 
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad=HIDDEN, under=matplotlib.colormaps["viridis"](0.0))
+    colours = matplotlib.colormaps["viridis"].with_extremes(
+        bad=HIDDEN, under=matplotlib.colormaps["viridis"](0.0)
+    )
     seen = np.where(weights > 0, weights, np.nan)
     image = axes.imshow(
         seen, norm=norm, cmap=colours, aspect="auto", interpolation="nearest", extent=cut.extent
@@ -354,7 +371,9 @@ def _mask(axes, mask, cut, colour):
     from matplotlib.colors import ListedColormap
 
     shown = np.where(mask, 0.0, np.nan)
-    axes.imshow(shown, cmap=ListedColormap([colour]), aspect="auto", interpolation="nearest", extent=cut.extent)
+    axes.imshow(
+        shown, cmap=ListedColormap([colour]), aspect="auto", interpolation="nearest", extent=cut.extent
+    )
 
 
 def _show_kinds(axes, kinds, cut):
@@ -394,7 +413,11 @@ def _outline(axes, inside, cut, colour):
     width = 0.8 if len(lines) > 2 * sum(inside.shape) else 1.8
     axes.add_collection(
         LineCollection(
-            lines, colors=colour, linewidths=min(width, max(0.3 * height, 0.6)), capstyle="projecting", zorder=4
+            lines,
+            colors=colour,
+            linewidths=min(width, max(0.3 * height, 0.6)),
+            capstyle="projecting",
+            zorder=4,
         )
     )
 
@@ -404,8 +427,16 @@ def _tiles(finding):
     words = "" if finding is None else f"{finding.nature.split(SAME)[0]} {finding.place}"
     found = []
     for unit in ("keys", "rows"):
-        sizes = re.findall(rf"tiles? of (\d+) {unit}|multiple of (\d+)" if unit == "keys" else rf"tiles? of (\d+) {unit}", words)
-        flat = [int(size) for match in sizes for size in (match if isinstance(match, tuple) else (match,)) if size]
+        sizes = re.findall(
+            rf"tiles? of (\d+) {unit}|multiple of (\d+)" if unit == "keys" else rf"tiles? of (\d+) {unit}",
+            words,
+        )
+        flat = [
+            int(size)
+            for match in sizes
+            for size in (match if isinstance(match, tuple) else (match,))
+            if size
+        ]
         found.append(flat[0] if flat else None)
     return found
 
@@ -418,7 +449,13 @@ def _tile_edges(axes, cut, tiles, n):
         if len(inside) <= MOST_EDGES:
             for edge in inside:
                 axes.axvline(edge - 0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=3)
-            axes.set_xticks([edge for edge in edges[:: -(-len(inside) // 12) or 1] if cut.keys.start <= edge < cut.keys.stop])
+            axes.set_xticks(
+                [
+                    edge
+                    for edge in edges[:: -(-len(inside) // 12) or 1]
+                    if cut.keys.start <= edge < cut.keys.stop
+                ]
+            )
     if rows is not None and cut.h is not None:
         edges = np.arange(0, cut.rows.stop + rows, rows)
         inside = edges[(edges > cut.rows.start) & (edges < cut.rows.stop)]
@@ -497,17 +534,33 @@ def _draw_row_numbers(xray, page):
     name, right, got, off = _row_number(xray)
     wrong = (off != 0) & view.row_exists
     region = xray.best.region if xray.best is not None and xray.best.region is not None else None
-    place = wrong if region is None or not xray.best.place else np.broadcast_to(region.reshape(*region.shape[:3], -1).any(-1), wrong.shape)
+    place = (
+        wrong
+        if region is None or not xray.best.place
+        else np.broadcast_to(region.reshape(*region.shape[:3], -1).any(-1), wrong.shape)
+    )
     stacked = _few(view)
-    b, h = np.unravel_index((wrong & place if (wrong & place).any() else wrong).sum(2).argmax(), view.shape[:2])
-    pick = (lambda array: array[b].reshape(-1)) if stacked else (lambda array: array[b, h, : len(view.sequences[b].rows)])
+    b, h = np.unravel_index(
+        (wrong & place if (wrong & place).any() else wrong).sum(2).argmax(), view.shape[:2]
+    )
+    pick = (
+        (lambda array: array[b].reshape(-1))
+        if stacked
+        else (lambda array: array[b, h, : len(view.sequences[b].rows)])
+    )
     rows = np.arange(view.num_rows * len(view.heads)) if stacked else view.sequences[b].rows
-    where = f"sequence {b}, " * (len(view.sequences) > 1) + ("all heads" if stacked else f"head {view.heads[h]}")
+    where = f"sequence {b}, " * (len(view.sequences) > 1) + (
+        "all heads" if stacked else f"head {view.heads[h]}"
+    )
     axis = ("head" if view.num_rows == 1 else "head and row") if stacked else "query row"
     values = page.panel(0.95, 5.6, f"{name}, {where}", "x")
     marker = {"marker": "o", "markersize": 3.2} if len(rows) <= 120 else {}
-    values.plot(rows, _finite(pick(right)), color="#4a9a4a", linewidth=3.2, alpha=0.55, label="right", **marker)
-    values.plot(rows, _finite(pick(got)), color=COLOURS["missing"], linewidth=1.1, label="measured", **marker)
+    values.plot(
+        rows, _finite(pick(right)), color="#4a9a4a", linewidth=3.2, alpha=0.55, label="right", **marker
+    )
+    values.plot(
+        rows, _finite(pick(got)), color=COLOURS["missing"], linewidth=1.1, label="measured", **marker
+    )
     values.legend(fontsize=8.5, frameon=False, loc="best")
     change = page.panel(7.5, 4.3, "measured minus right, the described rows shaded", "x")
     difference = _finite(pick(np.where(wrong, got - right, 0.0)))
@@ -567,7 +620,9 @@ def _map_of_rows(page, xray, wrong, off):
 def _draw_output(xray, page):
     measured, view = xray.measured, xray.measured.view
     with np.errstate(all="ignore"):
-        use = np.abs(measured.output - measured.expected_output) / np.maximum(measured.output_tolerance, 1e-300)
+        use = np.abs(measured.output - measured.expected_output) / np.maximum(
+            measured.output_tolerance, 1e-300
+        )
     use = np.where(view.row_exists[..., None], np.nan_to_num(use, nan=np.inf), 0)
     wrong = (use > 1) | (measured.varies[..., None] & np.ones(use.shape[-1], bool))
     by_head = wrong.sum((2, 3))
@@ -586,12 +641,19 @@ def _draw_output(xray, page):
         if n:
             axes.tick_params(labelleft=False)
         else:
-            axes.set_ylabel(f"query row (sequence {b}, {head})" if len(view.sequences) > 1 else f"query row ({head})", fontsize=9.5)
-    axes = page.panel(left + 2 * step, width, "error, in units of what rounding allows", facecolor=COLOURS["right"])
+            axes.set_ylabel(
+                f"query row (sequence {b}, {head})" if len(view.sequences) > 1 else f"query row ({head})",
+                fontsize=9.5,
+            )
+    axes = page.panel(
+        left + 2 * step, width, "error, in units of what rounding allows", facecolor=COLOURS["right"]
+    )
     from matplotlib.colors import LogNorm
 
     error = np.where(wrong[b, h, rows], np.clip(use[b, h, rows], 1, 1e6), np.nan)
-    shown = axes.imshow(error, cmap="YlOrRd", norm=LogNorm(1, max(np.nanmax(error, initial=10.0), 10.0)), **how)
+    shown = axes.imshow(
+        error, cmap="YlOrRd", norm=LogNorm(1, max(np.nanmax(error, initial=10.0), 10.0)), **how
+    )
     axes.set_xlabel("column of the output", fontsize=9.5)
     axes.tick_params(labelleft=False)
     bar = page.figure.colorbar(shown, cax=page.axes(left + 3 * step + 0.02, BELOW, 0.14, PANELS))
@@ -601,6 +663,10 @@ def _draw_output(xray, page):
     page.text(2.17, 0.4, "output", fontsize=9, color=INK, va="center")
     varies = int(measured.varies.sum())
     wrong_pairs, judged = int(xray.ledgers.wrong.sum()), int(xray.ledgers.judged.sum())
-    weights = f"{wrong_pairs:,} of {judged:,} weights are wrong" if wrong_pairs else f"all {judged:,} weights are right too"
+    weights = (
+        f"{wrong_pairs:,} of {judged:,} weights are wrong"
+        if wrong_pairs
+        else f"all {judged:,} weights are right too"
+    )
     closing = f"{_closing(xray)}{f' {varies:,} rows differ between calls.' if varies else ''}"
     page.bottom(2.95, [(COLOURS["right"], f"right; {weights}")], closing)

@@ -108,7 +108,9 @@ class XRay:
             lines.append(f"  and {len(self.findings) - SHOWN} more")
         if self.measured is not None:
             unseen = f"not to be seen here: {'; '.join(self.unseen())}."
-            lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(self.unseen())
+            lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(
+                self.unseen()
+            )
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 

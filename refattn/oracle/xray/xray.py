@@ -124,7 +124,12 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
 def _of(findings, measured, ledgers, called, started):
     known = any(finding.confident for finding in findings[:1])
     return XRay(
-        DESCRIBED if known else LOCATED, tuple(findings), measured, ledgers, called, time.monotonic() - started
+        DESCRIBED if known else LOCATED,
+        tuple(findings),
+        measured,
+        ledgers,
+        called,
+        time.monotonic() - started,
     )
 
 
