@@ -57,7 +57,7 @@ class Finding:
     def says(self):
         text = self.nature[:1].upper() + self.nature[1:]
         if self.place:
-            text += f", where {self.place}"
+            text += f", {'' if self.place.startswith('not where') else 'where '}{self.place}"
         return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
 
     def to_json(self):

@@ -11,7 +11,7 @@ from refattn.oracle.xray.findings import Finding
 def explain_values(description):
     """Findings about outputs that the measured weights do not explain."""
     d, m = description, description.measured
-    off = m.unexplained > 1
+    off = (m.unexplained > 1) & ~m.dead_columns
     off &= ~(d.explained | d.value_rows)[..., None] & ~d.ledgers.nan[..., None] & ~d.ledgers.zero[..., None]
     if not off.any():
         return
@@ -45,7 +45,7 @@ def explain_values(description):
         value = round_to(m.value, name)
         if np.array_equal(value, m.value):
             continue
-        again = m.weights @ m.of_heads(np.nan_to_num(value))
+        again = m.view.applied(m.weights, np.nan_to_num(value))
         if (np.abs(got - again) <= np.broadcast_to(tolerance, got.shape))[at].mean() > 0.9:
             yield d._finding(rule, "format", f"values are rounded to {name}")
             return

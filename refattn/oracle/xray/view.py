@@ -164,6 +164,19 @@ class View:
             target[tuple(map(slice, piece.shape))] = piece
         return whole
 
+    @property
+    def score_terms(self):
+        """Products that are added up in a score."""
+        return self.arrays[QUERY].shape[-1]
+
+    def of_heads(self, array):
+        """An array (B, K, ...) repeated for the query heads that are looked at."""
+        return array[:, self.heads // max(self.num_heads // array.shape[1], 1)]
+
+    def applied(self, weights, value):
+        """weights @ value, (B, H, T, E), for the values (B, K, S, E) of the key/value heads."""
+        return weights @ self.of_heads(value)
+
     def cut(self, result, array):
         """A result of the whole call as (B, H, T) or (B, H, T, E), padded with 0; float64."""
         parts = list(split_result(self.checked, result, array))
