@@ -77,6 +77,8 @@ class Regions:
                 array = None
             if array is not None:
                 array = np.asarray(array)
+                if array.dtype.kind == "f":
+                    array = np.nan_to_num(array, nan=-1e9, posinf=1e9, neginf=-1e9)
                 array = None if array.size < 1 or (array == array.flat[0]).all() else array
             self._known[feature] = array
         return self._known[feature]

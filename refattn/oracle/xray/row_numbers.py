@@ -236,7 +236,7 @@ def _masses(ledgers, at, d, name, regions, tolerance):
         if sinks is not None:
             # the sink that the sum would hold
             implied = np.log(np.exp(sinks) + np.expm1(d) * np.exp(view.lse[at]))
-            level = float(np.nanmedian(implied)) if np.isfinite(implied).any() else 0.0
+            level = float(np.median(implied[np.isfinite(implied)])) if np.isfinite(implied).any() else 0.0
             replaced = lambda other: np.log1p(np.exp(other - view.lse[at]) - share)
             size = (sinks * sinks).sum()
             a = (
@@ -269,7 +269,7 @@ def _masses(ledgers, at, d, name, regions, tolerance):
             values = (
                 (True, False)
                 if feature.truth
-                else [v for v in {*feature.landmarks, int(array.max())} if v in array]
+                else [v for v in {*feature.landmarks, int(array.max(initial=0))} if v in array]
             )
             for value in values:
                 here = array == value
@@ -290,11 +290,8 @@ def _masses(ledgers, at, d, name, regions, tolerance):
                     f"the sink counts {1 + times:.3g} times in {name}, as if each part added it",
                     np.log1p(times * share),
                 )
-        joined = (
-            float(np.nanmedian(np.where(np.isfinite(extra), extra, np.nan)))
-            if np.isfinite(extra).any()
-            else 0.0
-        )
+        finite = extra[np.isfinite(extra)]
+        joined = float(np.median(finite)) if finite.size else 0.0
         number = np.exp(min(joined, 700.0))
         more = (
             f"about {number:.3g} terms of exp(0) = 1 (as of keys of score 0, or empty parts whose lse is 0)"

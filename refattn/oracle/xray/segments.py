@@ -94,7 +94,7 @@ def explain_segments(ledgers, segments):
                 known.sum(-1) > 1
             )
             middle = np.zeros(f.shape[:-1])
-            middle[rows] = np.nanmedian(off[rows], axis=-1)
+            middle[rows] = np.nanmedian(off[rows], axis=-1)  # two stretches at least are known
             near = (np.abs(off - middle[..., None]) <= tolerance) | ~known
             share = (near.all(-1) & rows).sum() / max(rows.sum(), 1)
         if share >= FITS:
@@ -167,6 +167,4 @@ def explain_segments(ledgers, segments):
                         [other(x[..., n]) - mine(x[..., n]) for n in range(x.shape[-1])], -1
                     )
                     consider(f"stretches are joined with the {name} of {words}", predicted.reshape(f.shape))
-        shares = np.exp(f - np.nanmedian(f, axis=-1, keepdims=True))
-        del lse, shares
     return sorted(found, key=lambda entry: -entry[1])
