@@ -33,7 +33,9 @@ class Ledgers:
         view = self.view
         exists = np.broadcast_to(view.exists, view.shape)
         right, got = view.weights, measured.weights
-        lost = ~np.isfinite(got).all(-1) | ~np.isfinite(measured.output[..., ~measured.wrong_columns]).all(-1)
+        lost = ~np.isfinite(got).all(-1) | ~np.isfinite(measured.output[..., ~measured.wrong_columns]).all(
+            -1
+        )
         self.nan = lost & view.row_exists
         floor = measured.floor
         self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]

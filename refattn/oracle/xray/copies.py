@@ -63,5 +63,8 @@ def _words(view, own, other):
             parts.append(f"always {name} {other[0, axis]}")
         else:
             parts.append(f"another {name}")
-    examples = ", ".join(f"{tuple(int(x) for x in a)} holds {tuple(int(x) for x in b)}" for a, b in list(zip(own, other, strict=True))[:4])
+    examples = ", ".join(
+        f"{tuple(int(x) for x in a)} holds {tuple(int(x) for x in b)}"
+        for a, b in list(zip(own, other, strict=True))[:4]
+    )
     return f"{', '.join(parts) or 'the same row'} (sequence, head, row: {examples})"

@@ -55,8 +55,14 @@ def cut_call(arrays, options, worst):
 
 def _cut_option(name, value, heads, batch):
     """An option as the caller gave it, for some heads and sequences."""
-    belongs_to = next(option.belongs_to for option in OPTIONS if option.name == name) if name != "dropout_rate" else ""
-    array = np.asarray(value) if belongs_to in (PER_ENTRY, PER_HEAD, PER_SCORE) and value is not None else None
+    belongs_to = (
+        next(option.belongs_to for option in OPTIONS if option.name == name)
+        if name != "dropout_rate"
+        else ""
+    )
+    array = (
+        np.asarray(value) if belongs_to in (PER_ENTRY, PER_HEAD, PER_SCORE) and value is not None else None
+    )
     if array is None or array.ndim == 0:
         return value
     if belongs_to == PER_ENTRY:

@@ -26,6 +26,7 @@ from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
 
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
+REPRODUCED = 0.97  # of the rows of a place
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 
 
@@ -39,7 +40,11 @@ def of_columns(findings, columns, measured):
     """Findings that hold in some columns of the output only."""
     count = len(measured.other_columns)
     words = f"in columns {ranges(columns.tolist())} of {count} of the output"
-    return [dataclasses.replace(finding, nature=f"{words}, {finding.nature}") for finding in findings if finding.kind != "lse"]
+    return [
+        dataclasses.replace(finding, nature=f"{words}, {finding.nature}")
+        for finding in findings
+        if finding.kind != "lse"
+    ]
 
 
 class Description:
@@ -87,8 +92,22 @@ class Description:
         if model and (rule.fit < 0.9 or len(rule.statements) > 2):
             rule = dataclasses.replace(rule, statements=())
         return Finding(
-            kind, nature, str(rule) if rule.statements else "", note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more
+            kind,
+            nature,
+            str(rule) if rule.statements else "",
+            note,
+            rule.wrong,
+            rule.hit,
+            rule.right_inside,
+            region=rule.inside,
+            verified=self._reproduced(rule.inside.any(-1)),
+            **more,
         )
+
+    def _reproduced(self, rows):
+        """Whether the measured weights give the caller's own result in these rows (B, H, T)."""
+        rows = np.broadcast_to(rows, self.view.shape[:3]) & ~self.ledgers.nan & ~self.value_rows
+        return bool(rows.any() and (self.measured.unexplained <= 1).all(-1)[rows].mean() > REPRODUCED)
 
     def _of_rows(self, wrong, universe=None):
         """The rule for wrong rows (B, H, T)."""
@@ -101,13 +120,20 @@ class Description:
         varies = self.measured.varies
         if varies.any():
             rule = self._of_rows(varies)
-            yield self._finding(rule, "race", "the same call gives different results from one time to the next: a race or memory that is not written")
+            yield self._finding(
+                rule,
+                "race",
+                "the same call gives different results from one time to the next: a race or memory that is not written",
+            )
             self.explained |= varies
 
     def _dead_columns(self):
         dead = np.flatnonzero(self.measured.dead_columns)
         if len(dead):
-            yield Finding("columns", f"columns {ranges(dead.tolist())} of {len(self.measured.dead_columns)} of the output are 0 in every row: they are not computed or not written")
+            yield Finding(
+                "columns",
+                f"columns {ranges(dead.tolist())} of {len(self.measured.dead_columns)} of the output are 0 in every row: they are not computed or not written",
+            )
 
     def _formats(self):
         """Output, or weights, on the grid of a coarser format."""
@@ -119,17 +145,26 @@ class Description:
             return
         if name or steps:
             how = name or f"whole multiples of 1/{steps} of the row's largest number (int8)"
-            yield Finding("format", f"the output is stored as {how} in between: all its numbers lie on that grid")
+            yield Finding(
+                "format", f"the output is stored as {how} in between: all its numbers lie on that grid"
+            )
             self.explained |= view.row_exists
             return
         if name := weights_grid(self.ledgers):
-            yield Finding("format", f"weights are rounded to {name} before the product with the values: all of them lie on its grid")
+            yield Finding(
+                "format",
+                f"weights are rounded to {name} before the product with the values: all of them lie on its grid",
+            )
             self.explained |= view.row_exists
 
     def _latents(self):
         wrong = getattr(self.measured, "wrong_latents", None)
         if wrong is not None and wrong.any():
-            yield Finding("latents", f"the weighted sum of latents is wrong in components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)} and right in the others: these components are accumulated, rescaled or read otherwise", confident=False)
+            yield Finding(
+                "latents",
+                f"the weighted sum of latents is wrong in components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)} and right in the others: these components are accumulated, rescaled or read otherwise",
+                confident=False,
+            )
             self.explained |= self.view.row_exists
 
     def _copies(self):
@@ -153,13 +188,27 @@ class Description:
         finite = np.isfinite(m.output[filled]).all()
         with np.errstate(all="ignore"):
             used = weights > 0
-            even = used.any(-1).all() and (np.abs(weights - 1 / used.sum(-1, keepdims=True)) < 0.02 / used.sum(-1, keepdims=True))[used].all()
-        what = "hold the mean of all values, as if every hidden key had the same score" if even else "are not 0" if finite else "are NaN or infinite"
+            even = (
+                used.any(-1).all()
+                and (np.abs(weights - 1 / used.sum(-1, keepdims=True)) < 0.02 / used.sum(-1, keepdims=True))[
+                    used
+                ].all()
+            )
+        what = (
+            "hold the mean of all values, as if every hidden key had the same score"
+            if even
+            else "are not 0"
+            if finite
+            else "are NaN or infinite"
+        )
         note = ""
         extra = (self.ledgers.labels == EXTRA) & filled[..., None]
         if extra.any() and not even:
             used = self.regions.find(extra, view.exists & filled[..., None])
-            note = f"They give weight to hidden keys{', where ' + str(used) if used.statements else ''}. " + self._softmax_of_hidden(extra)
+            note = (
+                f"They give weight to hidden keys{', where ' + str(used) if used.statements else ''}. "
+                + self._softmax_of_hidden(extra)
+            )
         yield self._finding(rule, "empty rows", f"rows that see no key {what}", note)
         self.explained |= view.empty
 
@@ -167,7 +216,9 @@ class Description:
         """Whether rows without keys are a softmax over the hidden keys that they use."""
         view = self.view
         with np.errstate(all="ignore"):
-            level = np.where(extra & np.isfinite(view.score), np.log(self.measured.weights) - view.score, np.nan)
+            level = np.where(
+                extra & np.isfinite(view.score), np.log(self.measured.weights) - view.score, np.nan
+            )
         rows = extra.any(-1)
         spread = np.nanmax(level[rows], -1) - np.nanmin(level[rows], -1)
         if (spread < 0.02 + 4 * self.measured.tolerance[..., 0][rows]).mean() > 0.9:
@@ -177,7 +228,9 @@ class Description:
     def _layouts(self):
         l = self.ledgers
         wrong = (l.wrong.any(-1) | (self.measured.unexplained > 1).any(-1)) & self.view.row_exists
-        if wrong.sum() < (0.8 if not self.view.latent else 0.2) * self.view.row_exists.sum() * len(self.view.heads):
+        if wrong.sum() < (0.8 if not self.view.latent else 0.2) * self.view.row_exists.sum() * len(
+            self.view.heads
+        ):
             return
         if words := explain_layout(self.measured):
             yield Finding("layout", words)
@@ -211,7 +264,12 @@ class Description:
             return
         rows, share, where = stray
         rule = self._of_rows(rows & ~self.explained)
-        yield self._finding(rule, "past the length", f"{where} get weight ({100 * share:.2g} % of such a row)", minor=any(f.kind == "extra keys" for f in self.found))
+        yield self._finding(
+            rule,
+            "past the length",
+            f"{where} get weight ({100 * share:.2g} % of such a row)",
+            minor=any(f.kind == "extra keys" for f in self.found),
+        )
         self.explained |= rows
 
     def _visible(self):
@@ -228,7 +286,11 @@ class Description:
             words, fit, change = model
             both = missing | extra
             rule = self.regions.find(both, (l.judged & view.exists) & open_rows)
-            note = [f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.", self._sum_note(missing), self._extra_score(extra) if extra.any() else ""]
+            note = [
+                f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.",
+                self._sum_note(missing),
+                self._extra_score(extra) if extra.any() else "",
+            ]
             yield self._finding(rule, "visible keys", words, " ".join(filter(None, note)), model=True)
             return
         yield from self._missing(missing, open_rows)
@@ -252,10 +314,20 @@ class Description:
             return
         rule = self.regions.find(wrong, l.judged & (view.weights > 0) & open_rows)
         note = [edges_in_words(l, wrong.any(-1)), self._sum_note(wrong)]
-        yield self._finding(rule, "missing keys", "keys that should be seen get no weight", " ".join(filter(None, note)), minor=self._minor(wrong))
+        yield self._finding(
+            rule,
+            "missing keys",
+            "keys that should be seen get no weight",
+            " ".join(filter(None, note)),
+            minor=self._minor(wrong),
+        )
 
     def _sum_note(self, missing):
-        return self._sum_in_words(np.where(missing, self.view.weights, 0).sum(-1), missing.any(-1)) if missing.any() else ""
+        return (
+            self._sum_in_words(np.where(missing, self.view.weights, 0).sum(-1), missing.any(-1))
+            if missing.any()
+            else ""
+        )
 
     def _sum_in_words(self, lost, rows):
         """Whether the sum of a row counts the keys that are missing."""
@@ -284,12 +356,24 @@ class Description:
         constant = self._constant_extra_score(wrong)
         if constant is not None:
             cap = view.outline_of(0).softcap
-            meaning = " (minus the softcap: they are hidden before the softcap is applied)" if cap and abs(constant + cap) < 1e-2 * cap else ""
+            meaning = (
+                " (minus the softcap: they are hidden before the softcap is applied)"
+                if cap and abs(constant + cap) < 1e-2 * cap
+                else ""
+            )
             nature = f"keys that should be hidden count with a score of {constant:.4g}{meaning} in place of -inf, whatever their key is"
-            yield self._finding(rule, "extra keys", nature, edges_in_words(l, wrong.any(-1)), minor=self._minor(wrong))
+            yield self._finding(
+                rule, "extra keys", nature, edges_in_words(l, wrong.any(-1)), minor=self._minor(wrong)
+            )
             return
         note = [edges_in_words(l, wrong.any(-1)), self._extra_score(wrong)]
-        yield self._finding(rule, "extra keys", "keys that should be hidden get weight", " ".join(filter(None, note)), minor=self._minor(wrong))
+        yield self._finding(
+            rule,
+            "extra keys",
+            "keys that should be hidden get weight",
+            " ".join(filter(None, note)),
+            minor=self._minor(wrong),
+        )
 
     def _extra_scores(self, wrong):
         """Scores with which hidden keys count, up to what the right keys of the row share, and their tolerance; where known."""
@@ -327,12 +411,24 @@ class Description:
         off = np.abs(l.ratio - l.shift[..., None])[wrong]
         if wrong.sum() < 0.003 * l.judged.sum() and np.nanmax(off / tolerance) < 4:
             return
-        universe = ((l.labels == RIGHT) | (l.labels == SCALED)) & (self.view.weights > 0) & ~self.explained[..., None]
+        universe = (
+            ((l.labels == RIGHT) | (l.labels == SCALED))
+            & (self.view.weights > 0)
+            & ~self.explained[..., None]
+        )
         rule = self.regions.find(wrong, universe)
         factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
-        spread = f"Factors of single weights, beside the rest of their row: {factors.min():.3g} to {factors.max():.3g}." if factors.size else ""
+        spread = (
+            f"Factors of single weights, beside the rest of their row: {factors.min():.3g} to {factors.max():.3g}."
+            if factors.size
+            else ""
+        )
         constant = factors.size and np.ptp(factors) < 0.03 * factors.mean()
-        segments = None if constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01 else find_segments(l)
+        segments = (
+            None
+            if constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01
+            else find_segments(l)
+        )
         if segments is not None:
             best = explain_segments(l, segments)
             if best:
@@ -343,11 +439,17 @@ class Description:
                 return
         if factors.size and np.abs(np.log(factors)).max() < SMALL:
             best = explain_scores(WrongRows(l, wrong)) if wrong.sum() >= 3 else []
-            words = f"scores are wrong: {best[0].words}" if best else f"weights are less exact than the arithmetic allows, by up to {100 * np.abs(np.log(factors)).max():.2g} %: scores, exponentials or weights are computed or stored with fewer bits"
+            words = (
+                f"scores are wrong: {best[0].words}"
+                if best
+                else f"weights are less exact than the arithmetic allows, by up to {100 * np.abs(np.log(factors)).max():.2g} %: scores, exponentials or weights are computed or stored with fewer bits"
+            )
             yield self._finding(rule, "precision", words)
             return
         if words := find_key_sources(l, wrong):
-            yield self._finding(rule, "keys", f"keys are read from other places, values from the right ones: {words}")
+            yield self._finding(
+                rule, "keys", f"keys are read from other places, values from the right ones: {words}"
+            )
             return
         if constant:
             yield self._finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
@@ -355,13 +457,31 @@ class Description:
         if wrong.sum() >= 3:
             best = explain_scores(WrongRows(l, wrong))
             if best:
-                also = "; or, which is the same here, " + best[1].words if len(best) > 1 and best[1].share >= best[0].share - 0.01 and best[1].numbers == best[0].numbers else ""
+                also = (
+                    "; or, which is the same here, " + best[1].words
+                    if len(best) > 1
+                    and best[1].share >= best[0].share - 0.01
+                    and best[1].numbers == best[0].numbers
+                    else ""
+                )
                 yield self._finding(rule, best[0].kind, f"scores are wrong: {best[0].words}{also}")
                 return
         if segments is not None:
-            yield self._finding(rule, "segments", f"weights are off by one factor in each of the {segments.words}: they are rescaled or joined wrongly", spread, confident=False)
+            yield self._finding(
+                rule,
+                "segments",
+                f"weights are off by one factor in each of the {segments.words}: they are rescaled or joined wrongly",
+                spread,
+                confident=False,
+            )
             return
-        yield self._finding(rule, "scaled weights", "weights have other ratios than their scores give", spread, confident=False)
+        yield self._finding(
+            rule,
+            "scaled weights",
+            "weights have other ratios than their scores give",
+            spread,
+            confident=False,
+        )
 
     def _steps_rule(self, near, segments):
         """Where rescaling went wrong: the tiles in which it should have happened."""
@@ -383,13 +503,23 @@ class Description:
         if not wrong.any():
             return
         rule = self._of_rows(wrong)
-        best = max(explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"), key=lambda e: round(e[1], 2), default=None)
+        best = max(
+            explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"),
+            key=lambda e: round(e[1], 2),
+            default=None,
+        )
         sums = l.sum[wrong]
         spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
         if best:
             yield self._finding(rule, "normaliser", best[0], spread)
         else:
-            yield self._finding(rule, "normaliser", "rows are divided by a wrong normaliser, or multiplied by a wrong factor", spread, confident=False)
+            yield self._finding(
+                rule,
+                "normaliser",
+                "rows are divided by a wrong normaliser, or multiplied by a wrong factor",
+                spread,
+                confident=False,
+            )
 
     def _values(self):
         yield from explain_values(self)
@@ -407,23 +537,46 @@ class Description:
                 return
         if not wrong.any():
             return
-        if any(f.kind == "normaliser" for f in self.found) and (np.abs(l.lse_off + l.sum_off)[wrong] <= 1e-3 + 4 * self.measured.tolerance[..., 0][wrong]).mean() > 0.9:
+        if (
+            any(f.kind == "normaliser" for f in self.found)
+            and (
+                np.abs(l.lse_off + l.sum_off)[wrong] <= 1e-3 + 4 * self.measured.tolerance[..., 0][wrong]
+            ).mean()
+            > 0.9
+        ):
             return
         rule = self._of_rows(wrong)
         empty = wrong & view.empty
         if (empty == wrong).all():
             values = np.unique(np.round(self.measured.lse[wrong], 4))
-            yield self._finding(rule, "lse", f"lse of rows that see no key is {', '.join(f'{v:.5g}' for v in values[:3])} in place of -inf")
+            yield self._finding(
+                rule,
+                "lse",
+                f"lse of rows that see no key is {', '.join(f'{v:.5g}' for v in values[:3])} in place of -inf",
+            )
             return
         infinite = wrong & ~np.isfinite(self.measured.lse)
         if infinite.any() and infinite.sum() > 0.9 * wrong.sum():
-            yield self._finding(rule, "lse", f"lse is {self.measured.lse[infinite][0]} in rows that see keys")
+            yield self._finding(
+                rule, "lse", f"lse is {self.measured.lse[infinite][0]} in rows that see keys"
+            )
             return
-        name = grid_of(self.measured.lse[view.row_exists & np.isfinite(self.measured.lse)], self.measured.spec.lse.unit_roundoff)
+        name = grid_of(
+            self.measured.lse[view.row_exists & np.isfinite(self.measured.lse)],
+            self.measured.spec.lse.unit_roundoff,
+        )
         if name:
-            yield self._finding(rule, "format", f"lse is stored as {name}: all its numbers lie on that grid{'' if self.found else '; the output is right'}")
+            yield self._finding(
+                rule,
+                "format",
+                f"lse is stored as {name}: all its numbers lie on that grid{'' if self.found else '; the output is right'}",
+            )
             return
-        best = max(explain_row_number(l, l.lse_off, wrong, self.regions, "lse"), key=lambda e: round(e[1], 2), default=None)
+        best = max(
+            explain_row_number(l, l.lse_off, wrong, self.regions, "lse"),
+            key=lambda e: round(e[1], 2),
+            default=None,
+        )
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]
         spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
         right = "; the output is right" if not self.found else ""

@@ -57,11 +57,23 @@ class Finding:
     def says(self):
         text = self.nature[:1].upper() + self.nature[1:]
         if self.place:
-            text += f", where {self.place}"
+            text += f", {'' if self.place.startswith('not where') else 'where '}{self.place}"
         return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
 
     def to_json(self):
         return {
             name: getattr(self, name)
-            for name in ("kind", "nature", "place", "note", "wrong", "hit", "right_inside", "share", "verified", "confident", "says")
+            for name in (
+                "kind",
+                "nature",
+                "place",
+                "note",
+                "wrong",
+                "hit",
+                "right_inside",
+                "share",
+                "verified",
+                "confident",
+                "says",
+            )
         }

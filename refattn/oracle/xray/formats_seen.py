@@ -31,7 +31,9 @@ def steps_of(rows, roundoff):
         return 0
     for steps in (7, 127, 128):
         scaled = rows[known] / largest[known] * steps
-        if (np.abs(scaled - np.round(scaled)) <= 3 * roundoff * np.abs(scaled) + 1e-4 * (steps < 100)).mean() > 0.98 and roundoff * steps < 0.05:
+        if (
+            np.abs(scaled - np.round(scaled)) <= 3 * roundoff * np.abs(scaled) + 1e-4 * (steps < 100)
+        ).mean() > 0.98 and roundoff * steps < 0.05:
             return steps
     return 0
 

@@ -26,13 +26,22 @@ def find_key_sources(ledgers, wrong):
     query = view.operand("query")
     tolerance = 2 * np.broadcast_to(measured.tolerance, view.shape)
     with np.errstate(all="ignore"):
-        raw = np.log(measured.weights) - ledgers.shift[..., None] + view.lse[..., None] - (view.score - view.capped)
+        raw = (
+            np.log(measured.weights)
+            - ledgers.shift[..., None]
+            + view.lse[..., None]
+            - (view.score - view.capped)
+        )
     judged = (ledgers.labels == SCALED) | (ledgers.labels == RIGHT)
     kv = view.heads // view.group_size
     own, found = [], []
     places = np.argwhere(wrong.any(2).reshape(len(view.sequences), -1, view.num_keys))  # (b, h, j)
     rng = np.random.default_rng(0)
-    keys = np.unique(np.stack([places[:, 0], kv[places[:, 1]], places[:, 2]], 1), axis=0) if len(places) else places
+    keys = (
+        np.unique(np.stack([places[:, 0], kv[places[:, 1]], places[:, 2]], 1), axis=0)
+        if len(places)
+        else places
+    )
     for b, k, j in keys[np.sort(rng.choice(len(keys), min(len(keys), 160), replace=False))]:
         heads = np.flatnonzero(kv == k)
         hh, tt = np.nonzero(judged[b, heads, :, j] & np.isfinite(raw[b, heads, :, j]))
@@ -52,7 +61,11 @@ def find_key_sources(ledgers, wrong):
 
 def _words(view, shape, own, found):
     axes = list(view.checked.form.arrays.values())[KEY].split()[: len(shape) - 1]
-    axes = axes[len(axes) - (len(shape) - 1) :] if len(axes) >= len(shape) - 1 else [f"axis {n}" for n in range(len(shape) - 1)]
+    axes = (
+        axes[len(axes) - (len(shape) - 1) :]
+        if len(axes) >= len(shape) - 1
+        else [f"axis {n}" for n in range(len(shape) - 1)]
+    )
     before, after = np.unravel_index(own[:, 3], shape[:-1]), np.unravel_index(found, shape[:-1])
     told = []
     for name, a, b in zip(axes, before, after, strict=True):

@@ -33,7 +33,9 @@ def explain_layout(measured) -> str:
             continue
         off = np.abs(view.cut(OUTPUT, output) - measured.output)
         size = np.abs(measured.output) + measured.output_tolerance
-        near = off <= 4 * measured.output_tolerance + 0.02 * size * (measured.spec.output.unit_roundoff > 1e-4)
+        near = off <= 4 * measured.output_tolerance + 0.02 * size * (
+            measured.spec.output.unit_roundoff > 1e-4
+        )
         if near.mean() > RIGHT_SHARE:
             return words
     return heads_swapped(measured)
@@ -49,8 +51,12 @@ def _first_look(measured):
     head = view.heads[h]
     rest = np.where(view.visible[b, h], view.score[b, h] - view.capped[b, h], -np.inf)
     rows = off[b, h].any(-1) & view.visible[b, h].any(-1)
-    allowed = 8 * measured.output_tolerance[b, h][rows] + 0.04 * np.abs(measured.output[b, h][rows]) * (measured.spec.output.unit_roundoff > 1e-4)
-    flat = lambda array, axes: np.asarray(array, np.float64).reshape(-1, *array.shape[array.ndim - axes :])[s.entry]
+    allowed = 8 * measured.output_tolerance[b, h][rows] + 0.04 * np.abs(measured.output[b, h][rows]) * (
+        measured.spec.output.unit_roundoff > 1e-4
+    )
+    flat = lambda array, axes: np.asarray(array, np.float64).reshape(-1, *array.shape[array.ndim - axes :])[
+        s.entry
+    ]
 
     def promising(arrays):
         q_nope, q_rope = (flat(array, 3)[head][s.rows] for array in arrays[:2])
@@ -73,7 +79,11 @@ def _layouts(arrays):
     swap = lambda x: np.swapaxes(x, -2, -3)
     memory = lambda x: np.ascontiguousarray(swap(x)).reshape(x.shape)
     backwards = lambda x: swap(x.reshape(*x.shape[:-3], x.shape[-2], x.shape[-3], x.shape[-1]))
-    yield "the axes of heads and rows (length) are exchanged in query, key and value: attention runs over the heads", (swap(query), swap(key), swap(value)), swap
+    yield (
+        "the axes of heads and rows (length) are exchanged in query, key and value: attention runs over the heads",
+        (swap(query), swap(key), swap(value)),
+        swap,
+    )
     for words, read in (
         ("memory of (length, heads, dim) is read as (heads, length, dim): strides are ignored", memory),
         ("memory of (heads, length, dim) is read as (length, heads, dim)", backwards),
@@ -101,8 +111,18 @@ def _latent_layouts(arrays):
     same = lambda x: x
     components = (
         ("its halves exchanged", lambda x: np.roll(x, x.shape[-1] // 2, axis=-1)),
-        ("even and odd components apart (interleaved read as halves)", lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1)),
-        ("halves read as interleaved", lambda x: x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape) if x.shape[-1] % 2 == 0 else x),
+        (
+            "even and odd components apart (interleaved read as halves)",
+            lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1),
+        ),
+        (
+            "halves read as interleaved",
+            lambda x: (
+                x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+                if x.shape[-1] % 2 == 0
+                else x
+            ),
+        ),
         ("0 in its place", np.zeros_like),
     )
     heads = (
@@ -113,13 +133,27 @@ def _latent_layouts(arrays):
     )
     for n, name in enumerate(names):
         ways = [(words, change) for words, change in components if n < 4]
-        ways += [(f"the keys' own order shifted by {step}", lambda x, step=step: np.roll(x, step, axis=-2)) for step in (1, -1) if n in (2, 3)]
+        ways += [
+            (f"the keys' own order shifted by {step}", lambda x, step=step: np.roll(x, step, axis=-2))
+            for step in (1, -1)
+            if n in (2, 3)
+        ]
         if n in (0, 1):
             ways += [(words, lambda x, change=change: change(x, -3)) for words, change in heads]
         if n in (4, 5):
             ways += [(words, lambda x, change=change: change(x, 0)) for words, change in heads]
-            ways += [("memory of (dim, heads, rank) read as (heads, dim, rank)", lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape))]
-            ways += [("memory of (heads, dim, rank) read as (dim, heads, rank)", lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1))]
+            ways += [
+                (
+                    "memory of (dim, heads, rank) read as (heads, dim, rank)",
+                    lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape),
+                )
+            ]
+            ways += [
+                (
+                    "memory of (heads, dim, rank) read as (dim, heads, rank)",
+                    lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1),
+                )
+            ]
         if n in (0, 1, 4, 5):
             width = arrays[n].shape[-1]
             step = 8 if width <= 64 else 16 if width <= 128 else 64
@@ -128,9 +162,20 @@ def _latent_layouts(arrays):
                 for last in edges[1:]:
                     if first < last and last - first < width:
                         for factor, what in ((2.0, "counted twice"), (0.0, "left out")):
-                            ways.append((f"{what} in components {first} to {last - 1} of {width}", lambda x, first=first, last=last, factor=factor: _times(x, first, last, factor)))
+                            ways.append(
+                                (
+                                    f"{what} in components {first} to {last - 1} of {width}",
+                                    lambda x, first=first, last=last, factor=factor: _times(
+                                        x, first, last, factor
+                                    ),
+                                )
+                            )
         for words, change in ways:
-            yield f"{name} is {words}", tuple(change(array) if m == n else array for m, array in enumerate(arrays)), same
+            yield (
+                f"{name} is {words}",
+                tuple(change(array) if m == n else array for m, array in enumerate(arrays)),
+                same,
+            )
 
 
 def _times(array, first, last, factor):
@@ -142,7 +187,11 @@ def _times(array, first, last, factor):
 def heads_swapped(measured):
     """MLA: words for an array of which some heads read another head's part; "" if there is none."""
     view = measured.view
-    if view.checked.form.name != "latent" or len(view.heads) != view.num_heads or view.num_heads > MOST_HEADS:
+    if (
+        view.checked.form.name != "latent"
+        or len(view.heads) != view.num_heads
+        or view.num_heads > MOST_HEADS
+    ):
         return ""
     for n, name, axis in ((4, "w_uk", 0), (5, "w_uv", 0), (0, "q_nope", -3), (1, "q_rope", -3)):
         source = {}
@@ -154,7 +203,9 @@ def heads_swapped(measured):
                 output = run_stages(checked.part(0).drawn(), arithmetic=Arithmetic())[0]
             off = np.abs(view.cut(OUTPUT, output.reshape(checked.output_shape)) - measured.output)
             size = np.abs(measured.output) + measured.output_tolerance
-            near = off <= 4 * measured.output_tolerance + 0.02 * size * (measured.spec.output.unit_roundoff > 1e-4)
+            near = off <= 4 * measured.output_tolerance + 0.02 * size * (
+                measured.spec.output.unit_roundoff > 1e-4
+            )
             for h in np.flatnonzero(near.mean((0, 2, 3)) > RIGHT_SHARE):
                 source.setdefault(int(h), (int(h) + step) % view.num_heads)
         if len(source) == view.num_heads and any(a != b for a, b in source.items()):

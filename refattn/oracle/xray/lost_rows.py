@@ -64,6 +64,8 @@ def threshold_in_words(measured, rows) -> str:
     meaning = (
         f"as if the running maximum started near {start:.4g} ({start / scale:.4g} before the scale), below which exp gives 0"
         if edge < -60
-        else "as if exp overflowed" if edge > 60 else ""
+        else "as if exp overflowed"
+        if edge > 60
+        else ""
     )
     return f"They recover when the query is multiplied by {low:.3g}: rows are lost whose largest score is beyond about {edge:.4g}{', ' + meaning if meaning else ''}."

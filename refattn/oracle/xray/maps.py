@@ -54,14 +54,23 @@ def _rules(wanted, got, what, sizes):
             yield f"{what} n // {name}", wanted // size
             yield f"the first {what} of its {name} for all of them", wanted // size * size
             yield f"{what} n * {name}", wanted * size
-            yield f"{what}s of each {name} in reverse order", wanted // size * size + size - 1 - wanted % size
+            yield (
+                f"{what}s of each {name} in reverse order",
+                wanted // size * size + size - 1 - wanted % size,
+            )
         for step in (1, -1):
-            yield f"{what}s rotated by {abs(step)} within each {name}", wanted // max(size, 1) * size + (wanted % max(size, 1) + step) % max(size, 1)
+            yield (
+                f"{what}s rotated by {abs(step)} within each {name}",
+                wanted // max(size, 1) * size + (wanted % max(size, 1) + step) % max(size, 1),
+            )
     for bit in range(8):
         yield f"{what} n ^ {1 << bit} (bit {bit} of the number flipped)", wanted ^ (1 << bit)
     for low in range(4):
         for high in range(low + 1, 7):
             a, b = (wanted >> low) & 1, (wanted >> high) & 1
-            yield f"{what} with bits {low} and {high} of its number exchanged", wanted ^ ((a ^ b) << low) ^ ((a ^ b) << high)
+            yield (
+                f"{what} with bits {low} and {high} of its number exchanged",
+                wanted ^ ((a ^ b) << low) ^ ((a ^ b) << high),
+            )
     number = int(wanted.max(initial=0))
     yield f"{what} counted from the end ({number} - n)", number - wanted

@@ -44,10 +44,19 @@ class Measured(Reading):
         if self.wrong_columns.any():
             self.other_columns = self.wrong_columns & ~self.dead_columns
         elif not self.view.latent and self.view.num_keys:
-            sums = self.probes.output("values of 1 in every column", self.view.with_array(VALUE, self.view.stored(VALUE, lambda part, shape: np.ones(shape), 1.0)))
+            sums = self.probes.output(
+                "values of 1 in every column",
+                self.view.with_array(
+                    VALUE, self.view.stored(VALUE, lambda part, shape: np.ones(shape), 1.0)
+                ),
+            )
             with np.errstate(all="ignore"):
                 off = np.abs(sums[..., None, :] / sums[..., :, None] - 1)  # (B, H, T, E, E)
-                alike = ~(off > 2 * self.tolerance[..., None]).any((0, 1, 2)) if sums.size * width < MOST_COLUMN_PAIRS else np.ones((width, width), bool)
+                alike = (
+                    ~(off > 2 * self.tolerance[..., None]).any((0, 1, 2))
+                    if sums.size * width < MOST_COLUMN_PAIRS
+                    else np.ones((width, width), bool)
+                )
             most = alike.sum(1).argmax()
             if not alike[most].all():
                 self.columns = np.flatnonzero(alike[most])
@@ -62,7 +71,10 @@ class Measured(Reading):
         other = copy.copy(self)
         other.__dict__.pop("unexplained", None)
         other.columns, other.other_columns = columns, ~self.other_columns
-        other.wrong_columns, other.dead_columns = ~self.other_columns, np.zeros(len(self.other_columns), bool)
+        other.wrong_columns, other.dead_columns = (
+            ~self.other_columns,
+            np.zeros(len(self.other_columns), bool),
+        )
         other.weights = other._weights()
         return other
 
@@ -173,7 +185,9 @@ class Measured(Reading):
             taken = np.arange(first, min(first + len(columns), w_uv.shape[-1]))
             probe = np.zeros(w_uv.shape)
             probe[:, columns[: len(taken)], taken] = 1.0
-            with_probe = tuple(probe.astype(w_uv.dtype) if n == W_UV else array for n, array in enumerate(arrays))
+            with_probe = tuple(
+                probe.astype(w_uv.dtype) if n == W_UV else array for n, array in enumerate(arrays)
+            )
             context[..., taken] = self.probes.output(why, with_probe)[..., columns[: len(taken)]]
         return context
 
@@ -187,7 +201,10 @@ class Measured(Reading):
         keys = np.zeros_like(w_uk)
         keys[..., : s.num_keys] = w_uk @ latent.T  # [H, N, C] @ [C, S] -> [H, N, S]
         changed = list(arrays)
-        changed[KV_LATENT], changed[W_UK] = one_hot.astype(arrays[KV_LATENT].dtype), keys.astype(arrays[W_UK].dtype)
+        changed[KV_LATENT], changed[W_UK] = (
+            one_hot.astype(arrays[KV_LATENT].dtype),
+            keys.astype(arrays[W_UK].dtype),
+        )
         weights = np.zeros(view.shape[1:])
         weights[..., : s.num_keys] = self._context(changed, "one-hot latents")[n][..., : s.num_keys]
         return weights
@@ -204,7 +221,9 @@ class Measured(Reading):
                 weights[h, t] = np.nan
             elif some.any():
                 factors = np.linalg.lstsq(parts[some].T, context[h, t], rcond=1e-9)[0]
-                factors = np.where(np.abs(factors - 1) < 0.02, 1.0, np.where(np.abs(factors) < 0.02, 0.0, factors))
+                factors = np.where(
+                    np.abs(factors - 1) < 0.02, 1.0, np.where(np.abs(factors) < 0.02, 0.0, factors)
+                )
                 all_factors = np.ones(len(edges))
                 all_factors[some] = factors
                 weights[h, t] *= np.repeat(all_factors, np.diff([*edges, len(latent)]))
@@ -240,8 +259,12 @@ class Measured(Reading):
             array = view.stored(VALUE, fill)
             for which in (total - 2, total - 1):
                 if which in taken:
-                    array = self._mark_outside(array, columns[np.flatnonzero(taken == which)[0]], tail=which == total - 2)
-            output = self.probes.output("values that name their head and sequence", view.with_array(VALUE, array))
+                    array = self._mark_outside(
+                        array, columns[np.flatnonzero(taken == which)[0]], tail=which == total - 2
+                    )
+            output = self.probes.output(
+                "values that name their head and sequence", view.with_array(VALUE, array)
+            )
             shares[..., taken] = output[..., columns[: len(taken)]]
         own = [number[s.part, s.entry] for s in view.sequences]
         return shares[..., :heads], shares[..., heads:-2], shares[..., -2:], np.array(own)
@@ -262,7 +285,9 @@ class Measured(Reading):
             probe = np.zeros(value.shape)
             for e, page in enumerate(taken):
                 probe[page, ..., columns[e]] = 1.0
-            output = self.probes.output("values that name their page", view.with_array(VALUE, probe.astype(value.dtype)))
+            output = self.probes.output(
+                "values that name their page", view.with_array(VALUE, probe.astype(value.dtype))
+            )
             weights[..., taken] = output[..., columns[: len(taken)]]
         return np.nan_to_num(weights)
 

@@ -50,8 +50,13 @@ def point(measured, doubtful=None, rounds=1) -> Pointed | None:
         if one is None:
             return None
         found.append(one)
-    joined = {name: np.concatenate([getattr(one, name) for one in found]) for name in ("key", "sequence", "head", "read", "column", "place")}
-    return Pointed(at=tuple(np.concatenate(axis) for axis in zip(*(one.at for one in found), strict=True)), **joined)
+    joined = {
+        name: np.concatenate([getattr(one, name) for one in found])
+        for name in ("key", "sequence", "head", "read", "column", "place")
+    }
+    return Pointed(
+        at=tuple(np.concatenate(axis) for axis in zip(*(one.at for one in found), strict=True)), **joined
+    )
 
 
 def _point(measured, doubtful, seed) -> Pointed | None:
@@ -68,7 +73,11 @@ def _point(measured, doubtful, seed) -> Pointed | None:
     pointed = POINTED
     while pointed * apart < LEAST_GAP and pointed < LARGEST:
         pointed *= 2
-    if pointed * apart < LEAST_GAP or (part.softcap is not None and part.softcap < LEAST_GAP) or part.scale <= 0:
+    if (
+        pointed * apart < LEAST_GAP
+        or (part.softcap is not None and part.softcap < LEAST_GAP)
+        or part.scale <= 0
+    ):
         return None
     seen = view.visible
     where = np.argwhere(seen.any(-1))
@@ -81,7 +90,12 @@ def _point(measured, doubtful, seed) -> Pointed | None:
         use = prefer.any(-1) & (rng.random(len(ways)) < 2 / 3)
         ways = np.where(use[:, None], prefer, ways)
     # a key that the row sees, another one for each row
-    chosen = np.array([np.flatnonzero(way)[pick % way.sum()] for way, pick in zip(ways, rng.integers(0, 2**31, len(ways)), strict=True)])
+    chosen = np.array(
+        [
+            np.flatnonzero(way)[pick % way.sum()]
+            for way, pick in zip(ways, rng.integers(0, 2**31, len(ways)), strict=True)
+        ]
+    )
     signs = rng.choice([-1.0, 1.0], size=(int(np.prod(key.shape[:-1])), dims))
     keys = signs.reshape(key.shape).astype(key.dtype)
     rows = np.zeros((int(np.prod(query.shape[:-1])), dims))
@@ -90,7 +104,9 @@ def _point(measured, doubtful, seed) -> Pointed | None:
     for b, h, t, j in zip(*at, chosen, strict=True):
         s = view.sequences[b]
         head = s.heads[h]
-        rows[of_query[s.part][s.entry, head, s.rows[t]]] = pointed * signs[of_key[s.part][s.entry, head // group, j]]
+        rows[of_query[s.part][s.entry, head, s.rows[t]]] = (
+            pointed * signs[of_key[s.part][s.entry, head // group, j]]
+        )
     arrays = list(view.arrays)
     arrays[QUERY], arrays[KEY] = rows.reshape(query.shape).astype(query.dtype), keys
     value = np.asarray(view.arrays[VALUE])
@@ -125,4 +141,12 @@ def _named(view, at, chosen, read, shape):
     lost = read < 0
     row, column = np.where(lost, 0, read // shape[-1]), read % shape[-1]
     named = np.where(lost[..., None], -2, places[row])
-    return Pointed(at, chosen, named[..., 0], named[..., 1], named[..., 2], np.where(lost, -2, column), np.where(lost, -1, row))
+    return Pointed(
+        at,
+        chosen,
+        named[..., 0],
+        named[..., 1],
+        named[..., 2],
+        np.where(lost, -2, column),
+        np.where(lost, -1, row),
+    )

@@ -42,7 +42,7 @@ class Reading:
         reach = np.abs(np.where(view.exists, view.raw, 0)).max(-1, initial=0.0, keepdims=True)
         size = reach + np.where(np.isfinite(view.lse), np.abs(view.lse), 0.0)[..., None]
         coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
-        dims = self.view.arrays[0].shape[-1]
+        dims = view.score_terms
         score = u * (LAMBDA * (dims**0.5 + 3) * size + 16) + 2 * coarse * size
         return 2 * (score + 2 * spec.weight.unit_roundoff + spec.output.unit_roundoff) + 4 * spec.exp_error
 
@@ -77,12 +77,12 @@ class Reading:
 
     def of_heads(self, array):
         """An array (B, K, ...) repeated for the query heads that are looked at."""
-        return array[:, self.view.heads // max(self.view.num_heads // array.shape[1], 1)]
+        return self.view.of_heads(array)
 
     def _applied(self, weights, absolute=False):
         """weights @ value, where weights of 0 hide whatever the value is."""
         value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
-        return weights @ self.of_heads(np.abs(value) if absolute else value)
+        return self.view.applied(weights, np.abs(value) if absolute else value)
 
     def _right_columns(self):
         """Columns of the output in which to read weights: those that are right where only some are wrong."""

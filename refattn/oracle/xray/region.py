@@ -77,6 +77,8 @@ class Regions:
                 array = None
             if array is not None:
                 array = np.asarray(array)
+                if array.dtype.kind == "f":
+                    array = np.nan_to_num(array, nan=-1e9, posinf=1e9, neginf=-1e9)
                 array = None if array.size < 1 or (array == array.flat[0]).all() else array
             self._known[feature] = array
         return self._known[feature]
@@ -99,7 +101,13 @@ class Regions:
         packed_bad, packed_good = np.packbits(on_bad, axis=1), np.packbits(on_good, axis=1)
         costs = np.array([statement.cost for statement in statements])
         ones = lambda count: np.packbits(np.ones(count, bool))
-        nothing = (2 * num_bad / (num_bad + num_bad + num_good), (), ones(on_bad.shape[1]), ones(on_good.shape[1]), 0.0)
+        nothing = (
+            2 * num_bad / (num_bad + num_bad + num_good),
+            (),
+            ones(on_bad.shape[1]),
+            ones(on_good.shape[1]),
+            0.0,
+        )
         beam, best = [nothing], nothing
         for _ in range(DEPTH):
             found = []
@@ -150,7 +158,11 @@ class Regions:
         for statement in statements:
             inside = inside & statement.holds(self.array(statement.feature))
         return Rule(
-            statements, inside, int((wrong & universe).sum()), int((inside & wrong).sum()), int((inside & ~wrong).sum())
+            statements,
+            inside,
+            int((wrong & universe).sum()),
+            int((inside & wrong).sum()),
+            int((inside & ~wrong).sum()),
         )
 
 
@@ -168,7 +180,9 @@ def _values(feature, of_bad, of_good, array):
         yield "==", True, False
         yield "==", False, False
         return
-    landmarks = {int(array.max()) if mark == -1 and not (array == -1).any() else mark for mark in feature.landmarks}
+    landmarks = {
+        int(array.max()) if mark == -1 and not (array == -1).any() else mark for mark in feature.landmarks
+    }
     landmarks |= {int(array.min())} if not feature.ordered else set()
     values, counts = np.unique(of_bad, return_counts=True)
     if not len(values):
@@ -184,5 +198,13 @@ def _values(feature, of_bad, of_good, array):
         values = np.unique(np.quantile(values, np.linspace(0, 1, MOST_VALUES), method="nearest"))
     edges = {int(v) for v in values} | landmarks | {mark + step for mark in landmarks for step in (-1, 1)}
     for value in sorted(edges):
-        yield "<=", value, value not in landmarks and value - 1 not in landmarks and value + 1 not in landmarks
-        yield ">=", value, value not in landmarks and value - 1 not in landmarks and value + 1 not in landmarks
+        yield (
+            "<=",
+            value,
+            value not in landmarks and value - 1 not in landmarks and value + 1 not in landmarks,
+        )
+        yield (
+            ">=",
+            value,
+            value not in landmarks and value - 1 not in landmarks and value + 1 not in landmarks,
+        )

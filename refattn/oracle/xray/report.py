@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from refattn.oracle.verdict.report import NOT_JUDGED, json_ready
 from refattn.oracle.xray.compare import EXTRA, MISSING, SCALED, Ledgers
 from refattn.oracle.xray.findings import SHOWN, Finding
@@ -139,7 +141,9 @@ class XRay:
         rounding = measured.spec.output
         if rounding.unit_roundoff > COARSE:
             found.append(f"what is smaller than the rounding of the output, {rounding.name}")
-        if measured.view.visible[measured.view.row_exists.repeat(len(measured.view.heads), 1)].all():
+        view = measured.view
+        rows = np.broadcast_to(view.row_exists, view.shape[:3])
+        if view.visible[rows].all() and not view.checked.form.joins:
             found.append("keys and values that are moved together (every row sees all keys)")
         return found
 

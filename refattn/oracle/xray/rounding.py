@@ -10,7 +10,9 @@ from refattn.oracle.arithmetic.formats import round_to
 def running_maximum(view, tile):
     """Largest score of a row up to the end of the tile of a key, (B, H, T, S); -inf before the first key that is seen."""
     hidden = np.where(view.visible, view.score, -np.inf)
-    running = np.maximum.accumulate(np.maximum.reduceat(hidden, np.arange(0, view.num_keys, tile), axis=-1), axis=-1)
+    running = np.maximum.accumulate(
+        np.maximum.reduceat(hidden, np.arange(0, view.num_keys, tile), axis=-1), axis=-1
+    )
     return np.repeat(running, tile, axis=-1)[..., : view.num_keys]
 
 

@@ -26,11 +26,15 @@ def explain_row_number(ledgers, delta, wrong, regions, name) -> Iterator[tuple[s
     if not len(at[0]):
         return
     d = delta[at]
-    tolerance = 2 * measured.tolerance[..., 0][at] + 8 * measured.spec.lse.unit_roundoff * (1 + np.abs(view.lse[at])) * (name == "lse")
+    tolerance = 2 * measured.tolerance[..., 0][at] + 8 * measured.spec.lse.unit_roundoff * (
+        1 + np.abs(view.lse[at])
+    ) * (name == "lse")
 
     def share(predicted):
         with np.errstate(all="ignore"):
-            return float((np.abs(d - predicted) <= tolerance + 0.02 * np.minimum(np.abs(d), tolerance * 10)).mean())
+            return float(
+                (np.abs(d - predicted) <= tolerance + 0.02 * np.minimum(np.abs(d), tolerance * 10)).mean()
+            )
 
     candidates = _candidates(ledgers, at, d, name, regions, tolerance)
     while True:
@@ -52,7 +56,10 @@ def _candidates(ledgers, at, d, name, regions, tolerance):
     for words, own, other in _of_other_rows(view, at):
         yield f"{name} is that of {words}", other(view.lse) - own(view.lse)
         if name != "lse":
-            yield f"{name} is that of {words} (the sum of exponentials; its maximum is right)", other(view.lse - view.top) - own(view.lse - view.top)
+            yield (
+                f"{name} is that of {words} (the sum of exponentials; its maximum is right)",
+                other(view.lse - view.top) - own(view.lse - view.top),
+            )
     for words, value in _matched(view, at, d, name, tolerance):
         yield words, value
     if name == "lse":
@@ -61,28 +68,52 @@ def _candidates(ledgers, at, d, name, regions, tolerance):
         yield "lse has the opposite sign", -2 * lse
         yield "lse is the row's maximum alone: the logarithm of the sum is not added", -inner
         yield "lse is the logarithm of the sum alone: the row's maximum is not added", -top
-        yield "the logarithm of the sum is taken in base 2 and added to a maximum in base e", inner * (np.log2(np.e) - 1)
-        yield "the maximum is in base 2 (times log2(e)) and the logarithm of the sum in base e", top * (np.log2(np.e) - 1)
-        yield "the logarithm of the sum is multiplied by ln 2 and the maximum is not", inner * (np.log(2) - 1)
+        yield (
+            "the logarithm of the sum is taken in base 2 and added to a maximum in base e",
+            inner * (np.log2(np.e) - 1),
+        )
+        yield (
+            "the maximum is in base 2 (times log2(e)) and the logarithm of the sum in base e",
+            top * (np.log2(np.e) - 1),
+        )
+        yield (
+            "the logarithm of the sum is multiplied by ln 2 and the maximum is not",
+            inner * (np.log(2) - 1),
+        )
         yield "the maximum is multiplied by ln 2 and the logarithm of the sum is not", top * (np.log(2) - 1)
         scale = view.outline_of(0).scale
         yield "the maximum is not multiplied by the scale", top * (1 / scale - 1)
         yield "the maximum is multiplied by the scale once more", top * (scale - 1)
         yield "lse is exp(lse): the sum itself, without a logarithm", np.exp(lse) - lse
-        yield "lse holds the sum of exponentials (relative to the maximum), without a logarithm", np.exp(inner) - lse
+        yield (
+            "lse holds the sum of exponentials (relative to the maximum), without a logarithm",
+            np.exp(inner) - lse,
+        )
         yield "lse is 0: not written", -lse
         yield "lse is 1 / sum", np.exp(-inner) - lse
-    yield f"{name} is off by the constant {constant:.5g} ({name} times {ratio(factor)} as a sum of exponentials)", np.full_like(d, constant)
+    yield (
+        f"{name} is off by the constant {constant:.5g} ({name} times {ratio(factor)} as a sum of exponentials)",
+        np.full_like(d, constant),
+    )
     yield from _masses(ledgers, at, d, name, regions, tolerance)
     yield from _lines(view, at, d, name)
     yield from _per_head(view, at, d, name)
     for short in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
-        for words, x in (("the sum of exponentials", np.exp(inner)), ("the sum of exponentials times exp(maximum)", np.exp(np.minimum(lse, 700.0)))):
+        for words, x in (
+            ("the sum of exponentials", np.exp(inner)),
+            ("the sum of exponentials times exp(maximum)", np.exp(np.minimum(lse, 700.0))),
+        ):
             yield f"{words} in {name} is rounded to {short}", np.log(round_to(x, short) / x)
         for tile in (0, 16, 32, 64, 128):
             rounded = rounded_weights(view, tile, short)[at]
-            yield f"{name} sums weights that are rounded to {short}, the output those that are not", np.log(np.exp(rounded).sum(-1)) - inner
-            yield f"{name} sums weights before they are rounded to {short}, the output those after it", inner - np.log(np.exp(rounded).sum(-1))
+            yield (
+                f"{name} sums weights that are rounded to {short}, the output those that are not",
+                np.log(np.exp(rounded).sum(-1)) - inner,
+            )
+            yield (
+                f"{name} sums weights before they are rounded to {short}, the output those after it",
+                inner - np.log(np.exp(rounded).sum(-1)),
+            )
 
 
 def _of_other_rows(view, at):
@@ -115,7 +146,10 @@ def _of_other_rows(view, at):
         if size < shape[2]:
             yield f"the first row of its {size} rows", *found(b, h, t // size * size)
             yield f"the last row of its {size} rows", *found(b, h, t // size * size + size - 1)
-            yield f"the row {size} away (bit {size.bit_length() - 1} of its number flipped)", *found(b, h, t ^ size)
+            yield (
+                f"the row {size} away (bit {size.bit_length() - 1} of its number flipped)",
+                *found(b, h, t ^ size),
+            )
             yield f"row t % {size}", *found(b, h, t % size)
     yield "the first row", *found(b, h, np.zeros_like(t))
     yield "the last row", *found(b, h, np.full_like(t, shape[2] - 1))
@@ -133,9 +167,15 @@ def _of_other_rows(view, at):
         if len(view.sequences) > 1 and len(view.sequences) == view.checked.num_parts:
             tt, hh = np.divmod(h * starts[-1] + starts[b] + t, shape[1])
             bb = np.searchsorted(starts, tt, "right") - 1
-            yield "an array of shape (all rows, heads) read as (heads, all rows)", *found(np.minimum(bb, shape[0] - 1), hh, tt - starts[np.minimum(bb, shape[0] - 1)])
+            yield (
+                "an array of shape (all rows, heads) read as (heads, all rows)",
+                *found(np.minimum(bb, shape[0] - 1), hh, tt - starts[np.minimum(bb, shape[0] - 1)]),
+            )
         tt, hh = np.divmod(flat, shape[1])
-        yield "an array of shape (rows, heads) read as (heads, rows)", *found(b, hh, np.minimum(tt, shape[2] - 1))
+        yield (
+            "an array of shape (rows, heads) read as (heads, rows)",
+            *found(b, hh, np.minimum(tt, shape[2] - 1)),
+        )
     del row
 
 
@@ -165,8 +205,14 @@ def _matched(view, at, d, name, tolerance):
         if here.any():
             step = np.bincount((other - own)[here] + heads * total).argmax() - heads * total
             steps.append(f"{step:+d} in sequence {n}")
-    listed = ", ".join(f"(sequence {x}, head {y}, row {z}) holds that of {tuple(int(v) for v in w)}" for x, y, z, w in list(zip(b, h, t, source, strict=True))[:3])
-    yield f"lse is right but stands at other rows: numbers are those of rows (counted over heads and all rows) {', '.join(steps[:5])}; for example {listed}", values[best] - view.lse[at]
+    listed = ", ".join(
+        f"(sequence {x}, head {y}, row {z}) holds that of {tuple(int(v) for v in w)}"
+        for x, y, z, w in list(zip(b, h, t, source, strict=True))[:3]
+    )
+    yield (
+        f"lse is right but stands at other rows: numbers are those of rows (counted over heads and all rows) {', '.join(steps[:5])}; for example {listed}",
+        values[best] - view.lse[at],
+    )
 
 
 def _masses(ledgers, at, d, name, regions, tolerance):
@@ -183,26 +229,48 @@ def _masses(ledgers, at, d, name, regions, tolerance):
                 del own
                 swapped = other(np.broadcast_to(_all_sinks(view), view.shape[:3]))
                 if not words.startswith("the row") and not words.startswith("row"):
-                    yield f"{name} holds the sink of {words}", np.log1p(np.exp(swapped - view.lse[at]) - share)
+                    yield (
+                        f"{name} holds the sink of {words}",
+                        np.log1p(np.exp(swapped - view.lse[at]) - share),
+                    )
         if sinks is not None:
             # the sink that the sum would hold
             implied = np.log(np.exp(sinks) + np.expm1(d) * np.exp(view.lse[at]))
-            level = float(np.nanmedian(implied)) if np.isfinite(implied).any() else 0.0
+            level = float(np.median(implied[np.isfinite(implied)])) if np.isfinite(implied).any() else 0.0
             replaced = lambda other: np.log1p(np.exp(other - view.lse[at]) - share)
             size = (sinks * sinks).sum()
-            a = float(np.nansum(sinks * np.where(np.isfinite(implied), implied, sinks)) / size) if size else 1.0
-            yield f"the sink in {name} is {level:.4g} whatever it should be", replaced(np.full_like(sinks, level))
-            for words, factor in (("multiplied by the scale", view.outline_of(0).scale), ("in base 2 (times ln 2)", np.log(2)), ("in base 2 (times log2(e))", np.log2(np.e)), ("negated", -1.0)):
+            a = (
+                float(np.nansum(sinks * np.where(np.isfinite(implied), implied, sinks)) / size)
+                if size
+                else 1.0
+            )
+            yield (
+                f"the sink in {name} is {level:.4g} whatever it should be",
+                replaced(np.full_like(sinks, level)),
+            )
+            for words, factor in (
+                ("multiplied by the scale", view.outline_of(0).scale),
+                ("in base 2 (times ln 2)", np.log(2)),
+                ("in base 2 (times log2(e))", np.log2(np.e)),
+                ("negated", -1.0),
+            ):
                 yield f"the sink in {name} is {words}", replaced(factor * sinks)
             yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
         if view.dropped is not None:
-            yield "the kept weights are normalised to sum to 1 again: dropout is applied before the softmax", np.log(ledgers.right_sum[at])
+            yield (
+                "the kept weights are normalised to sum to 1 again: dropout is applied before the softmax",
+                np.log(ledgers.right_sum[at]),
+            )
         for feature in FEATURES:
             array = regions.array(feature)
             if array is None or array.shape[-1] == 1:  # all keys of a row or none
                 continue
             array = np.broadcast_to(array, view.shape)[at]
-            values = (True, False) if feature.truth else [v for v in {*feature.landmarks, int(array.max())} if v in array]
+            values = (
+                (True, False)
+                if feature.truth
+                else [v for v in {*feature.landmarks, int(array.max(initial=0))} if v in array]
+            )
             for value in values:
                 here = array == value
                 mass = np.where(here, weights, 0).sum(-1)
@@ -210,29 +278,49 @@ def _masses(ledgers, at, d, name, regions, tolerance):
                 yield f"the keys are left out of {name} where {words}", np.log1p(-mass)
                 yield f"the keys count twice in {name} where {words}", np.log1p(mass)
                 yield f"only the keys count in {name} where {words}", np.log(mass)
-        hidden = np.where(view.exists & ~view.visible, np.exp(view.score - view.lse[..., None]), 0.0)[at].sum(-1)
+        hidden = np.where(view.exists & ~view.visible, np.exp(view.score - view.lse[..., None]), 0.0)[
+            at
+        ].sum(-1)
         yield f"hidden keys count in {name}", np.log1p(hidden)
         extra = np.log(np.expm1(d)) + view.lse[at]  # logarithm of what joined the sum
         if sinks is not None:
             times = float(np.median(np.expm1(d) / np.where(share > 0, share, np.nan)))
             if np.isfinite(times):
-                yield f"the sink counts {1 + times:.3g} times in {name}, as if each part added it", np.log1p(times * share)
-        joined = float(np.nanmedian(np.where(np.isfinite(extra), extra, np.nan))) if np.isfinite(extra).any() else 0.0
+                yield (
+                    f"the sink counts {1 + times:.3g} times in {name}, as if each part added it",
+                    np.log1p(times * share),
+                )
+        finite = extra[np.isfinite(extra)]
+        joined = float(np.median(finite)) if finite.size else 0.0
         number = np.exp(min(joined, 700.0))
-        more = f"about {number:.3g} terms of exp(0) = 1 (as of keys of score 0, or empty parts whose lse is 0)" if 0.7 < number < 300 else f"exp({joined:.4g})"
+        more = (
+            f"about {number:.3g} terms of exp(0) = 1 (as of keys of score 0, or empty parts whose lse is 0)"
+            if 0.7 < number < 300
+            else f"exp({joined:.4g})"
+        )
         yield f"{more} too many in {name}", np.log1p(np.exp(joined - view.lse[at]))
         terms = np.exp(np.minimum(extra, 20.0))
         # a number of terms is known where the tolerance of the sum is a small part of one term
-        known = np.isfinite(terms) & (terms > 0.5) & (2 * tolerance * np.exp(np.minimum(view.lse[at], 700.0)) < 0.2)
+        known = (
+            np.isfinite(terms)
+            & (terms > 0.5)
+            & (2 * tolerance * np.exp(np.minimum(view.lse[at], 700.0)) < 0.2)
+        )
         if known.sum() >= 3 and (np.abs(terms - np.round(terms)) < 0.2)[known].mean() > EXPLAINS:
             low, high = int(np.round(terms[known].min())), int(np.round(terms[known].max()))
             count = f"{low}" if low == high else f"{low} to {high}"
-            yield f"{count} terms of exp(0) = 1 too many in {name}, as of keys of score 0 or of empty parts whose lse is 0", np.where(known, np.log1p(np.round(terms) * np.exp(-view.lse[at])), d)
+            yield (
+                f"{count} terms of exp(0) = 1 too many in {name}, as of keys of score 0 or of empty parts whose lse is 0",
+                np.where(known, np.log1p(np.round(terms) * np.exp(-view.lse[at])), d),
+            )
         for size in KEY_TILES:
             length = view.of_sequences("length")[at[0], 0, 0, 0]
             tail = -length % size
             if (tail > 0).any():
-                yield f"the padding of the last tile of {size} keys counts in {name} as keys of score 0", np.log1p(tail * np.exp(-view.lse[at]))
+                yield (
+                    f"the padding of the last tile of {size} keys counts in {name} as keys of score 0",
+                    np.log1p(tail * np.exp(-view.lse[at])),
+                )
 
 
 def _lines(view, at, d, name):
@@ -249,7 +337,9 @@ def _lines(view, at, d, name):
     inside = (np.arange(key.shape[2]) < length[:, 0, 0])[:, None, :, None]
     mean = np.where(inside, np.nan_to_num(key), 0).sum(2) / np.maximum(length[:, 0, 0], 1)[:, None]
     kv = view.heads[at[1]] // view.group_size
-    terms["the product of query and the mean of the keys (scaled)"] = part.scale * (query[at] * mean[at[0], kv]).sum(-1)
+    terms["the product of query and the mean of the keys (scaled)"] = part.scale * (
+        query[at] * mean[at[0], kv]
+    ).sum(-1)
     for words, x in terms.items():
         size = (x * x).sum()
         if size > 0 and np.ptp(x) > 1e-6:
@@ -265,13 +355,28 @@ def _lines(view, at, d, name):
             rise = np.diff(running, axis=-1)
             last = np.where(np.isfinite(rise), rise, 0)
             yield f"{name} misses the last rescaling (tiles of {size} keys)", last[..., -1]
-            yield f"{name} is rescaled once too often at the last tile (tiles of {size} keys)", -last[..., -1]
-            yield f"{name} is relative to the maximum of the first tile of {size} keys", running[..., -1] - tiles[..., 0]
-            yield f"{name} is relative to the maximum of the last tile of {size} keys", tiles[..., -1] - running[..., -1]
+            yield (
+                f"{name} is rescaled once too often at the last tile (tiles of {size} keys)",
+                -last[..., -1],
+            )
+            yield (
+                f"{name} is relative to the maximum of the first tile of {size} keys",
+                running[..., -1] - tiles[..., 0],
+            )
+            yield (
+                f"{name} is relative to the maximum of the last tile of {size} keys",
+                tiles[..., -1] - running[..., -1],
+            )
             parts = np.exp(np.where(view.visible, view.score, -np.inf))
             sums = np.add.reduceat(parts, np.arange(0, view.num_keys, size), axis=-1)[at]
-            yield f"{name} is never rescaled: each tile of {size} keys counts relative to the maximum so far", np.log((sums / np.exp(running)).sum(-1)) - (lse - top)
-            yield f"{name} counts each tile of {size} keys relative to its own maximum", np.log(np.where(np.isfinite(tiles), sums / np.exp(tiles), 0).sum(-1)) - (lse - top)
+            yield (
+                f"{name} is never rescaled: each tile of {size} keys counts relative to the maximum so far",
+                np.log((sums / np.exp(running)).sum(-1)) - (lse - top),
+            )
+            yield (
+                f"{name} counts each tile of {size} keys relative to its own maximum",
+                np.log(np.where(np.isfinite(tiles), sums / np.exp(tiles), 0).sum(-1)) - (lse - top),
+            )
 
 
 def _per_head(view, at, d, name):
@@ -279,10 +384,18 @@ def _per_head(view, at, d, name):
     part = view.outline_of(0)
     heads = view.heads[at[1]]
     if part.alibi_slopes is not None:
-        slopes = np.array([view.outline_of(b).alibi_slopes[view.sequences[b].entry, h] for b, h in zip(at[0], heads, strict=True)])
+        slopes = np.array(
+            [
+                view.outline_of(b).alibi_slopes[view.sequences[b].entry, h]
+                for b, h in zip(at[0], heads, strict=True)
+            ]
+        )
         size = (slopes * slopes).sum()
         a = float((slopes * d).sum() / size) if size else 0.0
-        yield f"{name} is off by {a:.4g} times the head's ALiBi slope: every distance is off by {-a:.4g}, which the weights do not show", a * slopes
+        yield (
+            f"{name} is off by {a:.4g} times the head's ALiBi slope: every distance is off by {-a:.4g}, which the weights do not show",
+            a * slopes,
+        )
     if len(np.unique(heads)) > 1:
         level = np.zeros_like(d)
         for h in np.unique(heads):
@@ -300,7 +413,9 @@ def _all_sinks(view):
     part = view.outline_of(0)
     if part.sinks is None:
         return None
-    return np.array([view.outline_of(n).sinks[s.entry][s.heads] for n, s in enumerate(view.sequences)])[..., None]
+    return np.array([view.outline_of(n).sinks[s.entry][s.heads] for n, s in enumerate(view.sequences)])[
+        ..., None
+    ]
 
 
 def _sinks(view, at):

@@ -164,7 +164,13 @@ def explain_scores(rows: WrongRows) -> list[Explanation]:
 
 def ratio(a):
     """A number beside those it might be meant as."""
-    for value, words in ((2, "doubled"), (0.5, "halved"), (np.log2(np.e), "log2(e)"), (np.log(2), "ln 2"), (-1, "negated")):
+    for value, words in (
+        (2, "doubled"),
+        (0.5, "halved"),
+        (np.log2(np.e), "log2(e)"),
+        (np.log(2), "ln 2"),
+        (-1, "negated"),
+    ):
         if abs(a - value) < 2e-3 * abs(value):
             return f"{a:.4g} ({words})"
     return f"{a:.4g}"
@@ -183,11 +189,31 @@ def _missing_or_doubled(rows) -> Iterator:
         yield "softcap", "the softcap is left out", rows.with_rest(raw), 0
         yield "softcap", "the softcap is applied twice", rows.with_rest(rows.capped_of(rows.capped)), 0
         yield "softcap", "the softcap is applied after the bias is added", rows.capped_of(raw + rest), 0
-        yield "softcap", "scores are clipped at the softcap in place of tanh", rows.with_rest(np.clip(raw, -cap, cap)), 0
+        yield (
+            "softcap",
+            "scores are clipped at the softcap in place of tanh",
+            rows.with_rest(np.clip(raw, -cap, cap)),
+            0,
+        )
         scale = rows.part.scale
-        yield "softcap", "the softcap is applied before the scale", rows.with_rest(rows.capped_of(raw / scale) * scale), 0
-        yield "softcap", "scores are tanh(score / softcap), not multiplied by the softcap again", rows.with_rest(rows.capped / cap), 0
-        yield "softcap", "scores are not divided by the softcap before tanh", rows.with_rest(cap * np.tanh(raw)), 0
+        yield (
+            "softcap",
+            "the softcap is applied before the scale",
+            rows.with_rest(rows.capped_of(raw / scale) * scale),
+            0,
+        )
+        yield (
+            "softcap",
+            "scores are tanh(score / softcap), not multiplied by the softcap again",
+            rows.with_rest(rows.capped / cap),
+            0,
+        )
+        yield (
+            "softcap",
+            "scores are not divided by the softcap before tanh",
+            rows.with_rest(cap * np.tanh(raw)),
+            0,
+        )
     if bias is not None:
         yield "bias", "the bias is left out", rows.score - bias, 0
         yield "bias", "the bias is added twice", rows.score + bias, 0
@@ -203,8 +229,18 @@ def _missing_or_doubled(rows) -> Iterator:
         yield "ALiBi", "ALiBi is multiplied by the scale", rows.score + (rows.part.scale - 1) * alibi, 0
         if cap is not None:
             yield "ALiBi", "ALiBi is added before the softcap", rows.capped_of(raw + alibi) + rest - alibi, 0
-    yield "scale", "scores are squared in scale: the scale is applied twice", rows.with_rest(rows.capped_of(raw * rows.part.scale)), 0
-    yield "scale", "scores are not multiplied by the scale", rows.with_rest(rows.capped_of(raw / rows.part.scale)), 0
+    yield (
+        "scale",
+        "scores are squared in scale: the scale is applied twice",
+        rows.with_rest(rows.capped_of(raw * rows.part.scale)),
+        0,
+    )
+    yield (
+        "scale",
+        "scores are not multiplied by the scale",
+        rows.with_rest(rows.capped_of(raw / rows.part.scale)),
+        0,
+    )
     yield "scores", "scores are negated", rows.with_rest(rows.capped_of(-raw)), 0
 
 
@@ -215,14 +251,34 @@ def _from_elsewhere(rows) -> Iterator:
     if slopes is not None:
         for words, heads in _other_heads(rows):
             other = rows.option("alibi_slopes", heads=heads)
-            yield "ALiBi", f"ALiBi has the slope of {words}", rows.score + (slopes - other) * rows.distance, 0
+            yield (
+                "ALiBi",
+                f"ALiBi has the slope of {words}",
+                rows.score + (slopes - other) * rows.distance,
+                0,
+            )
         for words, place in _other_positions(rows):
-            yield "ALiBi", f"ALiBi measures distances from {words}", rows.score + slopes * (rows.distance - np.abs(place[:, None] - view.key[0, 0])), 0
+            yield (
+                "ALiBi",
+                f"ALiBi measures distances from {words}",
+                rows.score + slopes * (rows.distance - np.abs(place[:, None] - view.key[0, 0])),
+                0,
+            )
         for size in TILES:
             local = rows.position[:, None] - view.key[0, 0] % size
-            yield "ALiBi", f"ALiBi counts keys from the start of each tile of {size}", rows.score + slopes * (rows.distance - np.abs(local)), 0
+            yield (
+                "ALiBi",
+                f"ALiBi counts keys from the start of each tile of {size}",
+                rows.score + slopes * (rows.distance - np.abs(local)),
+                0,
+            )
             place = view.row[rows.b, 0, rows.t, 0] % size
-            yield "ALiBi", f"ALiBi counts rows from the start of each tile of {size}", rows.score + slopes * (rows.distance - np.abs(place[:, None] - view.key[0, 0])), 0
+            yield (
+                "ALiBi",
+                f"ALiBi counts rows from the start of each tile of {size}",
+                rows.score + slopes * (rows.distance - np.abs(place[:, None] - view.key[0, 0])),
+                0,
+            )
     bias = rows.plane("bias")
     if bias is not None:
         rest = rows.score - bias
@@ -238,10 +294,16 @@ def _other_positions(rows):
     for step in (1, -1):
         yield f"a position that is one too {'large' if step > 0 else 'small'}", rows.position + step
     sizes = lambda name: view.of_sequences(name)[rows.b, 0, 0, 0]
-    yield "the row number plus the stored keys less the rows, not the length less the rows", row + sizes("num_keys") - sizes("num_rows")
+    yield (
+        "the row number plus the stored keys less the rows, not the length less the rows",
+        row + sizes("num_keys") - sizes("num_rows"),
+    )
     yield "the length less the rows, plus the row", row + sizes("length") - sizes("num_rows")
     starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])[:-1]
-    yield "the row's number among the rows of all sequences (not within its own)", rows.position + starts[rows.b]
+    yield (
+        "the row's number among the rows of all sequences (not within its own)",
+        rows.position + starts[rows.b],
+    )
     yield "the row's number among the rows of all sequences, without the offset", row + starts[rows.b]
     yield "the last key", sizes("length") - 1
     yield "position 0, whatever the row", 0 * row
@@ -260,11 +322,21 @@ def _shifted_positions(rows):
         least = (np.inf, 0)
         for step in range(-MOST_SHIFT, MOST_SHIFT + 1):
             moved = np.abs(rows.position[here][:, None] + step - key)
-            least = min(least, (-_closeness(some, rows.score[here] + slopes[here] * (rows.distance[here] - moved)), step))
+            least = min(
+                least,
+                (-_closeness(some, rows.score[here] + slopes[here] * (rows.distance[here] - moved)), step),
+            )
         found[int(b)] = least[1]
-        scores[here] += slopes[here] * (rows.distance[here] - np.abs(rows.position[here][:, None] + least[1] - key))
+        scores[here] += slopes[here] * (
+            rows.distance[here] - np.abs(rows.position[here][:, None] + least[1] - key)
+        )
     words = ", ".join(f"{step:+d} in sequence {b}" for b, step in found.items() if step)
-    yield "ALiBi", f"ALiBi measures distances from positions (row less key) that are off by {words}", scores, 1
+    yield (
+        "ALiBi",
+        f"ALiBi measures distances from positions (row less key) that are off by {words}",
+        scores,
+        1,
+    )
 
 
 def _whole_distances(rows):
@@ -279,14 +351,22 @@ def _whole_distances(rows):
         steep = rows.wrong & (np.abs(slopes) > 4 * rows.tolerance)
         near = steep & (np.abs(off - steps) * np.abs(slopes) <= rows.tolerance)
     if steep.sum() >= 8 and near.sum() >= EXPLAINS * steep.sum() and (steps[near] != 0).all():
-        yield "ALiBi", f"the distances that ALiBi uses are off by whole numbers, from {int(steps[near].min())} to {int(steps[near].max())}: positions are rounded or counted from elsewhere", np.where(steep, rows.score - slopes * np.nan_to_num(steps), rows.measured), 1
+        yield (
+            "ALiBi",
+            f"the distances that ALiBi uses are off by whole numbers, from {int(steps[near].min())} to {int(steps[near].max())}: positions are rounded or counted from elsewhere",
+            np.where(steep, rows.score - slopes * np.nan_to_num(steps), rows.measured),
+            1,
+        )
 
 
 def _clipped(rows):
     """Scores that are cut off at a number."""
     with np.errstate(all="ignore"):
         got = rows.measured + (rows.lse - rows.shift)[:, None]
-    for words, where in (("at most", rows.wrong & (got < rows.score)), ("at least", rows.wrong & (got > rows.score))):
+    for words, where in (
+        ("at most", rows.wrong & (got < rows.score)),
+        ("at least", rows.wrong & (got > rows.score)),
+    ):
         if where.sum() < EXPLAINS * rows.wrong.sum():
             continue
         values = got[where]
@@ -298,13 +378,25 @@ def _clipped(rows):
                 running = running_maximum(rows.view, tile)[rows.at]
                 edge = float(np.median(got[where] - running[where]))
                 limit = running + edge
-                limited = np.minimum(rows.score, limit) if words == "at most" else np.maximum(rows.score, limit)
-                yield "scores", f"exponents (score less the running maximum, tiles of {tile} keys) are {words} {edge:.4g} ({edge / np.log(2):.4g} in base 2): what lies beyond is cut off", limited, 1
+                limited = (
+                    np.minimum(rows.score, limit) if words == "at most" else np.maximum(rows.score, limit)
+                )
+                yield (
+                    "scores",
+                    f"exponents (score less the running maximum, tiles of {tile} keys) are {words} {edge:.4g} ({edge / np.log(2):.4g} in base 2): what lies beyond is cut off",
+                    limited,
+                    1,
+                )
         below = values - np.broadcast_to(rows.top[:, None], got.shape)[where]
         edge = float(np.median(below))
         limit = (rows.top + edge)[:, None]
         limited = np.minimum(rows.score, limit) if words == "at most" else np.maximum(rows.score, limit)
-        yield "scores", f"exponents (score less the row's largest) are {words} {edge:.4g}: what lies beyond is cut off", limited, 1
+        yield (
+            "scores",
+            f"exponents (score less the row's largest) are {words} {edge:.4g}: what lies beyond is cut off",
+            limited,
+            1,
+        )
 
 
 def _other_operands(rows):
@@ -317,30 +409,70 @@ def _other_operands(rows):
     with np.errstate(all="ignore"):
         if view.num_kv_heads > 1:
             for words, heads in _maps_of(kv, view.num_kv_heads, "key/value head", rows.head):
-                yield "head map", f"the keys are those of {words}", rows.with_rest(rows.capped_of(dot(own_q, key[rows.b, heads]))), 0
+                yield (
+                    "head map",
+                    f"the keys are those of {words}",
+                    rows.with_rest(rows.capped_of(dot(own_q, key[rows.b, heads]))),
+                    0,
+                )
         for words, batch in _other_sequences(rows):
-            yield "sequence", f"the keys are those of {words}", rows.with_rest(rows.capped_of(dot(own_q, key[batch, kv]))), 0
+            yield (
+                "sequence",
+                f"the keys are those of {words}",
+                rows.with_rest(rows.capped_of(dot(own_q, key[batch, kv]))),
+                0,
+            )
         for step in (1, -1, *TILES, *(-size for size in TILES)):
             shifted = np.roll(key, -step, axis=2)[rows.b, kv]
-            yield "keys", f"the keys are those {abs(step)} {'behind' if step > 0 else 'before'} the values they are used with", rows.with_rest(rows.capped_of(dot(own_q, shifted))), 0
+            yield (
+                "keys",
+                f"the keys are those {abs(step)} {'behind' if step > 0 else 'before'} the values they are used with",
+                rows.with_rest(rows.capped_of(dot(own_q, shifted))),
+                0,
+            )
         place = {int(h): n for n, h in enumerate(view.heads)}
         for words, heads in _other_heads(rows):
             if all(int(h) in place for h in heads):
                 q = query[rows.b, [place[int(h)] for h in heads], rows.t]
-                yield "query", f"the query is that of {words}", rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))), 0
+                yield (
+                    "query",
+                    f"the query is that of {words}",
+                    rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))),
+                    0,
+                )
         for words, batch in _other_sequences(rows):
             q = query[batch, rows.h, rows.t]
-            yield "query", f"the query is that of {words}", rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))), 0
+            yield (
+                "query",
+                f"the query is that of {words}",
+                rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))),
+                0,
+            )
         last = query.shape[2] - 1
         for step in (1, -1, *TILES, *(-size for size in TILES)):
             if abs(step) <= last:
                 q = query[rows.b, rows.h, np.clip(rows.t + step, 0, last)]
-                yield "query", f"the query is that of the row {_steps(step)}", rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))), 0
+                yield (
+                    "query",
+                    f"the query is that of the row {_steps(step)}",
+                    rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))),
+                    0,
+                )
         for size in TILES:
             q = query[rows.b, rows.h, rows.t % size % (last + 1)]
-            yield "query", f"the query is that of the row's place in the first tile of {size} rows", rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))), 0
+            yield (
+                "query",
+                f"the query is that of the row's place in the first tile of {size} rows",
+                rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))),
+                0,
+            )
         q = query[rows.b, rows.h, np.zeros_like(rows.t)]
-        yield "query", "the query is that of the first row for every row", rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))), 0
+        yield (
+            "query",
+            "the query is that of the first row for every row",
+            rows.with_rest(rows.capped_of(dot(q, key[rows.b, kv]))),
+            0,
+        )
 
 
 def _with_a_number(rows) -> Iterator:
@@ -348,14 +480,35 @@ def _with_a_number(rows) -> Iterator:
     raw = rows.raw
     if rows.cap is None:
         a = 1 + rows.fitted(raw)
-        yield "scale", f"scores are multiplied by {ratio(a)}: the scale is {a * rows.part.scale:.5g}, it should be {rows.part.scale:.5g}", rows.with_rest(a * raw), 1
+        yield (
+            "scale",
+            f"scores are multiplied by {ratio(a)}: the scale is {a * rows.part.scale:.5g}, it should be {rows.part.scale:.5g}",
+            rows.with_rest(a * raw),
+            1,
+        )
     else:
-        best = max(np.geomspace(0.05, 20, 121), key=lambda a: _closeness(rows, rows.with_rest(rows.capped_of(a * raw))))
+        best = max(
+            np.geomspace(0.05, 20, 121),
+            key=lambda a: _closeness(rows, rows.with_rest(rows.capped_of(a * raw))),
+        )
         for a in (_refined(rows, best, lambda a: rows.with_rest(rows.capped_of(a * raw))),):
-            yield "scale", f"scores are multiplied by {ratio(a)} before the softcap: the scale is {a * rows.part.scale:.5g}, it should be {rows.part.scale:.5g}", rows.with_rest(rows.capped_of(a * raw)), 1
-        best = max(rows.cap * np.geomspace(0.02, 50, 121), key=lambda c: _closeness(rows, rows.with_rest(rows.capped_of(raw, c))))
+            yield (
+                "scale",
+                f"scores are multiplied by {ratio(a)} before the softcap: the scale is {a * rows.part.scale:.5g}, it should be {rows.part.scale:.5g}",
+                rows.with_rest(rows.capped_of(a * raw)),
+                1,
+            )
+        best = max(
+            rows.cap * np.geomspace(0.02, 50, 121),
+            key=lambda c: _closeness(rows, rows.with_rest(rows.capped_of(raw, c))),
+        )
         cap = _refined(rows, best, lambda c: rows.with_rest(rows.capped_of(raw, c)))
-        yield "softcap", f"the softcap is {cap:.5g}, it should be {rows.cap:.5g}", rows.with_rest(rows.capped_of(raw, cap)), 1
+        yield (
+            "softcap",
+            f"the softcap is {cap:.5g}, it should be {rows.cap:.5g}",
+            rows.with_rest(rows.capped_of(raw, cap)),
+            1,
+        )
         a = 1 + rows.fitted(rows.capped)
         yield "softcap", f"capped scores are multiplied by {ratio(a)}", rows.with_rest(a * rows.capped), 1
     bias, slopes = rows.plane("bias"), rows.option("alibi_slopes")
@@ -373,13 +526,26 @@ def _with_a_number(rows) -> Iterator:
             one = _only(rows, here).fitted(-rows.distance[here])
             off[here] -= one * rows.distance[here]
             numbers[int(h)] = float(slopes[here][0, 0] + one)
-        words = ", ".join(f"{value:.4g} for head {h} (right {float(slopes[rows.head == h][0, 0]):.4g})" for h, value in list(numbers.items())[:4])
+        words = ", ".join(
+            f"{value:.4g} for head {h} (right {float(slopes[rows.head == h][0, 0]):.4g})"
+            for h, value in list(numbers.items())[:4]
+        )
         yield "ALiBi", f"the slopes of ALiBi are others: {words}", off, 2
     a = rows.fitted(rows.distance.astype(float))
-    yield "ALiBi", f"{-a:.4g} times the distance of key and row is taken from the scores, as ALiBi does, which was not asked for", rows.score + a * rows.distance, 1
+    yield (
+        "ALiBi",
+        f"{-a:.4g} times the distance of key and row is taken from the scores, as ALiBi does, which was not asked for",
+        rows.score + a * rows.distance,
+        1,
+    )
     square = np.abs(rows.raw) * rows.raw
     a = rows.fitted(square)
-    yield "scores", f"scores have a part that grows with their square ({a:.3g} s |s|)", rows.score + a * square, 2
+    yield (
+        "scores",
+        f"scores have a part that grows with their square ({a:.3g} s |s|)",
+        rows.score + a * square,
+        2,
+    )
 
 
 def _rounded(rows) -> Iterator:
@@ -389,20 +555,57 @@ def _rounded(rows) -> Iterator:
     kv = rows.head // view.group_size
     for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
         for tile in (0, 16, 32, 64, 128):
-            yield "format", f"weights are rounded to {name} before they are multiplied with the values", rounded_weights(view, tile, name)[rows.at] + rows.top[:, None], 0
-        yield "format", f"scores are rounded to {name}", rows.with_rest(rows.capped_of(round_to(rows.raw / scale, name) * scale)), 0
-        yield "format", f"scaled scores are rounded to {name}", rows.with_rest(rows.capped_of(round_to(rows.raw, name))), 0
-        yield "format", f"final scores are rounded to {name}", round_to(np.where(np.isfinite(rows.score), rows.score, 0), name), 0
+            yield (
+                "format",
+                f"weights are rounded to {name} before they are multiplied with the values",
+                rounded_weights(view, tile, name)[rows.at] + rows.top[:, None],
+                0,
+            )
+        yield (
+            "format",
+            f"scores are rounded to {name}",
+            rows.with_rest(rows.capped_of(round_to(rows.raw / scale, name) * scale)),
+            0,
+        )
+        yield (
+            "format",
+            f"scaled scores are rounded to {name}",
+            rows.with_rest(rows.capped_of(round_to(rows.raw, name))),
+            0,
+        )
+        yield (
+            "format",
+            f"final scores are rounded to {name}",
+            round_to(np.where(np.isfinite(rows.score), rows.score, 0), name),
+            0,
+        )
         for words, q, k in (
-            ("the query", round_to(query, name), key), ("the scaled query", round_to(query * scale, name) / scale, key),
-            ("keys", query, round_to(key, name)), ("query and keys", round_to(query, name), round_to(key, name)),
+            ("the query", round_to(query, name), key),
+            ("the scaled query", round_to(query * scale, name) / scale, key),
+            ("keys", query, round_to(key, name)),
+            ("query and keys", round_to(query, name), round_to(key, name)),
         ):
-            yield "format", f"{words} {'are' if words.endswith('s') else 'is'} rounded to {name}", rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", q, k[rows.b, kv]))), 0
-    for words, axes in (("one scale a key", (3,)), ("one scale a head", (2, 3)), ("one scale for all", (1, 2, 3)), ("one scale a component", (2,))):
+            yield (
+                "format",
+                f"{words} {'are' if words.endswith('s') else 'is'} rounded to {name}",
+                rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", q, k[rows.b, kv]))),
+                0,
+            )
+    for words, axes in (
+        ("one scale a key", (3,)),
+        ("one scale a head", (2, 3)),
+        ("one scale for all", (1, 2, 3)),
+        ("one scale a component", (2,)),
+    ):
         step = np.abs(key).max(axis=axes, keepdims=True) / 127
         with np.errstate(all="ignore"):
             k = np.where(step > 0, np.round(key / step) * step, 0)
-        yield "format", f"keys are rounded to int8 with {words}", rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", query, k[rows.b, kv]))), 0
+        yield (
+            "format",
+            f"keys are rounded to int8 with {words}",
+            rows.with_rest(rows.capped_of(scale * np.einsum("nd,nsd->ns", query, k[rows.b, kv]))),
+            0,
+        )
 
 
 def _by_component(rows) -> Iterator:
@@ -419,7 +622,10 @@ def _by_component(rows) -> Iterator:
     if use.sum() < 3 * dims:
         return
     products = rows.part.scale * q[:, None, :] * np.nan_to_num(k)  # (n, S, D)
-    mean = np.where(use[..., None], products, 0).sum(1, keepdims=True) / np.maximum(use.sum(1), 1)[:, None, None]
+    mean = (
+        np.where(use[..., None], products, 0).sum(1, keepdims=True)
+        / np.maximum(use.sum(1), 1)[:, None, None]
+    )
     x = (products - mean)[use]
     target = _centred(np.where(use, y, 0), use)[use]
     solved = np.linalg.lstsq(x, target, rcond=None)[0]
@@ -431,14 +637,25 @@ def _by_component(rows) -> Iterator:
     # which component of the key each one of the query meets
     cross = np.zeros((dims, dims))
     for n in range(len(q)):
-        cross += q[n][:, None] * (np.where(use[n], _centred(np.where(use[n], y[n], 0)[None], use[n][None])[0], 0) @ np.nan_to_num(k[n]))[None]
+        cross += (
+            q[n][:, None]
+            * (
+                np.where(use[n], _centred(np.where(use[n], y[n], 0)[None], use[n][None])[0], 0)
+                @ np.nan_to_num(k[n])
+            )[None]
+        )
     partner = np.argmax(cross, axis=1)
     if (partner != np.arange(dims)).any() and len(np.unique(partner)) > dims // 4:
         scores = rows.part.scale * np.einsum("nd,nsd->ns", q, np.nan_to_num(k)[..., partner])
         moved = [d for d in range(dims) if partner[d] != d]
         words = ", ".join(f"{d} with {partner[d]}" for d in moved[:6])
         more = f" and {len(moved) - 6} others" if len(moved) > 6 else ""
-        yield "components", f"components of query and key are multiplied crosswise: of the query with of the key {words}{more}, of {dims}", rows.with_rest(scores), 1
+        yield (
+            "components",
+            f"components of query and key are multiplied crosswise: of the query with of the key {words}{more}, of {dims}",
+            rows.with_rest(scores),
+            1,
+        )
 
 
 def _components(factors):
@@ -463,7 +680,16 @@ def _ranges(numbers):
     return ", ".join(runs[:6]) + (f" and {len(runs) - 6} more ranges" if len(runs) > 6 else "")
 
 
-MODELS: tuple[Callable, ...] = (_missing_or_doubled, _from_elsewhere, _with_a_number, _clipped, _shifted_positions, _whole_distances, _by_component, _rounded)
+MODELS: tuple[Callable, ...] = (
+    _missing_or_doubled,
+    _from_elsewhere,
+    _with_a_number,
+    _clipped,
+    _shifted_positions,
+    _whole_distances,
+    _by_component,
+    _rounded,
+)
 
 
 # places that operands may come from
@@ -493,7 +719,10 @@ def _maps_of(own, count, what, head):
         (f"the {what} counted from the end", count - 1 - own),
         (f"{what} h % {count} (of query head h)", head % count),
         (f"{what} min(h, {count - 1}) (of query head h)", np.minimum(head, count - 1)),
-        (f"the {what} whose lowest bit is changed (0 and 1, 2 and 3 exchanged)", np.minimum(own ^ 1, count - 1)),
+        (
+            f"the {what} whose lowest bit is changed (0 and 1, 2 and 3 exchanged)",
+            np.minimum(own ^ 1, count - 1),
+        ),
         (f"{what} h // 2 (of query head h)", np.minimum(head // 2, count - 1)),
     ]
     ways += [(f"{what} {n} for all", np.full_like(own, n)) for n in range(1, min(count, 9))]
@@ -521,7 +750,12 @@ def _refined(rows, start, model):
     """The number near `start` under which a model is nearest."""
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(lambda a: -_closeness(rows, model(a)), bounds=sorted((start * 0.94, start * 1.06)), method="bounded", options={"xatol": 1e-7 * abs(start)})
+    found = minimize_scalar(
+        lambda a: -_closeness(rows, model(a)),
+        bounds=sorted((start * 0.94, start * 1.06)),
+        method="bounded",
+        options={"xatol": 1e-7 * abs(start)},
+    )
     return float(found.x)
 
 

@@ -79,7 +79,9 @@ def explain_segments(ledgers, segments):
     own = np.maximum.reduceat(hidden, edges, axis=-1)
     running = np.maximum.accumulate(own, axis=-1)
     with np.errstate(all="ignore"):
-        sums = np.add.reduceat(np.where(view.visible, np.exp(view.score - view.top[..., None]), 0), edges, axis=-1)
+        sums = np.add.reduceat(
+            np.where(view.visible, np.exp(view.score - view.top[..., None]), 0), edges, axis=-1
+        )
         part = np.log(sums) + view.top[..., None]  # lse of each stretch
     tolerance = 3 * ledgers.measured.tolerance
     found = []
@@ -88,9 +90,11 @@ def explain_segments(ledgers, segments):
         with np.errstate(all="ignore"):
             known = np.isfinite(f) & np.isfinite(predicted)
             off = np.where(known, f - predicted, np.nan)
-            rows = (np.isfinite(f) & (np.abs(f - ledgers.shift[..., None]) > tolerance)).any(-1) & (known.sum(-1) > 1)
+            rows = (np.isfinite(f) & (np.abs(f - ledgers.shift[..., None]) > tolerance)).any(-1) & (
+                known.sum(-1) > 1
+            )
             middle = np.zeros(f.shape[:-1])
-            middle[rows] = np.nanmedian(off[rows], axis=-1)
+            middle[rows] = np.nanmedian(off[rows], axis=-1)  # two stretches at least are known
             near = (np.abs(off - middle[..., None]) <= tolerance) | ~known
             share = (near.all(-1) & rows).sum() / max(rows.sum(), 1)
         if share >= FITS:
@@ -102,39 +106,65 @@ def explain_segments(ledgers, segments):
         big = np.isfinite(step) & (np.abs(step) > tolerance)
         for sign, words in (
             (1, "what was accumulated before a tile is not rescaled when the running maximum rises in it"),
-            (-1, "what was accumulated before a tile is rescaled once too often when the running maximum rises in it"),
-            (2, "what was accumulated before a tile is multiplied by exp(new maximum - old maximum), the inverse of the factor, when the running maximum rises in it"),
+            (
+                -1,
+                "what was accumulated before a tile is rescaled once too often when the running maximum rises in it",
+            ),
+            (
+                2,
+                "what was accumulated before a tile is multiplied by exp(new maximum - old maximum), the inverse of the factor, when the running maximum rises in it",
+            ),
         ):
             near = big & (np.abs(step - sign * rise) <= tolerance) & (rise > 0)
             if big.any() and near.sum() >= FITS * big.sum():
                 found.append((words, float(near.sum() / big.sum()), near))
         top, lse = view.top[..., None], view.lse[..., None]
         consider("each stretch is weighted relative to its own maximum, not the row's", top - own)
-        consider("each stretch is weighted relative to the running maximum so far, and never rescaled", top - running)
-        consider("each stretch is normalised by itself and all count alike: stretches are averaged, not joined by their lse", -part)
+        consider(
+            "each stretch is weighted relative to the running maximum so far, and never rescaled",
+            top - running,
+        )
+        consider(
+            "each stretch is normalised by itself and all count alike: stretches are averaged, not joined by their lse",
+            -part,
+        )
         for count in (2, 3, 4):
             if len(edges) > count:
                 group = np.arange(len(edges)) % count
                 of_group = np.stack([own[..., group == g].max(-1) for g in range(count)], -1)[..., group]
-                consider(f"tiles are shared by {count} groups (tile number % {count}), and each group is weighted relative to its own maximum, not the row's", top - of_group)
-                sums_of = np.stack([np.logaddexp.reduce(part[..., group == g], axis=-1) for g in range(count)], -1)[..., group]
-                consider(f"tiles are shared by {count} groups (tile number % {count}), each normalised by itself and all counted alike", -sums_of)
+                consider(
+                    f"tiles are shared by {count} groups (tile number % {count}), and each group is weighted relative to its own maximum, not the row's",
+                    top - of_group,
+                )
+                sums_of = np.stack(
+                    [np.logaddexp.reduce(part[..., group == g], axis=-1) for g in range(count)], -1
+                )[..., group]
+                consider(
+                    f"tiles are shared by {count} groups (tile number % {count}), each normalised by itself and all counted alike",
+                    -sums_of,
+                )
         consider("stretches are joined by their maxima alone, not their lse", own - part)
         consider("stretches are joined by exp of the wrong sign of their lse", -2 * part)
-        consider("stretches are joined by the sums of their exponentials without their maxima", part - own - part)
+        consider(
+            "stretches are joined by the sums of their exponentials without their maxima", part - own - part
+        )
         consider("stretches are joined with lse in base 2 taken for base e", (np.log2(np.e) - 1) * part)
         consider("stretches are joined with lse in base e taken for base 2", (np.log(2) - 1) * part)
         for name in ("bfloat16", "float16", "float8_e4m3fn"):
             for what, x in (("lse", part), ("maximum", own)):
                 rounded = np.where(np.isfinite(x), round_to(np.where(np.isfinite(x), x, 0), name), x)
-                consider(f"the {what} of each stretch is stored as {name} before they are joined", rounded - x)
-        consider("stretches are rescaled by exp2 of differences in base e", (np.log(2) - 1) * (running - top))
+                consider(
+                    f"the {what} of each stretch is stored as {name} before they are joined", rounded - x
+                )
+        consider(
+            "stretches are rescaled by exp2 of differences in base e", (np.log(2) - 1) * (running - top)
+        )
         if view.num_heads == len(view.heads) or view.shape[0] > 1 or view.shape[2] > 1:
             at = tuple(axis.ravel() for axis in np.indices(view.shape[:3]))
             for words, mine, other in _of_other_rows(view, at):
                 for name, x in (("lse", part), ("maximum", own)):
-                    predicted = np.stack([other(x[..., n]) - mine(x[..., n]) for n in range(x.shape[-1])], -1)
+                    predicted = np.stack(
+                        [other(x[..., n]) - mine(x[..., n]) for n in range(x.shape[-1])], -1
+                    )
                     consider(f"stretches are joined with the {name} of {words}", predicted.reshape(f.shape))
-        shares = np.exp(f - np.nanmedian(f, axis=-1, keepdims=True))
-        del lse, shares
     return sorted(found, key=lambda entry: -entry[1])

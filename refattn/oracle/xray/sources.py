@@ -37,7 +37,11 @@ def _shares(d):
         stray = known & (outside.sum(-1) > SOME * total)
     if stray.any():
         tail, other = (float(np.median((outside[..., n] / total)[stray])) for n in range(2))
-        words = "slots past the length of the sequence, in its own last page or row," if tail > other else "slots that no sequence holds (pages or rows that are not in use)"
+        words = (
+            "slots past the length of the sequence, in its own last page or row,"
+            if tail > other
+            else "slots that no sequence holds (pages or rows that are not in use)"
+        )
         d.stray = stray, tail + other, words
         d.value_rows |= stray
     kv = (view.heads // view.group_size).reshape(1, -1, 1)
@@ -48,7 +52,9 @@ def _shares(d):
         if shares.shape[-1] < 2:
             continue
         with np.errstate(all="ignore"):
-            of_own = np.take_along_axis(shares, mine[..., None], -1)[..., 0] / np.maximum(shares.sum(-1), 1e-300)
+            of_own = np.take_along_axis(shares, mine[..., None], -1)[..., 0] / np.maximum(
+                shares.sum(-1), 1e-300
+            )
         wrong = known & ~stray & (of_own < 1 - SOME) & (shares.sum(-1) > 0.01)
         if not wrong.any():
             continue
@@ -59,12 +65,24 @@ def _shares(d):
         if whole.sum() >= WHOLE * wrong.sum():
             index = np.nonzero(whole)
             by = view.heads[index[1]] if what == "head" else mine[whole]
-            words, _ = describe_map(mine[whole], target[whole], name, functions_of=(by, "h") if what == "head" else None)
+            words, _ = describe_map(
+                mine[whole], target[whole], name, functions_of=(by, "h") if what == "head" else None
+            )
             listed = _listed(by, target[whole], "query head" if what == "head" else "sequence", name)
-            yield d._finding(rule, "source", f"the values are those of another {name}: {words} ({listed})"), np.zeros_like(wrong)
+            yield (
+                d._finding(rule, "source", f"the values are those of another {name}: {words} ({listed})"),
+                np.zeros_like(wrong),
+            )
         else:
             share = float(np.median(1 - of_own[wrong]))
-            yield d._finding(rule, "source", f"{100 * share:.2g} % of the weight (median) lies on values of another {name}: some of the keys are read there"), np.zeros_like(wrong)
+            yield (
+                d._finding(
+                    rule,
+                    "source",
+                    f"{100 * share:.2g} % of the weight (median) lies on values of another {name}: some of the keys are read there",
+                ),
+                np.zeros_like(wrong),
+            )
 
 
 def _listed(by, target, who, name):
@@ -80,7 +98,13 @@ def _coordinates(view):
     """What the place of a stored value is made of: name and words, in the order in which they are told."""
     if view.pages is None:
         return (("sequence", "sequence"), ("head", "key/value head"), ("key", "key"), ("column", "column"))
-    return (("place", "page of the block table"), ("page", "physical page"), ("head", "key/value head"), ("slot", "slot"), ("column", "column"))
+    return (
+        ("place", "page of the block table"),
+        ("page", "physical page"),
+        ("head", "key/value head"),
+        ("slot", "slot"),
+        ("column", "column"),
+    )
 
 
 def _addresses(d):
@@ -99,14 +123,26 @@ def _addresses(d):
     got = {"sequence": pointed.sequence, "head": pointed.head, "key": pointed.read, "column": pointed.column}
     if view.pages is not None:
         size, heads = view.page_size, view.num_kv_heads
-        here |= {"place": pointed.key // size, "page": view.pages[b, 0, 0, pointed.key], "slot": pointed.key % size}
+        here |= {
+            "place": pointed.key // size,
+            "page": view.pages[b, 0, 0, pointed.key],
+            "slot": pointed.key % size,
+        }
         page, rest = np.divmod(np.maximum(pointed.place, 0), heads * size)
         table = view.checked.block_table[[view.sequences[n].part for n in b]]  # (R, max_pages)
         at = table[:, None, :] == page[..., None]
-        got |= {"place": np.where(at.any(-1), at.argmax(-1), -1), "page": page, "head": rest // size, "slot": rest % size}
+        got |= {
+            "place": np.where(at.any(-1), at.argmax(-1), -1),
+            "page": page,
+            "head": rest // size,
+            "slot": rest % size,
+        }
     names = _coordinates(view)
     columns = np.arange(pointed.read.shape[1])
-    own = {name: np.broadcast_to(columns if name == "column" else here[name][:, None], lost.shape) for name, _ in names}
+    own = {
+        name: np.broadcast_to(columns if name == "column" else here[name][:, None], lost.shape)
+        for name, _ in names
+    }
     wrong = {name: (got[name] != own[name]) & ~lost & (got[name] >= 0) for name, _ in names}
     moved = np.logical_or.reduce(list(wrong.values()))
     bad_rows = moved.any(1)
@@ -153,7 +189,9 @@ def _table(before, after):
     pairs = {}
     for a, b in zip(before.tolist(), after.tolist(), strict=True):
         pairs.setdefault(a, set()).add(b)
-    return len(before) >= 3 * len(pairs) and sum(len(found) == 1 for found in pairs.values()) >= 0.95 * len(pairs)
+    return len(before) >= 3 * len(pairs) and sum(len(found) == 1 for found in pairs.values()) >= 0.95 * len(
+        pairs
+    )
 
 
 def _telling(before, after):
@@ -198,7 +236,12 @@ def _pages(d):
     d.value_rows[sequences] = True
     rows = np.zeros(view.shape[:3], bool)
     rows[sequences] = True
-    yield d._finding(where, "pages", f"pages are read that are not in the block table of the sequence: {rule}{listed}"), rows
+    yield (
+        d._finding(
+            where, "pages", f"pages are read that are not in the block table of the sequence: {rule}{listed}"
+        ),
+        rows,
+    )
 
 
 def _page_rule(wanted, read, tables, used, parts, view):
@@ -209,26 +252,74 @@ def _page_rule(wanted, read, tables, used, parts, view):
     table, pages = view.checked.block_table, len(np.asarray(view.arrays[1]))
     whole = lambda n: table[parts[n]].tolist()
     candidates = []
-    steps = {b - a for (_, a), b in zip(wanted[0][:6], read[0][:6], strict=False)} | {1, -1} if wanted[0] else {1, -1}
+    steps = (
+        {b - a for (_, a), b in zip(wanted[0][:6], read[0][:6], strict=False)} | {1, -1}
+        if wanted[0]
+        else {1, -1}
+    )
     for step in sorted(steps | {b - a for _, a in wanted[0] for b in read[0]}, key=abs):
-        candidates.append((f"page {'+' if step > 0 else '-'} {abs(step)}: ", lambda n, t, p, step=step: p + step))
+        candidates.append(
+            (f"page {'+' if step > 0 else '-'} {abs(step)}: ", lambda n, t, p, step=step: p + step)
+        )
     for bits in range(2, 13):
-        candidates.append((f"page % {1 << bits} (the number is cut to {bits} bits): ", lambda n, t, p, bits=bits: p % (1 << bits)))
+        candidates.append(
+            (
+                f"page % {1 << bits} (the number is cut to {bits} bits): ",
+                lambda n, t, p, bits=bits: p % (1 << bits),
+            )
+        )
     for size in (2, 3, 4, 8):
         candidates.append(
-            (f"the table is read once for every {size} pages, the others are those that follow it in the pool: ", lambda n, t, p, size=size: tables[n][t // size * size] + t % size)
+            (
+                f"the table is read once for every {size} pages, the others are those that follow it in the pool: ",
+                lambda n, t, p, size=size: tables[n][t // size * size] + t % size,
+            )
         )
     for step in (1, -1, 2, -2):
-        candidates.append((f"the place in the table is off by {step}: ", lambda n, t, p, step=step: whole(n)[min(max(t + step, 0), len(whole(n)) - 1)]))
-    for words, other in (("first", lambda n: 0), ("next", lambda n: min(parts[n] + 1, len(table) - 1)), ("previous", lambda n: max(parts[n] - 1, 0))):
-        candidates.append((f"the table of the {words} sequence is read: ", lambda n, t, p, other=other: int(table[other(n)][t])))
-    candidates.append(("the table is not used, pages are read in order (the place in the table is taken for the page): ", lambda n, t, p: t))
+        candidates.append(
+            (
+                f"the place in the table is off by {step}: ",
+                lambda n, t, p, step=step: whole(n)[min(max(t + step, 0), len(whole(n)) - 1)],
+            )
+        )
+    for words, other in (
+        ("first", lambda n: 0),
+        ("next", lambda n: min(parts[n] + 1, len(table) - 1)),
+        ("previous", lambda n: max(parts[n] - 1, 0)),
+    ):
+        candidates.append(
+            (
+                f"the table of the {words} sequence is read: ",
+                lambda n, t, p, other=other: int(table[other(n)][t]),
+            )
+        )
+    candidates.append(
+        (
+            "the table is not used, pages are read in order (the place in the table is taken for the page): ",
+            lambda n, t, p: t,
+        )
+    )
     width = table.shape[1]
-    candidates.append(("the table is not used, pages are read as if each sequence had its own stretch of the pool: ", lambda n, t, p: parts[n] * width + t))
+    candidates.append(
+        (
+            "the table is not used, pages are read as if each sequence had its own stretch of the pool: ",
+            lambda n, t, p: parts[n] * width + t,
+        )
+    )
     flat = table.ravel()
     for stride in {*range(1, width + 4)} - {width}:
-        candidates.append((f"rows of the block table are read with a stride of {stride} in place of {width}: ", lambda n, t, p, stride=stride: int(flat[min(parts[n] * stride + t, len(flat) - 1)])))
-    candidates.append(("the page behind the one before it in the table, in the pool: ", lambda n, t, p: tables[n][t - 1] + 1 if t else p))
+        candidates.append(
+            (
+                f"rows of the block table are read with a stride of {stride} in place of {width}: ",
+                lambda n, t, p, stride=stride: int(flat[min(parts[n] * stride + t, len(flat) - 1)]),
+            )
+        )
+    candidates.append(
+        (
+            "the page behind the one before it in the table, in the pool: ",
+            lambda n, t, p: tables[n][t - 1] + 1 if t else p,
+        )
+    )
     limit = lambda page: min(max(page, 0), pages - 1)
     for words, rule in candidates:
         all_places = [{limit(rule(n, t, p)) for t, p in enumerate(tables[n])} for n in range(len(tables))]

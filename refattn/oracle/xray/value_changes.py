@@ -11,7 +11,7 @@ from refattn.oracle.xray.findings import Finding
 def explain_values(description):
     """Findings about outputs that the measured weights do not explain."""
     d, m = description, description.measured
-    off = m.unexplained > 1
+    off = (m.unexplained > 1) & ~m.dead_columns
     off &= ~(d.explained | d.value_rows)[..., None] & ~d.ledgers.nan[..., None] & ~d.ledgers.zero[..., None]
     if not off.any():
         return
@@ -22,7 +22,9 @@ def explain_values(description):
     where = "" if columns.all() else f" in columns {_ranges(np.flatnonzero(columns))} of {len(columns)}"
     at = off & np.isfinite(got)
     if at.any() and (got[at] == 0).mean() > 0.97:
-        yield d._finding(rule, "values", f"the output is 0{where}: not written, or the values there are not read")
+        yield d._finding(
+            rule, "values", f"the output is 0{where}: not written, or the values there are not read"
+        )
         return
     if not np.isfinite(got[off]).all():
         yield d._finding(rule, "values", f"the output is not finite{where}")
@@ -33,20 +35,31 @@ def explain_values(description):
     factor = float((predicted[at] * got[at]).sum() / max((predicted[at] ** 2).sum(), 1e-300))
     tolerance = 2 * m.output_tolerance
     if (np.abs(got - factor * predicted) <= np.broadcast_to(tolerance, got.shape))[at].mean() > 0.9:
-        yield d._finding(rule, "values", f"the output is multiplied by {factor:.5g}{where}, which one-hot values do not show")
+        yield d._finding(
+            rule,
+            "values",
+            f"the output is multiplied by {factor:.5g}{where}, which one-hot values do not show",
+        )
         return
     for name in FORMATS:
         value = round_to(m.value, name)
         if np.array_equal(value, m.value):
             continue
-        again = m.weights @ m.of_heads(np.nan_to_num(value))
+        again = m.view.applied(m.weights, np.nan_to_num(value))
         if (np.abs(got - again) <= np.broadcast_to(tolerance, got.shape))[at].mean() > 0.9:
             yield d._finding(rule, "format", f"values are rounded to {name}")
             return
-        if (np.abs(got - round_to(predicted, name)) <= np.broadcast_to(tolerance, got.shape))[at].mean() > 0.9:
+        if (np.abs(got - round_to(predicted, name)) <= np.broadcast_to(tolerance, got.shape))[
+            at
+        ].mean() > 0.9:
             yield d._finding(rule, "format", f"the output is stored as {name} in between")
             return
-    yield d._finding(rule, "values", f"the output is not what the weights make of the values{where}: values are changed or come from elsewhere", confident=False)
+    yield d._finding(
+        rule,
+        "values",
+        f"the output is not what the weights make of the values{where}: values are changed or come from elsewhere",
+        confident=False,
+    )
 
 
 def _other_projection(m, rows):

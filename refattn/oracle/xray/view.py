@@ -92,7 +92,9 @@ class View:
 
     def _expect(self):
         """The steps of the reference, padded."""
-        steps = {name: [] for name in ("raw", "capped", "score", "visible", "exists", "weights", "lse", "top")}
+        steps = {
+            name: [] for name in ("raw", "capped", "score", "visible", "exists", "weights", "lse", "top")
+        }
         for n, sample in enumerate(self.samples):
             if sample.left_out:
                 continue
@@ -116,7 +118,9 @@ class View:
     @cached_property
     def row_exists(self):
         """(B, 1, T)"""
-        return np.array([np.arange(self.num_rows) < len(s.rows) for s in self.sequences]).reshape(-1, 1, self.num_rows)
+        return np.array([np.arange(self.num_rows) < len(s.rows) for s in self.sequences]).reshape(
+            -1, 1, self.num_rows
+        )
 
     @cached_property
     def empty(self):
@@ -160,10 +164,25 @@ class View:
             target[tuple(map(slice, piece.shape))] = piece
         return whole
 
+    @property
+    def score_terms(self):
+        """Products that are added up in a score."""
+        return self.arrays[QUERY].shape[-1]
+
+    def of_heads(self, array):
+        """An array (B, K, ...) repeated for the query heads that are looked at."""
+        return array[:, self.heads // max(self.num_heads // array.shape[1], 1)]
+
+    def applied(self, weights, value):
+        """weights @ value, (B, H, T, E), for the values (B, K, S, E) of the key/value heads."""
+        return weights @ self.of_heads(value)
+
     def cut(self, result, array):
         """A result of the whole call as (B, H, T) or (B, H, T, E), padded with 0; float64."""
         parts = list(split_result(self.checked, result, array))
-        pieces = [np.asarray(parts[s.part][s.entry][np.ix_(s.heads, s.rows)], np.float64) for s in self.sequences]
+        pieces = [
+            np.asarray(parts[s.part][s.entry][np.ix_(s.heads, s.rows)], np.float64) for s in self.sequences
+        ]
         if result is OUTPUT:
             whole = np.zeros((*self.shape[:3], self.v_head_dim))
         else:
@@ -201,7 +220,12 @@ class View:
         """Pairs that dropout drops, or None."""
         if any(self.outline_of(n).dropout_mask is None for n in range(len(self.sequences))):
             return None
-        return self._padded([~self.outline_of(n).dropout_mask[s.entry][np.ix_(s.heads, s.rows)] for n, s in enumerate(self.sequences)])
+        return self._padded(
+            [
+                ~self.outline_of(n).dropout_mask[s.entry][np.ix_(s.heads, s.rows)]
+                for n, s in enumerate(self.sequences)
+            ]
+        )
 
     @cached_property
     def drawn_holes(self):
@@ -222,7 +246,9 @@ class View:
             return None
         pages = np.full((len(self.sequences), 1, 1, self.num_keys), -1)
         for target, s in zip(pages, self.sequences, strict=True):
-            target[0, 0, : s.length] = self.checked.block_table[s.part, np.arange(s.length) // self.page_size]
+            target[0, 0, : s.length] = self.checked.block_table[
+                s.part, np.arange(s.length) // self.page_size
+            ]
         return pages
 
     # values of our own

@@ -23,6 +23,8 @@ from refattn.oracle.xray.measure import Measured
 from refattn.oracle.xray.probes import Probes, call_once
 from refattn.oracle.xray.region import Regions
 from refattn.oracle.xray.report import AGREES, DESCRIBED, LOCATED, XRay
+from refattn.oracle.xray.states_description import StateRegions, describe_states
+from refattn.oracle.xray.states_view import StatesView, states_agree
 from refattn.oracle.xray.view import View
 
 WRONG = "wrong"
@@ -43,7 +45,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     *arrays : array_like
         query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`), `paged_attention`
         (with `block_table`) or `block_local_attention` (with `block_size`); or the six arrays of
-        `latent_attention`.
+        `latent_attention`; or outputs and lses of `merge_states`, whose states are described as if they were
+        keys: their lses are the scores, their outputs the values.
     lse : array_like, optional
         The kernel's lse on `arrays`, where the kernel itself returns none.
     spec : KernelSpec, str, dtype or None
@@ -101,11 +104,13 @@ def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=6
     started = time.monotonic()
     view = _view(kernel, arrays, options, given, spec, dialect)
     probes = Probes(kernel, view, dialect, seconds, progress)
-    measured, regions = Measured(view, probes, spec), Regions(view)
+    joins = view.checked.form.joins
+    regions_of, describing = (StateRegions, describe_states) if joins else (Regions, describe)
+    measured, regions = Measured(view, probes, spec), regions_of(view)
     ledgers = Ledgers(measured)
-    findings = describe(measured, ledgers, regions)
+    findings = describing(measured, ledgers, regions)
     if (other := measured.in_other_columns()) is not None:
-        findings += of_columns(describe(other, Ledgers(other), regions), other.columns, measured)
+        findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured)
         findings.sort(key=lambda finding: finding.minor)
     return _of(findings, measured, ledgers, probes.calls, started)
 
@@ -136,6 +141,8 @@ def _of(findings, measured, ledgers, called, started):
 def _judged(arrays, options, given, spec):
     """AGREES, WRONG or NOT_JUDGED. Of a large problem, by the rows that `diagnose` would look at."""
     checked = checked_call(*arrays, **options)
+    if checked.form.joins:
+        return AGREES if states_agree(arrays, given, spec) else WRONG
     if is_large(checked):
         samples = choose_samples(checked, worst=_worst(checked, given, spec))
         return AGREES if bound_use(Evidence(checked, given, spec, samples)).passed else WRONG
@@ -153,6 +160,8 @@ def _worst(checked, given, spec):
 def _view(kernel, arrays, options, given, spec, dialect):
     """The call; of a large one a smaller call that is still wrong, where there is one, and some of its rows."""
     checked = checked_call(*arrays, **options)
+    if checked.form.joins:
+        return StatesView(arrays, options)
     if not is_large(checked):
         return View(arrays, options)
     if checked.form.name == "dense" and (cut := cut_call(arrays, options, _worst(checked, given, spec))):
