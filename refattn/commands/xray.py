@@ -24,14 +24,15 @@ def add_parser(subparsers):
     )
     parser.add_argument(
         "kernel",
-        help="module:function, found from the current directory, or path.py:function; it takes the arguments "
-        "of refattn.attention, or of the case's function, as NumPy arrays, and returns output or (output, lse)",
+        help="module:function, found from the current directory, or path.py:function; it takes the "
+        "arguments of refattn.attention, or of the case's function, as NumPy arrays, and returns output or "
+        "(output, lse)",
     )
     parser.add_argument(
         "--case",
         metavar="FILE",
-        help="call it on this case (.npz, .safetensors or raw directory, as 'refattn check' takes); default: "
-        "on calls of refattn.attention with various options, until one is wrong",
+        help="call it on this case (.npz, .safetensors or raw directory, as 'refattn check' takes); "
+        "default: on calls of refattn.attention with various options, until one is wrong",
     )
     parser.add_argument(
         "--dialect", metavar="NAME", help=f"library whose calling conventions it has; {DIALECT_HINT}"

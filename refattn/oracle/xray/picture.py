@@ -16,11 +16,8 @@ import numpy as np
 from refattn.oracle.xray.compare import EXTRA, MISSING, RIGHT, SCALED, UNJUDGED
 from refattn.oracle.xray.report import counted
 
-WIDTH, PANELS, BELOW = (
-    16.5,
-    2.5,
-    1.0,
-)  # inches: of the picture; of its panels, up and down; of what stands below them
+# inches: of the picture; of its panels, up and down; of what stands below them
+WIDTH, PANELS, BELOW = 16.5, 2.5, 1.0
 HEAD_CHARS, SMALL_CHARS = 165, 240  # that fit in a line
 MOST = 300  # rows and keys shown
 FEW_ROWS, BANDS = 4, 64  # up to so many, the rows of all heads are drawn, one band each
@@ -440,20 +437,9 @@ def _outline(axes, inside, cut, colour):
 def _tiles(finding):
     """(keys, rows) of the tile that the words of a finding speak of; None where they speak of none."""
     words = "" if finding is None else f"{finding.nature.split(SAME)[0]} {finding.place}"
-    found = []
-    for unit in ("keys", "rows"):
-        sizes = re.findall(
-            rf"tiles? of (\d+) {unit}|multiple of (\d+)" if unit == "keys" else rf"tiles? of (\d+) {unit}",
-            words,
-        )
-        flat = [
-            int(size)
-            for match in sizes
-            for size in (match if isinstance(match, tuple) else (match,))
-            if size
-        ]
-        found.append(flat[0] if flat else None)
-    return found
+    keys = re.search(r"tiles? of (\d+) keys|multiple of (\d+)", words)
+    rows = re.search(r"(?:tiles? of|once for every) (\d+) rows", words)
+    return [None if match is None else int(next(filter(None, match.groups()))) for match in (keys, rows)]
 
 
 def _tile_edges(axes, cut, tiles, n):
@@ -482,7 +468,8 @@ def _tile_edges(axes, cut, tiles, n):
 
 def _keys_in_words(cut):
     """ "key", and of how many where not all are shown."""
-    return "key" if cut.keys == slice(0, cut.sequence.num_keys) else f"key (of {cut.sequence.num_keys:,})"
+    unit = "state" if cut.view.checked.form.joins else "key"
+    return unit if cut.keys == slice(0, cut.sequence.num_keys) else f"{unit} (of {cut.sequence.num_keys:,})"
 
 
 def _lost_rows(axes, cut, ledgers):

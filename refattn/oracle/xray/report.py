@@ -24,8 +24,8 @@ class XRay:
     Attributes
     ----------
     verdict : {"agrees", "described", "located", "not judged"}
-        "located": the first finding knows the place and not the nature. "not judged": the spec allows no claim
-        about the result.
+        "located": the first finding knows the place and not the nature. "not judged": the spec allows no
+        claim about the result.
     findings : tuple of Finding
         All of them, causes before what follows from them.
     measured : Measured, Estimated or None
@@ -183,9 +183,9 @@ class XRay:
         )
 
     def picture(self, path):
-        """Draw the expected weights, the measured ones and their difference into a file, with the place of the
-        best finding outlined: of the sequence and head with most wrong pairs, around those. Findings about one
-        number a row, the normaliser or lse, are drawn by row, and those about values as the output.
+        """Draw the expected weights, the measured ones and their difference into a file, with the place of
+        the best finding outlined: of the sequence and head with most wrong pairs, around those. Findings
+        about one number a row, the normaliser or lse, are drawn by row, and those about values as the output.
 
         Raises
         ------

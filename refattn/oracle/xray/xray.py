@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 
 import numpy as np
@@ -34,8 +35,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     """Measure the attention weights of a kernel, and describe where and how they differ from the right ones.
 
     The output is linear in the values: with one-hot values it is the weights that the kernel gives, whatever
-    is inside it. They are compared with the right ones pair by pair, and the difference is described by place
-    and nature. Where `diagnose` asks which known mistake explains a result, an X-ray needs no list of mistakes.
+    is inside it. They are compared with the right ones pair by pair, and the difference is described by
+    place and nature. Where `diagnose` asks which known mistake explains a result, this needs no list.
 
     Parameters
     ----------
@@ -107,6 +108,8 @@ def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=6
     joins = view.checked.form.joins
     regions_of, describing = (StateRegions, describe_states) if joins else (Regions, describe)
     measured, regions = Measured(view, probes, spec), regions_of(view)
+    if measured.lse is None and LSE in given and all(map(operator.is_, view.arrays, arrays)):
+        measured.lse = view.cut(LSE, given[LSE])  # that of the caller; the kernel returns none
     ledgers = Ledgers(measured)
     findings = describing(measured, ledgers, regions)
     if (other := measured.in_other_columns()) is not None:
@@ -158,7 +161,7 @@ def _worst(checked, given, spec):
 
 
 def _view(kernel, arrays, options, given, spec, dialect):
-    """The call; of a large one a smaller call that is still wrong, where there is one, and some of its rows."""
+    """The call; of a large one some rows, of a smaller call that is still wrong where there is one."""
     checked = checked_call(*arrays, **options)
     if checked.form.joins:
         return StatesView(arrays, options)

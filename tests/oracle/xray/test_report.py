@@ -253,3 +253,19 @@ def test_picture_without_matplotlib_says_so(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="picture must have matplotlib"):
         found.picture("unused.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "tiles"),
+    [
+        ("keys get no weight, where the tile of 32 keys is the last", [32, None]),
+        ("the length is rounded down to a multiple of 48", [48, None]),
+        ("the causal limit is taken once for every 16 rows, from the last of them", [None, 16]),
+        ("in tiles of 64 keys, seen by the last row of the tile of 8 rows, nothing is rescaled", [64, 8]),
+        ("this; or, which is the same here, that of tiles of 64 keys", [None, None]),
+    ],
+)
+def test_tile_edges_are_those_that_the_words_name(words, tiles):
+    from refattn.oracle.xray.picture import _tiles
+
+    assert _tiles(Finding("kind", words)) == tiles
