@@ -427,7 +427,7 @@ def _outline(axes, inside, cut, colour):
         LineCollection(
             lines,
             colors=colour,
-            linewidths=min(width, max(0.3 * height, 0.6)),
+            linewidths=min(width, max(0.5 * height, 0.6)),
             capstyle="projecting",
             zorder=4,
         )

@@ -185,7 +185,7 @@ class XRay:
     def picture(self, path):
         """Draw the expected weights, the measured ones and their difference into a file, with the place of
         the best finding outlined: of the sequence and head with most wrong pairs, around those. Findings
-        about one number a row, the normaliser or lse, are drawn by row, and those about values as the output.
+        about one number a row, the normaliser or lse, are drawn by row, those about values as the output.
 
         Raises
         ------
