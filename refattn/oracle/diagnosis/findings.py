@@ -91,6 +91,8 @@ class Finding:
             how = how if self._spelled else "that reproduces the output"
             return f"{how} (bound used {self.bound_used:.2g})"
         start = f"with {self.remedy}" if self._spelled else "after that"
+        if not math.isfinite(self.bound_used):
+            return f"{start} {_percent(self.left)} of the error remains (rms)"
         return (
             f"{start} {_percent(self.left)} of the error remains (rms), up to {self.bound_used:.3g} "
             "times what rounding allows"

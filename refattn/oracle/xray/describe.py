@@ -26,6 +26,7 @@ from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
 
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
+FEW = 0.3
 REPRODUCED = 0.97  # of the rows of a place
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 
@@ -38,7 +39,7 @@ def describe(measured, ledgers, regions):
 
 def of_columns(findings, columns, measured):
     """Findings that hold in some columns of the output only."""
-    count = len(measured.other_columns)
+    count = len(measured.wrong_columns)
     words = f"in columns {ranges(columns.tolist())} of {count} of the output"
     return [
         dataclasses.replace(finding, nature=f"{words}, {finding.nature}")
@@ -60,7 +61,10 @@ class Description:
 
     def run(self):
         if hasattr(self.measured, "findings"):  # estimates come with what explains them
-            self.found.extend(self.measured.findings(self.regions))
+            found = self.measured.findings(self.regions)
+            most = max((finding.wrong for finding in found), default=0)
+            # an explanation of few rows beside many that are not explained is no answer
+            self.found.extend(dataclasses.replace(f, minor=f.confident and f.wrong < FEW * most) for f in found)
             self.explained |= self.measured.told
         for stage in (
             self._races,
@@ -69,6 +73,7 @@ class Description:
             self._latents,
             self._copies,
             self._empty_rows,
+            self._unseen_rows,
             self._lost_rows,
             self._layouts,
             self._sources,
@@ -235,6 +240,23 @@ class Description:
         if words := explain_layout(self.measured):
             yield Finding("layout", words)
             self.explained |= self.view.row_exists
+
+    def _unseen_rows(self):
+        """Rows that are 0 because none of their keys is visible to the kernel, as a rule of visibility says."""
+        l, view = self.ledgers, self.view
+        lost = l.zero & ~self.explained
+        if not lost.any() or not view.visible.any():
+            return
+        missing = ((l.labels == MISSING) & ~self.explained[..., None]) | (lost[..., None] & view.visible)
+        extra = (l.labels == EXTRA) & ~self.explained[..., None]
+        model = explain_visibility(l, missing, extra, l.judged | lost[..., None])
+        if model is None:
+            return
+        words, _, change = model
+        rule = self.regions.find(missing | extra, view.exists & ~self.explained[..., None])
+        note = f"{int(lost.sum()):,} rows lose all their keys and are 0."
+        yield self._finding(rule, "visible keys", words, note, model=True)
+        self.explained |= (change & (missing | extra)).any(-1)
 
     def _lost_rows(self):
         for rows, kind, nature in (

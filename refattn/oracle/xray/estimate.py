@@ -55,11 +55,15 @@ class Estimated(Reading):
         Numbers of the explanations, NaN in other rows.
     """
 
-    def __init__(self, view, output, lse, spec, seconds=5.0):
+    def __init__(self, view, output, lse, spec, seconds=5.0, columns=None):
         super().__init__(view, spec, output, lse)
         self._end = time.monotonic() + seconds
-        self._leave_out_wrong_columns()
-        self._leave_out_dead_columns()
+        if columns is None:
+            self._leave_out_wrong_columns()
+            self._leave_out_dead_columns()
+        else:
+            self.columns, self.dead_columns = columns, np.zeros(output.shape[-1], bool)
+            self.wrong_columns = ~np.isin(np.arange(output.shape[-1]), columns)
         self.deviation = self._deviation()
         with np.errstate(all="ignore"):
             off = (

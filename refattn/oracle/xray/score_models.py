@@ -18,7 +18,10 @@ from refattn.oracle.xray.rounding import rounded_weights, running_maximum
 
 ROWS = 96  # of a sample
 EXPLAINS = 0.9  # of the wrong pairs, at least
+HELD = 0.25  # of the pairs of a row must be right, so that they are no accident
 TILES = (16, 32, 64, 128)
+BINS = 24  # of a fraction
+MOST_MOVED = 40  # numbers of a bias
 MOST_SHIFT = 160  # of positions, that is tried
 
 
@@ -52,6 +55,7 @@ class WrongRows:
         self.tolerance = 1.5 * np.broadcast_to(measured.tolerance, view.shape)[self.at]
         with np.errstate(all="ignore"):
             self.measured = np.where(self.judged, np.log(measured.weights[self.at]), np.nan)
+        self.judged &= np.isfinite(self.measured)  # hidden pairs are right, and have no score
         self.shift = ledgers.shift[self.at]
         self.raw, self.capped, self.score = view.raw[self.at], view.capped[self.at], view.score[self.at]
         self.lse, self.top = view.lse[self.at], view.top[self.at]
@@ -97,21 +101,32 @@ class WrongRows:
         return capped + (self.score - self.capped)
 
     def explains(self, scores):
-        """Share of the wrong pairs that these scores predict, each row up to one number."""
+        """Share of the wrong pairs that these scores predict, each row up to one number.
+
+        In a row that has right pairs too, the number is theirs: what is wrong must be explained beside what is right.
+        """
         with np.errstate(all="ignore"):
             off = self.measured - scores
-            best = np.zeros(len(off))
             finite = np.isfinite(off)
             off = np.where(finite, off, np.nan)
-            candidates = [-self.lse, self.shift - self.lse]
+            right = self.judged & ~self.wrong
+            held = right.sum(-1) >= np.maximum(HELD * self.judged.sum(-1), 3)
+            own = self.shift - self.lse
+            candidates = [own, -self.lse]
             ordered, count = np.sort(off, axis=-1), finite.sum(-1)
             for share in (0.5, 0.3, 0.7, 0.15, 0.85):
                 at = np.clip((share * (count - 1)).astype(int), 0, None)
                 candidates.append(np.take_along_axis(ordered, at[:, None], -1)[:, 0])
+            best = np.zeros(len(off))
             for candidate in candidates:
-                near = np.abs(off - candidate[:, None]) <= self.tolerance
-                # right pairs must stay right: what makes others wrong explains nothing
+                number = np.where(held, own, candidate)
+                near = np.abs(off - number[:, None]) <= self.tolerance
                 best = np.maximum(best, (near & self.wrong).sum(-1))
+            # a model of the whole row may move what is right by one number
+            number = _median(np.where(right, off, np.nan))
+            near = np.abs(off - number[:, None]) <= self.tolerance
+            whole = held & ((near & right).sum(-1) >= 0.9 * right.sum(-1))
+            best = np.where(whole, np.maximum(best, (near & self.wrong).sum(-1)), best)
         return float(best.sum() / max(self.wrong.sum(), 1))
 
     def differ(self, scores):
@@ -141,6 +156,13 @@ class WrongRows:
             scale = max(np.median(left[use]) * 3, 1e-12)
             weight = use / np.maximum(left / scale, 1)
         return float(slope)
+
+
+def _median(x):
+    """Medians of the numbers of each row that are not NaN; 0 where there are none."""
+    ordered, count = np.sort(x, axis=-1), np.isfinite(x).sum(-1)
+    middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[:, None], -1)[:, 0]
+    return np.where(count > 0, middle, 0.0)
 
 
 def _centred(x, use):
@@ -357,6 +379,69 @@ def _whole_distances(rows):
             np.where(steep, rows.score - slopes * np.nan_to_num(steps), rows.measured),
             1,
         )
+
+
+def _moved_planes(rows):
+    """A bias whose rows are read some numbers further on in memory, each row as many as it may."""
+    view = rows.view
+    bias = rows.plane("bias")
+    if bias is None:
+        return
+    whole = [np.asarray(view.outline_of(b).bias)[view.sequences[b].entry] for b in range(len(view.sequences))]
+    rest, found, scores = rows.score - bias, np.zeros(len(rows.b), int), rows.score.copy()
+    width = view.num_keys
+    for n, (b, h) in enumerate(zip(rows.b, rows.head, strict=True)):
+        flat, i = whole[b][h].reshape(-1), int(view.row[b, 0, rows.t[n], 0])
+        one = _only(rows, np.arange(len(rows.b)) == n)
+        least = (np.inf, 0)
+        for step in range(-MOST_MOVED, MOST_MOVED + 1):
+            line = flat[np.clip(i * whole[b].shape[-1] + np.arange(width) + step, 0, len(flat) - 1)]
+            least = min(least, (-_closeness(one, rest[n : n + 1] + line), step))
+        found[n] = least[1]
+        scores[n] = rest[n] + flat[np.clip(i * whole[b].shape[-1] + np.arange(width) + found[n], 0, len(flat) - 1)]
+    steps = ", ".join(f"{step:+d}" for step in np.unique(found)[:6])
+    yield "bias", f"rows of the bias are read from other places in memory: {steps} numbers further on, by row", scores, 1
+
+
+def _exponentials(rows):
+    """Exponentials that are wrong by a factor that depends on the exponent alone: a polynomial, its range, its rounding."""
+    with np.errstate(all="ignore"):
+        off = rows.measured + (rows.lse - rows.shift)[:, None] - rows.score
+    where = rows.wrong & np.isfinite(off)
+    if where.sum() < 64:
+        return
+    for words, x in (
+        ("the fraction of the exponent in base 2 (of scores less the row's largest)", (rows.score - rows.top[:, None]) * np.log2(np.e) % 1.0),
+        ("the fraction of the score in base 2", rows.score * np.log2(np.e) % 1.0),
+    ):
+        bins = np.floor(x[where] * BINS).astype(int)
+        mean = np.bincount(bins, off[where], BINS) / np.maximum(np.bincount(bins, minlength=BINS), 1)
+        smooth = np.zeros_like(rows.score)
+        smooth[where] = np.interp(x[where], (np.arange(BINS) + 0.5) / BINS, mean, period=1.0)
+        left = off[where] - smooth[where]
+        if np.var(left) < 0.1 * np.var(off[where]):
+            low, high = np.exp(mean.min()), np.exp(mean.max())
+            yield (
+                "exp",
+                f"exp is computed wrongly: the error depends on {words} alone, with factors from {low:.3g} to {high:.3g} (a polynomial outside its range, or a wrong split into whole part and fraction)",
+                np.where(where, rows.score + off, rows.score),
+                3,
+            )
+            return
+
+
+def _saturated(rows):
+    """Products of query and key that are cut off at both ends, as in a format whose largest number they pass."""
+    scale = abs(rows.part.scale)
+    with np.errstate(all="ignore"):
+        got = np.abs(rows.measured + (rows.lse - rows.shift)[:, None] - (rows.score - rows.capped))
+    for limit, words in ((65504 * scale, "65504, the largest number of float16, before the scale"), (65504.0, "65504, the largest number of float16"), (448 * scale, "448, the largest number of float8 e4m3, before the scale"), (448.0, "448, the largest number of float8 e4m3")):
+        if (np.abs(rows.raw) > limit).any():
+            yield "scores", f"products of query and key are cut off at {words}", rows.with_rest(rows.capped_of(np.clip(rows.raw, -limit, limit))), 0
+    far = rows.wrong & np.isfinite(got)
+    if far.any():
+        limit = float(np.median(got[far]))
+        yield "scores", f"scores before softcap and bias are cut off at {limit:.5g} in size", rows.with_rest(rows.capped_of(np.clip(rows.raw, -limit, limit))), 1
 
 
 def _clipped(rows):
@@ -684,11 +769,14 @@ MODELS: tuple[Callable, ...] = (
     _missing_or_doubled,
     _from_elsewhere,
     _with_a_number,
+    _saturated,
     _clipped,
     _shifted_positions,
     _whole_distances,
     _by_component,
     _rounded,
+    _moved_planes,
+    _exponentials,
 )
 
 

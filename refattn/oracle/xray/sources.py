@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.xray.compare import MISSING
 from refattn.oracle.xray.maps import describe_map
 from refattn.oracle.xray.pointing import point
+from refattn.oracle.xray.view import VALUE
 
 LEAST = 0.02  # of the rows that were pointed, which must read elsewhere
 WHOLE = 0.9  # of a row's weight: it comes from one place
@@ -18,7 +18,7 @@ def find_sources(description):
     """Findings about where values are read, each with the rows (B, H, T) that it explains."""
     found = list(_addresses(description))
     if not found or found[0][0].kind == "head":
-        found = list(_pages(description)) or list(_shares(description)) or found
+        found = [*_pages(description), *_shares(description)] or found
     yield from found
 
 
@@ -148,8 +148,8 @@ def _addresses(d):
     bad_rows = moved.any(1)
     if not use.any() or bad_rows.sum() < 3 or bad_rows.sum() < LEAST * use.sum():
         return
-    told = []
-    for name, what in names:
+    told = _in_memory(view, pointed, own["column"], moved, d)
+    for name, what in () if told else names:
         some = wrong[name]
         if some.sum() < 0.05 * moved.sum() or (name == "page" and told and told[0][0] == "place"):
             continue
@@ -184,6 +184,25 @@ def _addresses(d):
     yield d._finding(rule, kind, nature, confident=True), rows | marks.any(-1)
 
 
+def _in_memory(view, pointed, columns, moved, d):
+    """One distance in memory at which all values are read, which is no step of a page, head or key alone; else nothing."""
+    b, h, _ = pointed.at
+    slots, kv = view.slots[VALUE], view.heads[h] // view.group_size
+    own = np.array(
+        [slots[view.sequences[n].part][view.sequences[n].entry, k, j] for n, k, j in zip(b, kv, pointed.key, strict=True)]
+    )
+    distance = (pointed.place - own[:, None])[moved]
+    steps, counts = np.unique(distance, return_counts=True)
+    if view.pages is None or not len(steps) or counts.max() < WHOLE * counts.sum() or counts.max() < 3:
+        return []
+    step = int(steps[counts.argmax()])
+    per_page = view.page_size * view.num_kv_heads
+    if step % per_page == 0 or abs(step) < view.page_size:
+        return []
+    words = f"{abs(step)} rows of the pool {'further on' if step > 0 else 'further back'} (pages, heads and slots counted in one: an address that wraps or starts elsewhere)"
+    return [("memory", words, True, moved)]
+
+
 def _table(before, after):
     """Whether places are read in place of others so often that chance is out of the question."""
     pairs = {}
@@ -215,7 +234,7 @@ def _pages(d):
         missing = [(t, p) for t, p in enumerate(own) if p not in used]
         behind = {*table[s.part].tolist()} - {*own}  # pages past the length
         extra = sorted(used - set(own) - (set() if missing else behind))
-        if extra:
+        if extra or missing:
             sequences.append(n)
             wanted.append(missing)
             read.append(extra)
@@ -224,6 +243,8 @@ def _pages(d):
     if not sequences:
         return
     rule = _page_rule(wanted, read, tables, used_pages, [view.sequences[n].part for n in sequences], view)
+    if not any(read) and not rule:
+        return
     listed = "; ".join(
         f"sequence {n} reads {', '.join(map(str, extra[:5]))}{', ...' if len(extra) > 5 else ''} in place of {', '.join(str(p) for _, p in missing[:5]) or 'none'}{', ...' if len(missing) > 5 else ''}"
         for n, missing, extra in list(zip(sequences, wanted, read, strict=True))[:3]
@@ -293,6 +314,8 @@ def _page_rule(wanted, read, tables, used, parts, view):
                 lambda n, t, p, other=other: int(table[other(n)][t]),
             )
         )
+    for count in (4, 8, 16, 32, 64):
+        candidates.append((f"the first {count} places of the table are read again and again (place % {count}): ", lambda n, t, p, count=count: tables[n][t % count]))
     candidates.append(
         (
             "the table is not used, pages are read in order (the place in the table is taken for the page): ",
@@ -326,9 +349,9 @@ def _page_rule(wanted, read, tables, used, parts, view):
         if all(predicted == mine for predicted, mine in zip(all_places, used, strict=True)):
             return words
         some = [{limit(rule(n, t, p)) for t, p in wanted[n]} for n in range(len(tables))]
-        if all({*read[n]} <= predicted and predicted <= used[n] for n, predicted in enumerate(some)):
+        if any(read) and all({*read[n]} <= predicted and predicted <= used[n] for n, predicted in enumerate(some)):
             return words
     held = set(table.ravel().tolist())
-    if all({*extra} <= held for extra in read):
+    if any(read) and all({*extra} <= held for extra in read):
         return "pages of other sequences, or of places past the length: "
     return ""

@@ -68,16 +68,32 @@ def _other_projection(m, rows):
     if not view.latent:
         return ""
     value = np.nan_to_num(m.value)  # (B, H, S, E)
-    pairs = {}
-    for h in np.unique(np.nonzero(rows)[1]):
-        for other in range(value.shape[1]):
-            off = np.abs(m.weights[:, h] @ value[:, other] - m.output[:, h])
-            if other != view.heads[h] and (off <= 4 * m.output_tolerance[:, h])[rows[:, h]].mean() > 0.95:
-                pairs[int(view.heads[h])] = other
-    if not pairs:
+    own, other = [], []
+    for b, h, t in np.argwhere(rows):
+        candidates = np.einsum("s,hse->he", m.weights[b, h, t], value[b])
+        near = (np.abs(candidates - m.output[b, h, t]) <= 4 * m.output_tolerance[b, h, t]).all(-1)
+        if near.sum() == 1:
+            own.append((int(view.row[b, 0, t, 0]), int(view.heads[h])))
+            other.append(int(near.argmax()))
+    if len(own) < 0.9 * rows.sum():
         return ""
-    words = ", ".join(f"{a} -> {b}" for a, b in list(pairs.items())[:8])
-    return f"the up-projection of the values (w_uv) is that of another head (head -> head: {words})"
+    t, h = np.array(own).T
+    other = np.array(other)
+    of_head = {a: set(other[h == a].tolist()) for a in np.unique(h).tolist()}
+    if all(len(found) == 1 for found in of_head.values()):
+        words = ", ".join(f"{a} -> {next(iter(found))}" for a, found in list(of_head.items())[:8])
+        return f"the up-projection of the values (w_uv) is that of another head (head -> head: {words})"
+    num_heads, num_rows = view.num_heads, max(s.num_rows for s in view.sequences)
+    folded = {
+        "(row * num_heads + head) // q_len": (t * num_heads + h) // num_rows,
+        "(row * num_heads + head) % num_heads": (t * num_heads + h) % num_heads,
+        "(head * q_len + row) // num_heads": (h * num_rows + t) // num_heads,
+        "(head * q_len + row) % num_heads": (h * num_rows + t) % num_heads,
+        "row % num_heads": t % num_heads,
+    }
+    rule = next((f": head {words}" for words, head in folded.items() if (head == other).mean() > 0.97), "")
+    listed = ", ".join(f"row {a}, head {b} takes {c}" for a, b, c in list(zip(t, h, other, strict=True))[:4])
+    return f"the up-projection of the values (w_uv) is that of another head, by row and head{rule} ({listed})"
 
 
 def _ranges(numbers):

@@ -17,11 +17,16 @@ ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256)
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 256)
 
 
-def explain_visibility(ledgers, missing, extra):
+def key_tiles(view):
+    """Sizes of tiles of keys that are tried; a page is one."""
+    return KEY_TILES if view.pages is None else tuple(sorted({*KEY_TILES, view.page_size}))
+
+
+def explain_visibility(ledgers, missing, extra, judged=None):
     """(words, fit, pairs that it changes) of the best model, or None. `missing` and `extra` are (B, H, T, S)."""
     view = ledgers.view
     wrong = missing | extra
-    judged = ledgers.judged & view.exists
+    judged = (ledgers.judged if judged is None else judged) & view.exists
     right = view.visible & ~_dropped(view)
     found = []
     for words, cost, visible in _models(view):
@@ -139,6 +144,8 @@ def _positions(view, rules):
         others["row // group_size: rows are divided by the group size where they should not be"] = (
             offset + row // group
         )
+        for bits in range(1, 5):
+            others[f"(row * group_size + head) >> {bits}: packed rows are divided by a power of two, not by the group size"] = offset + ((row * group + head % group) >> bits)
         packed = row + (head % group) * rows
         others[
             "(row + head * q_len) // group_size: packed heads and rows are unpacked in the wrong order"
@@ -370,7 +377,7 @@ def _lengths(view, rules):
                 0.005,
                 rules.visible(length=other, position=moved),
             )
-    for size in KEY_TILES:
+    for size in key_tiles(view):
         down, up = length // size * size, np.minimum(-(-length // size) * size, keys)
         yield (
             f"the length is rounded down to a multiple of {size}: the last, partial tile of {size} keys is left out",
@@ -433,7 +440,7 @@ def _tiles(view, rules):
                     0.005,
                     rules.visible(left_position=position),
                 )
-        for tile in KEY_TILES:
+        for tile in key_tiles(view):
             if tile >= view.num_keys:
                 continue
             first, last = (_of_row_tile(view, view.position, size, which) for which in ("first", "last"))
@@ -501,7 +508,15 @@ def _tiles(view, rules):
                     0.015,
                     rules.visible(left=None) & (view.key // tile >= (first - rules.left) // tile),
                 )
-    for tile in KEY_TILES:
+    for size in ROW_TILES:
+        if rules.chunk is not None and size < view.num_rows + view.row.min():
+            for which in ("first", "last"):
+                position = _of_row_tile(view, view.position, size, which)
+                first = position // rules.chunk * rules.chunk
+                yield f"the chunk is that of the {which} row of the tile of {size} rows", 0.005, rules.visible(chunk_position=position)
+                yield f"keys before the chunk of the {which} row of the tile of {size} rows are not visited: rows of that tile in an earlier chunk lose them", 0.01, rules.visible() & (view.key >= first)
+                yield f"keys behind the chunk of the {which} row of the tile of {size} rows are not visited: rows of that tile in a later chunk lose them", 0.01, rules.visible() & (view.key < first + rules.chunk)
+    for tile in key_tiles(view):
         if tile >= view.num_keys:
             continue
         if rules.right is not None:
@@ -556,7 +571,7 @@ def _holes(view, rules):
         if of_dropout:
             continue
         for size in ROW_TILES:
-            for tile in KEY_TILES:
+            for tile in key_tiles(view):
                 if (
                     size < view.num_rows
                     and tile < view.num_keys

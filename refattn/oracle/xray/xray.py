@@ -124,9 +124,15 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
     checked = checked_call(*arrays, **options)
     view = View(arrays, options, row_samples(checked) if is_large(checked) else None)
     lse = view.cut(LSE, given[LSE]) if LSE in given else None
-    estimated = Estimated(view, view.cut(OUTPUT, given[OUTPUT]), lse, spec, seconds)
+    results, regions = (view.cut(OUTPUT, given[OUTPUT]), lse), Regions(view)
+    estimated = Estimated(view, *results, spec, seconds)
     ledgers = Ledgers(estimated)
-    return _of(describe(estimated, ledgers, Regions(view)), estimated, ledgers, {}, started)
+    findings = describe(estimated, ledgers, regions)
+    columns = np.flatnonzero(estimated.wrong_columns & ~estimated.dead_columns)
+    if len(columns) > 1:  # the others are right, or looked at already
+        other = Estimated(view, *results, spec, seconds, columns)
+        findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other), *findings]
+    return _of(findings, estimated, ledgers, {}, started)
 
 
 def _of(findings, measured, ledgers, called, started):
