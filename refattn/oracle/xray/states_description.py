@@ -43,6 +43,10 @@ def describe_states(measured, ledgers, regions):
 class StatesDescription(Description):
     """What differs in a merge of states."""
 
+    def _unseen_rows(self):
+        """States are hidden by no rule of positions."""
+        return ()
+
     def run(self):
         self.model = None  # of weights, that explains what was measured
         return [
