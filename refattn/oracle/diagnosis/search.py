@@ -155,14 +155,15 @@ class Search:
             if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
                 return self._done("explained", (self._seen(*row),))
             seen = self._measure()
-            if seen is not None and seen.confident:
-                return self._done("described", self._findings(self.ranking.explanations(fits)), xray=seen)
-            if self.kernel is None and pairs and not self.evidence.baseline.explains:
-                fits = self._predict_other_tiles_and_pairs(fits)
+            if self.kernel is None and pairs and not (seen and seen.complete):
+                if not self.evidence.baseline.explains:
+                    fits = self._predict_other_tiles_and_pairs(fits)
         self.budget.reserved = 0.0
         explanations = self.ranking.explanations(fits)
         if explanations and explanations[0].better:
             return self._explain(explanations)
+        if seen is not None and seen.confident:
+            return self._done("described", self._findings(explanations), xray=seen)
         return self._locate(explanations, seen)
 
     def _measure(self):

@@ -311,5 +311,8 @@ def _step(rows, weights, h, i, query, key):
         :, None
     ]  # rows far from a fit must not outweigh others
     along = np.moveaxis(along * query[..., None] / (d * size)[:, None], 1, 0).reshape(query.shape[-1], -1)
-    inverse = np.linalg.pinv(along @ along.T, rcond=1e-10, hermitian=True)
+    curvature = along @ along.T
+    if not np.isfinite(curvature).all():
+        return np.zeros(len(along)), np.full(len(along), np.inf)
+    inverse = np.linalg.pinv(curvature, rcond=1e-10, hermitian=True)
     return inverse @ (along @ (off / size).reshape(-1)), np.sqrt(np.diag(inverse))

