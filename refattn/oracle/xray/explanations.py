@@ -144,6 +144,16 @@ class Fit:
     cost: float = 0.0
 
 
+def counts_of(a, b, maxiter=None):
+    """Numbers x >= 0 for which a @ x is nearest to b; None where there are none to be found."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    try:
+        return nnls(a, b, maxiter=maxiter)[0]
+    except RuntimeError:  # it does not converge
+        return None
+
+
 def evidence(rows, rms, free, candidates, among="all"):
     """Logarithm of the odds of a fit that leaves `rms` with `free` fitted numbers, the best of `candidates`.
 
@@ -549,7 +559,7 @@ def any_set(rows, budget):
         tried += 1
         failed += 1
         p = rows.denominator[:, n]
-        usable = (p.max(0) > 1e-12) & np.isfinite(p).all(0) & (rows.allowed[:, n].any(0) | True)
+        usable = (p.max(0) > 1e-12) & np.isfinite(p).all(0)
         keys = np.flatnonzero(usable)
         if not len(keys) or not np.isfinite(rows.output[:, n]).all():
             continue
@@ -562,9 +572,8 @@ def any_set(rows, budget):
         b = -(rows.sink[:, n, None] * -rows.output[:, n] / rows.deviation[:, n]).reshape(-1)
         mean = p[:, keys].mean(0)
         heavy = 1e3 * np.abs(a).max(initial=0.0)
-        try:
-            x, _ = nnls(np.vstack([a, heavy * mean]), np.append(b, heavy), maxiter=3 * len(keys))
-        except RuntimeError:
+        x = counts_of(np.vstack([a, heavy * mean]), np.append(b, heavy), maxiter=3 * len(keys))
+        if x is None:
             continue
         x = _whole(x, mean)
         row = np.zeros(S)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import nnls
 
-from refattn.oracle.xray.explanations import FITS_MOST, FITS_RMS, LEAST, Fit
+from refattn.oracle.xray.explanations import FITS_MOST, FITS_RMS, LEAST, Fit, counts_of
 
 MOST_UNKNOWNS = 700
 SPARE_ROWS = 8  # rows that are left to test values solved for
@@ -67,9 +66,8 @@ def _pages_of_row(rows, r, mass, flow):
     a = a.reshape(output.size, -1)
     b = (rows.sink[:, r, None] * output / deviation).reshape(-1)
     heavy = 1e3 * np.abs(a).max(initial=0.0)  # the equation that sets the unit
-    try:
-        times, _ = nnls(np.vstack([a, heavy * mass.mean(0)]), np.append(b, heavy))
-    except RuntimeError:
+    times = counts_of(np.vstack([a, heavy * mass.mean(0)]), np.append(b, heavy))
+    if times is None:
         return None, -1.0
     times = _in_whole_pages(times)
     with np.errstate(all="ignore"):
@@ -187,9 +185,8 @@ def _tiles_of_row(rows, r, weights, pool, own):
     flow = np.einsum("hts,huse->hetu", weights[:, used], pool) / deviation[:, :, None, None]
     target = (rows.output[:, r] / deviation).reshape(-1)
     a = flow.reshape(len(target), -1)
-    try:
-        times, _ = nnls(a, target)
-    except RuntimeError:
+    times = counts_of(a, target)
+    if times is None:
         return [], -1.0
     times = np.rint(times)
     table = times.reshape(len(used), -1)
