@@ -17,13 +17,14 @@ from refattn.oracle.xray.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.xray.key_sources import find_key_sources
 from refattn.oracle.xray.layouts import explain_layout
 from refattn.oracle.xray.lost_rows import threshold_in_words
-from refattn.oracle.xray.row_numbers import explain_row_number
-from refattn.oracle.xray.score_models import WrongRows, explain_scores
-from refattn.oracle.xray.score_models import _ranges as ranges
+from refattn.oracle.xray.numbers_in_words import ranges
+from refattn.oracle.xray.row_numbers import LSE, NORMALISER, explain_row_number
+from refattn.oracle.xray.score_models import explain_scores
 from refattn.oracle.xray.segments import explain_segments, find_segments
 from refattn.oracle.xray.sources import find_sources
 from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
+from refattn.oracle.xray.wrong_rows import WrongRows
 
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
 FEW = 0.3
@@ -526,7 +527,7 @@ class Description:
             return
         rule = self._of_rows(wrong)
         best = max(
-            explain_row_number(l, -l.sum_off, wrong, self.regions, "the normaliser"),
+            explain_row_number(l, -l.sum_off, wrong, self.regions, NORMALISER),
             key=lambda e: round(e[1], 2),
             default=None,
         )
@@ -595,7 +596,7 @@ class Description:
             )
             return
         best = max(
-            explain_row_number(l, l.lse_off, wrong, self.regions, "lse"),
+            explain_row_number(l, l.lse_off, wrong, self.regions, LSE),
             key=lambda e: round(e[1], 2),
             default=None,
         )

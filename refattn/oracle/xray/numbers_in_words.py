@@ -1,0 +1,33 @@
+"""Numbers as the sentences of findings say them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MEANT = ((2, "doubled"), (0.5, "halved"), (np.log2(np.e), "log2(e)"), (np.log(2), "ln 2"), (-1, "negated"))
+MOST_RANGES = 6
+
+
+def ratio(a) -> str:
+    """A factor, beside the one that it may be meant as: "2 (doubled)"."""
+    for value, words in MEANT:
+        if abs(a - value) < 2e-3 * abs(value):
+            return f"{a:.4g} ({words})"
+    return f"{a:.4g}"
+
+
+def ranges(numbers) -> str:
+    """Whole numbers in rising order: 0, 1, 2, 5 is "0 to 2, 5"."""
+    numbers = [int(n) for n in numbers]
+    runs, start = [], numbers[0]
+    for a, b in zip(numbers, [*numbers[1:], None], strict=True):
+        if b != a + 1:
+            runs.append(f"{start}" if start == a else f"{start} to {a}")
+            start = b
+    more = len(runs) - MOST_RANGES
+    return ", ".join(runs[:MOST_RANGES]) + (f" and {more} more ranges" if more > 0 else "")
+
+
+def step_away(step) -> str:
+    """A step from a row or key to another one: "16 further on", "1 before"."""
+    return f"{abs(step)} {'further on' if step > 0 else 'before'}"
