@@ -11,6 +11,7 @@ NAMES = {
     "right": "the causal limit (or right side of the window)",
     "chunk": "chunks",
 }
+UNPACKED = "packed heads and rows are unpacked in the wrong order"
 
 
 def positions(view, rules):
@@ -46,8 +47,8 @@ def _of_sequences(view):
     yield "that of the last row, for every row", every(offset + rows - 1)
     yield "that of the first row, for every row", every(offset)
     yield "that of the last key, for every row", every(length - 1)
-    yield "counted twice from the offset (row + 2 * offset)", row + 2 * offset
-    yield "with the offset taken away, not added", row - offset
+    yield "row + 2 * offset: the offset is added twice", row + 2 * offset
+    yield "row - offset: the offset is subtracted, not added", row - offset
     count = len(view.sequences)
     for n in range(count if count > 1 else 0):
         yield f"that of sequence {n} (its offset)", row + offset[n, 0, 0, 0]
@@ -57,34 +58,27 @@ def _of_packed_heads(view):
     """Words and positions (B, H, T, 1) of rows that are packed with heads and unpacked wrongly."""
     row, offset, rows = view.row, view.of_sequences("offset"), view.of_sequences("num_rows")
     head, num, group = view.heads.reshape(1, -1, 1, 1), view.num_heads, view.group_size
+    ways = []
     if group > 1:
         packed, rows_first = row * group + head % group, row + head % group * rows
+        undivided = "of a tile that packs the heads of a group, not divided by the group size"
+        shifted = "packed rows are divided by a power of two, not by the group size"
         ways = [
-            (
-                "(row * group_size + head) of a tile that packs the heads of a group, "
-                "not divided by the group size",
-                packed,
-            ),
+            (f"(row * group_size + head) {undivided}", packed),
             (
                 "row // group_size: rows are divided by the group size where they should not be",
                 row // group,
             ),
+            *((f"(row * group_size + head) >> {bits}: {shifted}", packed >> bits) for bits in range(1, 5)),
+            (f"(row + head * q_len) // group_size: {UNPACKED}", rows_first // group),
+            (f"(row * group_size + head) % q_len: {UNPACKED}", packed % rows),
         ]
-        for bits in range(1, 5):
-            words = "packed rows are divided by a power of two, not by the group size"
-            ways.append((f"(row * group_size + head) >> {bits}: {words}", packed >> bits))
-        ways += _in_wrong_order("(row + head * q_len) // group_size", rows_first // group)
-        ways += _in_wrong_order("(row * group_size + head) % q_len", packed % rows)
-    else:
-        ways = []
-    ways += _in_wrong_order("(row * num_heads + head) % q_len", (row * num + head) % np.maximum(rows, 1))
-    ways += _in_wrong_order("(head * q_len + row) // num_heads", (head * rows + row) // num)
+    ways += [
+        (f"(row * num_heads + head) % q_len: {UNPACKED}", (row * num + head) % np.maximum(rows, 1)),
+        (f"(head * q_len + row) // num_heads: {UNPACKED}", (head * rows + row) // num),
+    ]
     for words, place in ways:
         yield words, offset + place
-
-
-def _in_wrong_order(formula, place):
-    return [(f"{formula}: packed heads and rows are unpacked in the wrong order", place)]
 
 
 def widths(view, rules):

@@ -200,7 +200,7 @@ class WrongRows:
         return np.minimum(np.abs(centred(np.where(use, off, 0), use)), 10.0).sum(axis)
 
     def nearest(self, numbers, model):
-        """The number, near one of `numbers`, for which the scores `model(number)` are nearest to the measured."""
+        """The number near one of `numbers` that brings scores `model(number)` nearest to the measured."""
         from scipy.optimize import minimize_scalar  # loads slowly, and few kernels need it
 
         far = lambda a: self.distance_to(model(a))
