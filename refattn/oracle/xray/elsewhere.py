@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refattn.oracle.xray.numbers_in_words import step_away
+from refattn.oracle.xray.factors_in_words import step_away
 
 SHIFTS = (1, -1, 2, -2, 4, -4, 8, -8, 16, -16, 32, -32, 64, -64)
 ROW_TILES = (2, 4, 8, 16, 32, 64)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refattn.oracle.xray.numbers_in_words import step_away
+from refattn.oracle.xray.factors_in_words import step_away
 
 STEPS = (1, -1, 2, -2, 3, -3, 4, -4, 8, -8, 16, -16, 32, -32, 48, -48, 64, -64, 128, -128)
 TILES = (8, 16, 32, 48, 64, 128)
@@ -68,14 +68,14 @@ class Plane:
                 )
             ]
             pieces.append(array[np.ix_(*index)])
-        return self.view._padded(pieces)
+        return self.view.padded(pieces)
 
     def of_arrays(self, change):
         """The plane where `change(array, sequence)` is read in place of a sequence's array (H, T, S)."""
         pieces = []
         for array, s in zip(self.whole, self.view.sequences, strict=True):
             pieces.append(change(array[s.entry], s)[np.ix_(s.heads, s.rows)])
-        return self.view._padded(pieces)
+        return self.view.padded(pieces)
 
 
 def _of_other_heads(plane):

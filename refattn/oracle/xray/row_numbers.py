@@ -8,8 +8,8 @@ import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.xray.elsewhere import other_rows
+from refattn.oracle.xray.factors_in_words import ratio
 from refattn.oracle.xray.features import KEY_TILES
-from refattn.oracle.xray.numbers_in_words import ratio
 from refattn.oracle.xray.rounding import COARSE, REFERENCE_TILES, rounded_weights, tile_maximum
 from refattn.oracle.xray.row_sums import other_sums
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refattn.oracle.xray.numbers_in_words import ranges, ratio
+from refattn.oracle.xray.factors_in_words import ratio
+from refattn.oracle.xray.maps import ranges
 from refattn.oracle.xray.wrong_rows import Model, centred
 
 BINS = 24  # of a fraction

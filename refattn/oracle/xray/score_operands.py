@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from refattn.oracle.xray.elsewhere import other_key_heads, other_query_heads, other_sequences
-from refattn.oracle.xray.numbers_in_words import step_away
+from refattn.oracle.xray.factors_in_words import step_away
 from refattn.oracle.xray.planes import planes_from_elsewhere
 from refattn.oracle.xray.wrong_rows import Model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
-from refattn.oracle.xray.numbers_in_words import ranges
+from refattn.oracle.xray.maps import ranges
 
 MOST = 0.9  # of the wrong numbers are explained
 
@@ -18,14 +18,15 @@ def explain_values(description):
     if off.any():
         kind, words = _change(m, off)
         confident = bool(kind)
-        yield d._finding(d._of_rows(off.any(-1)), kind or "values", words, confident=confident)
+        yield d.finding(d.of_rows(off.any(-1)), kind or "values", words, confident=confident)
 
 
 def _change(m, off):
     """Kind, "" if not known, and words for what happened to the outputs at `off` (B, H, T, E)."""
-    got, predicted = m.output, m._applied(m.weights)
+    got, predicted = m.output, m.applied(m.weights)
     columns = off.any((0, 1, 2))
-    where = "" if columns.all() else f" in columns {ranges(np.flatnonzero(columns))} of {len(columns)}"
+    changed = ranges(np.flatnonzero(columns).tolist())
+    where = "" if columns.all() else f" in columns {changed} of {len(columns)}"
     at = off & np.isfinite(got)
     if at.any() and (got[at] == 0).mean() > 0.97:
         return "values", f"the output is 0{where}: not written, or the values there are not read"

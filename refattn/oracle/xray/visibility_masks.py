@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.xray.features import _of_row_tile
+from refattn.oracle.xray.features import of_row_tile
 from refattn.oracle.xray.planes import planes_from_elsewhere
 from refattn.oracle.xray.visibility_tiles import ROW_TILES, key_tiles
 
@@ -36,7 +36,7 @@ def _read_otherwise(view, name, words, own, visible):
 def _skipped_tiles(view, rules, words, own, visible):
     """Masks that are looked at only from the position of a tile's first row on, as a causal limit is."""
     sizes = [size for size in ROW_TILES if size < view.num_rows]
-    first = {size: _of_row_tile(view, view.position, size, "first") for size in sizes}
+    first = {size: of_row_tile(view, view.position, size, "first") for size in sizes}
     if rules.right is None and view.num_keys >= view.num_rows:
         for size in sizes:
             for tile in key_tiles(view):

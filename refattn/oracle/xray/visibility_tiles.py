@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.xray.features import _of_row_tile
+from refattn.oracle.xray.features import of_row_tile
 
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256)
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 256)
@@ -112,7 +112,7 @@ def tiles(view, rules):
 
 def _ends(view, size):
     """Positions (B, 1, T, 1) of the first and of the last row of each row's tile."""
-    return [_of_row_tile(view, view.position, size, which) for which in ("first", "last")]
+    return [of_row_tile(view, view.position, size, which) for which in ("first", "last")]
 
 
 def _once_for_rows(rules, size, ends):

@@ -1,11 +1,10 @@
-"""Numbers as the sentences of findings say them."""
+"""Factors and steps as the sentences of findings say them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 MEANT = ((2, "doubled"), (0.5, "halved"), (np.log2(np.e), "log2(e)"), (np.log(2), "ln 2"), (-1, "negated"))
-MOST_RANGES = 6
 
 
 def ratio(a) -> str:
@@ -14,18 +13,6 @@ def ratio(a) -> str:
         if abs(a - value) < 2e-3 * abs(value):
             return f"{a:.4g} ({words})"
     return f"{a:.4g}"
-
-
-def ranges(numbers) -> str:
-    """Whole numbers in rising order: 0, 1, 2, 5 is "0 to 2, 5"."""
-    numbers = [int(n) for n in numbers]
-    runs, start = [], numbers[0]
-    for a, b in zip(numbers, [*numbers[1:], None], strict=True):
-        if b != a + 1:
-            runs.append(f"{start}" if start == a else f"{start} to {a}")
-            start = b
-    more = len(runs) - MOST_RANGES
-    return ", ".join(runs[:MOST_RANGES]) + (f" and {more} more ranges" if more > 0 else "")
 
 
 def step_away(step) -> str:
