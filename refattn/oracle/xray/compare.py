@@ -92,7 +92,7 @@ class Ledgers:
 
     @cached_property
     def lse_off(self):
-        """lse minus the right one, (B, H, T), where it is more than rounding; 0 where right or not returned."""
+        """lse minus the right one, (B, H, T), where that is more than rounding; else, or without lse, 0."""
         measured, view = self.measured, self.view
         if measured.lse is None:
             return np.zeros(view.shape[:3])

@@ -27,8 +27,8 @@ def _pairs(part):
 
 
 def cut_call(arrays, options, worst):
-    """A call of fewer sequences and heads, as (arrays, options); None where there is nothing to cut or no way
-    to do it.
+    """A call of fewer sequences and heads, as (arrays, options); None where there is nothing to cut or no
+    way to do it.
 
     `worst`: (sequence, head) to keep. Only dense calls with at most one batch axis are cut.
     """
@@ -76,8 +76,8 @@ def _cut_option(name, value, heads, batch):
 
 
 def row_samples(checked):
-    """Samples of rows in whole tiles, so many that MOST_PAIRS pairs are looked at: of each sequence the first
-    and the last tile, and tiles between.
+    """Samples of rows in whole tiles, so many that MOST_PAIRS pairs are looked at: of each sequence the
+    first and the last tile, and tiles between.
     """
     parts = part_outlines(checked)
     share = MOST_PAIRS / max(sum(_pairs(part) for part in parts), 1)

@@ -102,7 +102,9 @@ class Description:
             if not (self.explained | ~self.rows).all():
                 self.found.extend(stage())
         self.found.extend(self._lse())
-        return sorted(self.found, key=lambda finding: (finding.minor, finding.minor and not finding.confident))
+        return sorted(
+            self.found, key=lambda finding: (finding.minor, finding.minor and not finding.confident)
+        )
 
     def finding(self, rule, kind, nature, note="", model=False, **more):
         """A finding at the place of a rule, or everywhere without one. `model`: the nature says which pairs
@@ -178,10 +180,10 @@ class Description:
     def _latents(self):
         wrong = self.measured.wrong_latents
         if wrong.any():
+            components = f"components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)}"
             nature = (
-                f"the weighted sum of latents is wrong in components {ranges(np.flatnonzero(wrong).tolist())} "
-                f"of {len(wrong)} and right in the others: these components are accumulated, rescaled or read "
-                "otherwise"
+                f"the weighted sum of latents is wrong in {components} and right in the others: "
+                "these components are accumulated, rescaled or read otherwise"
             )
             yield self.finding(None, "latents", nature, confident=False)
             self.explained |= self.view.row_exists
@@ -223,12 +225,12 @@ class Description:
         if (spread < 0.02 + 4 * self.measured.tolerance[..., 0][rows]).mean() <= NEARLY_ALL:
             return ""
         return (
-            "Those weights are the softmax of their own scores: what hides is a large finite number, not -inf, "
-            "so that a row of which everything is hidden sees what is hidden least."
+            "Those weights are the softmax of their own scores: what hides is a large finite number, not "
+            "-inf, so that a row of which everything is hidden sees what is hidden least."
         )
 
     def _unseen_rows(self):
-        """Rows that are 0 because none of their keys is visible to the kernel, as a rule of visibility says."""
+        """Rows that are 0 because a rule of visibility hides all their keys."""
         l, view = self.ledgers, self.view
         lost = l.zero & ~self.explained
         if not lost.any() or not view.visible.any():
@@ -369,8 +371,8 @@ class Description:
         yield self.finding(rule, "extra keys", nature, note, minor=self._minor(wrong))
 
     def _extra_scores(self, wrong):
-        """Scores with which hidden keys count, up to what the right keys of the row share, where that is known,
-        and their tolerance; each (B, H, T, S).
+        """Scores with which hidden keys count, up to what the right keys of the row share, where that is
+        known, and their tolerance; each (B, H, T, S).
         """
         score = np.log(self.measured.weights) - self.ledgers.shift[..., None] + self.view.lse[..., None]
         tolerance = 3 * np.broadcast_to(self.measured.tolerance, self.view.shape)
@@ -442,8 +444,8 @@ class Description:
         return self.finding(rule, kind, nature, spread, confident=False)
 
     def _steps_rule(self, near, segments):
-        """Where rescaling went wrong: the tiles in which it should have happened. `near` are the stretches in
-        which it went wrong, (B, H, T, stretches).
+        """Where rescaling went wrong: the tiles in which it should have happened. `near` are the stretches
+        in which it went wrong, (B, H, T, stretches).
         """
         tile = np.searchsorted(segments.edges, np.arange(self.view.num_keys), "right") - 1
         hidden = np.where(self.view.visible, self.view.score, -np.inf)
@@ -522,10 +524,10 @@ def _is_even(weights):
 def _precision_in_words(factors, explained):
     if explained:
         return f"scores are wrong: {explained[0].words}"
+    most = 100 * np.abs(np.log(factors)).max()
     return (
-        "weights are less exact than the arithmetic allows, by up to "
-        f"{100 * np.abs(np.log(factors)).max():.2g} %: scores, exponentials or weights are computed or stored "
-        "with fewer bits"
+        f"weights are less exact than the arithmetic allows, by up to {most:.2g} %: "
+        "scores, exponentials or weights are computed or stored with fewer bits"
     )
 
 

@@ -13,8 +13,8 @@ ALIKE = 0.95  # share of rows that must agree
 
 
 def edges_in_words(ledgers, rows) -> str:
-    """What the wrong rows (B, H, T) have in common: "The last key used is row +20, it should be row +63."; ""
-    if nothing.
+    """What the wrong rows (B, H, T) have in common: "The last key used is row +20, it should be row +63.";
+    "" if nothing.
     """
     view = ledgers.view
     there = (ledgers.measured.weights > 4 * ledgers.measured.floor) & view.exists & ~ledgers.nan[..., None]

@@ -1,8 +1,8 @@
 """What can be said of the place of a pair of a row and a key: one row of a table for each `Feature`.
 
-A feature gives a whole number, or a truth value, for every pair (B, H, T, S) of a `View`, and the words for it.
-Its landmarks are the numbers that a kernel treats apart (the first, the last, the edges of a tile): a rule that
-speaks of them is more probable than one of any other number.
+A feature gives a whole number, or a truth value, for every pair (B, H, T, S) of a `View`, and the words for
+it. Its landmarks are the numbers that a kernel treats apart (the first, the last, the edges of a tile): a
+rule that speaks of them is more probable than one of any other number.
 """
 
 from __future__ import annotations
@@ -274,13 +274,19 @@ def _of_rows_and_keys():
     yield Feature(
         "the number of keys from the first one the row sees to this one",
         lambda view: view.key - first_seen(view),
-        {0: "the key is the first that the row sees", -1: "the key is the one before the first that the row sees"},
+        {
+            0: "the key is the first that the row sees",
+            -1: "the key is the one before the first that the row sees",
+        },
         landmarks=(0, -1),
     )
     yield Feature(
         "the number of keys from this one to the last one the row sees",
         lambda view: last_seen(view) - view.key,
-        {0: "the key is the last that the row sees", -1: "the key is the one after the last that the row sees"},
+        {
+            0: "the key is the last that the row sees",
+            -1: "the key is the one after the last that the row sees",
+        },
         landmarks=(0, -1),
     )
 
@@ -340,9 +346,7 @@ def _of_scores():
         lambda view: view.top[..., None] < 0,
         0.01,
     )
-    yield Feature(
-        "the score, rounded down,", lambda view: _rounded_down(view.score, view.exists), cost=0.03
-    )
+    yield Feature("the score, rounded down,", lambda view: _rounded_down(view.score, view.exists), cost=0.03)
     yield Feature(
         "the score below the row's largest one, rounded down,",
         lambda view: np.maximum(_rounded_down(view.top[..., None] - view.score, view.visible), 0),
@@ -589,14 +593,20 @@ def _both_tiles(rows, keys, which):
     yield Feature(
         f"the number of tiles {of} from the first one seen {by} to this one",
         lambda view: view.key // keys - of_row_tile(view, first_seen(view), rows, which) // keys,
-        {0: f"the tile {of} is the first seen {by}", -1: f"the tile {of} is the one before the first seen {by}"},
+        {
+            0: f"the tile {of} is the first seen {by}",
+            -1: f"the tile {of} is the one before the first seen {by}",
+        },
         landmarks=(0, -1),
         cost=0.025,
     )
     yield Feature(
         f"the number of tiles {of} from this one to the last one seen {by}",
         lambda view: of_row_tile(view, last_seen(view), rows, which) // keys - view.key // keys,
-        {0: f"the tile {of} is the last seen {by}", -1: f"the tile {of} is the one after the last seen {by}"},
+        {
+            0: f"the tile {of} is the last seen {by}",
+            -1: f"the tile {of} is the one after the last seen {by}",
+        },
         landmarks=(0, -1),
         cost=0.025,
     )

@@ -54,9 +54,9 @@ def _recover_without_nan(measured, rows):
         output = probes.output("numbers that are not finite made 0", view.with_array(which, clean))
         if np.isfinite(output).all(-1)[rows].mean() > 0.9:
             return (
-                f"{name.capitalize()} that are NaN or infinite, in slots that these rows do not see (hidden, "
-                "past the length or in unused pages), reach the result: the rows are finite when those "
-                f"{name} are 0. Their weight is 0, and 0 * NaN is NaN."
+                f"{name.capitalize()} that are NaN or infinite, in slots that these rows do not see "
+                "(hidden, past the length or in unused pages), reach the result: the rows are finite when "
+                f"those {name} are 0. Their weight is 0, and 0 * NaN is NaN."
             )
     return ""
 

@@ -12,8 +12,8 @@ EXAMPLES, MOST_RUNS = 4, 6  # that are told
 def describe_map(wanted, got, what, sizes=(), functions_of=None) -> tuple[str, bool]:
     """Words for what was read in place of what, and whether a rule was found.
 
-    `sizes`: numbers that a kernel may count with, (number, its name). `functions_of`: another number that what
-    is read may be computed from, and its name.
+    `sizes`: numbers that a kernel may count with, (number, its name). `functions_of`: another number that
+    what is read may be computed from, and its name.
     """
     wanted, got = np.asarray(wanted), np.asarray(got)
     rules = list(_functions(*functions_of, got, what)) if functions_of else []

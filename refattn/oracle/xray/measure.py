@@ -109,9 +109,9 @@ class Measured(Reading):
 
     def _weights_of_latents(self):
         """Weights of MLA. The kernel's weighted latents come first, component by component: where only some
-        of them are wrong, that is the fault. Latents are then made one-hot and the up-projections of the keys
-        such that every key stays what it is; where there are more keys than components of a latent, the right
-        weights times one factor a group of keys are fitted to the weighted latents.
+        of them are wrong, that is the fault. Latents are then made one-hot and the up-projections of the
+        keys such that every key stays what it is; where there are more keys than components of a latent, the
+        right weights times one factor a group of keys are fitted to the weighted latents.
         """
         view = self.view
         weights = view.weights.copy()
@@ -235,9 +235,10 @@ class Measured(Reading):
 
     @cached_property
     def sources(self):
-        """Shares of each row's weight by the key/value head and by the sequence that the values belong to, and
-        from what no sequence holds, slots past the length and others: (B, H, T, K), (B, H, T, all sequences),
-        (B, H, T, 2); and the number of each sequence that is looked at, (B,). None for want of time.
+        """Shares of each row's weight by the key/value head and by the sequence that the values belong to,
+        and from what no sequence holds, slots past the length and others: (B, H, T, K), (B, H, T, all
+        sequences), (B, H, T, 2); and the number of each sequence that is looked at, (B,). None for want of
+        time.
         """
         view, columns, heads = self.view, self.columns, self.view.num_kv_heads
         entries = [(part, n) for part, array in enumerate(view.slots[VALUE]) for n in range(len(array))]
@@ -268,8 +269,8 @@ class Measured(Reading):
         return shares[..., :heads], shares[..., heads:-2], shares[..., -2:], own
 
     def _held_by_none(self, tail):
-        """Slots of the value array that no sequence holds within its length: those in a page, or row of keys,
-        of which a sequence holds some key (`tail`), or all others.
+        """Slots of the value array that no sequence holds within its length: those in a page, or row of
+        keys, of which a sequence holds some key (`tail`), or all others.
         """
         held = np.zeros(np.shape(self.view.arrays[VALUE])[:-1], bool)
         for part, slots in enumerate(self.view.slots[VALUE]):

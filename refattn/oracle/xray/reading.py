@@ -27,8 +27,8 @@ class Reading:
     columns : ndarray of int
         Columns of the output that weights are read from.
     wrong_columns, dead_columns, other_columns : ndarray of bool, (E,)
-        Columns in which no weights are read; those of them that are 0 in every row; and those that are looked
-        at by themselves.
+        Columns in which no weights are read; those of them that are 0 in every row; and those that are
+        looked at by themselves.
     wrong_latents : ndarray of bool
         Components of the weighted latents of MLA that are wrong where others are right.
     told : bool or ndarray of bool, (B, H, T)

@@ -1,7 +1,7 @@
 """Where: a short rule that holds at the wrong pairs and at no right one.
 
-A beam search over conjunctions of statements "feature == value", "!=", "<=", ">=". A rule is worth its F1 score
-(how well it separates wrong pairs from right ones) less the cost of its words.
+A beam search over conjunctions of statements "feature == value", "!=", "<=", ">=". A rule is worth its F1
+score (how well it separates wrong pairs from right ones) less the cost of its words.
 """
 
 from __future__ import annotations
