@@ -1,4 +1,4 @@
-"""What does a kernel do? Its weights measured, compared with the right ones, and the difference
+"""What does a kernel do? Its weights are measured and compared with the right ones, and the difference is
 described.
 """
 

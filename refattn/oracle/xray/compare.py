@@ -1,7 +1,7 @@
 """Measured against right: the ledgers from which a description starts.
 
-Presence of a weight, ratios of weights within a row, the sum of a row, lse, and rows that hold nothing or NaN.
-Each alone points to a stage of the kernel.
+They hold the presence of a weight, ratios of weights within a row, the sum of a row, lse, and rows that hold
+nothing or NaN. Each alone points to a stage of the kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class Ledgers:
     Attributes
     ----------
     labels : ndarray of int8, (B, H, T, S)
-        What each pair is.
+        What each pair is: RIGHT, MISSING, EXTRA or SCALED, or UNJUDGED.
+    judged : ndarray of bool, (B, H, T, S)
+        Pairs whose weight is known well enough to be judged.
     shift : ndarray, (B, H, T)
         Logarithm of the factor that most of the weights of a row share.
     ratio : ndarray, (B, H, T, S)
@@ -33,17 +35,14 @@ class Ledgers:
         view = self.view
         exists = np.broadcast_to(view.exists, view.shape)
         right, got = view.weights, measured.weights
-        lost = ~np.isfinite(got).all(-1) | ~np.isfinite(measured.output[..., ~measured.wrong_columns]).all(
-            -1
-        )
-        self.nan = lost & view.row_exists
+        finite = np.isfinite(measured.output[..., ~measured.wrong_columns]).all(-1)
+        self.nan = ~(np.isfinite(got).all(-1) & finite) & view.row_exists
         floor = measured.floor
         self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]
-        if (determined := getattr(measured, "determined", None)) is not None:
-            self.judged &= determined & ~measured.unknown[..., None]
+        self.judged &= measured.determined & ~measured.unknown[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
-        both = self.judged & (right > 0) & (there)
+        both = self.judged & (right > 0) & there
         with np.errstate(all="ignore"):
             self.ratio = np.where(both, np.log(got / right), np.nan)
         self.shift = self._shared_factor()
@@ -59,7 +58,9 @@ class Ledgers:
         self.labels = labels
 
     def _shared_factor(self):
-        """The factor of each row that most of its weights share: 1 where that is as good as any other."""
+        """Logarithm of the factor of each row that most of its weights share, (B, H, T): 0 where that is as
+        good as any other.
+        """
         candidates = [np.zeros(self.view.shape[:3])]
         with np.errstate(all="ignore"):
             ordered = np.sort(self.ratio, axis=-1)  # NaN last
@@ -76,6 +77,7 @@ class Ledgers:
 
     @property
     def wrong(self):
+        """Pairs that are judged and not right, (B, H, T, S)."""
         return self.labels > RIGHT
 
     @cached_property
@@ -85,11 +87,12 @@ class Ledgers:
 
     @cached_property
     def right_sum(self):
+        """What it should be: less than 1 with sinks or dropout."""
         return self.view.weights.sum(-1)
 
     @cached_property
     def lse_off(self):
-        """lse minus the right one, where it is more than rounding; 0 where right or not returned."""
+        """lse minus the right one, (B, H, T), where that is more than rounding; else, or without lse, 0."""
         measured, view = self.measured, self.view
         if measured.lse is None:
             return np.zeros(view.shape[:3])
@@ -103,7 +106,7 @@ class Ledgers:
 
     @cached_property
     def sum_off(self):
-        """Logarithm of a row's sum over the right one, where it is more than rounding."""
+        """Logarithm of a row's sum over the right one, (B, H, T), where it is more than rounding; else 0."""
         with np.errstate(all="ignore"):
             off = np.log(self.sum / self.right_sum)
         known = self.view.row_exists & ~self.nan & ~self.zero & (self.right_sum > 0)

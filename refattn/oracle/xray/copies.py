@@ -1,4 +1,7 @@
-"""Rows of the output that are the right result of other rows: wrong strides, lost writes, stale accumulators."""
+"""Rows of the output that are the right result of other rows.
+
+They come from wrong strides, lost writes and stale accumulators.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ import numpy as np
 
 MOST = 512  # wrong rows that are compared with all others
 SHARE = 0.6  # of the wrong rows that must be copies
+ALMOST_ALL = 0.95  # of those that were compared: then all wrong rows are
+MOST_COLUMNS = 64
 
 
 def copied_rows(measured, rows):
     """Wrong rows (B, H, T) that are copies, and words for where of; None where few are."""
     view = measured.view
-    with np.errstate(all="ignore"):
-        off = ~(np.abs(measured.output - measured.expected_output) <= measured.output_tolerance)
-    off[..., measured.wrong_columns] = False
-    wrong = rows & off.any(-1)
+    wrong = rows & measured.off[..., ~measured.wrong_columns].any(-1)
     places = np.argwhere(wrong)
     if not len(places) or measured.output.shape[-1] < 4:
         return None
@@ -22,7 +24,7 @@ def copied_rows(measured, rows):
     if len(places) > MOST:
         places = places[np.sort(rng.choice(len(places), MOST, replace=False))]
     everywhere = np.argwhere(np.broadcast_to(view.row_exists & ~view.empty, view.shape[:3]))
-    columns = np.flatnonzero(~measured.wrong_columns)[:64]
+    columns = np.flatnonzero(~measured.wrong_columns)[:MOST_COLUMNS]
     got = measured.output[tuple(places.T)][:, columns]
     right = measured.expected_output[tuple(everywhere.T)][:, columns]
     allowed = measured.output_tolerance[tuple(everywhere.T)][:, columns]
@@ -38,10 +40,10 @@ def copied_rows(measured, rows):
     if copied.sum() < max(3, SHARE * len(places)):
         return None
     own, other = places[copied], everywhere[source[copied]]
+    if copied.mean() > ALMOST_ALL:
+        return wrong, _words(view, own, other)
     rows = np.zeros(view.shape[:3], bool)
     rows[tuple(own.T)] = True
-    if copied.mean() > 0.95:
-        rows = wrong
     return rows, _words(view, own, other)
 
 

@@ -1,4 +1,7 @@
-"""Large problems made small: fewer sequences and heads, and of the rows whole tiles; the fault must still show."""
+"""Large problems made small: fewer sequences and heads, and of the rows whole tiles.
+
+The fault must still show.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def _pairs(part):
 
 
 def cut_call(arrays, options, worst):
-    """A call of fewer sequences and heads, as (arrays, options); None where there is nothing to cut or no way to do it.
+    """A call of fewer sequences and heads, as (arrays, options); None where there is nothing to cut or no
+    way to do it.
 
     `worst`: (sequence, head) to keep. Only dense calls with at most one batch axis are cut.
     """
@@ -55,15 +59,11 @@ def cut_call(arrays, options, worst):
 
 def _cut_option(name, value, heads, batch):
     """An option as the caller gave it, for some heads and sequences."""
-    belongs_to = (
-        next(option.belongs_to for option in OPTIONS if option.name == name)
-        if name != "dropout_rate"
-        else ""
-    )
-    array = (
-        np.asarray(value) if belongs_to in (PER_ENTRY, PER_HEAD, PER_SCORE) and value is not None else None
-    )
-    if array is None or array.ndim == 0:
+    belongs_to = next(option.belongs_to for option in OPTIONS if option.name == name)
+    if belongs_to not in (PER_ENTRY, PER_HEAD, PER_SCORE) or value is None:
+        return value
+    array = np.asarray(value)
+    if array.ndim == 0:
         return value
     if belongs_to == PER_ENTRY:
         return array if batch is None or len(array) == 1 else array[batch]
@@ -76,8 +76,8 @@ def _cut_option(name, value, heads, batch):
 
 
 def row_samples(checked):
-    """Samples of rows in whole tiles, so many that MOST_PAIRS pairs are looked at: of each sequence the first and the last tile, and
-    tiles between.
+    """Samples of rows in whole tiles, so many that MOST_PAIRS pairs are looked at: of each sequence the
+    first and the last tile, and tiles between.
     """
     parts = part_outlines(checked)
     share = MOST_PAIRS / max(sum(_pairs(part) for part in parts), 1)
@@ -99,10 +99,8 @@ def row_samples(checked):
 def still_wrong(view, given, spec):
     """Whether the output of a call is off by more than rounding in the rows that are looked at."""
     value = np.nan_to_num(view.operand("value"))
-    of_heads = value[:, view.heads // max(view.num_heads // value.shape[1], 1)]
     output = view.cut(OUTPUT, given[OUTPUT])
-    right = view.weights @ of_heads
-    size = view.weights @ np.abs(of_heads)
+    right, size = view.applied(view.weights, value), view.applied(view.weights, np.abs(value))
     allowed = size * (4 * spec.weight.unit_roundoff + 4 * spec.output.unit_roundoff + 1e-4)
     with np.errstate(all="ignore"):
         return bool((~(np.abs(output - right) <= allowed + 1e-30) & view.row_exists[..., None]).any())

@@ -1,14 +1,21 @@
-"""First and last key that rows were seen to use, against those they should: an offset, a length or a window that is another one."""
+"""First and last key that rows were seen to use, against those they should.
+
+They tell of an offset, a length or a window that is another one.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.xray.maps import most_common
+
 ALIKE = 0.95  # share of rows that must agree
 
 
 def edges_in_words(ledgers, rows) -> str:
-    """What the wrong rows (B, H, T) have in common: "the last key seen is row + 20, it should be row + 63"; "" if nothing."""
+    """What the wrong rows (B, H, T) have in common: "The last key used is row +20, it should be row +63.";
+    "" if nothing.
+    """
     view = ledgers.view
     there = (ledgers.measured.weights > 4 * ledgers.measured.floor) & view.exists & ~ledgers.nan[..., None]
     some = rows & there.any(-1) & view.visible.any(-1)
@@ -22,49 +29,35 @@ def edges_in_words(ledgers, rows) -> str:
         wrong = some & (got != right)
         if not wrong.any() or wrong.sum() < 0.5 * some.sum():
             continue
-        words = _relation(view, wrong, got, right, row, name)
-        if words:
-            sentences.append(words)
-    return " ".join(sentences)
+        sentences.append(_relation(view, np.nonzero(wrong)[0], got[wrong], right[wrong], row[wrong], name))
+    return " ".join(filter(None, sentences))
 
 
-def _relation(view, wrong, got, right, row, name):
-    at = np.nonzero(wrong)
-    by_row, is_constant = (got - row)[wrong], got[wrong]
-    right_by_row = (right - row)[wrong]
-    offset = view.of_sequences("offset")[at[0], 0, 0, 0]
-    if _alike(by_row) and len(np.unique(row[wrong])) > 2:
-        c, right_c = _common(by_row), _common(right_by_row)
+def _relation(view, sequence, got, right, row, name):
+    """What the keys that wrong rows used, of N rows each, have to do with the rows or the right keys."""
+    by_row, right_by_row, change = got - row, right - row, got - right
+    if _alike(by_row) and len(np.unique(row)) > 2:
+        c, right_c = most_common(by_row), most_common(right_by_row)
         should = f", it should be row {right_c:+d}" if _alike(right_by_row) else ""
         return f"The {name} key used is row {c:+d}{_named(view, c)}{should}."
-    change = (got - right)[wrong]
     if _alike(change):
-        c = _common(change)
+        c = most_common(change)
         return f"The {name} key used is {abs(c)} {'behind' if c > 0 else 'before'} the right one."
-    if _alike(is_constant) and len(np.unique(right[wrong])) > 1:
-        return f"The {name} key used is key {_common(is_constant)} in all of them."
-    per_sequence = []
-    for b in np.unique(at[0]):
-        here = at[0] == b
-        shift = change[here]
-        if _alike(shift):
-            per_sequence.append(f"{_common(shift):+d} in sequence {b}")
-    if len(per_sequence) > 1:
-        return f"The {name} key used is off by {', '.join(per_sequence[:4])}."
-    del offset
+    if _alike(got) and len(np.unique(right)) > 1:
+        return f"The {name} key used is key {most_common(got)} in all of them."
+    of_sequences = [(b, change[sequence == b]) for b in np.unique(sequence)]
+    told = [f"{most_common(shift):+d} in sequence {b}" for b, shift in of_sequences if _alike(shift)]
+    if len(told) > 1:
+        return f"The {name} key used is off by {', '.join(told[:4])}."
     return ""
 
 
-def _common(numbers):
-    values, counts = np.unique(numbers, return_counts=True)
-    return int(values[np.argmax(counts)])
-
-
 def _alike(numbers):
-    return len(numbers) > 0 and (numbers == _common(numbers)).mean() >= ALIKE
+    return len(numbers) > 0 and (numbers == most_common(numbers)).mean() >= ALIKE
 
 
 def _named(view, c):
+    """What a distance of keys from rows may come from."""
     lengths = {s.length for s in view.sequences}
     rows = {s.num_rows for s in view.sequences}
     if c == 0:

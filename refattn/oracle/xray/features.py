@@ -1,14 +1,14 @@
-"""What can be said of the place of a pair of a row and a key: one line of `FEATURES` each.
+"""What can be said of the place of a pair of a row and a key: one row of a table for each `Feature`.
 
-A feature gives a whole number, or a truth value, for every pair (B, H, T, S) of a `View`, and the words for it.
-`landmarks` are the numbers that a kernel treats apart (the first, the last, the edges of a tile): a rule that
-speaks of them is more probable than one of any other number.
+A feature gives a whole number, or a truth value, for every pair (B, H, T, S) of a `View`, and the words for
+it. Its landmarks are the numbers that a kernel treats apart (the first, the last, the edges of a tile): a
+rule that speaks of them is more probable than one of any other number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from refattn.exact.visibility import row_bounds
 
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128)
-FAR = 60  # of scores: exp(-60) is nothing beside 1
 SPLITS = (2, 3, 4, 5, 6, 7, 8)
+KEYS_OF_BOTH = (16, 32, 64, 128)  # tiles of keys that are looked at beside tiles of rows
+LEAST_ROWS_OF_BOTH = 8
+FAR = 60  # of scores: exp(-60) is nothing beside 1
+LARGEST = 1e6  # size of a score, beyond which only that it is large is told
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Feature:
         How much less probable a rule is that speaks of it: of the score of the rule, which is at most 1.
     ordered : bool
         Whether "at most" and "at least" mean something.
+    landmarks : tuple of int
+        Numbers that a kernel treats apart; -1 is the largest one where -1 itself does not occur.
     tile : int or None
         The tile size it speaks of.
     """
@@ -66,7 +71,56 @@ class Feature:
         return f"{self.words} {relation} {value}"
 
 
+# rows of the tables
+
+
+def _truth(words, otherwise, of, cost=0.0):
+    """Words where it is True, words where it is False."""
+    return Feature(words, of, otherwise=otherwise, cost=cost)
+
+
+def parity(words, of, cost=0.01):
+    """Whether a number is even or odd."""
+    named = {0: f"{words} is even", 1: f"{words} is odd"}
+    return Feature(words, lambda view: of(view) % 2, named, cost=cost, ordered=False)
+
+
+def _where(there, *features) -> Iterator[Feature]:
+    """The features, with a meaning only in views where `there(view)` is true."""
+    for feature in features:
+        yield replace(feature, of=lambda view, of=feature.of: of(view) if there(view) else None)
+
+
 # parts of a view that several features use
+
+
+def _head(view):
+    return view.heads.reshape(1, -1, 1, 1)
+
+
+def _sequence(view):
+    return np.arange(len(view.sequences)).reshape(-1, 1, 1, 1)
+
+
+def _length(view):
+    return view.of_sequences("length")
+
+
+def _rows(view):
+    return view.of_sequences("num_rows")
+
+
+def _most_rows(view):
+    return max((s.num_rows for s in view.sequences), default=0)
+
+
+def _rounded_down(score, known):
+    return np.floor(np.clip(np.where(known, score, 0), -LARGEST, LARGEST))
+
+
+def _first_visible(view):
+    """First key that is visible to each row, (B, H, T, 1); 0 where none is."""
+    return view.visible.argmax(-1)[..., None]
 
 
 def first_seen(view):
@@ -83,21 +137,18 @@ def _seen(view):
     start = np.zeros(view.position.shape, int)
     stop = np.zeros(view.position.shape, int)
     for n, s in enumerate(view.sequences):
-        rules = view.rules(n)
-        a, b = row_bounds(rules, np.asarray(view.position[n, 0, :, 0]), s.length)
-        start[n, 0, :, 0], stop[n, 0, :, 0] = a, b
+        position = np.asarray(view.position[n, 0, :, 0])
+        start[n, 0, :, 0], stop[n, 0, :, 0] = row_bounds(view.rules(n), position, s.length)
     return start, stop
 
 
-def _of_row_tile(view, array, rows, which):
+def of_row_tile(view, array, rows, which):
     """A number (B, 1, T, 1) of each row replaced by that of the first or last row of its tile."""
-    order = np.arange(view.num_rows)
-    taken = np.empty(array.shape, array.dtype)
+    taken = array.copy()
     for n, s in enumerate(view.sequences):
         tile = s.rows // rows
         at = np.searchsorted(tile, tile) if which == "first" else np.searchsorted(tile, tile, "right") - 1
         taken[n, 0, : len(s.rows), 0] = array[n, 0, at, 0]
-        taken[n, 0, len(s.rows) :, 0] = array[n, 0, order[len(s.rows) :], 0]
     return taken
 
 
@@ -108,8 +159,8 @@ def _running_top(view, tile):
     inside = np.maximum.reduceat(hidden, edges, axis=-1)  # (B, H, T, tiles)
     before = np.maximum.accumulate(inside, axis=-1)
     before = np.concatenate([np.full_like(inside[..., :1], -np.inf), before[..., :-1]], axis=-1)
-    repeat = view.key[0, 0, 0] // tile
-    return before[..., repeat], inside[..., repeat]
+    of_key = view.key[0, 0, 0] // tile
+    return before[..., of_key], inside[..., of_key]
 
 
 def rises(view, tile):
@@ -124,66 +175,82 @@ def tiles_hidden_before(view, tile):
     return np.logical_or.accumulate(np.isneginf(inside), axis=-1)
 
 
-def hidden_because(view, what):
-    """Whether a pair is hidden by one rule: "length", "left", "right", "mask" or "bias"."""
-    length = view.of_sequences("length")
-    if what == "length":
-        return view.key >= length
-    start, stop = _seen(view)
-    if what == "left":
-        return (view.key < start) & (view.key < length)
-    if what == "right":
-        return (view.key >= stop) & (view.key < length)
-    return view.hidden_by(what)
+def _overshadowed(view, size):
+    """Rows beside whose largest score their own is nothing, within a tile of rows, (B, H, T, 1)."""
+    far = np.zeros((*view.top.shape, 1), bool)
+    top = np.where(np.isfinite(view.top), view.top, -np.inf)
+    for n, s in enumerate(view.sequences):
+        tile = s.rows // size
+        for t in np.unique(tile):
+            here = np.flatnonzero(tile == t)
+            of_tile = top[n][:, here]
+            far[n, :, here, 0] = (of_tile.max(-1, keepdims=True) - of_tile > FAR).T
+    return far
 
 
-def _parity(words, of, cost=0.01):
-    return Feature(
-        words,
-        lambda view: of(view) % 2,
-        {0: f"{words} is even", 1: f"{words} is odd"},
-        cost=cost,
-        ordered=False,
-    )
+def _straddling(view, size):
+    """Rows of packed sequences whose tile begins in an earlier sequence, (B, 1, T, 1)."""
+    starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])[:-1].reshape(-1, 1, 1, 1)
+    if len(view.sequences) < 2 or view.checked.form.name != "packed":
+        return None
+    return (view.row + starts) // size * size < starts
 
 
-def _places(view):
-    """Physical page of each key, (B, 1, 1, S), or None where keys are in no pages."""
-    return view.pages
+# the tables
 
 
 def _features() -> Iterator[Feature]:
-    head = lambda view: view.heads.reshape(1, -1, 1, 1)
-    length = lambda view: view.of_sequences("length")
-    rows = lambda view: view.of_sequences("num_rows")
-    sequence = lambda view: np.arange(len(view.sequences)).reshape(-1, 1, 1, 1)
+    yield from _of_heads()
+    yield from _of_rows_and_keys()
+    yield from _of_what_hides()
+    yield from _of_lengths()
+    yield from _of_scores()
+    yield from _of_pages()
+    yield from _of_rows_that_see_little()
+    for count in SPLITS:
+        yield from _where(lambda view, count=count: view.num_keys >= 8 * count, *_split(count))
+    for size in KEY_TILES:
+        tables = (_key_tile, _lengths_in_tiles, _scores_in_tiles)
+        for table in tables:
+            yield from _where(lambda view, size=size: view.num_keys > size, *table(size))
+    for size in ROW_TILES:
+        yield from _row_tile(size)
 
-    yield Feature("the sequence", sequence, {0: "the sequence is the first"}, landmarks=(0, -1))
-    yield Feature("the query head", head, {0: "the query head is the first"}, landmarks=(0, -1))
-    yield Feature(
-        "the key/value head",
-        lambda view: head(view) // view.group_size if view.group_size > 1 else None,
-        {0: "the key/value head is the first"},
-        landmarks=(0, -1),
+
+def _of_heads():
+    first = {0: "the sequence is the first"}
+    yield Feature("the sequence", _sequence, first, landmarks=(0, -1))
+    yield Feature("the query head", _head, {0: "the query head is the first"}, landmarks=(0, -1))
+    yield from _where(
+        lambda view: view.group_size > 1,
+        Feature(
+            "the key/value head",
+            lambda view: _head(view) // view.group_size,
+            {0: "the key/value head is the first"},
+            landmarks=(0, -1),
+        ),
     )
-    yield Feature(
-        "the query head's place in its group",
-        lambda view: head(view) % view.group_size if 1 < view.group_size < view.num_heads else None,
-        {0: "the query head is the first of its group"},
-        landmarks=(0, -1),
+    yield from _where(
+        lambda view: 1 < view.group_size < view.num_heads,
+        Feature(
+            "the query head's place in its group",
+            lambda view: _head(view) % view.group_size,
+            {0: "the query head is the first of its group"},
+            landmarks=(0, -1),
+        ),
     )
-    yield _parity("the number of the query head", head)
-    yield _parity("the number of the sequence", sequence)
+    yield parity("the number of the query head", _head)
+    yield parity("the number of the sequence", _sequence)
+
+
+def _of_rows_and_keys():
     yield Feature("the row", lambda view: view.row, {0: "the row is the first"}, landmarks=(0, 1))
-    yield Feature(
-        "the number of rows behind this one",
-        lambda view: rows(view) - 1 - view.row,
-        {0: "the row is the last of its sequence"},
-    )
+    last_row = {0: "the row is the last of its sequence"}
+    yield Feature("the number of rows behind this one", lambda view: _rows(view) - 1 - view.row, last_row)
     yield Feature("the key", lambda view: view.key, {0: "the key is the first"}, landmarks=(0, 1))
     yield Feature(
         "the number of keys of the sequence behind this one",
-        lambda view: length(view) - 1 - view.key,
+        lambda view: _length(view) - 1 - view.key,
         {0: "the key is the last of its sequence", -1: "the key is the first one past the length"},
         landmarks=(0, -1, 1),
     )
@@ -222,40 +289,45 @@ def _features() -> Iterator[Feature]:
         },
         landmarks=(0, -1),
     )
-    yield Feature(
+
+
+def _of_what_hides():
+    yield _truth(
         "the key is past the length of its sequence",
-        lambda view: hidden_because(view, "length"),
-        otherwise="the key is within the length of its sequence",
+        "the key is within the length of its sequence",
+        lambda view: view.key >= _length(view),
     )
-    yield Feature(
+    yield _truth(
         "the key lies before the window or chunk",
-        lambda view: hidden_because(view, "left"),
-        otherwise="the key does not lie before the window or chunk",
+        "the key does not lie before the window or chunk",
+        lambda view: (view.key < first_seen(view)) & (view.key < _length(view)),
     )
-    yield Feature(
+    yield _truth(
         "the key lies behind the causal limit, window or chunk",
-        lambda view: hidden_because(view, "right"),
-        otherwise="the key does not lie behind the causal limit, window or chunk",
+        "the key does not lie behind the causal limit, window or chunk",
+        lambda view: (view.key > last_seen(view)) & (view.key < _length(view)),
     )
-    yield Feature(
-        "the mask hides the pair",
-        lambda view: hidden_because(view, "mask"),
-        otherwise="the mask does not hide the pair",
+    yield _truth(
+        "the mask hides the pair", "the mask does not hide the pair", lambda view: view.hidden_by("mask")
     )
-    yield Feature(
+    yield _truth(
         "a bias of -inf hides the pair",
-        lambda view: hidden_because(view, "bias"),
-        otherwise="no bias of -inf hides the pair",
+        "no bias of -inf hides the pair",
+        lambda view: view.hidden_by("bias"),
     )
-    yield Feature(
-        "dropout drops the weight", lambda view: view.dropped, otherwise="dropout keeps the weight"
+    yield _truth("dropout drops the weight", "dropout keeps the weight", lambda view: view.dropped)
+
+
+def _of_lengths():
+    yield from _where(
+        lambda view: len(view.sequences) > 1,
+        _truth(
+            "the sequence is the longest",
+            "the sequence is not the longest",
+            lambda view: _length(view) == _length(view).max(),
+        ),
     )
-    yield Feature(
-        "the sequence is the longest",
-        lambda view: length(view) == length(view).max() if len(view.sequences) > 1 else None,
-        otherwise="the sequence is not the longest",
-    )
-    yield Feature("the length of the sequence", length, cost=0.02)
+    yield Feature("the length of the sequence", _length, cost=0.02)
     yield Feature(
         "the number of keys the row sees",
         lambda view: view.visible.sum(-1, keepdims=True),
@@ -264,360 +336,283 @@ def _features() -> Iterator[Feature]:
         cost=0.02,
     )
     yield Feature("the position of the row", lambda view: view.position, landmarks=(0, -1), cost=0.02)
-    yield Feature(
-        "the score is negative",
-        lambda view: view.score < 0,
-        otherwise="the score is not negative",
-        cost=0.02,
-    )
-    yield Feature(
+
+
+def _of_scores():
+    yield _truth("the score is negative", "the score is not negative", lambda view: view.score < 0, 0.02)
+    yield _truth(
         "the row's largest score is negative",
+        "the row's largest score is not negative",
         lambda view: view.top[..., None] < 0,
-        otherwise="the row's largest score is not negative",
-        cost=0.01,
+        0.01,
     )
-    yield Feature(
-        "the score, rounded down,",
-        lambda view: np.floor(np.clip(np.where(view.exists, view.score, 0), -1e6, 1e6)),
-        cost=0.03,
-    )
+    yield Feature("the score, rounded down,", lambda view: _rounded_down(view.score, view.exists), cost=0.03)
     yield Feature(
         "the score below the row's largest one, rounded down,",
-        lambda view: np.floor(np.clip(np.where(view.visible, view.top[..., None] - view.score, 0), 0, 1e6)),
+        lambda view: np.maximum(_rounded_down(view.top[..., None] - view.score, view.visible), 0),
         cost=0.03,
     )
     yield Feature(
         "the row's largest score, rounded down,",
-        lambda view: np.floor(np.clip(np.where(np.isfinite(view.top), view.top, 0), -1e6, 1e6))[..., None],
+        lambda view: _rounded_down(view.top, np.isfinite(view.top))[..., None],
         cost=0.03,
     )
-    yield Feature(
+    yield _truth(
         "the key has the row's largest score",
+        "the key does not have the row's largest score",
         lambda view: view.visible & (view.score == view.top[..., None]),
-        otherwise="the key does not have the row's largest score",
-        cost=0.01,
+        0.01,
     )
-    yield Feature("the physical page", _places, {0: "the physical page is page 0"}, landmarks=(0,))
-    yield _parity("the number of the physical page", lambda view: None if view.pages is None else view.pages)
-    yield Feature(
-        "the place in the block table",
-        lambda view: None if view.pages is None else view.key // view.page_size,
-        {0: "the page is the first of its sequence"},
-        landmarks=(0, 1),
-    )
-    yield Feature(
-        "the number of pages of the sequence behind this one",
-        lambda view: (
-            None if view.pages is None else (length(view) - 1) // view.page_size - view.key // view.page_size
+
+
+def _of_pages():
+    place = lambda view: view.key // view.page_size
+    yield from _where(
+        lambda view: view.pages is not None,
+        Feature("the physical page", lambda view: view.pages, {0: "the physical page is page 0"}),
+        parity("the number of the physical page", lambda view: view.pages),
+        Feature(
+            "the place in the block table",
+            place,
+            {0: "the page is the first of its sequence"},
+            landmarks=(0, 1),
         ),
-        {0: "the page is the last of its sequence"},
+        Feature(
+            "the number of pages of the sequence behind this one",
+            lambda view: (_length(view) - 1) // view.page_size - place(view),
+            {0: "the page is the last of its sequence"},
+        ),
+        Feature(
+            "the slot in its page",
+            lambda view: view.key % view.page_size,
+            {0: "the slot is the first of its page"},
+            landmarks=(0, -1),
+        ),
     )
-    yield Feature(
-        "the slot in its page",
-        lambda view: None if view.pages is None else view.key % view.page_size,
-        {0: "the slot is the first of its page"},
-        landmarks=(0, -1),
+
+
+def _of_rows_that_see_little():
+    yield _truth(
+        "the row sees no key", "the row sees a key", lambda view: ~view.visible.any(-1, keepdims=True)
     )
-    yield Feature(
-        "the row sees no key",
-        lambda view: ~view.visible.any(-1, keepdims=True),
-        otherwise="the row sees a key",
-    )
-    yield Feature(
+    yield _truth(
         "the row has hidden keys before the first that it sees",
-        lambda view: view.visible.argmax(-1)[..., None] > 0,
-        otherwise="the row sees the first key",
-        cost=0.01,
+        "the row sees the first key",
+        lambda view: _first_visible(view) > 0,
+        0.01,
     )
-    for count in SPLITS:
-        yield from _split(count)
-    for size in KEY_TILES:
-        yield from _key_tile(size)
-    for size in ROW_TILES:
-        yield from _row_tile(size)
 
 
 def _split(count):
     """Keys cut into so many splits of the same length, the last one shorter."""
-    size = lambda view: np.maximum(-(-view.of_sequences("length") // count), 1)
+    size = lambda view: np.maximum(-(-_length(view) // count), 1)
     of = f"of {count} splits"
-    some = lambda view: view.num_keys >= 8 * count
     yield Feature(
         f"the number of the split, {of},",
-        lambda view: view.key // size(view) if some(view) else None,
+        lambda view: view.key // size(view),
         {0: f"the split is the first {of}", count - 1: f"the split is the last {of}"},
         landmarks=(0, count - 1),
         cost=0.02,
     )
     yield Feature(
         f"the key's place in its split, {of},",
-        lambda view: view.key % size(view) if some(view) else None,
+        lambda view: view.key % size(view),
         {0: f"the key is the first of its split, {of}"},
         cost=0.025,
     )
-    yield Feature(
+    yield _truth(
         f"the key is the last of its split, {of}",
-        lambda view: view.key % size(view) == size(view) - 1 if some(view) else None,
-        otherwise=f"the key is not the last of its split, {of}",
-        cost=0.02,
+        f"the key is not the last of its split, {of}",
+        lambda view: view.key % size(view) == size(view) - 1,
+        0.02,
     )
 
 
 def _key_tile(size):
-    length = lambda view: view.of_sequences("length")
-    tile = lambda view, array: array // size if view.num_keys > size else None
-    some = lambda view: view.num_keys > size
+    """The place of a key in its tile, and of the tile among others."""
     of = f"of {size} keys"
-    common = {"tile": size}
+    tile = lambda view: view.key // size
     yield Feature(
         f"the key's place in its tile {of}",
-        lambda view: view.key % size if some(view) else None,
+        lambda view: view.key % size,
         {0: f"the key is the first of its tile {of}", size - 1: f"the key is the last of its tile {of}"},
         landmarks=(0, size - 1, size // 2),
         cost=0.01,
-        **common,
     )
-    yield Feature(
-        f"the tile {of}",
-        lambda view: tile(view, view.key),
-        {0: f"the tile {of} is the first"},
-        cost=0.005,
-        **common,
-    )
-    yield _parity(f"the number of the tile {of}", lambda view: tile(view, view.key), 0.015)
+    yield Feature(f"the tile {of}", tile, {0: f"the tile {of} is the first"}, cost=0.005)
+    yield parity(f"the number of the tile {of}", tile, 0.015)
     yield Feature(
         f"the number of tiles {of} from this one to the last of the sequence",
-        lambda view: tile(view, length(view) - 1) - view.key // size if some(view) else None,
+        lambda view: (_length(view) - 1) // size - tile(view),
         {
             0: f"the tile {of} is the last of its sequence",
             1: f"the tile {of} is the last but one of its sequence",
         },
         landmarks=(0, 1),
         cost=0.005,
-        **common,
     )
     yield Feature(
         f"the number of tiles {of} from the first one the row sees to this one",
-        lambda view: view.key // size - first_seen(view) // size if some(view) else None,
+        lambda view: tile(view) - first_seen(view) // size,
         {0: f"the tile {of} is the first that the row sees"},
         landmarks=(0, 1),
         cost=0.01,
-        **common,
     )
     yield Feature(
         f"the number of tiles {of} from this one to the last one the row sees",
-        lambda view: last_seen(view) // size - view.key // size if some(view) else None,
+        lambda view: last_seen(view) // size - tile(view),
         {
             0: f"the tile {of} is the last that the row sees (that of the diagonal where causal)",
             1: f"the tile {of} is the last but one that the row sees",
         },
         landmarks=(0, 1),
         cost=0.01,
-        **common,
     )
-    yield Feature(
+
+
+def _lengths_in_tiles(size):
+    of = f"of {size} keys"
+    yield _truth(
         f"the tile {of} is a partial one: the length ends inside it",
-        lambda view: (
-            (view.key // size == length(view) // size) & (length(view) % size > 0) if some(view) else None
-        ),
-        otherwise=f"the tile {of} is a whole one",
-        cost=0.005,
-        **common,
+        f"the tile {of} is a whole one",
+        lambda view: (view.key // size == _length(view) // size) & (_length(view) % size > 0),
+        0.005,
     )
-    yield Feature(
+    yield _truth(
         f"the length is a multiple of {size}",
-        lambda view: length(view) % size == 0 if some(view) else None,
-        otherwise=f"the length is not a multiple of {size}",
-        cost=0.005,
-        **common,
+        f"the length is not a multiple of {size}",
+        lambda view: _length(view) % size == 0,
+        0.005,
     )
-    yield Feature(
-        f"the length modulo {size}",
-        lambda view: length(view) % size if some(view) else None,
-        cost=0.03,
-        **common,
-    )
-    yield Feature(
+    yield Feature(f"the length modulo {size}", lambda view: _length(view) % size, cost=0.03)
+
+
+def _scores_in_tiles(size):
+    """Tiles in which the running maximum rises, and tiles that are wholly hidden."""
+    of = f"of {size} keys"
+    last_visible = lambda view: view.num_keys - 1 - view.visible[..., ::-1].argmax(-1)[..., None]
+    yield _truth(
         f"the largest score of the row rises in the tile {of}",
-        lambda view: rises(view, size) if some(view) else None,
-        otherwise=f"the largest score of the row does not rise in the tile {of}",
-        cost=0.02,
-        **common,
+        f"the largest score of the row does not rise in the tile {of}",
+        lambda view: rises(view, size),
+        0.02,
     )
-    yield Feature(
+    yield _truth(
         f"a tile {of} up to this one is wholly hidden from the row",
-        lambda view: tiles_hidden_before(view, size) if some(view) else None,
-        otherwise=f"no tile {of} up to this one is wholly hidden from the row",
-        cost=0.02,
-        **common,
+        f"no tile {of} up to this one is wholly hidden from the row",
+        lambda view: tiles_hidden_before(view, size),
+        0.02,
     )
-    yield Feature(
+    yield _truth(
         f"the first tile {of} is wholly hidden from the row",
-        lambda view: view.visible.argmax(-1)[..., None] >= size if some(view) else None,
-        otherwise=f"the first tile {of} is not wholly hidden from the row",
-        cost=0.005,
-        **common,
+        f"the first tile {of} is not wholly hidden from the row",
+        lambda view: _first_visible(view) >= size,
+        0.005,
     )
-    yield Feature(
+    yield _truth(
         f"the first tile {of} of those visited by position is wholly hidden from the row by mask or bias",
-        lambda view: (
-            view.visible.argmax(-1)[..., None] // size > first_seen(view) // size if some(view) else None
-        ),
-        otherwise=f"the first visited tile {of} has a key that the row sees",
-        cost=0.005,
-        **common,
+        f"the first visited tile {of} has a key that the row sees",
+        lambda view: _first_visible(view) // size > first_seen(view) // size,
+        0.005,
     )
-    yield Feature(
+    yield _truth(
         f"the last tile {of} of the sequence is wholly hidden from the row",
-        lambda view: (
-            (length(view) - 1) // size
-            > (view.num_keys - 1 - view.visible[..., ::-1].argmax(-1)[..., None]) // size
-            if some(view)
-            else None
-        ),
-        otherwise=f"the last tile {of} of the sequence is not wholly hidden from the row",
-        cost=0.01,
-        **common,
+        f"the last tile {of} of the sequence is not wholly hidden from the row",
+        lambda view: (_length(view) - 1) // size > last_visible(view) // size,
+        0.01,
     )
     yield Feature(
         f"the number of tiles {of} that the sequence has",
-        lambda view: -(-length(view) // size) if some(view) else None,
+        lambda view: -(-_length(view) // size),
         landmarks=(1, 2),
         cost=0.015,
-        **common,
     )
 
 
 def _row_tile(size):
+    some = lambda view: _most_rows(view) > size
+    yield from _where(some, *_place_in_row_tile(size))
+    of = f"of {size} rows, counted over the rows of all sequences,"
+    yield _truth(
+        f"the tile {of} begins in the sequence before",
+        f"the tile {of} begins in the row's own sequence",
+        lambda view: _straddling(view, size),
+        0.005,
+    )
+    of = f"of the tile of {size} rows has scores more than {FAR} above this row's"
+    yield from _where(
+        some, _truth(f"another row {of}", f"no row {of}", lambda view: _overshadowed(view, size), 0.01)
+    )
+    for keys in KEYS_OF_BOTH if size >= LEAST_ROWS_OF_BOTH else ():
+        both = lambda view, keys=keys: some(view) and view.num_keys > keys
+        for which in ("first", "last"):
+            yield from _where(both, *_both_tiles(size, keys, which))
+    for which in ("first", "last"):
+        row = f"the position of the {which} row of"
+        yield from _where(
+            some,
+            Feature(
+                f"key minus {row} its tile of {size} rows",
+                lambda view, which=which: view.key - of_row_tile(view, view.position, size, which),
+                {0: f"the key is at {row} the tile of {size} rows"},
+                landmarks=(0, 1, -1),
+                cost=0.02,
+            ),
+        )
+
+
+def _place_in_row_tile(size):
     of = f"of {size} rows"
-    rows = lambda view: view.of_sequences("num_rows")
-    some = lambda view: max((s.num_rows for s in view.sequences), default=0) > size
+    tile = lambda view: view.row // size
     yield Feature(
         f"the row's place in its tile {of}",
-        lambda view: view.row % size if some(view) else None,
+        lambda view: view.row % size,
         {0: f"the row is the first of its tile {of}", size - 1: f"the row is the last of its tile {of}"},
         landmarks=(0, size - 1, size // 2),
         cost=0.01,
-        tile=size,
     )
-    yield Feature(
-        f"the tile {of}",
-        lambda view: view.row // size if some(view) else None,
-        {0: f"the tile {of} is the first"},
-        cost=0.005,
-        tile=size,
-    )
-    yield _parity(
-        f"the number of the tile {of}", lambda view: view.row // size if some(view) else None, 0.015
-    )
+    yield Feature(f"the tile {of}", tile, {0: f"the tile {of} is the first"}, cost=0.005)
+    yield parity(f"the number of the tile {of}", tile, 0.015)
     yield Feature(
         f"the number of tiles {of} behind this one",
-        lambda view: (rows(view) - 1) // size - view.row // size if some(view) else None,
+        lambda view: (_rows(view) - 1) // size - tile(view),
         {0: f"the tile {of} is the last of its sequence"},
         cost=0.005,
-        tile=size,
     )
-    yield Feature(
+    yield _truth(
         f"the tile {of} is a partial one: the rows end inside it",
-        lambda view: (
-            (view.row // size == rows(view) // size) & (rows(view) % size > 0) if some(view) else None
-        ),
-        otherwise=f"the tile {of} is a whole one",
-        cost=0.005,
-        tile=size,
+        f"the tile {of} is a whole one",
+        lambda view: (tile(view) == _rows(view) // size) & (_rows(view) % size > 0),
+        0.005,
     )
-    yield Feature(
-        f"the tile {of}, counted over the rows of all sequences, begins in the sequence before",
-        lambda view: _straddling(view, size),
-        otherwise=f"the tile {of}, counted over the rows of all sequences, begins in the row's own sequence",
-        cost=0.005,
-        tile=size,
-    )
-    yield Feature(
-        f"another row of the tile {of} has scores more than {FAR} above this row's",
-        lambda view: _overshadowed(view, size) if some(view) else None,
-        otherwise=f"no row of the tile {of} has scores more than {FAR} above this row's",
-        cost=0.01,
-        tile=size,
-    )
-    for keys in (16, 32, 64, 128):
-        for which in ("first", "last"):
-            yield from _both_tiles(size, keys, which)
-    yield Feature(
-        f"key minus the position of the first row of its tile {of}",
-        lambda view: view.key - _of_row_tile(view, view.position, size, "first") if some(view) else None,
-        {0: f"the key is at the position of the first row of the tile {of}"},
-        landmarks=(0, 1, -1),
-        cost=0.02,
-        tile=size,
-    )
-    yield Feature(
-        f"key minus the position of the last row of its tile {of}",
-        lambda view: view.key - _of_row_tile(view, view.position, size, "last") if some(view) else None,
-        {0: f"the key is at the position of the last row of the tile {of}"},
-        landmarks=(0, 1, -1),
-        cost=0.02,
-        tile=size,
-    )
-
-
-def _overshadowed(view, size):
-    """Rows beside whose largest score their own is nothing, within a tile of rows, (B, H, T, 1)."""
-    far = np.zeros((*view.top.shape, 1), bool)
-    top = np.where(np.isfinite(view.top), view.top, -np.inf)
-    for n, s in enumerate(view.sequences):
-        tile = s.rows // size
-        for t in np.unique(tile):
-            here = np.flatnonzero(tile == t)
-            of_tile = top[n][:, here]
-            far[n, :, here, 0] = (of_tile.max(-1, keepdims=True) - of_tile > FAR).T
-    return far
-
-
-def _straddling(view, size):
-    """Rows of packed sequences whose tile begins in an earlier sequence, (B, 1, T, 1)."""
-    starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])[:-1].reshape(-1, 1, 1, 1)
-    if len(view.sequences) < 2 or view.checked.form.name != "packed":
-        return None
-    return (view.row + starts) // size * size < starts
 
 
 def _both_tiles(rows, keys, which):
-    some = lambda view: max((s.num_rows for s in view.sequences), default=0) > rows and view.num_keys > keys
-    if rows < 8:
-        return
-    of = f"of {keys} keys"
-    by = f"by the {which} row of the tile of {rows} rows"
+    """Tiles of keys that the first or last row of a tile of rows sees."""
+    of, by = f"of {keys} keys", f"by the {which} row of the tile of {rows} rows"
     yield Feature(
         f"the number of tiles {of} from the first one seen {by} to this one",
-        lambda view: (
-            view.key // keys - _of_row_tile(view, first_seen(view), rows, which) // keys
-            if some(view)
-            else None
-        ),
+        lambda view: view.key // keys - of_row_tile(view, first_seen(view), rows, which) // keys,
         {
             0: f"the tile {of} is the first seen {by}",
             -1: f"the tile {of} is the one before the first seen {by}",
         },
         landmarks=(0, -1),
         cost=0.025,
-        tile=keys,
     )
     yield Feature(
         f"the number of tiles {of} from this one to the last one seen {by}",
-        lambda view: (
-            _of_row_tile(view, last_seen(view), rows, which) // keys - view.key // keys
-            if some(view)
-            else None
-        ),
+        lambda view: of_row_tile(view, last_seen(view), rows, which) // keys - view.key // keys,
         {
             0: f"the tile {of} is the last seen {by}",
             -1: f"the tile {of} is the one after the last seen {by}",
         },
         landmarks=(0, -1),
         cost=0.025,
-        tile=keys,
     )
 
 
 FEATURES = tuple(_features())
+
+# their former names
+_of_row_tile, _parity = of_row_tile, parity

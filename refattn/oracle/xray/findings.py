@@ -7,6 +7,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SHOWN = 4  # findings that are printed
+IN_JSON = (
+    "kind",
+    "nature",
+    "place",
+    "note",
+    "wrong",
+    "hit",
+    "right_inside",
+    "share",
+    "verified",
+    "confident",
+    "says",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +37,8 @@ class Finding:
     note : str
         What else was measured about it.
     wrong, hit, right_inside : int
-        Pairs of row and key (or rows, or numbers) that are wrong in this way; those of them that lie in the place;
-        and pairs in the place that are right.
+        Pairs of row and key (or rows, or numbers) that are wrong in this way; those of them that lie in the
+        place; and pairs in the place that are right.
     verified : bool
         The description predicts the result of the caller's own call.
     confident : bool
@@ -61,19 +74,4 @@ class Finding:
         return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
 
     def to_json(self):
-        return {
-            name: getattr(self, name)
-            for name in (
-                "kind",
-                "nature",
-                "place",
-                "note",
-                "wrong",
-                "hit",
-                "right_inside",
-                "share",
-                "verified",
-                "confident",
-                "says",
-            )
-        }
+        return {name: getattr(self, name) for name in IN_JSON}

@@ -7,6 +7,7 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
 
 LEAST = 24  # numbers that must lie on a grid, so that it is no accident
+STEPS = (7, 127, 128)  # of int4 and int8
 COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # coarsest first
 
 
@@ -22,18 +23,19 @@ def grid_of(numbers, roundoff) -> str:
 
 
 def steps_of(rows, roundoff):
-    """The number of steps below the largest number of each row (R, E) if all rows are whole multiples of it: 127 for int8 with a scale a row;
-    else 0.
+    """Steps up to the largest number of each row (R, E), if all numbers are whole multiples of a step.
+
+    127 for int8 with one scale a row; 0 where numbers are no such multiples.
     """
     largest = np.abs(rows).max(-1, keepdims=True)
     known = (largest > 0).all(-1) & np.isfinite(rows).all(-1)
     if known.sum() * rows.shape[-1] < LEAST or rows.shape[-1] < 8:
         return 0
-    for steps in (7, 127, 128):
+    for steps in STEPS:
         scaled = rows[known] / largest[known] * steps
-        if (
-            np.abs(scaled - np.round(scaled)) <= 3 * roundoff * np.abs(scaled) + 1e-4 * (steps < 100)
-        ).mean() > 0.98 and roundoff * steps < 0.05:
+        bound = 3 * roundoff * np.abs(scaled) + 1e-4 * (steps < 100)
+        near = np.abs(scaled - np.round(scaled)) <= bound
+        if near.mean() > 0.98 and roundoff * steps < 0.05:
             return steps
     return 0
 

@@ -9,8 +9,9 @@ from refattn.oracle.xray.maps import describe_map
 from refattn.oracle.xray.view import KEY
 
 MOST_STORED = 6000  # keys that are compared
+MOST_KEYS = 160  # wrong keys that are looked for
 LEAST_ROWS = 2  # rows that see a key, whose scores tell it from others
-SHARE = 0.7  # of the wrong keys that must be found
+LEAST_FOUND, SHARE = 3, 0.7  # of the wrong keys that must be found
 
 
 def find_key_sources(ledgers, wrong):
@@ -26,50 +27,49 @@ def find_key_sources(ledgers, wrong):
     query = view.operand("query")
     tolerance = 2 * np.broadcast_to(measured.tolerance, view.shape)
     with np.errstate(all="ignore"):
-        raw = (
-            np.log(measured.weights)
-            - ledgers.shift[..., None]
-            + view.lse[..., None]
-            - (view.score - view.capped)
-        )
-    judged = (ledgers.labels == SCALED) | (ledgers.labels == RIGHT)
+        score = np.log(measured.weights) - ledgers.shift[..., None] + view.lse[..., None]
+        raw = score - (view.score - view.capped)
+    judged = ((ledgers.labels == SCALED) | (ledgers.labels == RIGHT)) & np.isfinite(raw)
     kv = view.heads // view.group_size
     own, found = [], []
-    places = np.argwhere(wrong.any(2).reshape(len(view.sequences), -1, view.num_keys))  # (b, h, j)
-    rng = np.random.default_rng(0)
-    keys = (
-        np.unique(np.stack([places[:, 0], kv[places[:, 1]], places[:, 2]], 1), axis=0)
-        if len(places)
-        else places
-    )
-    for b, k, j in keys[np.sort(rng.choice(len(keys), min(len(keys), 160), replace=False))]:
+    keys = _some(_wrong_keys(wrong, kv))
+    for b, k, j in keys:
         heads = np.flatnonzero(kv == k)
-        hh, tt = np.nonzero(judged[b, heads, :, j] & np.isfinite(raw[b, heads, :, j]))
-        if len(hh) < LEAST_ROWS:
+        h, t = np.nonzero(judged[b, heads, :, j])
+        if len(h) < LEAST_ROWS:
             continue
-        hh = heads[hh]
-        scores = part.scale * (query[b, hh, tt] @ flat.T)  # (n, stored)
-        near = (np.abs(scores - raw[b, hh, tt, j][:, None]) <= tolerance[b, hh, tt, j][:, None]).all(0)
+        at = b, heads[h], t, j
+        scores = part.scale * (query[at[:3]] @ flat.T)  # (rows, stored)
+        near = (np.abs(scores - raw[at][:, None]) <= tolerance[at][:, None]).all(0)
         if near.sum() == 1:
             s = view.sequences[b]
-            own.append((b, k, j, int(view.slots[KEY][s.part][s.entry, k, j])))
-            found.append(int(near.argmax()))
-    if len(own) < max(3, SHARE * min(len(keys), 160)):
+            own.append(view.slots[KEY][s.part][s.entry, k, j])
+            found.append(near.argmax())
+    if len(own) < max(LEAST_FOUND, SHARE * len(keys)):
         return ""
-    return _words(view, stored.shape, np.array(own), np.array(found))
+    return _words(view, stored.shape[:-1], np.array(own), np.array(found))
+
+
+def _wrong_keys(wrong, kv):
+    """(sequence, key/value head, key) of wrong pairs (B, H, T, S), each once; `kv` (H,) are their heads."""
+    b, h, j = np.nonzero(wrong.any(2))
+    return np.unique(np.stack([b, kv[h], j], 1), axis=0)
+
+
+def _some(keys):
+    """At most MOST_KEYS of them, in order."""
+    rng = np.random.default_rng(0)
+    return keys[np.sort(rng.choice(len(keys), min(len(keys), MOST_KEYS), replace=False))]
 
 
 def _words(view, shape, own, found):
-    axes = list(view.checked.form.arrays.values())[KEY].split()[: len(shape) - 1]
-    axes = (
-        axes[len(axes) - (len(shape) - 1) :]
-        if len(axes) >= len(shape) - 1
-        else [f"axis {n}" for n in range(len(shape) - 1)]
+    """What is read in place of what, along each axis of the stored keys; both are numbers of stored keys."""
+    names = list(view.checked.form.arrays.values())[KEY].split()[: len(shape)]
+    if len(names) < len(shape):
+        names = [f"axis {n}" for n in range(len(shape))]
+    before, after = np.unravel_index(own, shape), np.unravel_index(found, shape)
+    return "; ".join(
+        describe_map(a[a != b], b[a != b], name.replace("_", " "))[0]
+        for name, a, b in zip(names, before, after, strict=True)
+        if (a != b).any()
     )
-    before, after = np.unravel_index(own[:, 3], shape[:-1]), np.unravel_index(found, shape[:-1])
-    told = []
-    for name, a, b in zip(axes, before, after, strict=True):
-        if (a != b).any():
-            words, _ = describe_map(a[a != b], b[a != b], name.replace("_", " "))
-            told.append(words)
-    return "; ".join(told)

@@ -36,28 +36,36 @@ class Probes:
     ----------
     calls : dict of str to int
         How often it was called, by what for.
+    unfinished : list of str
+        What was left out for want of time.
     """
 
     def __init__(self, kernel, view, dialect="refattn", seconds=60.0, progress=None):
-        self.view, self.seconds, self.start = view, seconds, time.monotonic()
+        self.view, self._end = view, time.monotonic() + seconds
         self.progress = progress or (lambda line: None)
         self.calls: dict[str, int] = {}
+        self.unfinished: list[str] = []
         self._kernel, self._dialect = kernel, dialect
+        self._fastest = np.inf  # seconds of a call; compilation may slow the first one
 
-    @property
-    def count(self):
-        return sum(self.calls.values())
-
-    @property
-    def left(self):
-        """Seconds left."""
-        return self.seconds - (time.monotonic() - self.start)
+    def have_time(self, part, calls=1) -> bool:
+        """Whether so many calls fit into what is left of the time. Where they do not, `part` is noted as
+        unfinished.
+        """
+        fit = time.monotonic() + calls * self._fastest <= self._end
+        if fit:
+            self.progress(f"{part}: {calls} call{'s' * (calls != 1)}")
+        elif part not in self.unfinished:
+            self.unfinished.append(part)
+        return fit
 
     def __call__(self, why, arrays=None):
         """Results of one call, by record, in the caller's shapes and dtypes."""
         self.calls[why] = self.calls.get(why, 0) + 1
         arrays = self.view.arrays if arrays is None else arrays
+        started = time.monotonic()
         given = call_once(self._kernel, arrays, self.view.options, self._dialect)
+        self._fastest = min(self._fastest, time.monotonic() - started)
         if not shapes_agree(given, self.view.checked.output_shape):
             raise CannotProbe(
                 f"the output of a probe ({why}) has the shape {given[OUTPUT].shape}, not "

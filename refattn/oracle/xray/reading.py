@@ -20,17 +20,39 @@ class Reading:
     varies : ndarray of bool, (B, H, T)
         Rows in which the same call gave different results.
     weights : ndarray, (B, H, T, S)
+    determined : bool or ndarray of bool, (B, H, T, S)
+        Weights that are known.
+    unknown : ndarray of bool, (B, H, T)
+        Wrong rows of whose weights nothing is known.
     columns : ndarray of int
         Columns of the output that weights are read from.
+    wrong_columns, dead_columns, other_columns : ndarray of bool, (E,)
+        Columns in which no weights are read; those of them that are 0 in every row; and those that are
+        looked at by themselves.
+    wrong_latents : ndarray of bool
+        Components of the weighted latents of MLA that are wrong where others are right.
+    told : bool or ndarray of bool, (B, H, T)
+        Rows of which `findings` speaks.
+    probes : Probes or None
+        Where the kernel can be called.
     """
 
-    pages_read = None
+    determined = np.True_
+    told = np.False_
+    probes = None
 
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse
         self.varies = np.zeros(view.shape[:3], bool)
-        self.expected_output = self._applied(view.weights)
+        self.unknown = np.zeros(view.shape[:3], bool)
+        self.other_columns = np.zeros(output.shape[-1], bool)
+        self.wrong_latents = np.zeros(0, bool)
+        self.expected_output = self.applied(view.weights)
         self.columns = self._right_columns()
+
+    def findings(self, regions):
+        """Findings that do not follow from the weights."""
+        return []
 
     # tolerances
 
@@ -57,7 +79,7 @@ class Reading:
     @cached_property
     def output_tolerance(self):
         """Absolute error of the output, (B, H, T, E)."""
-        size = self._applied(np.abs(self.view.weights), absolute=True)
+        size = self.applied(np.abs(self.view.weights), absolute=True)
         spec = self.spec
         return (
             size * self.tolerance
@@ -67,28 +89,36 @@ class Reading:
 
     @property
     def amplitude(self):
+        """Of one-hot values."""
         return HALF_AMPLITUDE if self.view.arrays[0].dtype == np.float16 else 1.0
+
+    @property
+    def off(self):
+        """Numbers of the output that are off by more than rounding, (B, H, T, E)."""
+        with np.errstate(all="ignore"):
+            return ~(np.abs(self.output - self.expected_output) <= self.output_tolerance)
 
     # values
 
     @cached_property
     def value(self):
+        """The values, (B, K, S, E)."""
         return self.view.operand("value")
 
     def of_heads(self, array):
         """An array (B, K, ...) repeated for the query heads that are looked at."""
         return self.view.of_heads(array)
 
-    def _applied(self, weights, absolute=False):
-        """weights @ value, where weights of 0 hide whatever the value is."""
+    def applied(self, weights, absolute=False):
+        """weights @ value, (B, H, T, E), where weights of 0 hide whatever the value is."""
         value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
         return self.view.applied(weights, np.abs(value) if absolute else value)
 
+    _applied = applied  # its former name
+
     def _right_columns(self):
         """Columns of the output in which to read weights: those that are right where only some are wrong."""
-        with np.errstate(all="ignore"):
-            off = ~(np.abs(self.output - self.expected_output) <= self.output_tolerance)
-        wrong = off.any((0, 1, 2))
+        wrong = self.off.any((0, 1, 2))
         rows = np.broadcast_to(self.view.row_exists, self.output.shape[:3])
         dead = (self.output == 0)[rows].all(0) & (self.expected_output != 0)[rows].any(0)
         self.dead_columns = dead if not dead.all() else np.zeros(len(wrong), bool)
@@ -103,9 +133,7 @@ class Reading:
     def unexplained(self):
         """Output minus what the measured weights make of the caller's values, over what rounding allows."""
         with np.errstate(all="ignore"):
-            left = np.abs(self.output - self._applied(self.weights)) / np.maximum(
-                self.output_tolerance, 1e-300
-            )
-        if (others := getattr(self, "other_columns", None)) is not None:
-            left[..., others] = 0.0  # they are looked at by themselves
+            left = np.abs(self.output - self.applied(self.weights))
+            left = left / np.maximum(self.output_tolerance, 1e-300)
+        left[..., self.other_columns] = 0.0
         return np.where(self.view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)

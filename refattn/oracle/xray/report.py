@@ -38,6 +38,8 @@ class XRay:
     called : dict of str to int
         How often the kernel was called, by what for; empty where it was not.
     seconds : float
+    unfinished : tuple of str
+        What was left out for want of time.
 
     Notes
     -----
@@ -56,6 +58,7 @@ class XRay:
     ledgers: Ledgers | None = field(default=None, repr=False)
     called: dict = field(default_factory=dict)
     seconds: float = 0.0
+    unfinished: tuple[str, ...] = ()
 
     @property
     def best(self) -> Finding | None:
@@ -122,6 +125,9 @@ class XRay:
             lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(
                 self.unseen()
             )
+        if self.unfinished:
+            unfinished = f"left out for want of time: {'; '.join(self.unfinished)}. seconds= sets it."
+            lines += textwrap.wrap(unfinished, WIDTH, initial_indent="  ", subsequent_indent="    ")
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -184,6 +190,7 @@ class XRay:
                 if measured is None
                 else {"weights": list(measured.view.shape), "output": list(measured.output.shape)},
                 "unseen": self.unseen(),
+                "unfinished": list(self.unfinished),
                 "called": dict(self.called),
                 "calls": self.calls,
                 "seconds": self.seconds,

@@ -1,4 +1,4 @@
-"""Weights that are off by one factor in each stretch of keys: tiles that were not rescaled, splits joined with wrong weights."""
+"""Weights that are off by one factor in each stretch of keys: tiles not rescaled, splits joined wrongly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from math import gcd
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.xray.row_numbers import _of_other_rows
+from refattn.oracle.xray.compare import SCALED
+from refattn.oracle.xray.elsewhere import other_rows
 
 MOST_STEPS = 0.15  # share of neighbouring keys between which the factor changes
 FITS = 0.9
@@ -44,7 +45,7 @@ def find_segments(ledgers) -> Segments | None:
     """The stretches, or None where factors are not constant in stretches."""
     view, ratio = ledgers.view, ledgers.ratio
     tolerance = np.broadcast_to(ledgers.measured.tolerance, view.shape)
-    rows = (ledgers.labels == 3).any(-1)
+    rows = (ledgers.labels == SCALED).any(-1)
     if not rows.any():
         return None
     r = np.where(rows[..., None], ratio, np.nan)
@@ -72,99 +73,128 @@ def find_segments(ledgers) -> Segments | None:
 
 
 def explain_segments(ledgers, segments):
-    """Words for what the factors are, and the share of the wrong stretches that it explains, best first."""
-    view = ledgers.view
-    f, edges = segments.factor, segments.edges
-    hidden = np.where(view.visible, view.score, -np.inf)
-    own = np.maximum.reduceat(hidden, edges, axis=-1)
-    running = np.maximum.accumulate(own, axis=-1)
-    with np.errstate(all="ignore"):
-        sums = np.add.reduceat(
-            np.where(view.visible, np.exp(view.score - view.top[..., None]), 0), edges, axis=-1
-        )
-        part = np.log(sums) + view.top[..., None]  # lse of each stretch
-    tolerance = 3 * ledgers.measured.tolerance
-    found = []
+    """Words for what the factors are, and the share of wrong rows or steps that it explains, best first.
 
-    def consider(words, predicted):
-        with np.errstate(all="ignore"):
-            known = np.isfinite(f) & np.isfinite(predicted)
-            off = np.where(known, f - predicted, np.nan)
-            rows = (np.isfinite(f) & (np.abs(f - ledgers.shift[..., None]) > tolerance)).any(-1) & (
-                known.sum(-1) > 1
-            )
-            middle = np.zeros(f.shape[:-1])
-            middle[rows] = np.nanmedian(off[rows], axis=-1)  # two stretches at least are known
-            near = (np.abs(off - middle[..., None]) <= tolerance) | ~known
-            share = (near.all(-1) & rows).sum() / max(rows.sum(), 1)
-        if share >= FITS:
-            found.append((words, float(share)))
-
+    Where steps between stretches are explained, not factors, the steps (B, H, T, stretches) come third.
+    """
+    stretches = Stretches(ledgers, segments)
     with np.errstate(all="ignore"):
-        rise = np.diff(running, axis=-1, prepend=np.nan)
-        step = np.concatenate([np.full_like(f[..., :1], np.nan), f[..., :-1] - f[..., 1:]], -1)
-        big = np.isfinite(step) & (np.abs(step) > tolerance)
-        for sign, words in (
-            (1, "what was accumulated before a tile is not rescaled when the running maximum rises in it"),
-            (
-                -1,
-                "what was accumulated before a tile is rescaled once too often when the running maximum rises in it",
-            ),
-            (
-                2,
-                "what was accumulated before a tile is multiplied by exp(new maximum - old maximum), the inverse of the factor, when the running maximum rises in it",
-            ),
-        ):
-            near = big & (np.abs(step - sign * rise) <= tolerance) & (rise > 0)
-            if big.any() and near.sum() >= FITS * big.sum():
-                found.append((words, float(near.sum() / big.sum()), near))
-        top, lse = view.top[..., None], view.lse[..., None]
-        consider("each stretch is weighted relative to its own maximum, not the row's", top - own)
-        consider(
-            "each stretch is weighted relative to the running maximum so far, and never rescaled",
-            top - running,
-        )
-        consider(
-            "each stretch is normalised by itself and all count alike: stretches are averaged, not joined by their lse",
-            -part,
-        )
-        for count in (2, 3, 4):
-            if len(edges) > count:
-                group = np.arange(len(edges)) % count
-                of_group = np.stack([own[..., group == g].max(-1) for g in range(count)], -1)[..., group]
-                consider(
-                    f"tiles are shared by {count} groups (tile number % {count}), and each group is weighted relative to its own maximum, not the row's",
-                    top - of_group,
-                )
-                sums_of = np.stack(
-                    [np.logaddexp.reduce(part[..., group == g], axis=-1) for g in range(count)], -1
-                )[..., group]
-                consider(
-                    f"tiles are shared by {count} groups (tile number % {count}), each normalised by itself and all counted alike",
-                    -sums_of,
-                )
-        consider("stretches are joined by their maxima alone, not their lse", own - part)
-        consider("stretches are joined by exp of the wrong sign of their lse", -2 * part)
-        consider(
-            "stretches are joined by the sums of their exponentials without their maxima", part - own - part
-        )
-        consider("stretches are joined with lse in base 2 taken for base e", (np.log2(np.e) - 1) * part)
-        consider("stretches are joined with lse in base e taken for base 2", (np.log(2) - 1) * part)
-        for name in ("bfloat16", "float16", "float8_e4m3fn"):
-            for what, x in (("lse", part), ("maximum", own)):
-                rounded = np.where(np.isfinite(x), round_to(np.where(np.isfinite(x), x, 0), name), x)
-                consider(
-                    f"the {what} of each stretch is stored as {name} before they are joined", rounded - x
-                )
-        consider(
-            "stretches are rescaled by exp2 of differences in base e", (np.log(2) - 1) * (running - top)
-        )
-        if view.num_heads == len(view.heads) or view.shape[0] > 1 or view.shape[2] > 1:
-            at = tuple(axis.ravel() for axis in np.indices(view.shape[:3]))
-            for words, mine, other in _of_other_rows(view, at):
-                for name, x in (("lse", part), ("maximum", own)):
-                    predicted = np.stack(
-                        [other(x[..., n]) - mine(x[..., n]) for n in range(x.shape[-1])], -1
-                    )
-                    consider(f"stretches are joined with the {name} of {words}", predicted.reshape(f.shape))
+        found = list(stretches.rescaling())
+        models = (_own_maxima, _groups_of_tiles, _wrong_joins, _rounded_joins, _joins_of_other_rows)
+        for words, predicted in (pair for model in models for pair in model(stretches)):
+            if (share := stretches.share(predicted)) >= FITS:
+                found.append((words, share))
     return sorted(found, key=lambda entry: -entry[1])
+
+
+class Stretches:
+    """Maximum and lse of each stretch of keys, and the running maximum up to it, (B, H, T, stretches)."""
+
+    def __init__(self, ledgers, segments):
+        view = ledgers.view
+        self.view, self.factor, self.shift = view, segments.factor, ledgers.shift[..., None]
+        self.tolerance = 3 * ledgers.measured.tolerance
+        self.top = view.top[..., None]
+        hidden = np.where(view.visible, view.score, -np.inf)
+        self.maximum = np.maximum.reduceat(hidden, segments.edges, axis=-1)
+        self.running = np.maximum.accumulate(self.maximum, axis=-1)
+        with np.errstate(all="ignore"):
+            exponentials = np.where(view.visible, np.exp(view.score - self.top), 0)
+            self.lse = np.log(np.add.reduceat(exponentials, segments.edges, axis=-1)) + self.top
+
+    def share(self, predicted):
+        """Share of the wrong rows whose factors are the predicted ones, up to one factor a row."""
+        f = self.factor
+        known = np.isfinite(f) & np.isfinite(predicted)
+        off = np.where(known, f - predicted, np.nan)
+        wrong = (np.isfinite(f) & (np.abs(f - self.shift) > self.tolerance)).any(-1)
+        rows = wrong & (known.sum(-1) > 1)  # two stretches at least are known
+        middle = np.zeros(f.shape[:-1])
+        middle[rows] = np.nanmedian(off[rows], axis=-1)
+        near = (np.abs(off - middle[..., None]) <= self.tolerance) | ~known
+        return float((near.all(-1) & rows).sum() / max(rows.sum(), 1))
+
+    def rescaling(self):
+        """Words, share and places of steps between stretches that follow the rise of the running maximum."""
+        f = self.factor
+        rise = np.diff(self.running, axis=-1, prepend=np.nan)
+        step = np.concatenate([np.full_like(f[..., :1], np.nan), f[..., :-1] - f[..., 1:]], -1)
+        big = np.isfinite(step) & (np.abs(step) > self.tolerance)
+        for times, words in (
+            (1, "not rescaled"),
+            (-1, "rescaled once too often"),
+            (2, "multiplied by exp(new maximum - old maximum), the inverse of the factor,"),
+        ):
+            near = big & (np.abs(step - times * rise) <= self.tolerance) & (rise > 0)
+            if big.any() and near.sum() >= FITS * big.sum():
+                words = f"what was accumulated before a tile is {words} when the running maximum rises in it"
+                yield words, float(near.sum() / big.sum()), near
+
+
+# models: words, and the logarithms of the factors, (B, H, T, stretches), that would be seen
+
+
+def _own_maxima(stretches):
+    top = stretches.top
+    yield (
+        "each stretch is weighted relative to its own maximum, not the row's",
+        top - stretches.maximum,
+    )
+    yield (
+        "each stretch is weighted relative to the running maximum so far, and never rescaled",
+        top - stretches.running,
+    )
+    yield (
+        "each stretch is normalised by itself and all count alike: "
+        "stretches are averaged, not joined by their lse",
+        -stretches.lse,
+    )
+
+
+def _groups_of_tiles(stretches):
+    number = np.arange(stretches.factor.shape[-1])
+    for count in (2, 3, 4):
+        if len(number) > count:
+            group = number % count
+            of_groups = lambda x, join, count=count, group=group: np.stack(
+                [join(x[..., group == g], axis=-1) for g in range(count)], -1
+            )[..., group]
+            shared = f"tiles are shared by {count} groups (tile number % {count})"
+            yield (
+                f"{shared}, and each group is weighted relative to its own maximum, not the row's",
+                stretches.top - of_groups(stretches.maximum, np.max),
+            )
+            yield (
+                f"{shared}, each normalised by itself and all counted alike",
+                -of_groups(stretches.lse, np.logaddexp.reduce),
+            )
+
+
+def _wrong_joins(stretches):
+    part, own = stretches.lse, stretches.maximum
+    yield "stretches are joined by their maxima alone, not their lse", own - part
+    yield "stretches are joined by exp of the wrong sign of their lse", -2 * part
+    yield "stretches are joined by the sums of their exponentials without their maxima", part - own - part
+    yield "stretches are joined with lse in base 2 taken for base e", (np.log2(np.e) - 1) * part
+    yield "stretches are joined with lse in base e taken for base 2", (np.log(2) - 1) * part
+
+
+def _rounded_joins(stretches):
+    for name in ("bfloat16", "float16", "float8_e4m3fn"):
+        for what, x in (("lse", stretches.lse), ("maximum", stretches.maximum)):
+            finite = np.isfinite(x)
+            rounded = np.where(finite, round_to(np.where(finite, x, 0), name), x)
+            yield f"the {what} of each stretch is stored as {name} before they are joined", rounded - x
+    yield (
+        "stretches are rescaled by exp2 of differences in base e",
+        (np.log(2) - 1) * (stretches.running - stretches.top),
+    )
+
+
+def _joins_of_other_rows(stretches):
+    shape = stretches.factor.shape
+    at = tuple(axis.ravel() for axis in np.indices(shape[:-1]))
+    for words, other in other_rows(stretches.view, at):
+        for name, x in (("lse", stretches.lse), ("maximum", stretches.maximum)):
+            predicted = np.stack([other.change(x[..., n]) for n in range(shape[-1])], -1)
+            yield f"stretches are joined with the {name} of {words}", predicted.reshape(shape)

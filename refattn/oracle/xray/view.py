@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 
-from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.mistakes.wrong_kernel import checked_call, dense_part, part_outlines, split_result
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Run, Sample, finite_or_zero
 
@@ -41,14 +40,15 @@ class View:
     Attributes
     ----------
     sequences : list of Sequence
-    exists : ndarray of bool, (B, 1, T, S)
+    exists : ndarray of bool, (B, H, T, S)
         Pairs of a row and a key that there are.
     raw, capped, score : ndarray, (B, H, T, S)
         Scores that the reference computes: scaled products, after softcap, after ALiBi and bias.
     visible : ndarray of bool, (B, H, T, S)
     weights : ndarray, (B, H, T, S)
         After dropout.
-    lse : ndarray, (B, H, T)
+    lse, top : ndarray, (B, H, T)
+        And the largest score of a row.
     """
 
     def __init__(self, arrays, options, samples=None):
@@ -92,9 +92,8 @@ class View:
 
     def _expect(self):
         """The steps of the reference, padded."""
-        steps = {
-            name: [] for name in ("raw", "capped", "score", "visible", "exists", "weights", "lse", "top")
-        }
+        names = ("raw", "capped", "score", "visible", "exists", "weights", "lse", "top")
+        steps = {name: [] for name in names}
         for n, sample in enumerate(self.samples):
             if sample.left_out:
                 continue
@@ -102,25 +101,22 @@ class View:
             for name, array in _steps_of(part.drawn(), sample).items():
                 steps[name].extend(array)
         for name, pieces in steps.items():
-            setattr(self, name, self._padded(pieces))
+            setattr(self, name, self.padded(pieces))
         self.lse = np.where(self.row_exists, self.lse, -np.inf)
 
-    def _padded(self, pieces):
-        """Arrays (H, T, S) or (H, T) of each sequence, padded to one shape with 0 or False."""
+    def padded(self, pieces):
+        """Arrays (H, T, S) or (H, T) of each sequence as one, (B, H, T, S) or (B, H, T)."""
         if not pieces:
             return np.zeros(self.shape)
-        sizes = (len(self.heads), self.num_rows, self.num_keys)[: pieces[0].ndim]
-        whole = np.zeros((len(pieces), *sizes), pieces[0].dtype)
-        for target, piece in zip(whole, pieces, strict=True):
-            target[tuple(map(slice, piece.shape))] = piece
-        return whole
+        return _joined(pieces, self.shape[1:][: pieces[0].ndim])
+
+    _padded = padded  # its former name
 
     @cached_property
     def row_exists(self):
         """(B, 1, T)"""
-        return np.array([np.arange(self.num_rows) < len(s.rows) for s in self.sequences]).reshape(
-            -1, 1, self.num_rows
-        )
+        there = [np.arange(self.num_rows) < len(s.rows) for s in self.sequences]
+        return np.array(there).reshape(-1, 1, self.num_rows)
 
     @cached_property
     def empty(self):
@@ -158,11 +154,7 @@ class View:
             if name == "query":
                 array = array[np.ix_(s.heads, s.rows)]
             pieces.append(np.asarray(array, np.float64))
-        shape = tuple(max(sizes) for sizes in zip(*(piece.shape for piece in pieces), strict=True))
-        whole = np.zeros((len(pieces), *shape))
-        for target, piece in zip(whole, pieces, strict=True):
-            target[tuple(map(slice, piece.shape))] = piece
-        return whole
+        return _joined(pieces, tuple(map(max, zip(*(piece.shape for piece in pieces), strict=True))))
 
     @property
     def score_terms(self):
@@ -183,13 +175,7 @@ class View:
         pieces = [
             np.asarray(parts[s.part][s.entry][np.ix_(s.heads, s.rows)], np.float64) for s in self.sequences
         ]
-        if result is OUTPUT:
-            whole = np.zeros((*self.shape[:3], self.v_head_dim))
-        else:
-            whole = np.zeros(self.shape[:3])
-        for target, piece in zip(whole, pieces, strict=True):
-            target[tuple(map(slice, piece.shape))] = piece
-        return whole
+        return _joined(pieces, (*self.shape[1:3], self.v_head_dim) if result.has_dims else self.shape[1:3])
 
     # why a pair is hidden, and where it is stored
 
@@ -202,30 +188,27 @@ class View:
         return part_outlines(self.checked)[part].kv_lengths
 
     def outline_of(self, n):
+        """The part of sequence n, without its scores."""
         return part_outlines(self.checked)[self.sequences[n].part]
 
     def hidden_by(self, what):
-        """Pairs that the mask, or a bias of -inf, hides, (B, H, T, S); None where there is none."""
-        hidden = []
-        for n, s in enumerate(self.sequences):
-            array = getattr(self.outline_of(n), what)
-            if array is None:
-                return None
-            array = array[s.entry][np.ix_(s.heads, s.rows)]
-            hidden.append(~array if what == "mask" else np.isneginf(array))
-        return self._padded(hidden)
+        """Pairs that the mask ("mask"), or a bias of -inf ("bias"), hides, (B, H, T, S); None where there
+        is none.
+        """
+        return self._of_option(what, np.isneginf if what == "bias" else np.logical_not)
 
     @cached_property
     def dropped(self):
-        """Pairs that dropout drops, or None."""
-        if any(self.outline_of(n).dropout_mask is None for n in range(len(self.sequences))):
+        """Pairs that dropout drops, (B, H, T, S), or None."""
+        return self._of_option("dropout_mask", np.logical_not)
+
+    def _of_option(self, name, function):
+        """A function of an option of one number a pair, (B, H, T, S); None where a sequence has none."""
+        arrays = [getattr(self.outline_of(n), name) for n in range(len(self.sequences))]
+        if any(array is None for array in arrays):
             return None
-        return self._padded(
-            [
-                ~self.outline_of(n).dropout_mask[s.entry][np.ix_(s.heads, s.rows)]
-                for n, s in enumerate(self.sequences)
-            ]
-        )
+        pairs = zip(arrays, self.sequences, strict=True)
+        return self.padded([function(array[s.entry][np.ix_(s.heads, s.rows)]) for array, s in pairs])
 
     @cached_property
     def drawn_holes(self):
@@ -237,6 +220,7 @@ class View:
 
     @property
     def page_size(self):
+        """Keys of a page, of a paged call."""
         return self.checked.page_size
 
     @cached_property
@@ -264,9 +248,8 @@ class View:
             numbered.append(np.arange(math.prod(shape), dtype=np.float64).reshape(*shape, 1))
         checked = checked_call(*numbered, **self.options)
         parts = [dense_part(checked, n, type(checked).part) for n in range(checked.num_parts)]
-        return [
-            [getattr(part, name)[..., 0].astype(int) for part in parts] for name in ("query", "key", "value")
-        ]
+        names = ("query", "key", "value")
+        return [[getattr(part, name)[..., 0].astype(int) for part in parts] for name in names]
 
     def stored(self, which, fill, background=0.0):
         """The caller's array `which` (QUERY, KEY or VALUE) with other numbers in it.
@@ -283,6 +266,14 @@ class View:
     def with_array(self, which, array):
         """The arrays of the call with another one in place of `which`."""
         return tuple(array if n == which else own for n, own in enumerate(self.arrays))
+
+
+def _joined(pieces, shape):
+    """Arrays as one, each padded with 0 or False to a shape."""
+    whole = np.zeros((len(pieces), *shape), pieces[0].dtype if pieces else float)
+    for target, piece in zip(whole, pieces, strict=True):
+        target[tuple(map(slice, piece.shape))] = piece
+    return whole
 
 
 def _steps_of(part, sample):
@@ -304,13 +295,12 @@ def _steps_of(part, sample):
         total = total * np.exp(np.where(np.isneginf(top), 0.0, top - new)) + w.sum(-1, keepdims=True)
         weights = CORRECT.drop(run, w, columns) / np.where(total > 0, total, 1.0)
         lse = np.where(total > 0, finite_or_zero(new) + np.log(np.where(total > 0, total, 1.0)), -np.inf)
-    exists = np.ones(raw.shape, bool)
     return {
         "raw": raw,
         "capped": capped,
         "score": score,
         "visible": visible,
-        "exists": exists,
+        "exists": np.ones(raw.shape, bool),
         "weights": weights,
         "lse": lse[..., 0],
         "top": new[..., 0],

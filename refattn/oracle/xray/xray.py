@@ -56,7 +56,7 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         Library whose calling conventions the kernel has; it is called with that library's arguments, as
         NumPy arrays.
     seconds : float
-        Time for the whole measuring.
+        Time for all calls of the kernel; `XRay.unfinished` says what was left out.
     progress : callable, optional
         Called with a line of text before each part of the measuring: `print`.
     **options
@@ -97,14 +97,15 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     judged = _judged(arrays, options, given, spec)
     if judged != WRONG:
         return XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
-    return xray_of_kernel(kernel, arrays, options, given, spec, dialect, seconds, progress)
+    left = seconds - (time.monotonic() - started)
+    return xray_of_kernel(kernel, arrays, options, given, spec, dialect, left, progress)
 
 
 def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=60.0, progress=None) -> XRay:
     """The X-ray of a kernel that is known to be wrong; `given` is its result."""
     started = time.monotonic()
     view = _view(kernel, arrays, options, given, spec, dialect)
-    probes = Probes(kernel, view, dialect, seconds, progress)
+    probes = Probes(kernel, view, dialect, seconds - (time.monotonic() - started), progress)
     joins = view.checked.form.joins
     regions_of, describing = (StateRegions, describe_states) if joins else (Regions, describe)
     measured, regions = Measured(view, probes, spec), regions_of(view)
@@ -115,7 +116,7 @@ def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=6
     if (other := measured.in_other_columns()) is not None:
         findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured)
         findings.sort(key=lambda finding: finding.minor)
-    return _of(findings, measured, ledgers, probes.calls, started)
+    return _of(findings, measured, ledgers, started, probes)
 
 
 def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
@@ -132,19 +133,14 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
     if len(columns) > 1:  # the others are right, or looked at already
         other = Estimated(view, *results, spec, seconds, columns)
         findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other), *findings]
-    return _of(findings, estimated, ledgers, {}, started)
+    return _of(findings, estimated, ledgers, started)
 
 
-def _of(findings, measured, ledgers, called, started):
-    known = any(finding.confident for finding in findings[:1])
-    return XRay(
-        DESCRIBED if known else LOCATED,
-        tuple(findings),
-        measured,
-        ledgers,
-        called,
-        time.monotonic() - started,
-    )
+def _of(findings, measured, ledgers, started, probes=None):
+    verdict = DESCRIBED if findings and findings[0].confident else LOCATED
+    called, unfinished = ({}, ()) if probes is None else (probes.calls, tuple(probes.unfinished))
+    seconds = time.monotonic() - started
+    return XRay(verdict, tuple(findings), measured, ledgers, called, seconds, unfinished)
 
 
 def _judged(arrays, options, given, spec):
@@ -161,7 +157,7 @@ def _judged(arrays, options, given, spec):
 
 
 def _worst(checked, given, spec):
-    """(sequence, head) of the largest error."""
+    """(sequence, head), or (sequence, head, row), of the largest error."""
     look = first_look(checked)
     return (-1, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
 
