@@ -391,11 +391,24 @@ fault(
 )
 fault(
     "the maximum starts at 0",
-    "rows are 0|zero",
-    "maximum",
+    "rows are 0",
+    "maximum started near (-|0)",
     size="square",
     causal=True,
-    query_times=200.0,
+    query_times=600.0,
+    start=lambda at: 0.0,
+    weigh=lambda p, at: np.float64(np.float32(p)),
+    counted=lambda p, at: np.float64(np.float32(p)),
+)
+fault(
+    "the maximum starts at 0, a bias is far below",
+    "rows are 0",
+    "largest score is negative",
+    size="square",
+    options={
+        "bias": np.where(np.arange(53) % 5 == 3, -150.0, 0.0).astype(np.float32)[:, None]
+        * np.ones((1, 53), np.float32)
+    },
     start=lambda at: 0.0,
     weigh=lambda p, at: np.float64(np.float32(p)),
     counted=lambda p, at: np.float64(np.float32(p)),
