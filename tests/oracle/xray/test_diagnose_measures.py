@@ -1,6 +1,7 @@
 """`diagnose` of what no list explains: measured where the kernel can be called, estimated from its result where not."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -15,12 +16,12 @@ FAULTS = {  # stages, options, words that a measured and an estimated answer bot
     "one tile is lost in odd rows": (
         {"keep": lambda keep, at: keep & ((at.key // 16 != 2) | (at.row % 2 == 0))},
         {},
-        "tile of 16 keys",
+        "tile of 16 keys|tile of 48 keys is the first",
     ),
-    "every fifth score is larger": (
+    "every eighth score is larger": (
         {"score": lambda s, at: np.where(at.key % 8 == 3, s + 1.0, s)},
         {},
-        "tile of 8 keys",
+        "tile of 8 keys|the slot in its page is 3",
     ),
     "the sum is larger in one tile of rows": (
         {"finish": lambda total, at: total * (1.37 if at.row.min() == 16 else 1.0)},
@@ -45,6 +46,7 @@ def call_of(name, form="dense", dtype="float32"):
     return TiledKernel(form, **stages), arrays, {**structure, **options}, words
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("form", ["dense", "packed", "paged"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_kernel_is_measured(name, form):
@@ -54,9 +56,10 @@ def test_a_kernel_is_measured(name, form):
     found = diagnose(kernel, *arrays, pairs=False, **options)
     assert found.verdict == "described", str(found)
     assert found.xray.verdict == "described" and found.xray.calls > 5
-    assert words in found.xray.best.says, str(found)
+    assert re.search(words, found.xray.best.says), str(found)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_result_is_estimated(name):
     kernel, arrays, options, words = call_of(name)
@@ -64,7 +67,7 @@ def test_a_result_is_estimated(name):
     found = diagnose(output, *arrays, lse=lse, pairs=False, **options)
     assert found.xray is not None and found.xray.calls == 0
     assert found.verdict == "described", str(found)
-    assert words in found.xray.best.says, str(found)
+    assert re.search(words, found.xray.best.says), str(found)
 
 
 @pytest.mark.parametrize("way", ["kernel", "result"])
@@ -98,7 +101,7 @@ def test_a_right_kernel_is_not_measured():
 
 
 @pytest.mark.parametrize("way", ["kernel", "result"])
-@pytest.mark.parametrize("seconds", [2.0, 4.0])
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(5.0, marks=pytest.mark.campaign)])
 def test_time_is_kept(way, seconds):
     """Also where nothing explains it: values and weights by chance."""
     arrays, options = tiled_call("dense", "long")
