@@ -10,6 +10,7 @@ import numpy as np
 from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.simulated.staged import Arithmetic, run_stages
+from refattn.oracle.xray.view import K_ROPE, KV_LATENT, Q_NOPE, Q_ROPE, W_UK, W_UV
 
 MOST_HEADS = 32
 RIGHT_SHARE = 0.98  # of the numbers of the output
@@ -17,7 +18,6 @@ SHARE_OF_HEAD = 0.9  # of the numbers of one wrong head, that other arrays are t
 COARSE = 1e-4  # unit roundoff of the output from which intermediates may be coarse too
 OF_COARSE = 0.02  # of the size of the output, that is allowed then
 LATENT_ARRAYS = ("q_nope", "q_rope", "kv_latent", "k_rope", "w_uk", "w_uv")
-Q_NOPE, Q_ROPE, KV_LATENT, K_ROPE, W_UK, W_UV = range(6)
 HEAD_AXES = {Q_NOPE: -3, Q_ROPE: -3, W_UK: 0, W_UV: 0}
 
 

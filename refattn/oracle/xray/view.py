@@ -17,7 +17,7 @@ from refattn.oracle.mistakes.wrong_kernel import checked_call, dense_part, part_
 from refattn.oracle.simulated.staged import CORRECT, Arithmetic, Run, Sample, finite_or_zero
 
 QUERY, KEY, VALUE = range(3)  # places of the arrays of every form that has queries, keys and values
-KV_LATENT, W_UK, W_UV = 2, 4, 5  # of the arrays of MLA
+Q_NOPE, Q_ROPE, KV_LATENT, K_ROPE, W_UK, W_UV = range(6)  # of the arrays of MLA
 
 
 @dataclass(frozen=True, eq=False)
