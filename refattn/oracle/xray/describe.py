@@ -137,7 +137,6 @@ class Description:
         universe = self.rows if universe is None else universe
         return self.regions.find(wrong[..., None], universe[..., None], row_level=True)
 
-    _finding, _of_rows = finding, of_rows  # their former names
 
     # whole rows and columns
 

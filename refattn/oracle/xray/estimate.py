@@ -144,7 +144,7 @@ class Estimated(Reading):
         view, spec = self.view, self.spec
         value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
         squares = np.sqrt(view.weights**2 @ self.of_heads(value**2))
-        size = self._applied(np.abs(view.weights), absolute=True)
+        size = self.applied(np.abs(view.weights), absolute=True)
         fine = self.tolerance - 4 * spec.weight.unit_roundoff - 2 * spec.output.unit_roundoff
         largest = np.abs(value).max(initial=0.0)
         with np.errstate(all="ignore"):

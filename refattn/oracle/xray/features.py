@@ -615,4 +615,3 @@ def _both_tiles(rows, keys, which):
 FEATURES = tuple(_features())
 
 # their former names
-_of_row_tile, _parity = of_row_tile, parity

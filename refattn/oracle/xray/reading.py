@@ -114,7 +114,6 @@ class Reading:
         value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
         return self.view.applied(weights, np.abs(value) if absolute else value)
 
-    _applied = applied  # its former name
 
     def _right_columns(self):
         """Columns of the output in which to read weights: those that are right where only some are wrong."""

@@ -59,8 +59,8 @@ class StatesDescription(Description):
         l, m, view = self.ledgers, self.measured, self.view
         if l.nan.any() and self._recovers(l.nan):
             nature = "outputs of empty states (lse -inf) that are NaN or infinite reach the result"
-            yield self._finding(
-                self._of_rows(l.nan),
+            yield self.finding(
+                self.of_rows(l.nan),
                 "NaN rows",
                 nature,
                 "Rows are finite when those are 0. Their weight is 0, and 0 * NaN is NaN.",
@@ -79,7 +79,7 @@ class StatesDescription(Description):
             if finite.all()
             else "Where all lses are -inf, lse - largest lse is NaN, or the sum to divide by is 0."
         )
-        yield self._finding(self._of_rows(filled, view.empty), "empty rows", nature, note)
+        yield self.finding(self.of_rows(filled, view.empty), "empty rows", nature, note)
         self.explained |= view.empty
 
     def _recovers(self, rows):
@@ -101,8 +101,8 @@ class StatesDescription(Description):
         ):
             rows = rows & ~self.explained
             if rows.any():
-                rule = self._of_rows(rows, self.rows & ~view.empty)
-                yield self._finding(rule, kind, nature, self._why_lost(rows))
+                rule = self.of_rows(rows, self.rows & ~view.empty)
+                yield self.finding(rule, kind, nature, self._why_lost(rows))
                 self.explained |= rows
         yield from self._not_finite()
 
@@ -140,8 +140,8 @@ class StatesDescription(Description):
         if m.lse is not None:
             hides |= rows & ~np.isfinite(view.lses).all(-1) & np.isnan(view.lses).any(-1) & ~np.isnan(m.lse)
         if hides.any():
-            finding = self._finding(
-                self._of_rows(hides, rows),
+            finding = self.finding(
+                self.of_rows(hides, rows),
                 "NaN states",
                 "a state that is NaN is swallowed: it counts as empty or 0, and the result hides it",
             )
@@ -166,8 +166,8 @@ class StatesDescription(Description):
         for words, moved in self._places(rows):
             if "column" in words:  # weights are read off columns
                 self.explained |= self.view.row_exists
-            yield self._finding(
-                self._of_rows(moved), "source", f"the outputs of the states are read elsewhere: {words}"
+            yield self.finding(
+                self.of_rows(moved), "source", f"the outputs of the states are read elsewhere: {words}"
             )
             self.value_rows |= rows if moved[rows].mean() > 0.8 else moved
 
@@ -243,7 +243,7 @@ class StatesDescription(Description):
             wrong = (l.labels == label) & open_rows
             if wrong.any():
                 note = self._sum_note(wrong) if label == MISSING else ""
-                yield self._finding(
+                yield self.finding(
                     self.regions.find(wrong, l.judged & right & open_rows),
                     kind,
                     nature,
@@ -256,8 +256,8 @@ class StatesDescription(Description):
         first = explained[0]
         others = [] if first.model.fitted else explained[1 : 1 + SAME]
         same = "".join(f"; or, which is the same here, {other.model.words}" for other in others)
-        rule = self._of_rows(rows, rows | first.differs)
-        finding = self._finding(rule, kind, first.model.words + same + end, model=True)
+        rule = self.of_rows(rows, rows | first.differs)
+        finding = self.finding(rule, kind, first.model.words + same + end, model=True)
         place = "" if first.everywhere else finding.place
         return dataclasses.replace(finding, place=place, verified=self._verifies(first.model, rows))
 
@@ -267,7 +267,7 @@ class StatesDescription(Description):
         if model.weights is None:
             return True
         with np.errstate(all="ignore"):
-            off = np.abs(m._applied(np.nan_to_num(model.weights)) - m.output)
+            off = np.abs(m.applied(np.nan_to_num(model.weights)) - m.output)
         return bool((off <= 3 * m.output_tolerance)[rows][:, ~m.wrong_columns].mean() > 0.9)
 
     def _scaled(self):
@@ -280,7 +280,7 @@ class StatesDescription(Description):
         rule = self.regions.find(wrong, universe)
         factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
         if factors.size and np.ptp(factors) < 0.03 * factors.mean():
-            yield self._finding(
+            yield self.finding(
                 rule,
                 "weight factor",
                 f"weights of states are multiplied by {factors.mean():.4g}, beside the others of their row",
@@ -291,7 +291,7 @@ class StatesDescription(Description):
             if factors.size
             else ""
         )
-        yield self._finding(
+        yield self.finding(
             rule,
             "scaled weights",
             "weights of states have other ratios than their lses give",
@@ -306,7 +306,7 @@ class StatesDescription(Description):
             sums = l.sum[wrong]
             spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
             nature = "rows are divided by a wrong sum of weights, or multiplied by a wrong factor"
-            yield self._finding(self._of_rows(wrong), "normaliser", nature, spread, confident=False)
+            yield self.finding(self.of_rows(wrong), "normaliser", nature, spread, confident=False)
 
     def _lse(self):
         l, m, view = self.ledgers, self.measured, self.view
@@ -348,7 +348,7 @@ class StatesDescription(Description):
         if empty.any() and not explained:
             values = ", ".join(f"{value:.5g}" for value in np.unique(m.lse[empty])[:3])
             nature = f"the merged lse of rows of which every state is empty is {values} in place of -inf"
-            yield self._finding(self._of_rows(empty, view.empty), "lse", nature)
+            yield self.finding(self.of_rows(empty, view.empty), "lse", nature)
             wrong = wrong & ~empty
             explained = explain_lse(self.ledgers, wrong, bound, joined) if wrong.any() else []
         if explained:
@@ -360,7 +360,7 @@ class StatesDescription(Description):
                 if off.size
                 else f"the merged lse is {m.lse[wrong][0]}"
             )
-            yield self._finding(self._of_rows(wrong), "lse", spread + right, confident=False)
+            yield self.finding(self.of_rows(wrong), "lse", spread + right, confident=False)
 
     def _small_differences(self):
         """What all weights together point to, where the format of the output hides each one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refattn.oracle.xray.features import ROW_TILES, Feature, _parity
+from refattn.oracle.xray.features import ROW_TILES, Feature, parity
 
 
 def _features() -> Iterator[Feature]:
@@ -16,17 +16,17 @@ def _features() -> Iterator[Feature]:
     finite = lambda array: np.where(np.isfinite(array), array, 0)
     yield Feature("the batch entry", entry, {0: "the batch entry is the first"}, landmarks=(0, -1))
     yield Feature("the head", head, {0: "the head is the first"}, landmarks=(0, -1))
-    yield _parity("the number of the head", head)
-    yield _parity("the number of the batch entry", entry)
+    yield parity("the number of the head", head)
+    yield parity("the number of the batch entry", entry)
     yield Feature("the row", lambda view: view.row, {0: "the row is the first"}, landmarks=(0, 1))
-    yield _parity("the number of the row", lambda view: view.row)
+    yield parity("the number of the row", lambda view: view.row)
     yield Feature(
         "the number of rows behind this one",
         lambda view: view.num_rows - 1 - view.row,
         {0: "the row is the last"},
     )
     yield Feature("the state", lambda view: view.key, {0: "the state is the first"}, landmarks=(0, 1))
-    yield _parity("the number of the state", lambda view: view.key)
+    yield parity("the number of the state", lambda view: view.key)
     yield Feature(
         "the number of states behind this one",
         lambda view: view.num_keys - 1 - view.key,

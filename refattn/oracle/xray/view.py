@@ -110,7 +110,6 @@ class View:
             return np.zeros(self.shape)
         return _joined(pieces, self.shape[1:][: pieces[0].ndim])
 
-    _padded = padded  # its former name
 
     @cached_property
     def row_exists(self):
