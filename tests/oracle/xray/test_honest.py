@@ -137,7 +137,7 @@ CAUSELESS = [
 ]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("kernel", "form"), CAUSELESS)
 def test_no_cause_is_named_where_there_is_none(kernel, form):
     arrays, options = of_form(form)
@@ -153,6 +153,7 @@ def test_rows_that_are_all_0_are_said_to_be_0(form):
     assert "are 0" in found.best.nature and not found.best.place, found.text()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kernel", [nan, infinite])
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_that_are_not_finite_are_said_to_be_so(form, kernel):
@@ -252,6 +253,7 @@ SHAPES = {
 CRASHES = {("no keys", "zeros"), ("no keys", "ones"), ("no keys", "nan")}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("shape", "kernel"),
     [

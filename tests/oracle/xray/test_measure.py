@@ -60,7 +60,7 @@ def dense_call(shape, dtype="float32", seed=0):
 CALLS = [(form, size) for form, sizes in SIZES.items() for size in sizes]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("form", "size"), CALLS)
@@ -134,7 +134,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_weights_with_options(name, dtype):

@@ -986,7 +986,7 @@ def test_first_answer_says_nature_and_place(name):
     assert not missing_words(words, found), found.text()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", KNOWN_GAPS)
 def test_known_gap_is_still_one(name):
     words, found = said(KNOWN_GAPS[name])
