@@ -155,9 +155,9 @@ class Search:
             if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
                 return self._done("explained", (self._seen(*row),))
             seen = self._measure()
-            if self.kernel is None and pairs and not (seen and seen.complete):
-                if not self.evidence.baseline.explains:
-                    fits = self._predict_other_tiles_and_pairs(fits)
+            known = self.kernel is not None or (seen is not None and seen.complete)
+            if pairs and not known and not self.evidence.baseline.explains:
+                fits = self._predict_other_tiles_and_pairs(fits)
         self.budget.reserved = 0.0
         explanations = self.ranking.explanations(fits)
         if explanations and explanations[0].better:
@@ -167,17 +167,20 @@ class Search:
         return self._locate(explanations, seen)
 
     def _measure(self):
-        """What the kernel does, measured where it can be called, else estimated from its result; None for want of time or where
+        """What the kernel does, measured where it can be called, else estimated from its result; None where
         it cannot be told.
         """
-        from refattn.oracle.xray.xray import xray_of_kernel, xray_of_outputs  # which import parts of this room
+        # the X-ray imports parts of this room
+        from refattn.oracle.xray.xray import xray_of_kernel, xray_of_outputs
 
-        self.progress("measuring what the kernel does" if self.kernel is not None else "estimating what the kernel does")
+        what = (self.arrays, self.options, self.given, self.spec)
         seconds = max(self.budget.left, 1.0)
         try:
-            if self.kernel is not None:
-                return xray_of_kernel(self.kernel, self.arrays, self.options, self.given, self.spec, seconds=seconds)
-            return xray_of_outputs(self.arrays, self.options, self.given, self.spec, min(seconds / 2, ESTIMATE))
+            if self.kernel is None:
+                self.progress("estimating what the kernel does")
+                return xray_of_outputs(*what, min(seconds / 2, ESTIMATE))
+            self.progress("measuring what the kernel does")
+            return xray_of_kernel(self.kernel, *what, seconds=seconds)
         except (NotImplementedError, CannotProbe):
             return None
 

@@ -42,15 +42,19 @@ class Ledgers:
         self.judged &= measured.determined & ~measured.unknown[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
-        both = self.judged & (right > 0) & there
+        # a weight that is nothing beside others is still no hidden one
+        seen = view.visible if view.dropped is None else view.visible & ~view.dropped
+        both = self.judged & there & ((right > 0) | seen)
         with np.errstate(all="ignore"):
-            self.ratio = np.where(both, np.log(got / right), np.nan)
+            self.ratio = np.where(both & (right > 0), np.log(got / right), np.nan)
+            faint = both & (right == 0)
+            self.ratio[faint] = (np.log(got) - (view.score - view.lse[..., None]))[faint]
         self.shift = self._shared_factor()
         off = np.abs(self.ratio - self.shift[..., None]) > measured.tolerance
         labels = np.full(view.shape, UNJUDGED, np.int8)
         labels[self.judged] = RIGHT
         labels[self.judged & (right > 0) & ~there] = MISSING  # zeros are exact
-        labels[self.judged & (right == 0) & there & (got > 1e-20)] = EXTRA
+        labels[self.judged & ~both & (right == 0) & there & (got > 1e-20)] = EXTRA
         labels[both & off] = SCALED
         # negative weights are none that a softmax gives
         labels[self.judged & (got < -4 * floor)] = SCALED
@@ -63,6 +67,8 @@ class Ledgers:
         """
         candidates = [np.zeros(self.view.shape[:3])]
         with np.errstate(all="ignore"):
+            if not self.ratio.shape[-1]:
+                return candidates[0]
             ordered = np.sort(self.ratio, axis=-1)  # NaN last
             count = np.isfinite(ordered).sum(-1)
             for share in (0.5, 0.1, 0.25, 0.75, 0.9, 0.0, 1.0):

@@ -28,6 +28,7 @@ from refattn.oracle.xray.value_changes import explain_values
 from refattn.oracle.xray.visibility_models import explain_visibility
 from refattn.oracle.xray.wrong_rows import WrongRows
 
+FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
 FEW = 0.3
 MOST = 0.8  # of the rows or pairs that a sentence speaks of
@@ -91,6 +92,7 @@ class Description:
             self._empty_rows,
             self._unseen_rows,
             self._lost_rows,
+            self._added,
             self._layouts,
             self._sources,
             self._visible,
@@ -137,7 +139,6 @@ class Description:
         universe = self.rows if universe is None else universe
         return self.regions.find(wrong[..., None], universe[..., None], row_level=True)
 
-
     # whole rows and columns
 
     def _races(self):
@@ -149,6 +150,18 @@ class Description:
             )
             yield self.finding(self.of_rows(varies), "race", nature)
             self.explained |= varies
+
+    def _added(self):
+        """Rows that hold something that is no weighted mean of values."""
+        added = self.measured.added & ~self.explained
+        if not added.any():
+            return
+        nature = (
+            "the output holds numbers that do not come from the values: with all values 0 it is not 0 "
+            "(memory that is not written, or something that is added)"
+        )
+        yield self.finding(self.of_rows(added), "added", nature)
+        self.explained |= added
 
     def _dead_columns(self):
         dead = self.measured.dead_columns
@@ -300,6 +313,7 @@ class Description:
         if not missing.any() and not extra.any():
             return
         view.candidate_widths = self._widths(missing)
+        view.candidate_shifts = self._shifts(missing | extra)
         model = explain_visibility(l, missing, extra)
         if model is not None and self._constant_extra_score(extra) is None:
             rule = self.regions.find(missing | extra, l.judged & view.exists & open_rows)
@@ -312,6 +326,21 @@ class Description:
             return
         yield from self._missing(missing, open_rows)
         yield from self._extra(extra, open_rows)
+
+    def _shifts(self, wrong):
+        """Shifts of the positions of each sequence, (B, 1, 1, 1), that the last keys used in its wrong rows
+        suggest.
+        """
+        view = self.view
+        there = (self.measured.weights > 4 * self.measured.floor) & view.exists
+        last = lambda array: view.num_keys - 1 - array[..., ::-1].argmax(-1)
+        shifts = np.zeros((view.shape[0], 1, 1, 1), int)
+        for n in range(view.shape[0]):
+            rows = wrong[n].any(-1) & there[n].any(-1) & view.visible[n].any(-1)
+            if rows.any():
+                steps, counts = np.unique((last(there) - last(view.visible))[n][rows], return_counts=True)
+                shifts[n] = steps[counts.argmax()]
+        return shifts
 
     def _widths(self, missing):
         """Widths of a window that the first keys used in rows with missing keys suggest."""
@@ -465,6 +494,12 @@ class Description:
         spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
         nature = self._row_number(-l.sum_off, wrong, NORMALISER)
         unknown = "rows are divided by a wrong normaliser, or multiplied by a wrong factor"
+        most = np.abs(l.sum_off[wrong]).max()
+        if not nature and most < FAINT:
+            nature = (
+                f"the normaliser, or the division by it, is less exact than claimed: rows are off by up to "
+                f"{100 * most:.2g} %"
+            )
         yield self.finding(rule, "normaliser", nature or unknown, spread, confident=bool(nature))
 
     def _row_number(self, delta, wrong, number):
@@ -499,6 +534,10 @@ class Description:
         if not (wrong & ~view.empty).any():
             values = ", ".join(f"{v:.5g}" for v in np.unique(np.round(lse[wrong], 4))[:3])
             return self.finding(rule, "lse", f"lse of rows that see no key is {values} in place of -inf")
+        if not (wrong & view.visible.any(-1)).any() and np.isneginf(lse[wrong]).all():
+            return self.finding(
+                rule, "lse", "lse of rows that see no key is -inf: the sink is missing from it"
+            )
         infinite = wrong & ~np.isfinite(lse)
         if infinite.sum() > NEARLY_ALL * wrong.sum():
             return self.finding(rule, "lse", f"lse is {lse[infinite][0]} in rows that see keys")

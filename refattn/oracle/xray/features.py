@@ -178,7 +178,9 @@ def tiles_hidden_before(view, tile):
 def _overshadowed(view, size):
     """Rows beside whose largest score their own is nothing, within a tile of rows, (B, H, T, 1)."""
     far = np.zeros((*view.top.shape, 1), bool)
-    top = np.where(np.isfinite(view.top), view.top, -np.inf)
+    top = np.where(
+        np.isfinite(view.top), view.top, np.nan_to_num(view.top, nan=0.0, posinf=1e300, neginf=-1e300)
+    )
     for n, s in enumerate(view.sequences):
         tile = s.rows // size
         for t in np.unique(tile):

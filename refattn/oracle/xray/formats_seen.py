@@ -7,6 +7,7 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
 
 LEAST = 24  # numbers that must lie on a grid, so that it is no accident
+LEAST_DIFFERENT = 8  # of them: a constant lies on every grid
 STEPS = (7, 127, 128)  # of int4 and int8
 COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # coarsest first
 
@@ -14,7 +15,7 @@ COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # 
 def grid_of(numbers, roundoff) -> str:
     """The coarsest format that holds all the numbers, if its roundoff is larger than `roundoff`; else ""."""
     numbers = numbers[np.isfinite(numbers) & (numbers != 0)]
-    if numbers.size < LEAST:
+    if numbers.size < LEAST or len(np.unique(numbers)) < LEAST_DIFFERENT:
         return ""
     for name in COARSE:
         if FORMATS[name].unit_roundoff > 1.5 * roundoff and (round_to(numbers, name) == numbers).all():
@@ -27,6 +28,8 @@ def steps_of(rows, roundoff):
 
     127 for int8 with one scale a row; 0 where numbers are no such multiples.
     """
+    if len(np.unique(rows)) < LEAST_DIFFERENT:
+        return 0
     largest = np.abs(rows).max(-1, keepdims=True)
     known = (largest > 0).all(-1) & np.isfinite(rows).all(-1)
     if known.sum() * rows.shape[-1] < LEAST or rows.shape[-1] < 8:

@@ -26,6 +26,7 @@ class Measured(Reading):
         super().__init__(view, spec, *probes.results("the call itself"))
         self.probes = probes
         self._repeat()
+        self.added = self._without_values()
         self._tell_columns_apart()
         self.weights = self._weights_of_latents() if view.latent else self._weights()
 
@@ -37,6 +38,15 @@ class Measured(Reading):
             self.varies |= _differs(output, self.output).any(-1)
             if lse is not None:
                 self.varies |= _differs(lse, self.lse)
+
+    def _without_values(self):
+        """Rows (B, H, T) that are not 0 where all values are."""
+        view, which = self.view, W_UV if self.view.latent else VALUE
+        if view.checked.form.joins or not self.probes.have_time("values of 0"):
+            return self.added
+        nothing = np.zeros_like(np.asarray(view.arrays[which]))
+        output = self.probes.output("values of 0", view.with_array(which, nothing))
+        return (np.isfinite(output) & (output != 0)).any(-1)
 
     def _tell_columns_apart(self):
         """Read weights in columns that are treated alike; look at the rest by itself."""
@@ -260,6 +270,9 @@ class Measured(Reading):
 
             array = view.stored(VALUE, fill)
             for column, what in zip(columns, taken):
+                if heads <= what < total - 2:  # a page that sequences share is held by each of them
+                    part, entry = entries[what - heads]
+                    array.reshape(-1, array.shape[-1])[view.slots[VALUE][part][entry].ravel(), column] = 1.0
                 if what >= total - 2:
                     array[..., column][self._held_by_none(tail=what == total - 2)] = 1.0
             named = view.with_array(VALUE, array)

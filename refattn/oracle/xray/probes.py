@@ -19,7 +19,8 @@ class CannotProbe(Exception):
 
 def call_once(kernel, arrays, options, dialect=None):
     """Results of one call of a kernel, by record, on copies of the arrays."""
-    arrays = tuple(array.copy() if isinstance(array, np.ndarray) else array for array in arrays)
+    copied = lambda value: value.copy() if isinstance(value, np.ndarray) else value
+    arrays, options = tuple(map(copied, arrays)), {name: copied(value) for name, value in options.items()}
     if dialect not in (None, "refattn"):
         result = KernelCall(kernel, form_of(arrays, options).function, dialect)(arrays, options)
         return given_results(result.output, result.lse)

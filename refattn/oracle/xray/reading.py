@@ -19,6 +19,8 @@ class Reading:
         Of the caller's own call; lse None for a kernel that returns none.
     varies : ndarray of bool, (B, H, T)
         Rows in which the same call gave different results.
+    added : ndarray of bool, (B, H, T)
+        Rows that are not 0 where all values are.
     weights : ndarray, (B, H, T, S)
     determined : bool or ndarray of bool, (B, H, T, S)
         Weights that are known.
@@ -43,7 +45,7 @@ class Reading:
 
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse
-        self.varies = np.zeros(view.shape[:3], bool)
+        self.varies, self.added = (np.zeros(view.shape[:3], bool) for _ in range(2))
         self.unknown = np.zeros(view.shape[:3], bool)
         self.other_columns = np.zeros(output.shape[-1], bool)
         self.wrong_latents = np.zeros(0, bool)
@@ -61,7 +63,8 @@ class Reading:
         """Relative error of a weight that the arithmetic allows, (B, H, T, 1)."""
         view, spec = self.view, self.spec
         u = max(spec.softmax.unit_roundoff, spec.accumulator_roundoff)
-        reach = np.abs(np.where(view.exists, view.raw, 0)).max(-1, initial=0.0, keepdims=True)
+        seen = view.visible & np.isfinite(view.raw)  # hidden keys may hold anything
+        reach = np.abs(np.where(seen, view.raw, 0)).max(-1, initial=0.0, keepdims=True)
         size = reach + np.where(np.isfinite(view.lse), np.abs(view.lse), 0.0)[..., None]
         coarse = spec.score.unit_roundoff + spec.scaled_query.unit_roundoff
         dims = view.score_terms
@@ -113,7 +116,6 @@ class Reading:
         """weights @ value, (B, H, T, E), where weights of 0 hide whatever the value is."""
         value = np.nan_to_num(self.value, nan=0.0, posinf=0.0, neginf=0.0)
         return self.view.applied(weights, np.abs(value) if absolute else value)
-
 
     def _right_columns(self):
         """Columns of the output in which to read weights: those that are right where only some are wrong."""

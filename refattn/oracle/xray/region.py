@@ -65,7 +65,9 @@ class Rule:
         return 2 * self.hit / max(self.wrong + self.hit + self.right_inside, 1)
 
     def __str__(self):
-        return " and ".join(map(str, self.statements)) or "everywhere"
+        """What holds first, then what does not: "not where A and B" would read as neither A nor B alone."""
+        said = sorted(map(str, self.statements), key=lambda words: words.startswith("not where"))
+        return " and ".join(said) or "everywhere"
 
 
 class Regions:

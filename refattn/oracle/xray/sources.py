@@ -11,14 +11,15 @@ from refattn.oracle.xray.maps import describe_map
 from refattn.oracle.xray.pointing import point
 from refattn.oracle.xray.view import VALUE
 
-LEAST = 0.02  # of the rows that were pointed, which must read elsewhere
-LEAST_ROWS = 3
+LEAST = 0.03  # of the rows that were pointed, which must read elsewhere
+LEAST_ROWS = 5
 LEAST_MOVED = 0.05  # of what is read elsewhere: less is chance
 WHOLE = 0.9  # of a row's weight: it comes from one place
 SOME = 0.02  # of a row's weight
 LEAST_WEIGHT = 0.01  # of a row, so that shares of it mean something
 POINTED, MOST_ROUNDS = 96, 5  # rows, at least, that are pointed at keys
 ALWAYS = 0.95  # of the places that were read in place of others: each was read in place of one alone
+SEPARATED = 0.6  # of what is read elsewhere, that a place must hold: else it is chance
 IN_PAGES = {"place", "page", "slot"}  # names of a `Move` from page to page
 
 
@@ -163,13 +164,15 @@ def _addresses(d):
     moved = np.logical_or.reduce(list(wrong.values()))
     if not use.any() or moved.any(1).sum() < max(LEAST_ROWS, LEAST * use.sum()):
         return
-    moves = _in_memory(view, pointed, moved) or _moves(view, places, wrong, moved)
+    moves = _in_memory(view, pointed, moved) or _moves(view, pointed, places, wrong, moved)
     if moves:
         heads = next(got for name, _, _, got in places if name == "head")
-        yield _told(d, pointed, use, heads, moves)
+        finding, rows = _told(d, pointed, use, heads, moves)
+        if finding.share >= SEPARATED and finding.right_inside <= finding.wrong:
+            yield finding, rows
 
 
-def _moves(view, places, wrong, moved):
+def _moves(view, pointed, places, wrong, moved):
     """The coordinates in which values are read elsewhere, by a rule or so often that it is no chance."""
     moves = []
     for name, what, own, got in places:
@@ -181,7 +184,7 @@ def _moves(view, places, wrong, moved):
         sizes = [(view.sequences[0].length, "the length")] if name == "key" else []
         words, found = describe_map(before, after, what, sizes)
         # a row that was pointed at a key that it does not see reads some other one: only a rule is believed
-        if (found and _telling(before, after)) or _table(before, after):
+        if (found and _telling(before, after)) or _table(before, after, _readers(view, pointed, some)):
             moves.append(Move(name, words, some))
     return moves
 
@@ -235,13 +238,23 @@ def _in_memory(view, pointed, moved):
     return [Move("memory", words, moved)]
 
 
-def _table(before, after):
-    """Whether places are read in place of others so often that chance is out of the question."""
-    pairs = {}
-    for a, b in zip(before.tolist(), after.tolist(), strict=True):
+def _readers(view, pointed, some):
+    """Number of the sequence and key/value head by which each of the values `some` (R, E) was read."""
+    number = pointed.b * view.num_kv_heads + view.heads[pointed.h] // view.group_size
+    return np.broadcast_to(number[:, None], some.shape)[some]
+
+
+def _table(before, after, readers):
+    """Whether places are read in place of others so often, and by so many heads, that it is no chance: a row
+    that does not see its key reads another one, the same for all rows of a head.
+    """
+    pairs, by = {}, {}
+    for a, b, reader in zip(before.tolist(), after.tolist(), readers.tolist(), strict=True):
         pairs.setdefault(a, set()).add(b)
+        by.setdefault(a, set()).add(reader)
     alone = sum(len(found) == 1 for found in pairs.values())
-    return len(before) >= 3 * len(pairs) and alone >= ALWAYS * len(pairs)
+    several = sum(len(found) > 1 for found in by.values())
+    return len(before) >= 3 * len(pairs) and alone >= ALWAYS * len(pairs) and 2 * several >= len(pairs)
 
 
 def _telling(before, after):

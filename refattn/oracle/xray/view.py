@@ -79,6 +79,7 @@ class View:
         self.heads = self.sequences[0].heads if self.sequences else np.zeros(0, int)
         self.v_head_dim = self.checked.output_shape[-1]
         self.candidate_widths = ()  # widths of windows that measured weights suggest
+        self.candidate_shifts = None  # and shifts of positions, one a sequence
         self._expect()
 
     @property
@@ -109,7 +110,6 @@ class View:
         if not pieces:
             return np.zeros(self.shape)
         return _joined(pieces, self.shape[1:][: pieces[0].ndim])
-
 
     @cached_property
     def row_exists(self):

@@ -49,6 +49,10 @@ def _of_sequences(view):
     yield "that of the last key, for every row", every(length - 1)
     yield "row + 2 * offset: the offset is added twice", row + 2 * offset
     yield "row - offset: the offset is subtracted, not added", row - offset
+    shifts = view.candidate_shifts
+    if shifts is not None and shifts.any():
+        words = ", ".join(f"{step:+d} in sequence {n}" for n, step in enumerate(shifts.ravel()) if step)
+        yield f"off by {words}", view.position + shifts
     count = len(view.sequences)
     for n in range(count if count > 1 else 0):
         yield f"that of sequence {n} (its offset)", row + offset[n, 0, 0, 0]
@@ -155,7 +159,8 @@ def lengths(view, rules):
             yield words, 0.0, rules.visible(length=other)
             yield f"{words} (and the position of its rows moves with it)", 0.005, moved(other)
     for size in key_tiles(view):
-        yield from _whole_tiles(rules, keys, size)
+        if size <= length.max():
+            yield from _whole_tiles(rules, keys, size)
     for index, sequence in _sequence_numbers(view):
         other = length[np.minimum(sequence, len(view.sequences) - 1), 0, 0, 0]
         if (other != length).any():
