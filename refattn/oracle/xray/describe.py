@@ -245,7 +245,8 @@ class Description:
         """Rows that are 0 because a rule of visibility hides all their keys."""
         l, view = self.ledgers, self.view
         lost = l.zero & ~self.explained
-        if not lost.any() or not view.visible.any():
+        seeing = view.visible.any(-1)
+        if not lost.any() or lost.sum() >= NEARLY_ALL * seeing.sum():  # a rule that hides all says nothing
             return
         open_rows = ~self.explained[..., None]
         missing = ((l.labels == MISSING) & open_rows) | (lost[..., None] & view.visible)

@@ -112,7 +112,7 @@ class Regions:
         `good` each of them holds, as packed bits.
         """
         statements, on_bad, on_good = [], [], []
-        for feature in self.features:
+        for feature in self.features if self.view.num_keys else ():
             array = self.array(feature)
             if array is None or (row_level and array.shape[-1] > 1):
                 continue

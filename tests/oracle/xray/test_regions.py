@@ -174,7 +174,7 @@ def test_noise_does_not_change_them(name, share):
         noise.flat[rng.choice(places, int(share * wrong.sum()), replace=False)] = True
     rule = find(view, wrong ^ noise, seen)
     assert not said(rule, words), str(rule)
-    assert rule.fit > 1 - 2 * share and rule.share > 1 - 2 * share
+    assert rule.fit > 1 - 2 * share and rule.hit > (1 - 2 * share) * rule.wrong
 
 
 NOTHING = {"dense": "square", "packed": "three", "paged": "ends inside pages", "latent": "keys > rank"}
@@ -215,7 +215,6 @@ def test_the_same_is_found_each_time():
     assert len({str(find(view, wrong, seen)) for _ in range(3)}) == 1
 
 
-@pytest.mark.xfail(reason="what is negated stands first and seems to negate the rest too")
 def test_statements_that_are_negated_come_last_in_words():
     """'not where A and B' would be read as: not where both hold."""
     view = view_of("paged")
