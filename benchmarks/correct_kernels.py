@@ -52,7 +52,7 @@ from refattn.oracle.inputs.families import (
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.simulated.emulated import EmulatedKernel
-from refattn.oracle.xray import xray as xray_module
+from refattn.oracle.imaging import xray as xray_module
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 CALLED_FORMS = (DENSE, PACKED, PAGED, LATENT, BLOCK_LOCAL, MERGE)

@@ -33,7 +33,7 @@ from oracle_results import MARKS, xray_table
 
 from refattn.oracle.diagnosis.search import diagnose
 from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
-from refattn.oracle.xray.xray import xray
+from refattn.oracle.imaging.xray import xray
 
 FOLDER = Path(__file__).resolve().parent / "held_out"
 

@@ -50,7 +50,7 @@ def add_parser(subparsers):
 
 def run(args):
     """Print the description and return the exit code."""
-    from refattn.oracle.xray.probes import CannotProbe
+    from refattn.oracle.imaging.probes import CannotProbe
 
     try:
         name, found, skipped = _first_wrong(_load(args.kernel), args)
@@ -176,7 +176,7 @@ def _calls(args):
 
 def _xrayed(kernel, args, function, arrays, options, spec):
     from refattn.oracle.harness.callables import KernelCall, Unsupported
-    from refattn.oracle.xray.xray import xray
+    from refattn.oracle.imaging.xray import xray
 
     call = KernelCall(kernel, function, args.dialect or "refattn")
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
     from refattn.oracle.verdict.report import Report as Report
-    from refattn.oracle.xray.report import XRay as XRay
-    from refattn.oracle.xray.xray import xray as xray
+    from refattn.oracle.imaging.report import XRay as XRay
+    from refattn.oracle.imaging.xray import xray as xray
 
 # name -> module of refattn that defines it
 _HOME = {
@@ -62,8 +62,8 @@ _HOME = {
     "RULES": "oracle.mistakes.rules",
     "EmulatedKernel": "oracle.simulated.emulated",
     "emulate": "oracle.simulated.emulated",
-    "xray": "oracle.xray.xray",
-    "XRay": "oracle.xray.report",
+    "xray": "oracle.imaging.xray",
+    "XRay": "oracle.imaging.report",
 }
 
 __all__ = sorted(_HOME)

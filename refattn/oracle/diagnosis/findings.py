@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refattn.oracle.xray.report import XRay
+    from refattn.oracle.imaging.report import XRay
 
 SHOWN = 3  # explanations printed after the best, and names of one explanation printed in full
 

@@ -31,7 +31,7 @@ from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_l
 from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
-from refattn.oracle.xray.probes import CannotProbe
+from refattn.oracle.imaging.probes import CannotProbe
 
 ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
@@ -171,7 +171,7 @@ class Search:
         it cannot be told.
         """
         # the X-ray imports parts of this room
-        from refattn.oracle.xray.xray import xray_of_kernel, xray_of_outputs
+        from refattn.oracle.imaging.xray import xray_of_kernel, xray_of_outputs
 
         what = (self.arrays, self.options, self.given, self.spec)
         seconds = max(self.budget.left, 1.0)

@@ -1,0 +1,579 @@
+"""From the ledgers to words: what differs, by the stage of the kernel that it points to, and where.
+
+`Description.run` goes through the stages in the order of a kernel, so that a cause comes before what follows
+from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from refattn.oracle.bounds.results import OUTPUT, RESULTS
+from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED
+from refattn.oracle.imaging.copies import copied_rows
+from refattn.oracle.imaging.edges import edges_in_words
+from refattn.oracle.imaging.findings import Finding
+from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
+from refattn.oracle.imaging.key_sources import find_key_sources
+from refattn.oracle.imaging.layouts import explain_layout
+from refattn.oracle.imaging.lost_rows import threshold_in_words
+from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number
+from refattn.oracle.imaging.score_models import explain_scores
+from refattn.oracle.imaging.segments import explain_segments, find_segments
+from refattn.oracle.imaging.sources import find_sources
+from refattn.oracle.imaging.value_changes import explain_values
+from refattn.oracle.imaging.visibility_models import explain_visibility
+from refattn.oracle.imaging.wrong_rows import WrongRows
+
+FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
+SMALL = 0.05  # logarithm of a factor: less is a matter of precision
+FEW = 0.3
+MOST = 0.8  # of the rows or pairs that a sentence speaks of
+NEARLY_ALL = 0.9
+REPRODUCED = 0.97  # of the rows of a place
+MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
+SCALED_BY_CHANCE, BEYOND = 0.003, 4  # of the judged pairs; times the tolerance
+RECORDS = {result.name: result for result in RESULTS}  # findings about a result are of the kind of its name
+
+
+def describe(measured, ledgers, regions):
+    """Findings, the most probable cause first."""
+    with np.errstate(all="ignore"):  # a wrong kernel may hold anything
+        return Description(measured, ledgers, regions).run()
+
+
+def of_columns(findings, columns, measured):
+    """Findings that hold in some columns of the output only; what has no columns is told without them."""
+    words = f"in columns {ranges(columns.tolist())} of {len(measured.wrong_columns)} of the output"
+    return [
+        dataclasses.replace(finding, nature=f"{words}, {finding.nature}")
+        for finding in findings
+        if RECORDS.get(finding.kind, OUTPUT).has_dims
+    ]
+
+
+class Description:
+    """What differs, found stage by stage.
+
+    Attributes
+    ----------
+    found : list of Finding
+    rows, explained : ndarray of bool, (B, H, T)
+        Rows there are; those whose difference something already explains.
+    value_rows : ndarray of bool, (B, H, T)
+        Rows known to read values elsewhere.
+    stray : (ndarray of bool, (B, H, T), float, str) or None
+        Rows with weight on what no sequence holds, its share, and words for what it lies on.
+    """
+
+    def __init__(self, measured, ledgers, regions):
+        self.measured, self.ledgers, self.regions, self.view = measured, ledgers, regions, measured.view
+        self.found = []
+        self.rows = self.view.row_exists & np.ones(self.view.shape[:3], bool)
+        self.explained = np.zeros(self.view.shape[:3], bool)
+        self.value_rows = np.zeros(self.view.shape[:3], bool)
+        self.stray = None
+
+    def run(self):
+        told = self.measured.findings(self.regions)
+        most = max((finding.wrong for finding in told), default=0)
+        # an explanation of few rows beside many that are not explained is no answer
+        self.found += [dataclasses.replace(f, minor=f.confident and f.wrong < FEW * most) for f in told]
+        self.explained |= self.measured.told
+        for stage in (
+            self._races,
+            self._dead_columns,
+            self._formats,
+            self._latents,
+            self._copies,
+            self._empty_rows,
+            self._unseen_rows,
+            self._lost_rows,
+            self._added,
+            self._layouts,
+            self._sources,
+            self._visible,
+            self._past_length,
+            self._scaled,
+            self._sums,
+            self._values,
+        ):
+            if not (self.explained | ~self.rows).all():
+                self.found.extend(stage())
+        self.found.extend(self._lse())
+        return sorted(
+            self.found, key=lambda finding: (finding.minor, finding.minor and not finding.confident)
+        )
+
+    def finding(self, rule, kind, nature, note="", model=False, **more):
+        """A finding at the place of a rule, or everywhere without one. `model`: the nature says which pairs
+        are wrong by itself; the rule is no more than where they lie.
+        """
+        if rule is None:
+            return Finding(kind, nature, note=note, **more)
+        if model and (rule.fit < NEARLY_ALL or len(rule.statements) > 2):
+            rule = dataclasses.replace(rule, statements=())
+        return Finding(
+            kind,
+            nature,
+            str(rule) if rule.statements else "",
+            note,
+            rule.wrong,
+            rule.hit,
+            rule.right_inside,
+            region=rule.inside,
+            verified=self._reproduced(rule.inside.any(-1)),
+            **more,
+        )
+
+    def _reproduced(self, rows):
+        """Whether the measured weights give the caller's own result in these rows (B, H, T)."""
+        rows = np.broadcast_to(rows, self.view.shape[:3]) & ~self.ledgers.nan & ~self.value_rows
+        return bool(rows.any() and (self.measured.unexplained <= 1).all(-1)[rows].mean() > REPRODUCED)
+
+    def of_rows(self, wrong, universe=None):
+        """The rule for wrong rows (B, H, T)."""
+        universe = self.rows if universe is None else universe
+        return self.regions.find(wrong[..., None], universe[..., None], row_level=True)
+
+    # whole rows and columns
+
+    def _races(self):
+        varies = self.measured.varies
+        if varies.any():
+            nature = (
+                "the same call gives different results from one time to the next: "
+                "a race or memory that is not written"
+            )
+            yield self.finding(self.of_rows(varies), "race", nature)
+            self.explained |= varies
+
+    def _added(self):
+        """Rows that hold something that is no weighted mean of values."""
+        added = self.measured.added & ~self.explained
+        if not added.any():
+            return
+        nature = (
+            "the output holds numbers that do not come from the values: with all values 0 it is not 0 "
+            "(memory that is not written, or something that is added)"
+        )
+        yield self.finding(self.of_rows(added), "added", nature)
+        self.explained |= added
+
+    def _dead_columns(self):
+        dead = self.measured.dead_columns
+        if dead.any():
+            columns = f"columns {ranges(np.flatnonzero(dead).tolist())} of {len(dead)} of the output"
+            nature = f"{columns} are 0 in every row: they are not computed or not written"
+            yield self.finding(None, "columns", nature)
+
+    def _formats(self):
+        """Output, or weights, on the grid of a coarser format."""
+        m, view = self.measured, self.view
+        if not (np.abs(m.output - m.expected_output) > m.output_tolerance).any():
+            return
+        output = m.output[view.row_exists & ~self.ledgers.nan & ~self.ledgers.zero]
+        stored = grid_of(output, m.spec.output.unit_roundoff)
+        if not stored and (steps := steps_of(output, m.spec.output.unit_roundoff)):
+            stored = f"whole multiples of 1/{steps} of the row's largest number (int8)"
+        if stored:
+            nature = f"the output is stored as {stored} in between: all its numbers lie on that grid"
+        elif name := weights_grid(self.ledgers):
+            before = "before the product with the values"
+            nature = f"weights are rounded to {name} {before}: all of them lie on its grid"
+        else:
+            return
+        yield self.finding(None, "format", nature)
+        self.explained |= view.row_exists
+
+    def _latents(self):
+        wrong = self.measured.wrong_latents
+        if wrong.any():
+            components = f"components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)}"
+            nature = (
+                f"the weighted sum of latents is wrong in {components} and right in the others: "
+                "these components are accumulated, rescaled or read otherwise"
+            )
+            yield self.finding(None, "latents", nature, confident=False)
+            self.explained |= self.view.row_exists
+
+    def _copies(self):
+        """Wrong rows that hold the right result of other rows."""
+        found = copied_rows(self.measured, self.rows & ~self.explained)
+        if found is not None:
+            rows, words = found
+            nature = f"rows hold the right result of other rows: {words}"
+            yield self.finding(self.of_rows(rows), "copies", nature)
+            self.explained |= rows
+
+    def _empty_rows(self):
+        """Rows that see no key, whose output is not 0."""
+        m, view = self.measured, self.view
+        filled = view.empty & ~(m.output == 0).all(-1)
+        if not filled.any():
+            return
+        even, note = _is_even(m.weights[filled]), ""
+        if even:
+            what = "hold the mean of all values, as if every hidden key had the same score"
+        else:
+            what = "are not 0" if np.isfinite(m.output[filled]).all() else "are NaN or infinite"
+        extra = (self.ledgers.labels == EXTRA) & filled[..., None]
+        if extra.any() and not even:
+            used = self.regions.find(extra, view.exists & filled[..., None])
+            where = f", where {used}" if used.statements else ""
+            note = f"They give weight to hidden keys{where}. {self._softmax_of_hidden(extra)}"
+        yield self.finding(self.of_rows(filled), "empty rows", f"rows that see no key {what}", note)
+        self.explained |= view.empty
+
+    def _softmax_of_hidden(self, extra):
+        """Whether rows without keys are a softmax over the hidden keys that they use."""
+        view, rows = self.view, extra.any(-1)
+        level = np.log(self.measured.weights) - view.score
+        level = np.where(extra & np.isfinite(view.score), level, np.nan)[rows]
+        spread = np.nanmax(level, -1) - np.nanmin(level, -1)
+        if (spread < 0.02 + 4 * self.measured.tolerance[..., 0][rows]).mean() <= NEARLY_ALL:
+            return ""
+        return (
+            "Those weights are the softmax of their own scores: what hides is a large finite number, not "
+            "-inf, so that a row of which everything is hidden sees what is hidden least."
+        )
+
+    def _unseen_rows(self):
+        """Rows that are 0 because a rule of visibility hides all their keys."""
+        l, view = self.ledgers, self.view
+        lost = l.zero & ~self.explained
+        seeing = view.visible.any(-1)
+        if not lost.any() or lost.sum() >= NEARLY_ALL * seeing.sum():  # a rule that hides all says nothing
+            return
+        open_rows = ~self.explained[..., None]
+        missing = ((l.labels == MISSING) & open_rows) | (lost[..., None] & view.visible)
+        extra = (l.labels == EXTRA) & open_rows
+        model = explain_visibility(l, missing, extra, l.judged | lost[..., None])
+        if model is None:
+            return
+        words, _, change = model
+        rule = self.regions.find(missing | extra, view.exists & open_rows)
+        note = f"{int(lost.sum()):,} rows lose all their keys and are 0."
+        yield self.finding(rule, "visible keys", words, note, model=True)
+        self.explained |= (change & (missing | extra)).any(-1)
+
+    def _lost_rows(self):
+        for rows, kind, nature in (
+            (self.ledgers.nan, "NaN rows", "rows are NaN"),
+            (self.ledgers.zero, "zero rows", "rows are 0, as if they saw no key"),
+        ):
+            if rows.any():
+                note = threshold_in_words(self.measured, rows)
+                yield self.finding(self.of_rows(rows), kind, nature, note)
+                self.explained |= rows
+
+    # where arrays are read
+
+    def _layouts(self):
+        view = self.view
+        wrong = (self.ledgers.wrong.any(-1) | (self.measured.unexplained > 1).any(-1)) & view.row_exists
+        least = 0.2 if view.latent else 0.8  # of all rows
+        if wrong.sum() < least * view.row_exists.sum() * len(view.heads):
+            return
+        if words := explain_layout(self.measured):
+            yield self.finding(None, "layout", words)
+            self.explained |= view.row_exists
+
+    def _sources(self):
+        l, m = self.ledgers, self.measured
+        doubtful = (m.unexplained > 1).any(-1) & ~l.nan & ~l.zero
+        lost = (l.labels == MISSING).any(-1)
+        other = ((l.labels == EXTRA) | (l.labels == SCALED)).any(-1)
+        if not ((doubtful | other) & ~self.explained).any() and not (lost & (l.sum_off != 0)).any():
+            return
+        for finding, rows in find_sources(self):
+            yield finding
+            self.explained |= rows
+
+    def _past_length(self):
+        """Weight on slots that no sequence holds; where hidden keys count, it follows from them."""
+        stray = self.stray
+        if stray is None or not (stray[0] & ~self.explained).any():
+            return
+        rows, share, where = stray
+        nature = f"{where} get weight ({100 * share:.2g} % of such a row)"
+        minor = any(finding.kind == "extra keys" for finding in self.found)
+        yield self.finding(self.of_rows(rows & ~self.explained), "past the length", nature, minor=minor)
+        self.explained |= rows
+
+    # which keys count
+
+    def _visible(self):
+        """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
+        l, view = self.ledgers, self.view
+        open_rows = ~self.explained[..., None]
+        missing, extra = (l.labels == MISSING) & open_rows, (l.labels == EXTRA) & open_rows
+        if not missing.any() and not extra.any():
+            return
+        view.candidate_widths = self._widths(missing)
+        view.candidate_shifts = self._shifts(missing | extra)
+        model = explain_visibility(l, missing, extra)
+        if model is not None and self._constant_extra_score(extra) is None:
+            rule = self.regions.find(missing | extra, l.judged & view.exists & open_rows)
+            note = (
+                f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.",
+                self._sum_note(missing),
+                self._extra_score(extra),
+            )
+            yield self.finding(rule, "visible keys", model[0], " ".join(filter(None, note)), model=True)
+            return
+        yield from self._missing(missing, open_rows)
+        yield from self._extra(extra, open_rows)
+
+    def _shifts(self, wrong):
+        """Shifts of the positions of each sequence, (B, 1, 1, 1), that the last keys used in its wrong rows
+        suggest.
+        """
+        view = self.view
+        there = (self.measured.weights > 4 * self.measured.floor) & view.exists
+        last = lambda array: view.num_keys - 1 - array[..., ::-1].argmax(-1)
+        shifts = np.zeros((view.shape[0], 1, 1, 1), int)
+        for n in range(view.shape[0]):
+            rows = wrong[n].any(-1) & there[n].any(-1) & view.visible[n].any(-1)
+            if rows.any():
+                steps, counts = np.unique((last(there) - last(view.visible))[n][rows], return_counts=True)
+                shifts[n] = steps[counts.argmax()]
+        return shifts
+
+    def _widths(self, missing):
+        """Widths of a window that the first keys used in rows with missing keys suggest."""
+        view = self.view
+        there = self.measured.weights > 4 * self.measured.floor
+        some = missing.any(-1) & there.any(-1)
+        if not some.any():
+            return ()
+        widths = (view.position[..., 0] - there.argmax(-1))[some]
+        values, counts = np.unique(widths, return_counts=True)
+        return tuple(int(v) for v in values[np.argsort(-counts)][:2] if v >= 0)
+
+    def _missing(self, wrong, open_rows):
+        l = self.ledgers
+        if not wrong.any():
+            return
+        rule = self.regions.find(wrong, l.judged & (self.view.weights > 0) & open_rows)
+        note = " ".join(filter(None, (edges_in_words(l, wrong.any(-1)), self._sum_note(wrong))))
+        nature = "keys that should be seen get no weight"
+        yield self.finding(rule, "missing keys", nature, note, minor=self._minor(wrong))
+
+    def _sum_note(self, missing):
+        """Whether the sum of a row counts the keys that are missing, (B, H, T, S)."""
+        l, tolerance = self.ledgers, self.measured.tolerance[..., 0]
+        lost, rows = np.where(missing, self.view.weights, 0).sum(-1), missing.any(-1)
+        use = rows & (lost > 20 * tolerance) & ~l.zero & ~l.nan
+        if not use.any():
+            return ""
+        full = np.abs(l.sum - l.right_sum)[use]
+        less = np.abs(l.sum - (l.right_sum - lost))[use]
+        if (less <= 4 * tolerance[use]).mean() > MOST:
+            self.explained |= rows
+            return "The normaliser still counts them: the weights of these rows sum to less than 1."
+        if (full <= 4 * tolerance[use]).mean() > MOST:
+            return "The normaliser leaves them out too, as if they did not exist."
+        return ""
+
+    def _minor(self, wrong):
+        return wrong.sum() < MINOR * max((self.ledgers.wrong & ~self.explained[..., None]).sum(), 1)
+
+    def _extra(self, wrong, open_rows):
+        l, view = self.ledgers, self.view
+        if not wrong.any():
+            return
+        rule = self.regions.find(wrong, l.judged & (view.weights == 0) & open_rows)
+        note, nature = edges_in_words(l, wrong.any(-1)), "keys that should be hidden get weight"
+        constant = self._constant_extra_score(wrong)
+        if constant is None:
+            note = " ".join(filter(None, (note, self._extra_score(wrong))))
+        else:
+            cap, meaning = view.outline_of(0).softcap, ""
+            if cap and abs(constant + cap) < 1e-2 * cap:
+                meaning = " (minus the softcap: they are hidden before the softcap is applied)"
+            count = f"count with a score of {constant:.4g}{meaning} in place of -inf"
+            nature = f"keys that should be hidden {count}, whatever their key is"
+        yield self.finding(rule, "extra keys", nature, note, minor=self._minor(wrong))
+
+    def _extra_scores(self, wrong):
+        """Scores with which hidden keys count, up to what the right keys of the row share, where that is
+        known, and their tolerance; each (B, H, T, S).
+        """
+        score = np.log(self.measured.weights) - self.ledgers.shift[..., None] + self.view.lse[..., None]
+        tolerance = 3 * np.broadcast_to(self.measured.tolerance, self.view.shape)
+        return score, wrong & np.isfinite(score), tolerance
+
+    def _constant_extra_score(self, wrong):
+        """The one score with which all hidden keys count, or None."""
+        score, at, tolerance = self._extra_scores(wrong)
+        if at.sum() < 8:
+            return None
+        middle = float(np.median(score[at]))
+        near = np.abs(score[at] - middle) <= tolerance[at] + 1e-3
+        return middle if near.mean() > MOST else None
+
+    def _extra_score(self, wrong):
+        """Whether hidden keys count with their own score."""
+        score, at, tolerance = self._extra_scores(wrong)
+        at = at & np.isfinite(self.view.score)
+        if not at.any():
+            return ""
+        own = np.abs(score - self.view.score)[at] <= tolerance[at]
+        return "They count with their own score." if own.mean() > MOST else ""
+
+    # how much they count
+
+    def _scaled(self):
+        l, view = self.ledgers, self.view
+        open_rows = ~self.explained[..., None]
+        wrong = (l.labels == SCALED) & open_rows
+        # a few pairs beyond the tolerance, in rows that are right otherwise, are rounding
+        if not wrong.any() or (self._minor(wrong) and self.found):
+            return
+        tolerance = np.broadcast_to(self.measured.tolerance, view.shape)[wrong]
+        off = np.abs(l.ratio - l.shift[..., None])[wrong]
+        if wrong.sum() < SCALED_BY_CHANCE * l.judged.sum() and np.nanmax(off / tolerance) < BEYOND:
+            return
+        universe = ((l.labels == RIGHT) | wrong) & (view.weights > 0) & open_rows
+        yield self._why_scaled(wrong, self.regions.find(wrong, universe))
+
+    def _why_scaled(self, wrong, rule):
+        l = self.ledgers
+        factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
+        spread, constant = "", False
+        if factors.size:
+            span = f"{factors.min():.3g} to {factors.max():.3g}"
+            spread = f"Factors of single weights, beside the rest of their row: {span}."
+            constant = np.ptp(factors) < 0.03 * factors.mean()
+        whole = constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01
+        segments = None if whole else find_segments(l)
+        if segments is not None and (best := explain_segments(l, segments)):
+            words, _, *steps = best[0]
+            if steps:
+                rule = self._steps_rule(steps[0], segments)
+            return self.finding(rule, "segments", f"in {segments.words}, {words}", spread)
+        scores = lambda: explain_scores(WrongRows(l, wrong)) if wrong.sum() >= 3 else []
+        if factors.size and np.abs(np.log(factors)).max() < SMALL:
+            return self.finding(rule, "precision", _precision_in_words(factors, scores()))
+        if words := find_key_sources(l, wrong):
+            nature = f"keys are read from other places, values from the right ones: {words}"
+            return self.finding(rule, "keys", nature)
+        if constant:
+            return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
+        if best := scores():
+            return self.finding(rule, best[0].kind, _scores_in_words(best))
+        kind, nature = "scaled weights", "weights have other ratios than their scores give"
+        if segments is not None:
+            kind, each = "segments", f"each of the {segments.words}"
+            nature = f"weights are off by one factor in {each}: they are rescaled or joined wrongly"
+        return self.finding(rule, kind, nature, spread, confident=False)
+
+    def _steps_rule(self, near, segments):
+        """Where rescaling went wrong: the tiles in which it should have happened. `near` are the stretches
+        in which it went wrong, (B, H, T, stretches).
+        """
+        tile = np.searchsorted(segments.edges, np.arange(self.view.num_keys), "right") - 1
+        hidden = np.where(self.view.visible, self.view.score, -np.inf)
+        running = np.maximum.accumulate(np.maximum.reduceat(hidden, segments.edges, axis=-1), axis=-1)
+        rises = np.diff(running, axis=-1, prepend=np.inf) > 0
+        rises[..., 0] = False
+        return self.regions.find(near[..., tile], (rises | near)[..., tile])
+
+    # one number a row
+
+    def _sums(self):
+        l = self.ledgers
+        wrong = (l.sum_off != 0) & ~self.explained & ~(l.labels == MISSING).any(-1)
+        if not wrong.any():
+            return
+        rule = self.of_rows(wrong)
+        sums = l.sum[wrong]
+        spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
+        nature = self._row_number(-l.sum_off, wrong, NORMALISER)
+        unknown = "rows are divided by a wrong normaliser, or multiplied by a wrong factor"
+        most = np.abs(l.sum_off[wrong]).max()
+        if not nature and most < FAINT:
+            nature = (
+                f"the normaliser, or the division by it, is less exact than claimed: rows are off by up to "
+                f"{100 * most:.2g} %"
+            )
+        yield self.finding(rule, "normaliser", nature or unknown, spread, confident=bool(nature))
+
+    def _row_number(self, delta, wrong, number):
+        """Words for what explains a wrong number of rows (B, H, T) best; "" where nothing does."""
+        explained = explain_row_number(self.ledgers, delta, wrong, self.regions, number)
+        return max(explained, key=lambda words_and_share: round(words_and_share[1], 2), default=("", 0.0))[0]
+
+    def _values(self):
+        yield from explain_values(self)
+
+    def _lse(self):
+        l, view, tolerance = self.ledgers, self.view, self.measured.tolerance[..., 0]
+        # what follows from the weights that the kernel gave is no fault of its own
+        follows = np.abs(l.lse_off + l.shift) <= 4 * tolerance + 1e-5
+        wrong = (l.lse_off != 0) & ~follows & view.row_exists & ~l.nan & ~l.zero
+        if any(finding.kind != "normaliser" and not finding.minor for finding in self.found):
+            wrong &= (l.sum_off == 0) & ~self.explained & ~l.wrong.any(-1)
+            if wrong.sum() < 0.2 * view.row_exists.sum():
+                return
+        if not wrong.any():
+            return
+        if any(finding.kind == "normaliser" for finding in self.found):
+            with_sum = np.abs(l.lse_off + l.sum_off) <= 1e-3 + 4 * tolerance
+            if with_sum[wrong].mean() > NEARLY_ALL:
+                return
+        yield self._why_lse(wrong)
+
+    def _why_lse(self, wrong):
+        l, view, lse = self.ledgers, self.view, self.measured.lse
+        rule = self.of_rows(wrong)
+        right = "" if self.found else "; the output is right"
+        if not (wrong & ~view.empty).any():
+            values = ", ".join(f"{v:.5g}" for v in np.unique(np.round(lse[wrong], 4))[:3])
+            return self.finding(rule, "lse", f"lse of rows that see no key is {values} in place of -inf")
+        if not (wrong & view.visible.any(-1)).any() and np.isneginf(lse[wrong]).all():
+            return self.finding(
+                rule, "lse", "lse of rows that see no key is -inf: the sink is missing from it"
+            )
+        infinite = wrong & ~np.isfinite(lse)
+        if infinite.sum() > NEARLY_ALL * wrong.sum():
+            return self.finding(rule, "lse", f"lse is {lse[infinite][0]} in rows that see keys")
+        known = lse[view.row_exists & np.isfinite(lse)]
+        if name := grid_of(known, self.measured.spec.lse.unit_roundoff):
+            nature = f"lse is stored as {name}: all its numbers lie on that grid{right}"
+            return self.finding(rule, "format", nature)
+        off = l.lse_off[wrong & np.isfinite(l.lse_off)]
+        spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
+        if words := self._row_number(l.lse_off, wrong, LSE):
+            return self.finding(rule, "lse", words + right, spread + ".")
+        return self.finding(rule, "lse", spread + right, confident=False)
+
+
+def _is_even(weights):
+    """Whether rows (N, S) give all weight to some keys, the same to each."""
+    used = weights > 0
+    each = 1 / used.sum(-1, keepdims=True)
+    return used.any(-1).all() and (np.abs(weights - each) < 0.02 * each)[used].all()
+
+
+def _precision_in_words(factors, explained):
+    if explained:
+        return f"scores are wrong: {explained[0].words}"
+    most = 100 * np.abs(np.log(factors)).max()
+    return (
+        f"weights are less exact than the arithmetic allows, by up to {most:.2g} %: "
+        "scores, exponentials or weights are computed or stored with fewer bits"
+    )
+
+
+def _scores_in_words(explained):
+    """The best explanation of scores, and the next one where it is as good."""
+    words = f"scores are wrong: {explained[0].words}"
+    best, *others = explained
+    if others and others[0].share >= best.share - 0.01 and others[0].numbers == best.numbers:
+        words += f"; or, which is the same here, {others[0].words}"
+    return words

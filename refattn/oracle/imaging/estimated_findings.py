@@ -1,0 +1,240 @@
+"""What `Estimated` adds to the ledgers: explanations in words, and rows that nothing explains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.oracle.imaging.findings import Finding
+from refattn.oracle.imaging.located import leaning
+
+# explanations that are wholly in the weights, so that the ledgers tell them
+OF_THE_LEDGERS = (
+    "stop",
+    "start",
+    "shift (",
+    "one key",
+    "any set",
+    "any weights",
+    "factors of",
+    "factor",
+    "rows that are",
+)
+MOST_PAIRS = 6
+
+
+def findings(reading, regions):
+    """Findings that the ledgers do not make, the most rows first."""
+    found = []
+    for name, rows in sorted(reading.explained.items(), key=lambda item: -item[1].sum()):
+        if not name.startswith(OF_THE_LEDGERS):
+            kind, nature, note = _words(reading, name, rows)
+            found.append(_of_rows(reading, regions, rows, kind, nature, note, verified=True))
+    if reading.unknown.any():
+        found += _unknown(reading, regions)
+    return found
+
+
+def _of_rows(reading, regions, rows, kind, nature, note="", **more):
+    rule = regions.find(
+        rows[..., None], np.broadcast_to(reading.view.row_exists, rows.shape)[..., None], True
+    )
+    place = str(rule) if rule.statements else ""
+    return Finding(
+        kind, nature, place, note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more
+    )
+
+
+def _unknown(reading, regions):
+    lean = leaning(reading, regions)
+    rows = reading.unknown
+    count = f"{int(rows.sum()):,} rows"
+    if lean is not None:
+        rule = regions.find(lean.pairs, (reading.view.weights > 0) & rows[..., None])
+        nature = f"in {count} the weights or the values of some keys are off; how is not known"
+        note = (
+            f"As if these weights were {lean.factor:.3g} times what they should be, which accounts for "
+            f"{lean.share:.0%} of the difference."
+        )
+        yield Finding(
+            "unknown",
+            nature,
+            str(rule),
+            note,
+            rule.wrong,
+            rule.hit,
+            rule.right_inside,
+            confident=False,
+            region=rule.inside,
+        )
+    if reading.view.empty[rows].all():
+        nature = f"{count} that see no key hold numbers that are no weighted mean of values, instead of 0"
+        yield _of_rows(reading, regions, rows, "unknown", nature, confident=False)
+        return
+    nature = f"{count} are wrong in a way that their output alone does not show"
+    note = _how_wrong(reading) + (" Not everything was tried: the time ended." if reading.stopped else "")
+    yield _of_rows(reading, regions, rows, "unknown", nature, note.strip(), confident=False)
+
+
+def _how_wrong(reading):
+    """How large the difference is, and in which columns."""
+    rows = reading.unknown
+    with np.errstate(all="ignore"):
+        off = np.abs(reading.output - reading.expected_output)[rows]
+        right = np.abs(reading.expected_output)[rows]
+        size = np.nanmedian(np.sqrt((off**2).mean(-1) / (right**2).mean(-1)))
+    return (
+        f"The difference is {size:.2g} times the size of the right result (median)."
+        if np.isfinite(size)
+        else ""
+    )
+
+
+def _words(reading, name, rows):
+    """Kind, nature and note of an explanation."""
+    numbers = {word: values[rows] for word, values in reading.numbers.get(name, {}).items()}
+    if name == "hidden keys of one score":
+        return (
+            "extra keys",
+            "hidden keys get weight, all of them the same score in place of -inf",
+            f"The score is {_middle(numbers['score'])}.",
+        )
+    if name.startswith("another scale"):
+        factor = (
+            f"; and the output is {_middle(numbers['factor'])} times what it should be"
+            if "factor" in numbers
+            else ""
+        )
+        return (
+            "scale",
+            f"the scaled products are {_middle(1 + numbers['number'])} times what they should be{factor}",
+            "",
+        )
+    if name == "part of softcap":
+        return "softcap", f"{_middle(100 * numbers['number'])} percent of softcap are missing", ""
+    if name == "bias or ALiBi times a number":
+        return (
+            "bias",
+            f"the bias and ALiBi terms are {_middle(1 + numbers['number'])} times what they should be",
+            "",
+        )
+    if name == "a slope along the keys":
+        return "slope", f"the scores rise by {_middle(numbers['number'])} with each key", ""
+    if name == "results of other rows":
+        return "other row", "rows hold the right result of another row", _places(reading, rows, numbers)
+    if name.endswith("of another head or sequence"):
+        return "source", f"the {name} are used", _heads(reading, rows, numbers)
+    if name.startswith(("keys and values", "values of memory", "values of rows")):
+        return "source", f"the {name} are used", ""
+    if name.startswith("values of other"):
+        return "values", f"the weights are right, but multiply the {name}", _moves(reading, name)
+    if name == "other pages":
+        return "pages", "other pages are read than the block table names", _pages(reading, rows)
+    if name == "other values":
+        return "values", "the weights are right, but other values are multiplied", _values(reading)
+    if name.startswith("values of"):
+        way = "from key {} on" if " from a key" in name else "up to (not with) key {}"
+        of = name.split(" from a key")[0].split(" up to a key")[0]
+        return (
+            "values",
+            f"the weights are right, but multiply the {of}, {way.format(_middle(numbers['choice']))}",
+            "",
+        )
+    if name.startswith("values rounded"):
+        return "format", f"the weights are right, but multiply {name}", ""
+    if "stored" in name:
+        return "format", name, ""
+    return "scores", f"the result is that of {name}", ""
+
+
+def _middle(values):
+    """The median of numbers, and their range where they differ."""
+    low, middle, high = np.percentile(values, (5, 50, 95))
+    if abs(high - low) <= 2e-2 * max(abs(middle), 1e-9):
+        return f"{middle:.4g}"
+    return f"{middle:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _few(pairs):
+    pairs = list(dict.fromkeys(pairs))
+    return "; ".join(pairs[:MOST_PAIRS]) + ("; ..." if len(pairs) > MOST_PAIRS else "")
+
+
+def _heads(reading, rows, numbers):
+    view = reading.view
+    b, h, _ = np.nonzero(rows)
+    pairs = []
+    for sequence, head, other_sequence, other in zip(
+        b, view.heads[h], numbers["of sequence"], numbers["of head"], strict=True
+    ):
+        source = f"head {int(other)}" + (
+            f" of sequence {int(other_sequence)}" if other_sequence != sequence else ""
+        )
+        pairs.append(
+            f"query head {head}"
+            + (f" of sequence {sequence}" if len(view.sequences) > 1 else "")
+            + f" takes those of {source}"
+        )
+    return _few(pairs) + "."
+
+
+def _places(reading, rows, numbers):
+    view = reading.view
+    b, h, i = np.nonzero(rows)
+    own = {"of sequence": b, "of head": view.heads[h], "of row": view.row[b, 0, i, 0]}
+    words = []
+    for what, at in own.items():
+        away = numbers[what] - at
+        if (away == away[0]).all():
+            words += [f"{what[3:]} {int(away[0]):+d}"] if away[0] else []
+        else:
+            words.append(
+                f"{what[3:]}s "
+                + _few(f"{int(a)} from {int(c)}" for a, c in zip(at, numbers[what], strict=True) if a != c)
+            )
+    return "It is that of " + ", ".join(words) + "." if words else ""
+
+
+def _pages(reading, rows):
+    words = []
+    for n, of_rows in reading.pages_of_rows.items():
+        for pages in of_rows.values():
+            if rows[n].any() and (pages["instead of"] or pages["read"]):
+                some = lambda numbers: (
+                    ", ".join(map(str, numbers[:6])) + ("..." if len(numbers) > 6 else "") or "none"
+                )
+                words.append(f"sequence {n}: {some(pages['read'])} instead of {some(pages['instead of'])}")
+    away = {
+        b - a
+        for of_rows in reading.pages_of_rows.values()
+        for pages in of_rows.values()
+        if len(pages["read"]) == len(pages["instead of"])
+        for a, b in zip(pages["instead of"], pages["read"], strict=True)
+    }
+    rule = f" Each is the right one {next(iter(away)):+d}." if len(away) == 1 else ""
+    return _few(words) + "." + rule
+
+
+def _moves(reading, name):
+    words, away = [], set()
+    for (of, n), moves in reading.tile_moves.items():
+        if of == name:
+            words += [
+                f"{b} instead of {a}" + (f" (sequence {n})" if len(reading.view.sequences) > 1 else "")
+                for a, b in moves
+            ]
+            away |= {b - a for a, b in moves}
+    return f"Number {_few(words)}." + (
+        f" Each is the right one {next(iter(away)):+d}." if len(away) == 1 else ""
+    )
+
+
+def _values(reading):
+    words = []
+    for (_, head), change in reading.value_changes.items():
+        keys = np.flatnonzero((change != 0).any(-1))
+        columns = np.flatnonzero((change != 0).any(0))
+        words.append(
+            f"key/value head {head}: {len(keys)} keys from {keys.min()} to {keys.max()}, "
+            f"columns {columns.min()} to {columns.max()}"
+        )
+    return _few(words) + "."

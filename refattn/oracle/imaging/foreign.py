@@ -1,0 +1,179 @@
+"""Explanations of a wrong row by what is right elsewhere: other rows, other heads' keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.imaging.explanations import Fit, fitted, of_scores
+from refattn.oracle.imaging.other_scores import Steps
+from refattn.oracle.imaging.view import KEY, VALUE
+
+TRIAL = 10  # rows on which an explanation is tried first
+MOST_SOURCES = 96
+ELSEWHERE = "another head or sequence"
+FAR = "keys and values, as far as that sequence is long,"
+
+
+def other_rows(reading, rows):
+    """The right result of another row, head or sequence."""
+    right = reading.expected_output[..., reading.columns]
+    exists = np.broadcast_to(reading.view.row_exists, right.shape[:3])
+    places = np.argwhere(exists)
+    table = right[exists]
+    H, N, E = rows.output.shape
+    got = np.nan_to_num(rows.output).reshape(-1, E)
+    distance = (table**2).sum(-1) - 2 * got @ table.T
+    nearest = distance.argmin(-1)
+    found = places[nearest].reshape(H, N, 3)
+    prediction = table[nearest].reshape(H, N, E)
+    weights = reading.view.weights[found[..., 0], found[..., 1], found[..., 2]]
+    says = {
+        "of sequence": found[..., 0],
+        "of head": reading.view.heads[found[..., 1]],
+        "of row": reading.view.row[found[..., 0], 0, found[..., 2], 0],
+    }
+    return fitted(
+        "results of other rows", rows, prediction, lambda: weights, 0, len(table), says=says, cost=0.02
+    )
+
+
+def other_heads(reading, rows):
+    """The keys and values, or the values alone, of another key/value head, sequence or place in memory."""
+    view, n = reading.view, rows.sequence
+    key, value = view.operand("key"), np.nan_to_num(reading.value, nan=0.0, posinf=0.0, neginf=0.0)
+    steps = Steps.of(view, rows)
+    right = np.where(rows.visible, rows.numerator, 0.0)
+    trial = np.unique(np.linspace(0, len(rows.rows) - 1, TRIAL).astype(int))
+    everything = np.arange(len(rows.rows))
+
+    def attempt(source, what, at):
+        """Weights of the rows `at`, and their output."""
+        weights = right[:, at] if what == "values" else _weights(steps, source, what == FAR, at)
+        return weights, weights @ source.value[..., reading.columns]
+
+    sources = list(_sources(view, key, value, n))[:MOST_SOURCES]
+    best = {}
+    for source in sources:
+        for what in _ways(source, steps, n):
+            if reading.left() < 0:
+                break
+            if rows.holds_at(attempt(source, what, trial)[1], trial).any():
+                weights, prediction = attempt(source, what, everything)
+                name = f"{what} of {source.name}" if source.moved else source.name
+                fit = fitted(name, rows, prediction, None, 0, len(sources))
+                _keep_better(best, fit, weights, source)
+    for name, (odds, weights, of) in best.items():
+        says = {"of sequence": of[0], "of head": of[1]} if name.endswith(ELSEWHERE) else {}
+        yield Fit(name, np.isfinite(odds), odds, lambda weights=weights: weights, None, says, 0.02)
+
+
+def _ways(source, steps, n):
+    """What may be taken from a source."""
+    yield "values"
+    if source.moved and steps.operands is not None:
+        yield "keys and values"
+        if source.sequence != n:
+            yield FAR
+
+
+def _weights(steps, source, far, at):
+    """Weights of the rows `at` with the keys of a source."""
+    view, rows = steps.view, steps.rows
+    scores = (
+        steps.operands[0][:, rows.rows[at]] @ np.swapaxes(source.key, -1, -2) * steps.scale
+        + steps.shift[:, at]
+    )
+    visible = rows.visible[:, at]
+    if far:
+        within = np.arange(view.num_keys) < view.sequences[source.sequence].length
+        visible = np.broadcast_to(within, scores.shape)
+    return of_scores(rows, scores, visible, at)
+
+
+def _keep_better(best, fit, weights, source):
+    """Of the sources of one name the best one for each row."""
+    shape = fit.holds.shape
+    odds, kept, of = best.setdefault(
+        fit.name, (np.full(shape, -np.inf), weights.copy(), np.zeros((2, *shape)))
+    )
+    better = fit.holds & (fit.evidence > odds)
+    odds[better], kept[better] = fit.evidence[better], weights[better]
+    of[0][better], of[1][better] = source.sequence, source.head
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Keys and values of another place or reading of the same memory, (S, .) or one for each head."""
+
+    name: str
+    sequence: int
+    head: int
+    key: np.ndarray
+    value: np.ndarray
+    moved: bool = True  # not the right values in another format
+
+
+def _sources(view, key, value, n):
+    entries = [(b, k) for b in range(len(view.sequences)) for k in range(value.shape[1])]
+    for b, k in sorted(entries, key=lambda entry: abs(entry[0] - n)):
+        yield Source(ELSEWHERE, b, k, key[b, min(k, key.shape[1] - 1)], value[b, k])
+    of_heads = lambda array: array[view.heads // max(view.num_heads // array.shape[0], 1)]
+    if not view.latent:
+        for name, keys, values in _displaced(view, n):
+            yield Source(name, n, -1, of_heads(keys), of_heads(values))
+    for name, rounded in _rounded(value[n]):
+        yield Source(name, n, -1, of_heads(key[n]), of_heads(rounded), moved=False)
+    for name, read in _readings(key[n].shape, value[n].shape):
+        yield Source(name, n, -1, of_heads(read(key[n])), of_heads(read(value[n])))
+
+
+def _displaced(view, n):
+    """Keys and values of a sequence, had it been stored some rows away in the caller's arrays."""
+    s = view.sequences[n]
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        for step in (rows, -rows):
+            moved = []
+            for which in (KEY, VALUE):
+                flat = np.asarray(view.arrays[which], np.float64)
+                flat = np.nan_to_num(flat.reshape(-1, flat.shape[-1]))
+                at = view.slots[which][s.part][s.entry]
+                if at.shape[-1] < view.num_keys:
+                    at = np.pad(at, ((0, 0), (0, view.num_keys - at.shape[-1])))
+                moved.append(flat[np.clip(at + step, 0, len(flat) - 1)])
+            yield f"rows stored {rows} {'further' if step > 0 else 'before'}", *moved
+
+
+def _rounded(value):
+    """Values (K, S, E) rounded to coarser formats, and to 8-bit integers with scales of several kinds."""
+    for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
+        rounded = round_to(value, name)
+        if not np.array_equal(rounded, value):
+            yield f"values rounded to {name}", rounded
+    for words, axes in (("", None), (" a head", (1, 2)), (" a key", (2,)), (" a head and column", (1,))):
+        step = np.maximum(np.abs(value).max(axes, keepdims=True, initial=0.0), 1e-300) / 127
+        yield f"values rounded to 8-bit integers with one scale{words}", np.rint(value / step) * step
+
+
+def _readings(key, value):
+    """Other readings of the memory of keys or values (K, S, .)."""
+    if key[0] > 1:
+        yield "memory whose heads and rows are swapped", lambda x: np.swapaxes(x, 0, 1).reshape(x.shape)
+        yield (
+            "memory that is read with heads and rows swapped",
+            lambda x: np.swapaxes(x.reshape(x.shape[1], x.shape[0], -1), 0, 1),
+        )
+    widths = {
+        key[2],
+        value[2],
+        *(-(-width // unit) * unit for width in (key[2], value[2]) for unit in (8, 16, 32, 64, 128)),
+    }
+    for width in sorted(widths):
+
+        def strided(x, width=width):
+            at = np.arange(x.shape[1])[:, None] * width + np.arange(x.shape[2])
+            return x.reshape(x.shape[0], -1)[:, at % (x.shape[1] * x.shape[2])]
+
+        yield f"rows addressed with a stride of {width} numbers", strided

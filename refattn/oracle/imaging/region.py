@@ -1,0 +1,225 @@
+"""Where: a short rule that holds at the wrong pairs and at no right one.
+
+A beam search over conjunctions of statements "feature == value", "!=", "<=", ">=". A rule is worth its F1
+score (how well it separates wrong pairs from right ones) less the cost of its words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.imaging.features import FEATURES, Feature
+
+SAMPLE = 2**13  # wrong pairs, and as many right ones, on which statements are compared
+BEAM, DEPTH = 10, 4
+MOST_VALUES = 24  # thresholds of a feature that are tried
+WORD = 0.02  # of a statement
+ODD_NUMBER = 0.03  # of a number that is no landmark
+MIN_GAIN = 0.002
+KEPT = 8  # arrays (B, H, T, S) of float64: the size of all features that are kept
+LEAST_KEPT = 2**26  # bytes
+FAR = 1e9  # stands for infinite numbers
+COMPARE = {"==": np.equal, "!=": np.not_equal, "<=": np.less_equal, ">=": np.greater_equal}
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """That a feature has, has not, does not exceed, or reaches a value."""
+
+    feature: Feature
+    how: str
+    value: int
+    cost: float
+
+    def holds(self, array):
+        return COMPARE[self.how](array, self.value)
+
+    def __str__(self):
+        return self.feature.says(self.how, self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Statements that hold together, and how they fit.
+
+    Attributes
+    ----------
+    statements : tuple of Statement
+    inside : ndarray of bool, (B, H, T, S) or (B, H, T, 1)
+        Pairs at which all of them hold.
+    wrong, hit, right_inside : int
+        Wrong pairs; those of them that lie inside; right pairs that do.
+    """
+
+    statements: tuple[Statement, ...]
+    inside: np.ndarray
+    wrong: int
+    hit: int
+    right_inside: int
+
+    @property
+    def fit(self):
+        """The F1 score."""
+        return 2 * self.hit / max(self.wrong + self.hit + self.right_inside, 1)
+
+    def __str__(self):
+        """What holds first, then what does not: "not where A and B" would read as neither A nor B alone."""
+        said = sorted(map(str, self.statements), key=lambda words: words.startswith("not where"))
+        return " and ".join(said) or "everywhere"
+
+
+class Regions:
+    """Regions of one view; its features are computed once, as far as they can be kept."""
+
+    def __init__(self, view, features=FEATURES):
+        self.view, self.features = view, features
+        self._known = {}
+        self._room = max(8 * KEPT * int(np.prod(view.shape)), LEAST_KEPT)
+
+    def array(self, feature):
+        """The feature of every pair, or None where it has no meaning or is the same everywhere."""
+        if feature in self._known:
+            return self._known[feature]
+        array = _of_view(feature, self.view)
+        size = 0 if array is None else array.nbytes
+        if size <= self._room:
+            self._known[feature] = array
+            self._room -= size
+        return array
+
+    def find(self, wrong, universe, row_level=False) -> Rule:
+        """The best rule for the wrong pairs among those of the universe; both (B, H, T, S).
+
+        `row_level`: only the features of rows, sequences and heads.
+        """
+        shape = np.broadcast_shapes(wrong.shape, universe.shape)
+        wrong, universe = np.broadcast_to(wrong, shape), np.broadcast_to(universe, shape)
+        bad, good = np.nonzero(wrong & universe), np.nonzero(universe & ~wrong)
+        counts = len(bad[0]), len(good[0])
+        rng = np.random.default_rng(0)
+        bad, good = (_some(places, rng) for places in (bad, good))
+        statements, on_bad, on_good = self._statements(bad, good, row_level)
+        if not statements or not counts[1]:
+            return self._rule((), wrong, universe)
+        costs = np.array([statement.cost for statement in statements])
+        chosen = _search(on_bad, on_good, costs, counts, (len(bad[0]), len(good[0])))
+        return self._rule(tuple(statements[n] for n in chosen), wrong, universe)
+
+    def _statements(self, bad, good, row_level):
+        """Statements that hold at some wrong pair and not at all right ones, and where among `bad` and
+        `good` each of them holds, as packed bits.
+        """
+        statements, on_bad, on_good = [], [], []
+        for feature in self.features if self.view.num_keys else ():
+            array = self.array(feature)
+            if array is None or (row_level and array.shape[-1] > 1):
+                continue
+            array = np.broadcast_to(array, np.broadcast_shapes(array.shape, self.view.shape))
+            of_bad, of_good = array[bad], array[good]
+            for how, value, odd in _values(feature, of_bad, array):
+                statement = Statement(feature, how, value, WORD + feature.cost + ODD_NUMBER * odd)
+                a, b = statement.holds(of_bad), statement.holds(of_good)
+                if a.any() and not b.all():
+                    statements.append(statement)
+                    on_bad.append(np.packbits(a))
+                    on_good.append(np.packbits(b))
+        return statements, np.array(on_bad), np.array(on_good)
+
+    def _rule(self, statements, wrong, universe):
+        inside = universe
+        for statement in statements:
+            inside = inside & statement.holds(self.array(statement.feature))
+        hit = int((inside & wrong).sum())
+        return Rule(statements, inside, int((wrong & universe).sum()), hit, int((inside & ~wrong).sum()))
+
+
+def _of_view(feature, view):
+    """A feature as the smallest integers that hold it, or None where it says nothing of the view."""
+    try:
+        array = feature.of(view)
+    except (TypeError, ValueError):  # the view lacks what it speaks of
+        return None
+    if array is None:
+        return None
+    array = np.asarray(array)
+    if array.dtype.kind == "f":
+        array = np.nan_to_num(array, nan=-FAR, posinf=FAR, neginf=-FAR)
+    if array.size < 1 or (array == array.flat[0]).all():
+        return None
+    if array.dtype.kind == "b":
+        return array
+    low, high = array.min(), array.max()
+    limits = (np.iinfo(dtype) for dtype in (np.int8, np.int16, np.int32, np.int64))
+    return array.astype(next(of.dtype for of in limits if of.min <= low and high <= of.max))
+
+
+def _search(on_bad, on_good, costs, counts, sampled):
+    """Numbers of the statements of the best conjunction.
+
+    `counts` are the numbers of wrong and right pairs, `sampled` those of which the packed bits speak.
+    """
+    num_bad, num_good = counts
+    of_bad, of_good = (count / max(some, 1) for count, some in zip(counts, sampled))
+    everywhere = (np.packbits(np.ones(some, bool)) for some in sampled)
+    nothing = (2 * num_bad / (2 * num_bad + num_good), (), *everywhere, 0.0)
+    beam, best = [nothing], nothing
+    for _ in range(DEPTH):
+        found = []
+        for _, chosen, in_bad, in_good, cost in beam:
+            hit = np.bitwise_count(on_bad & in_bad).sum(1) * of_bad
+            right = np.bitwise_count(on_good & in_good).sum(1) * of_good
+            worth = 2 * hit / (num_bad + hit + right) - costs - cost
+            for n in np.argsort(-worth, kind="stable")[:BEAM]:
+                found.append((worth[n], (*chosen, int(n)), in_bad, in_good, cost))
+        found.sort(key=lambda entry: -entry[0])
+        beam, seen = [], set()
+        for worth, chosen, in_bad, in_good, cost in found:
+            n = chosen[-1]
+            now_bad, now_good = on_bad[n] & in_bad, on_good[n] & in_good
+            same = now_bad.tobytes(), now_good.tobytes()
+            if same not in seen and len(beam) < BEAM:
+                seen.add(same)
+                beam.append((worth, chosen, now_bad, now_good, cost + costs[n]))
+        if beam[0][0] <= best[0] + MIN_GAIN:
+            break
+        best = beam[0]
+    return best[1]
+
+
+def _some(places, rng):
+    """At most SAMPLE of the places."""
+    if len(places[0]) <= SAMPLE:
+        return places
+    taken = rng.choice(len(places[0]), SAMPLE, replace=False)
+    return tuple(axis[taken] for axis in places)
+
+
+def _values(feature, of_bad, array):
+    """Statements about a feature worth trying: (how, value, whether the value is an odd number)."""
+    if feature.truth:
+        yield "==", True, False
+        yield "==", False, False
+        return
+    landmarks = {
+        int(array.max()) if mark == -1 and not (array == -1).any() else mark for mark in feature.landmarks
+    }
+    landmarks |= {int(array.min())} if not feature.ordered else set()
+    values, counts = np.unique(of_bad, return_counts=True)
+    if not len(values):
+        return
+    common = values[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
+    for value in sorted({int(v) for v in common} | landmarks):
+        yield "==", value, value not in landmarks
+    for value in sorted(landmarks):
+        yield "!=", value, False
+    if not feature.ordered:
+        return
+    if len(values) > MOST_VALUES:
+        values = np.unique(np.quantile(values, np.linspace(0, 1, MOST_VALUES), method="nearest"))
+    edges = {int(v) for v in values} | landmarks | {mark + step for mark in landmarks for step in (-1, 1)}
+    for value in sorted(edges):
+        odd = landmarks.isdisjoint((value - 1, value, value + 1))
+        yield "<=", value, odd
+        yield ">=", value, odd

@@ -1,0 +1,239 @@
+"""What `xray` returns: what was measured, the findings in order, and ways to show them."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refattn.oracle.verdict.report import NOT_JUDGED, json_ready
+from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED, Ledgers
+from refattn.oracle.imaging.findings import SHOWN, Finding
+from refattn.oracle.imaging.measure import Measured
+
+AGREES, DESCRIBED, LOCATED = "agrees", "described", "located"
+REST = 0.05  # of the wrong rows, that may stay unexplained
+COARSE = 2.0**-20  # roundings above it hide small differences of weights
+WIDTH = 109
+
+
+@dataclass(eq=False)
+class XRay:
+    """What a kernel does otherwise than it should, read off its attention weights.
+
+    Attributes
+    ----------
+    verdict : {"agrees", "described", "located", "not judged"}
+        "located": the first finding knows the place and not the nature. "not judged": the spec allows no
+        claim about the result.
+    findings : tuple of Finding
+        All of them, causes before what follows from them.
+    measured : Measured, Estimated or None
+        The weights that the kernel gave, `measured.weights`, and its results; estimated where only a result
+        was there; None where nothing was to be described. The right weights and scores are those of
+        `measured.view`.
+    ledgers : Ledgers or None
+        Measured against right: `ledgers.labels` says what each pair of a row and a key is.
+    called : dict of str to int
+        How often the kernel was called, by what for; empty where it was not.
+    seconds : float
+    unfinished : tuple of str
+        What was left out for want of time.
+
+    Notes
+    -----
+    An X-ray does not see, and `text` says where that applies:
+
+    - key and value rows that are moved together, where nothing else (mask, bias, position) tells keys apart:
+      the result is the same;
+    - what shifts all scores of a row alike, where the kernel returns no lse;
+    - which of two things that coincide is the cause, such as a split that ends where a tile ends;
+    - below float32, what is smaller than the rounding of the output.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    measured: Measured | None = field(default=None, repr=False)
+    ledgers: Ledgers | None = field(default=None, repr=False)
+    called: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Finding | None:
+        """The first finding."""
+        return self.findings[0] if self.findings else None
+
+    @property
+    def confident(self) -> bool:
+        """Whether the nature of the first finding is known."""
+        return self.verdict == DESCRIBED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the nature is known, and of nearly all the rows that are wrong."""
+        unknown = getattr(self.measured, "unknown", None)
+        told = unknown is None or unknown.sum() <= REST * self.measured.wrong_rows.sum()
+        return self.confident and bool(told)
+
+    @property
+    def calls(self) -> int:
+        """How often the kernel was called."""
+        return sum(self.called.values())
+
+    @property
+    def weights(self):
+        """The weights that the kernel gave, (B, H, T, S), or None."""
+        return None if self.measured is None else self.measured.weights
+
+    @property
+    def expected_weights(self):
+        """The right weights, (B, H, T, S), or None."""
+        return None if self.measured is None else self.measured.view.weights
+
+    @property
+    def scores(self):
+        """The right scores, after softcap, ALiBi and bias, (B, H, T, S), or None."""
+        return None if self.measured is None else self.measured.view.score
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, in one sentence."""
+        if self.verdict == AGREES:
+            return "The result agrees with the reference; there is nothing to describe."
+        if self.verdict == NOT_JUDGED:
+            return "The result is not judged: an intermediate may overflow the formats of the spec."
+        if self.best is None:
+            return "The result is wrong; neither place nor nature was found."
+        return self.best.says if self.best.confident else f"Located, nature unknown. {self.best.says}"
+
+    def text(self) -> str:
+        """The sentence, the counts behind it, up to three further findings, and what was called."""
+        lines = textwrap.wrap(self.sentence, WIDTH)
+        if self.best is not None:
+            behind = [counted(self.best), "verified on the call itself" if self.best.verified else ""]
+            lines += [f"  {'; '.join(filter(None, behind))}"] if any(behind) else []
+        for finding in self.findings[1:SHOWN]:
+            unknown = "" if finding.confident else "located, nature unknown: "
+            also = f"also: {unknown}{finding.says}"
+            lines += textwrap.wrap(also, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        if len(self.findings) > SHOWN:
+            lines.append(f"  and {len(self.findings) - SHOWN} more")
+        if self.measured is not None:
+            unseen = f"not to be seen here: {'; '.join(self.unseen())}."
+            lines += textwrap.wrap(unseen, WIDTH, initial_indent="  ", subsequent_indent="    ") * bool(
+                self.unseen()
+            )
+        if self.unfinished:
+            unfinished = f"left out for want of time: {'; '.join(self.unfinished)}. seconds= sets it."
+            lines += textwrap.wrap(unfinished, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        return "\n".join(lines)
+
+    __str__ = text
+
+    def __repr__(self):
+        return f"<XRay {self.verdict}: {self.sentence}>"
+
+    @property
+    def called_in_words(self) -> str:
+        """ "19 calls: 7 one-hot values; 3 the call itself"."""
+        if not self.called:
+            return "estimated from its result: the kernel was not called"
+        what = "; ".join(f"{count} {why}" for why, count in sorted(self.called.items(), key=lambda c: -c[1]))
+        return f"{self.calls} call{'s' * (self.calls != 1)}{': ' + what if what else ''}"
+
+    def unseen(self) -> list[str]:
+        """What an X-ray of this call cannot see, in words."""
+        measured = self.measured
+        if measured is None:
+            return []
+        found = []
+        if measured.lse is None:
+            found.append("what shifts all scores of a row alike (the kernel returns no lse)")
+        rounding = measured.spec.output
+        if rounding.unit_roundoff > COARSE:
+            found.append(f"what is smaller than the rounding of the output, {rounding.name}")
+        view = measured.view
+        rows = np.broadcast_to(view.row_exists, view.shape[:3])
+        if view.visible[rows].all() and not view.checked.form.joins:
+            found.append("keys and values that are moved together (every row sees all keys)")
+        return found
+
+    @property
+    def counts(self) -> dict:
+        """Pairs of a row and a key, and rows, by what is wrong with them."""
+        if self.ledgers is None:
+            return {}
+        ledgers = self.ledgers
+        pairs = {"missing": MISSING, "extra": EXTRA, "scaled": SCALED}
+        return {
+            "judged": int(ledgers.judged.sum()),
+            **{name: int((ledgers.labels == label).sum()) for name, label in pairs.items()},
+            "nan_rows": int(ledgers.nan.sum()),
+            "zero_rows": int(ledgers.zero.sum()),
+            "rows_of_wrong_sum": int((ledgers.sum_off != 0).sum()),
+            "rows_of_wrong_lse": int((ledgers.lse_off != 0).sum()),
+        }
+
+    def to_json(self) -> dict:
+        """Plain values, for reports: of arrays the shapes and counts."""
+        measured = self.measured
+        return json_ready(
+            {
+                "verdict": self.verdict,
+                "sentence": self.sentence,
+                "findings": [_plain(finding) for finding in self.findings],
+                "counts": self.counts,
+                "shapes": {}
+                if measured is None
+                else {"weights": list(measured.view.shape), "output": list(measured.output.shape)},
+                "unseen": self.unseen(),
+                "unfinished": list(self.unfinished),
+                "called": dict(self.called),
+                "calls": self.calls,
+                "seconds": self.seconds,
+            }
+        )
+
+    def picture(self, path):
+        """Draw the expected weights, the measured ones and their difference into a file, with the place of
+        the best finding outlined: of the sequence and head with most wrong pairs, around those. Findings
+        about one number a row, the normaliser or lse, are drawn by row, those about values as the output.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        ValueError
+            Where nothing was measured, because the result agrees or is not judged.
+        """
+        from refattn.oracle.imaging.picture import draw
+
+        draw(self, path)
+
+
+def counted(finding) -> str:
+    """How well the place of a finding separates wrong from right, in words; "" where nothing was counted."""
+    if not finding.wrong or finding.region is None:
+        return ""
+    region = finding.region
+    unit = "pair" if region.ndim == 4 and region.shape[-1] > 1 else "row"
+    lie = "lies" if finding.wrong == 1 else "lie"
+    if not finding.place:
+        return (
+            f"{finding.wrong:,} {unit} is wrong"
+            if finding.wrong == 1
+            else f"{finding.wrong:,} {unit}s are wrong"
+        )
+    inside = f"{finding.hit:,} of {finding.wrong:,} wrong {unit}{'s' * (finding.wrong != 1)} {lie} there"
+    if not finding.right_inside:
+        return f"{inside}, no right one does"
+    right = "does 1 right one" if finding.right_inside == 1 else f"do {finding.right_inside:,} right ones"
+    return f"{inside}, and so {right}"
+
+
+def _plain(finding):
+    region = finding.region
+    return finding.to_json() | {"region_shape": None if region is None else list(region.shape)}

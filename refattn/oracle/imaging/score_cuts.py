@@ -1,0 +1,62 @@
+"""Scores that are cut off at a number: at the largest one of a format, or at a limit that a kernel sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from refattn.oracle.imaging.rounding import running_maximum
+from refattn.oracle.imaging.wrong_rows import Model
+
+CUT = 0.9  # of the wrong pairs lie beyond the number
+TILES = (16, 32, 64, 128)
+LARGEST = (
+    (65504.0, "65504, the largest number of float16"),
+    (448.0, "448, the largest number of float8 e4m3"),
+)
+
+
+def saturated(rows) -> Iterator[Model]:
+    """Products of query and key that are cut off at both ends, as in a format that holds no larger ones."""
+    cut = lambda limit: rows.of_products(np.clip(rows.raw, -limit, limit))
+    for largest, words in LARGEST:
+        for limit, when in ((largest * abs(rows.scale), ", before the scale"), (largest, "")):
+            if (np.abs(rows.raw) > limit).any():
+                yield Model("scores", f"products of query and key are cut off at {words}{when}", cut(limit))
+    with np.errstate(all="ignore"):
+        got = np.abs(rows.got - rows.rest)
+    far = rows.wrong & np.isfinite(got)
+    if far.any():
+        limit = float(np.median(got[far]))
+        words = f"scores before softcap and bias are cut off at {limit:.5g} in size"
+        yield Model("scores", words, cut(limit), 1)
+
+
+def clipped(rows) -> Iterator[Model]:
+    """Scores, or exponents, that are cut off at one end."""
+    got = rows.got
+    for side, beyond, limited in (
+        ("at most", rows.wrong & (got < rows.score), np.minimum),
+        ("at least", rows.wrong & (got > rows.score), np.maximum),
+    ):
+        if beyond.sum() < CUT * rows.wrong.sum():
+            continue
+        for what, reference in _references(rows):
+            edge = float(np.median((got - reference)[beyond]))
+            base_2 = f" ({edge / np.log(2):.4g} in base 2)" if "running" in what else ""
+            words = f"{what} are {side} {edge:.4g}{base_2}: what lies beyond is cut off"
+            yield Model("scores", words, limited(rows.score, reference + edge), 1)
+
+
+def _references(rows):
+    """What is cut off, and the numbers (n, S) that it is relative to."""
+    yield "scores", np.zeros_like(rows.score)
+    for tile in TILES:
+        if tile < rows.view.num_keys:
+            running = running_maximum(rows.view, tile)[rows.at]
+            yield f"exponents (score less the running maximum, tiles of {tile} keys)", running
+    yield (
+        "exponents (score less the row's largest)",
+        np.broadcast_to(rows.top[:, None], rows.score.shape),
+    )

@@ -1,0 +1,147 @@
+"""Scores of a kernel that multiplies operands, components or exponentials by numbers; they are fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from refattn.oracle.imaging.factors_in_words import ratio
+from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.wrong_rows import Model, centred
+
+BINS = 24  # of a fraction
+
+
+def multiplied(rows) -> Iterator[Model]:
+    """An operand times a number."""
+    yield from _scale_and_softcap(rows)
+    bias, slopes = rows.bias, rows.slopes()
+    if bias is not None:
+        a = 1 + rows.coefficient(np.where(np.isfinite(bias), bias, 0))
+        yield Model("bias", f"the bias is multiplied by {ratio(a)}", rows.score + (a - 1) * bias, 1)
+    if slopes is not None:
+        alibi = -slopes * rows.distance
+        a = 1 + rows.coefficient(alibi)
+        yield Model("ALiBi", f"ALiBi is multiplied by {ratio(a)}", rows.score + (a - 1) * alibi, 1)
+        yield _other_slopes(rows, slopes)
+    a = rows.coefficient(rows.distance.astype(float))
+    words = (
+        f"{-a:.4g} times the distance of key and row is taken from the scores, "
+        "as ALiBi does, which was not asked for"
+    )
+    yield Model("ALiBi", words, rows.score + a * rows.distance, 1)
+    square = np.abs(rows.raw) * rows.raw
+    a = rows.coefficient(square)
+    words = f"scores have a part that grows with their square ({a:.3g} s |s|)"
+    yield Model("scores", words, rows.score + a * square, 2)
+
+
+def _scale_and_softcap(rows):
+    raw, cap = rows.raw, rows.cap
+    if cap is None:
+        a = 1 + rows.coefficient(raw)
+    else:
+        a = rows.nearest(np.geomspace(0.05, 20, 121), lambda a: rows.of_products(a * raw))
+    when = "" if cap is None else " before the softcap"
+    words = (
+        f"scores are multiplied by {ratio(a)}{when}: "
+        f"the scale is {a * rows.scale:.5g}, it should be {rows.scale:.5g}"
+    )
+    yield Model("scale", words, rows.of_products(a * raw), 1)
+    if cap is not None:
+        other = rows.nearest(cap * np.geomspace(0.02, 50, 121), lambda c: rows.of_products(raw, c))
+        words = f"the softcap is {other:.5g}, it should be {cap:.5g}"
+        yield Model("softcap", words, rows.of_products(raw, other), 1)
+        a = 1 + rows.coefficient(rows.capped)
+        words = f"capped scores are multiplied by {ratio(a)}"
+        yield Model("softcap", words, rows.with_rest(a * rows.capped), 1)
+
+
+def _other_slopes(rows, slopes):
+    scores, words = rows.score.copy(), []
+    for h in np.unique(rows.head):
+        here = rows.head == h
+        more = rows.coefficient(-rows.distance, here)
+        scores[here] -= more * rows.distance[here]
+        right = float(slopes[here][0, 0])
+        words.append(f"{right + more:.4g} for head {h} (right {right:.4g})")
+    return Model("ALiBi", f"the slopes of ALiBi are others: {', '.join(words[:4])}", scores, 2)
+
+
+def components(rows) -> Iterator[Model]:
+    """Products of single components of query and key: left out, doubled or exchanged."""
+    view = rows.view
+    if rows.cap is not None:
+        return
+    q = view.operand("query")[rows.at]  # (n, D)
+    k = np.nan_to_num(view.operand("key")[rows.b, rows.head // view.group_size])  # (n, S, D)
+    dims = q.shape[-1]
+    with np.errstate(all="ignore"):
+        y = rows.measured - rows.rest
+    use = np.isfinite(y) & rows.judged
+    if use.sum() < 3 * dims:
+        return
+    target = centred(np.where(use, y, 0), use)
+    products = rows.scale * q[:, None, :] * k
+    total = np.where(use[..., None], products, 0).sum(1, keepdims=True)
+    mean = total / np.maximum(use.sum(1), 1)[:, None, None]
+    factors = np.linalg.lstsq((products - mean)[use], target[use], rcond=None)[0]
+    whole = np.round(factors)
+    factors = np.where(np.abs(factors - whole) < 0.1, whole, factors)
+    if (factors == 1).all():
+        return
+    yield Model("components", _factors_in_words(factors), rows.with_rest((products * factors).sum(-1)), 1)
+    # which component of the key each one of the query meets
+    cross = sum(q[n][:, None] * (target[n] @ k[n])[None] for n in range(len(q)))
+    partner = np.argmax(cross, axis=1)
+    if (partner != np.arange(dims)).any() and len(np.unique(partner)) > dims // 4:
+        yield Model("components", _pairs_in_words(partner), rows.of_operands(q, k[..., partner]), 1)
+
+
+def _factors_in_words(factors):
+    by_factor = {}
+    for d, f in enumerate(factors):
+        if f != 1:
+            by_factor.setdefault(round(float(f), 2), []).append(d)
+    words = []
+    for f, dims in sorted(by_factor.items(), key=lambda item: -len(item[1]))[:3]:
+        what = "are left out of" if f == 0 else f"count {f:g} times in"
+        words.append(f"components {ranges(dims)} (of {len(factors)}) of query and key {what} the scores")
+    return " and ".join(words)
+
+
+def _pairs_in_words(partner):
+    moved = [f"{d} with {other}" for d, other in enumerate(partner) if other != d]
+    more = f" and {len(moved) - 6} others" if len(moved) > 6 else ""
+    return (
+        "components of query and key are multiplied crosswise: "
+        f"of the query with of the key {', '.join(moved[:6])}{more}, of {len(partner)}"
+    )
+
+
+def exponentials(rows) -> Iterator[Model]:
+    """Exponentials that are wrong by a factor of the exponent alone, as by a wrong polynomial."""
+    with np.errstate(all="ignore"):
+        off = rows.got - rows.score
+    where = rows.wrong & np.isfinite(off)
+    if where.sum() < 64:
+        return
+    in_base_2 = rows.score * np.log2(np.e)
+    below_top = (rows.score - rows.top[:, None]) * np.log2(np.e)
+    for of, x in (
+        ("the fraction of the exponent in base 2 (of scores less the row's largest)", below_top % 1.0),
+        ("the fraction of the score in base 2", in_base_2 % 1.0),
+    ):
+        x, y = x[where], off[where]
+        bins = np.floor(x * BINS).astype(int)
+        mean = np.bincount(bins, y, BINS) / np.maximum(np.bincount(bins, minlength=BINS), 1)
+        curve = np.interp(x, (np.arange(BINS) + 0.5) / BINS, mean, period=1.0)
+        if np.var(y - curve) < 0.1 * np.var(y):
+            words = (
+                f"exp is computed wrongly: the error depends on {of} alone, "
+                f"with factors from {np.exp(mean.min()):.3g} to {np.exp(mean.max()):.3g} "
+                "(a polynomial outside its range, or a wrong split into whole part and fraction)"
+            )
+            yield Model("exp", words, np.where(where, rows.score + off, rows.score), 3)
+            return

@@ -1,0 +1,60 @@
+"""Scores that are wrong: the families of models, and which model explains the scores that were measured.
+
+A kernel computes capped(raw) + ALiBi + bias. A model replaces one operand, and may fit one number. What the
+measured weights say of the scores, up to one number a row, decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.oracle.imaging.score_cuts import clipped, saturated
+from refattn.oracle.imaging.score_fits import components, exponentials, multiplied
+from refattn.oracle.imaging.score_formats import rounded
+from refattn.oracle.imaging.score_operands import from_elsewhere
+from refattn.oracle.imaging.score_places import bias_by_row, shifted_by_sequence, whole_distances
+from refattn.oracle.imaging.score_slips import left_out_or_doubled
+from refattn.oracle.imaging.wrong_rows import WrongRows
+
+EXPLAINS = 0.9  # of the wrong pairs, at least
+
+# The simplest first: a family is asked only where none before it explains the scores.
+FAMILIES = (
+    left_out_or_doubled,
+    from_elsewhere,
+    multiplied,
+    saturated,
+    clipped,
+    shifted_by_sequence,
+    whole_distances,
+    components,
+    rounded,
+    bias_by_row,
+    exponentials,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What explains wrong scores, its share of the wrong pairs, and how many numbers it fitted."""
+
+    kind: str
+    words: str
+    share: float
+    numbers: int = 0
+
+
+def explain_scores(rows: WrongRows) -> list[Explanation]:
+    """What explains the wrong scores, best first; empty where nothing does."""
+    for family in FAMILIES:
+        found = []
+        for model in family(rows):
+            with np.errstate(all="ignore"):
+                share = rows.explains(model.scores) if rows.differ(model.scores) else 0.0
+            if share >= EXPLAINS:
+                found.append(Explanation(model.kind, model.words, share, model.numbers))
+        if found:
+            return sorted(found, key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers))
+    return []

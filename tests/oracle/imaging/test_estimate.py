@@ -1,0 +1,175 @@
+"""Weights told from the output of one call: what it shows is found, what it does not show is not claimed."""
+
+import numpy as np
+import pytest
+
+from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.imaging.compare import UNJUDGED, Ledgers
+from refattn.oracle.imaging.estimate import Estimated
+from refattn.oracle.imaging.region import Regions
+from refattn.oracle.imaging.view import View
+
+H, K, T, S, D = 4, 2, 40, 96, 32
+HEAD, ROW, KEY = np.ogrid[:H, :T, :S]
+SEEN = np.broadcast_to(KEY <= ROW + S - T, (H, T, S))
+
+
+def arrays(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in ((H, T, D), (K, S, D), (K, S, D))]
+
+
+def scores(q, k, scale=D**-0.5):
+    return np.float64(q) @ np.swapaxes(np.repeat(np.float64(k), H // K, 0), -1, -2) * scale
+
+
+def softmax(score, times):
+    """Weights of keys that count `times`, 0 for hidden ones."""
+    score = np.where(times > 0, score, -np.inf)
+    p = np.exp(score - score.max(-1, keepdims=True)) * times
+    return p / p.sum(-1, keepdims=True)
+
+
+def applied(weights, v):
+    return weights @ np.repeat(np.float64(v), H // K, 0)
+
+
+def estimated(call, output, spec="float32", **options):
+    view = View(call, {"causal": True, **options})
+    output = np.asarray(output, call[0].dtype).astype(np.float64)[None]
+    return Estimated(view, output, None, kernel_spec(spec), seconds=60.0)
+
+
+SETS = {
+    "one key too many at the diagonal": SEEN | (ROW + S - T + 1 == KEY),
+    "the last key of the row is missing": SEEN & (ROW + S - T != KEY),
+    "no causal limit": np.ones((H, T, S)),
+    "causal limit of the last of 16 rows": KEY <= ROW // 16 * 16 + 15 + S - T,
+    "first keys missing": SEEN & (KEY >= 5),
+    "a tile is missing": SEEN & (KEY // 16 != 2),
+    "a tile counts twice": SEEN * np.where(KEY // 16 == 1, 2.0, 1.0),
+    "one key counts 7 times": SEEN * np.where(KEY == 50, 7.0, 1.0),
+    "every fifth key is missing": SEEN & (KEY % 5 != 2),
+    "another limit in one head": np.where(HEAD == 2, KEY <= ROW + S - T - 3, SEEN),
+    "keys of some rows": np.where(ROW % 8 == 3, SEEN & (KEY != 20) & (KEY != 31), SEEN),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_set_of_keys(name, seed):
+    call = arrays(seed)
+    true = softmax(scores(*call[:2]), np.broadcast_to(SETS[name], (H, T, S)).astype(float))
+    reading = estimated(call, applied(true, call[2]))
+    assert reading.wrong_rows.any() and not reading.unknown.any()
+    known = reading.determined[0]
+    assert known.mean() > 0.95
+    assert np.abs(np.where(known, reading.weights[0] - true, 0)).max() < 1e-5
+    # the ledgers find the pairs that are wrong, and only those
+    wrong = np.abs(true - softmax(scores(*call[:2]), SEEN.astype(float))) > 0
+    labels = Ledgers(reading).labels[0]
+    assert not (labels[(true > 0) == SEEN] == 1).any()
+    assert (labels[wrong & ((true > 0) != SEEN) & known] != 0).all()
+
+
+def another_head(call):
+    return softmax(scores(call[0], call[1][::-1]), SEEN.astype(float)), call[2][::-1]
+
+
+SCORES = {
+    "scaled products are 0.8": lambda call: (softmax(0.8 * scores(*call[:2]), SEEN.astype(float)), call[2]),
+    "keys and values of another head": another_head,
+    "components 16 and above": lambda call: (
+        softmax(scores(call[0][..., :16], call[1][..., :16]), SEEN.astype(float)),
+        call[2],
+    ),
+    "keys rounded to bfloat16": lambda call: (
+        softmax(scores(call[0], round_to(call[1], "bfloat16")), SEEN.astype(float)),
+        call[2],
+    ),
+    "values rounded to float8_e4m3fn": lambda call: (
+        softmax(scores(*call[:2]), SEEN.astype(float)),
+        round_to(call[2], "float8_e4m3fn"),
+    ),
+    "values of the key 1 before": lambda call: (
+        softmax(scores(*call[:2]), SEEN.astype(float)),
+        np.roll(call[2], 1, axis=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("words", SCORES)
+def test_scores_and_sources(words):
+    call = arrays(3)
+    weights, value = SCORES[words](call)
+    reading = estimated(call, applied(weights, value))
+    assert reading.unknown.mean() < 0.05
+    first = reading.findings(Regions(reading.view))[0]
+    assert words in first.says and first.confident and first.verified
+
+
+def test_factor_of_rows():
+    call = arrays()
+    times = np.where(ROW >= 30, 0.5, 1.0)
+    reading = estimated(call, applied(softmax(scores(*call[:2]), SEEN.astype(float)) * times, call[2]))
+    assert np.array_equal(reading.wrong_rows[0], np.broadcast_to(ROW[..., 0] >= 30, (H, T)))
+    assert not reading.unknown.any()
+    assert np.allclose(Ledgers(reading).sum[0], times[..., 0])
+
+
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
+def test_format_of_the_output(form):
+    call = arrays()
+    right = applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2])
+    reading = estimated(call, round_to(np.float32(right), form))
+    assert form in reading.findings(Regions(reading.view))[0].says
+    assert not reading.unknown.any()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_nothing_is_claimed_of_noise(size):
+    call = arrays()
+    right = applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2])
+    rows = ROW[..., 0] // 10 == 1
+    noise = size * np.random.default_rng(5).standard_normal(right.shape)
+    reading = estimated(call, right + np.where(rows[..., None], noise, 0))
+    assert np.array_equal(reading.unknown, reading.wrong_rows)
+    assert np.array_equal(reading.unknown[0], np.broadcast_to(rows, (H, T)))
+    assert np.array_equal(reading.weights, reading.view.weights)
+    found = reading.findings(Regions(reading.view))
+    assert found and not any(finding.confident for finding in found)
+    assert found[-1].hit == found[-1].wrong == reading.unknown.sum() and found[-1].right_inside == 0
+
+
+def test_right_result():
+    call = arrays()
+    reading = estimated(call, applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2]))
+    assert not reading.wrong_rows.any() and not reading.explained
+
+
+def test_weights_below_rounding_are_not_judged():
+    call = arrays()
+    call[1][:, 40] = call[1][:, 40] / np.abs(call[1][:, 40]).max() * 1e-3
+    score = scores(*call[:2])
+    bias = np.zeros((H, T, S), np.float32)
+    bias[..., 40] = -60.0
+    lost = softmax(score + bias, SEEN & (KEY != 40))
+    reading = estimated(call, applied(lost, call[2]), bias=bias)
+    assert not reading.wrong_rows.any()
+    seen = SEEN[0, :, 40]
+    assert not reading.determined[0, :, seen, 40].any()
+    assert (Ledgers(reading).labels[0][:, seen, 40] == UNJUDGED).all()
+
+
+def test_unknown_rows_are_located():
+    """Keys whose weights are off by factors that no explanation gives: the keys are still named."""
+    call = arrays()
+    right = softmax(scores(*call[:2]), SEEN.astype(float))
+    away = np.where(KEY % 4 == 3, np.random.default_rng(1).uniform(1.5, 3, (H, T, S)), 1.0)
+    p = right * away
+    reading = estimated(call, applied(p / p.sum(-1, keepdims=True), call[2]))
+    assert reading.unknown.mean() > 0.9
+    first = reading.findings(Regions(reading.view))[0]
+    assert not first.confident and "tile of 4 keys" in first.place
+    assert np.array_equal(first.region.any((0, 1, 2)), np.arange(S) % 4 == 3)
