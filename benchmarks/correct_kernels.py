@@ -41,6 +41,7 @@ from refattn.calls.paged import PAGED
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.imaging import xray as xray_module
 from refattn.oracle.inputs.families import (
     FAMILIES,
     OPTION_NAMES,
@@ -52,7 +53,6 @@ from refattn.oracle.inputs.families import (
 from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.simulated.emulated import EmulatedKernel
-from refattn.oracle.imaging import xray as xray_module
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 CALLED_FORMS = (DENSE, PACKED, PAGED, LATENT, BLOCK_LOCAL, MERGE)

@@ -32,8 +32,8 @@ import hosts
 from oracle_results import MARKS, xray_table
 
 from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
 from refattn.oracle.imaging.xray import xray
+from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
 
 FOLDER = Path(__file__).resolve().parent / "held_out"
 

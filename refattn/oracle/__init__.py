@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.dialects.translate import to_ours as to_ours
     from refattn.oracle.harness.check_kernel import check_kernel as check_kernel
     from refattn.oracle.harness.outcomes import HarnessReport as HarnessReport
+    from refattn.oracle.imaging.report import XRay as XRay
+    from refattn.oracle.imaging.xray import xray as xray
     from refattn.oracle.inputs.families import adversarial_inputs as adversarial_inputs
     from refattn.oracle.inputs.families import attention_inputs as attention_inputs
     from refattn.oracle.inputs.suites import default_suite as default_suite
@@ -32,8 +34,6 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.verdict.check import assert_attention_close as assert_attention_close
     from refattn.oracle.verdict.check import check as check
     from refattn.oracle.verdict.report import Report as Report
-    from refattn.oracle.imaging.report import XRay as XRay
-    from refattn.oracle.imaging.xray import xray as xray
 
 # name -> module of refattn that defines it
 _HOME = {

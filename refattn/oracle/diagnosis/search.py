@@ -29,9 +29,9 @@ from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
+from refattn.oracle.imaging.probes import CannotProbe
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
-from refattn.oracle.imaging.probes import CannotProbe
 
 ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")

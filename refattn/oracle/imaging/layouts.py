@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT
+from refattn.oracle.imaging.view import K_ROPE, KV_LATENT, Q_NOPE, Q_ROPE, W_UK, W_UV
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.simulated.staged import Arithmetic, run_stages
-from refattn.oracle.imaging.view import K_ROPE, KV_LATENT, Q_NOPE, Q_ROPE, W_UK, W_UV
 
 MOST_HEADS = 32
 RIGHT_SHARE = 0.98  # of the numbers of the output

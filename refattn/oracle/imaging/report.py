@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refattn.oracle.verdict.report import NOT_JUDGED, json_ready
 from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED, Ledgers
 from refattn.oracle.imaging.findings import SHOWN, Finding
 from refattn.oracle.imaging.measure import Measured
+from refattn.oracle.verdict.report import NOT_JUDGED, json_ready
 
 AGREES, DESCRIBED, LOCATED = "agrees", "described", "located"
 REST = 0.05  # of the wrong rows, that may stay unexplained

@@ -14,8 +14,8 @@ import numpy as np
 from refattn.calls.dense import DENSE
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.harness.merge_bench import merge_bound
-from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
 from refattn.oracle.imaging.view import VALUE, Sequence, View
+from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
 
 OUTPUTS, LSES = range(2)  # places of the arrays
 

@@ -13,9 +13,6 @@ from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import given_results
-from refattn.oracle.mistakes.wrong_kernel import checked_call
-from refattn.oracle.verdict.check import check
-from refattn.oracle.verdict.report import NOT_JUDGED
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.imaging.describe import describe, of_columns
@@ -27,6 +24,9 @@ from refattn.oracle.imaging.report import AGREES, DESCRIBED, LOCATED, XRay
 from refattn.oracle.imaging.states_description import StateRegions, describe_states
 from refattn.oracle.imaging.states_view import StatesView, states_agree
 from refattn.oracle.imaging.view import View
+from refattn.oracle.mistakes.wrong_kernel import checked_call
+from refattn.oracle.verdict.check import check
+from refattn.oracle.verdict.report import NOT_JUDGED
 
 WRONG = "wrong"
 

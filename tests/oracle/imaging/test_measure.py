@@ -11,13 +11,13 @@ from tiled_calls import SIZES, tiled_call
 import refattn
 from refattn.calls.registry import form_of
 from refattn.oracle.arithmetic.spec import kernel_spec
-from refattn.oracle.inputs.merge import merge_inputs
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.measure import Measured
 from refattn.oracle.imaging.probes import CannotProbe, Probes, call_once
 from refattn.oracle.imaging.states_view import StatesView
 from refattn.oracle.imaging.view import View
 from refattn.oracle.imaging.xray import xray
+from refattn.oracle.inputs.merge import merge_inputs
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 

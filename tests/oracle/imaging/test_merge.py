@@ -7,9 +7,9 @@ import pytest
 import cpu_kernels
 import refattn
 from refattn.oracle.harness.merge_bench import hidden_states, merge_cases
+from refattn.oracle.imaging.xray import xray
 from refattn.oracle.inputs.merge import merge_inputs, suite
 from refattn.oracle.mistakes.merge import MERGES, merged
-from refattn.oracle.imaging.xray import xray
 
 DTYPES = (np.float32, ml_dtypes.bfloat16)
 
