@@ -450,8 +450,10 @@ class Description:
             spread = f"Factors of single weights, beside the rest of their row: {span}."
             constant = np.ptp(factors) < 0.03 * factors.mean()
         whole = constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01
-        segments = None if whole else find_segments(l)
-        if segments is not None and (best := explain_segments(l, segments)):
+        cuts = [] if whole else find_segments(l)
+        for segments in cuts:
+            if not (best := explain_segments(l, segments)):
+                continue
             words, _, *steps = best[0]
             if steps:
                 rule = self._steps_rule(steps[0], segments)
@@ -467,7 +469,8 @@ class Description:
         if best := scores():
             return self.finding(rule, best[0].kind, _scores_in_words(best))
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
-        if segments is not None:
+        if cuts:
+            segments = cuts[0]
             kind, each = "segments", f"each of the {segments.words}"
             nature = f"weights are off by one factor in {each}: they are rescaled or joined wrongly"
         return self.finding(rule, kind, nature, spread, confident=False)

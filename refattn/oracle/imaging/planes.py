@@ -138,8 +138,18 @@ def _of_other_keys(plane):
     for size in sizes:
         first_half = lambda j, size=size: j // size * size + j % (size // 2)
         ways.append((f"the first half of each {size} keys, for both halves", first_half))
+    for size in (2, 4, *sizes):
+        ways += _bits(size)
     for words, key in ways:
         yield f"that of {words}", plane.read(key=key)
+
+
+def _bits(size):
+    """Words and places of numbers whose bits, or bytes, are read in another order."""
+    words = f"the key with the same place counted from the end of its {size} keys"
+    yield words, lambda n: n // size * size + size - 1 - n % size
+    if size & (size - 1) == 0:
+        yield f"the key {size} away (bit {size.bit_length() - 1} of its number flipped)", lambda n: n ^ size
 
 
 def _tiles(size, what):

@@ -246,6 +246,17 @@ def _by_head(rows):
             f"every distance is off by {-a:.4g}, which the weights do not show",
             a * slopes,
         )
+        if len(np.unique(rows.at[0])) > 1:
+            steps = {}
+            for b in np.unique(rows.at[0]):
+                here = rows.at[0] == b
+                steps[b] = float((slopes * d)[here].sum() / max((slopes * slopes)[here].sum(), 1e-300))
+            words = ", ".join(f"{-step:.4g} in sequence {b}" for b, step in list(steps.items())[:5])
+            yield (
+                f"{rows.name} is off by a multiple of the head's ALiBi slope, one in each sequence: every "
+                f"distance is off by {words}, which the weights do not show",
+                slopes * np.array([steps[b] for b in rows.at[0]]),
+            )
     if len(np.unique(heads)) > 1:
         level = {h: np.median(d[heads == h]) for h in np.unique(heads)}
         words = ", ".join(f"{value:.4g} in head {h}" for h, value in list(level.items())[:5])

@@ -13,6 +13,8 @@ from refattn.oracle.imaging.features import FEATURES, KEY_TILES
 KNOWN = 0.9  # of the rows hold a whole number of terms
 ADDED = "as of keys of score 0 or of empty parts whose lse is 0"  # where terms of exp(0) come from
 
+NEAR_SINK = 0.02  # logits: another head's sink is the one that is held
+
 
 def other_sums(rows):
     """Words and logarithms for the wrong numbers `rows` (`row_numbers.WrongNumbers`)."""
@@ -53,6 +55,12 @@ def _other_sinks(rows):
     implied = np.log(np.exp(sinks) + np.expm1(rows.delta) * np.exp(lse))
     known = np.isfinite(implied)
     level = float(np.median(implied[known])) if known.any() else 0.0
+    if taken := _sinks_of_heads(rows, of_heads, implied):
+        words = ", ".join(f"{a} -> {b}" for a, b in taken.items() if a != b)
+        others = np.array([taken.get(int(h), int(h)) for h in view.heads[rows.at[1]]])
+        place = {int(h): n for n, h in enumerate(view.heads)}
+        sink = of_heads[rows.at[0], [place[h] for h in others], 0]
+        yield f"{name} holds the sinks of other heads (head -> head: {words})", replaced(sink)
     yield f"the sink in {name} is {level:.4g} whatever it should be", replaced(np.full_like(sinks, level))
     for words, factor in (
         ("multiplied by the scale", view.outline_of(0).scale),
@@ -64,6 +72,22 @@ def _other_sinks(rows):
     size = (sinks * sinks).sum()
     a = float(np.nansum(sinks * np.where(known, implied, sinks)) / size) if size else 1.0
     yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
+
+
+def _sinks_of_heads(rows, of_heads, implied):
+    """For each head the one whose sink its rows hold, {head: head}; empty where that is not clear."""
+    view, taken = rows.view, {}
+    sinks = of_heads[0, :, 0]
+    for h in np.unique(rows.at[1]):
+        found = implied[(rows.at[1] == h) & np.isfinite(implied)]
+        if not found.size:
+            return {}
+        away = np.abs(sinks - np.median(found))
+        nearest, *others = np.argsort(away)
+        if away[nearest] > NEAR_SINK or (others and away[others[0]] < 4 * NEAR_SINK):
+            return {}
+        taken[int(view.heads[h])] = int(view.heads[nearest])
+    return taken if any(a != b for a, b in taken.items()) else {}
 
 
 def _sink_of_each_part(rows):

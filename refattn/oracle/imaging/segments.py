@@ -41,13 +41,15 @@ class Segments:
         return "stretches of keys that begin at " + ", ".join(map(str, self.edges[:6].tolist()))
 
 
-def find_segments(ledgers) -> Segments | None:
-    """The stretches, or None where factors are not constant in stretches."""
+def find_segments(ledgers) -> list[Segments]:
+    """The stretches, as tiles of one size and as they are seen to begin; none where factors are not
+    constant in stretches.
+    """
     view, ratio = ledgers.view, ledgers.ratio
     tolerance = np.broadcast_to(ledgers.measured.tolerance, view.shape)
     rows = (ledgers.labels == SCALED).any(-1)
     if not rows.any():
-        return None
+        return []
     r = np.where(rows[..., None], ratio, np.nan)
     # steps between each key and the last known one before it
     known = np.isfinite(r)
@@ -58,14 +60,22 @@ def find_segments(ledgers) -> Segments | None:
     with np.errstate(all="ignore"):
         step = pairs & (np.abs(r - previous) > 2 * tolerance)
     if not pairs.any() or not step.any() or step.sum() > MOST_STEPS * pairs.sum():
-        return None
+        return []
     per_key = step.sum((0, 1, 2))
     # an edge may fall between a hidden key and the next one seen: edges are where most steps are
     places = np.flatnonzero(per_key > 0.02 * per_key.max())
     tile = reduce(gcd, places.tolist())
     if len(places) > MOST_STEPS * view.num_keys + 2 and tile < 4:
-        return None
-    edges = np.arange(0, view.num_keys, tile) if tile >= 4 else np.concatenate([[0], places])
+        return []
+    every = np.arange(0, view.num_keys, tile) if tile >= 4 else np.concatenate([[0], places])
+    return [
+        _of_edges(edges, tile, known, r)
+        for edges in ([every] if len(every) == len(places) + 1 else [every, np.concatenate([[0], places])])
+    ]
+
+
+def _of_edges(edges, tile, known, r):
+    """Stretches that begin at these keys; `r` are logarithms of factors, (B, H, T, S), where `known`."""
     counts = np.add.reduceat(known.astype(float), edges, axis=-1)
     sums = np.add.reduceat(np.where(known, r, 0), edges, axis=-1)
     with np.errstate(all="ignore"):
@@ -129,6 +139,21 @@ class Stretches:
             if big.any() and near.sum() >= FITS * big.sum():
                 words = f"what was accumulated before a tile is {words} when the running maximum rises in it"
                 yield words, float(near.sum() / big.sum()), near
+        if not big.any():
+            return
+        rise = np.where(np.isfinite(rise), rise, 0.0)
+        at = tuple(axis.ravel() for axis in np.indices(f.shape[:-1]))
+        for words, other in other_rows(self.view, at):
+            theirs = np.stack([other.of_other(rise[..., n]) for n in range(f.shape[-1])], -1).reshape(
+                f.shape
+            )
+            near = big & (np.abs(step - (rise - theirs)) <= self.tolerance)
+            if near.sum() >= FITS * big.sum():
+                yield (
+                    f"what was accumulated is rescaled by the factor of {words}",
+                    float(near.sum() / big.sum()),
+                    near,
+                )
 
 
 # models: words, and the logarithms of the factors, (B, H, T, stretches), that would be seen
