@@ -70,18 +70,25 @@ def _other_slopes(rows, slopes):
 
 
 def components(rows) -> Iterator[Model]:
-    """Products of single components of query and key: left out, doubled or exchanged."""
+    """Products of single components of query and key: left out, doubled or exchanged, in whole rows or in
+    the pairs that are wrong.
+    """
     view = rows.view
     if rows.cap is not None:
         return
     q = view.operand("query")[rows.at]  # (n, D)
     k = np.nan_to_num(view.operand("key")[rows.b, rows.head // view.group_size])  # (n, S, D)
-    dims = q.shape[-1]
     with np.errstate(all="ignore"):
         y = rows.measured - rows.rest
-    use = np.isfinite(y) & rows.judged
-    if use.sum() < 3 * dims:
-        return
+    known = np.isfinite(y) & rows.judged
+    for use in (known, known & rows.wrong):
+        if use.sum() >= 3 * q.shape[-1]:
+            yield from _components_of(rows, q, k, y, use)
+
+
+def _components_of(rows, q, k, y, use):
+    """The same of the pairs `use` (n, S); `y` are the measured scores without ALiBi and bias."""
+    dims = q.shape[-1]
     target = centred(np.where(use, y, 0), use)
     products = rows.scale * q[:, None, :] * k
     total = np.where(use[..., None], products, 0).sum(1, keepdims=True)
