@@ -81,9 +81,13 @@ def components(rows) -> Iterator[Model]:
     with np.errstate(all="ignore"):
         y = rows.measured - rows.rest
     known = np.isfinite(y) & rows.judged
+    told = set()
     for use in (known, known & rows.wrong):
         if use.sum() >= 3 * q.shape[-1]:
-            yield from _components_of(rows, q, k, y, use)
+            for model in _components_of(rows, q, k, y, use):
+                if model.words not in told:
+                    told.add(model.words)
+                    yield model
 
 
 def _components_of(rows, q, k, y, use):
@@ -107,6 +111,8 @@ def _components_of(rows, q, k, y, use):
 
 
 def _factors_in_words(factors):
+    if np.ptp(factors) < 1e-3 * np.abs(factors).max():
+        return f"scores are multiplied by {ratio(float(factors.mean()))}"
     by_factor = {}
     for d, f in enumerate(factors):
         if f != 1:

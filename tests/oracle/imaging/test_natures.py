@@ -77,7 +77,6 @@ fault(
     "tile of 16 keys is 2|keys? .*32",
     size="long",
     score=lambda s, at: 1.3 * s if at.tile == 2 else s,
-    today="Located, nature unknown. Weights are off by one factor in each of the stretches of keys",
 )
 fault(
     "scale in half precision",
