@@ -205,40 +205,21 @@ def real_kernels():
     return found
 
 
+ORDINARY = (
+    "causal",
+    "left window",
+    "two-sided window",
+    "mask",
+    "bias",
+    "lengths",
+    "own offset",
+    "own scale",
+    "empty rows",
+)
 SAYABLE = {
-    "torch": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-    "jax": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
-    "mlx": (
-        "causal",
-        "left window",
-        "two-sided window",
-        "mask",
-        "bias",
-        "lengths",
-        "own offset",
-        "own scale",
-        "empty rows",
-    ),
+    "torch": ORDINARY,
+    "jax": ORDINARY,
+    "mlx": ORDINARY,
     "onnx": (
         "causal",
         "left window",

@@ -29,7 +29,6 @@ from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
-from refattn.oracle.imaging.probes import CannotProbe
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 
@@ -171,6 +170,7 @@ class Search:
         it cannot be told.
         """
         # the X-ray imports parts of this room
+        from refattn.oracle.imaging.probes import CannotProbe
         from refattn.oracle.imaging.xray import xray_of_kernel, xray_of_outputs
 
         what = (self.arrays, self.options, self.given, self.spec)

@@ -19,12 +19,13 @@ from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
-from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.maps import most_common, ranges
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number
 from refattn.oracle.imaging.score_models import explain_scores
-from refattn.oracle.imaging.segments import explain_segments, find_segments
+from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.value_changes import explain_values
+from refattn.oracle.imaging.view import last_key
 from refattn.oracle.imaging.visibility_models import explain_visibility
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
@@ -334,13 +335,12 @@ class Description:
         """
         view = self.view
         there = (self.measured.weights > 4 * self.measured.floor) & view.exists
-        last = lambda array: view.num_keys - 1 - array[..., ::-1].argmax(-1)
+        change = last_key(there) - last_key(view.visible)
         shifts = np.zeros((view.shape[0], 1, 1, 1), int)
         for n in range(view.shape[0]):
             rows = wrong[n].any(-1) & there[n].any(-1) & view.visible[n].any(-1)
             if rows.any():
-                steps, counts = np.unique((last(there) - last(view.visible))[n][rows], return_counts=True)
-                shifts[n] = steps[counts.argmax()]
+                shifts[n] = most_common(change[n][rows])
         return shifts
 
     def _widths(self, missing):
@@ -480,9 +480,7 @@ class Description:
         in which it went wrong, (B, H, T, stretches).
         """
         tile = np.searchsorted(segments.edges, np.arange(self.view.num_keys), "right") - 1
-        hidden = np.where(self.view.visible, self.view.score, -np.inf)
-        running = np.maximum.accumulate(np.maximum.reduceat(hidden, segments.edges, axis=-1), axis=-1)
-        rises = np.diff(running, axis=-1, prepend=np.inf) > 0
+        rises = np.diff(Stretches(self.ledgers, segments).running, axis=-1, prepend=np.inf) > 0
         rises[..., 0] = False
         return self.regions.find(near[..., tile], (rises | near)[..., tile])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.imaging.maps import most_common
+from refattn.oracle.imaging.view import last_key
 
 ALIKE = 0.95  # share of rows that must agree
 
@@ -22,7 +23,7 @@ def edges_in_words(ledgers, rows) -> str:
     if not some.any():
         return ""
     sentences = []
-    ends = lambda array: (array.argmax(-1), view.num_keys - 1 - array[..., ::-1].argmax(-1))
+    ends = lambda pairs: (pairs.argmax(-1), last_key(pairs))
     (first, last), (right_first, right_last) = ends(there), ends(view.visible)
     row = np.broadcast_to(view.row[..., 0], first.shape)
     for name, got, right in (("first", first, right_first), ("last", last, right_last)):

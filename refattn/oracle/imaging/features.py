@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from refattn.exact.visibility import row_bounds
+from refattn.oracle.imaging.rounding import tile_maximum
+from refattn.oracle.imaging.view import last_key
 
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128)
@@ -154,9 +156,7 @@ def of_row_tile(view, array, rows, which):
 
 def _running_top(view, tile):
     """Largest score of the visible keys before the tile of a key, and within the tile, (B, H, T, S)."""
-    hidden = np.where(view.visible, view.score, -np.inf)
-    edges = np.arange(0, view.num_keys, tile)
-    inside = np.maximum.reduceat(hidden, edges, axis=-1)  # (B, H, T, tiles)
+    inside = tile_maximum(view, tile)  # (B, H, T, tiles)
     before = np.maximum.accumulate(inside, axis=-1)
     before = np.concatenate([np.full_like(inside[..., :1], -np.inf), before[..., :-1]], axis=-1)
     of_key = view.key[0, 0, 0] // tile
@@ -430,19 +430,30 @@ def _split(count):
     )
 
 
-def _key_tile(size):
-    """The place of a key in its tile, and of the tile among others."""
-    of = f"of {size} keys"
-    tile = lambda view: view.key // size
+def _place_and_tile(what, size, number):
+    """The place of a key or row in its tile, and the number of the tile."""
+    of = f"of {size} {what}s"
+    tile = lambda view: number(view) // size
+    named = {
+        0: f"the {what} is the first of its tile {of}",
+        size - 1: f"the {what} is the last of its tile {of}",
+    }
     yield Feature(
-        f"the key's place in its tile {of}",
-        lambda view: view.key % size,
-        {0: f"the key is the first of its tile {of}", size - 1: f"the key is the last of its tile {of}"},
+        f"the {what}'s place in its tile {of}",
+        lambda view: number(view) % size,
+        named,
         landmarks=(0, size - 1, size // 2),
         cost=0.01,
     )
     yield Feature(f"the tile {of}", tile, {0: f"the tile {of} is the first"}, cost=0.005)
     yield parity(f"the number of the tile {of}", tile, 0.015)
+
+
+def _key_tile(size):
+    """The place of a key in its tile, and of the tile among others."""
+    of = f"of {size} keys"
+    tile = lambda view: view.key // size
+    yield from _place_and_tile("key", size, lambda view: view.key)
     yield Feature(
         f"the number of tiles {of} from this one to the last of the sequence",
         lambda view: (_length(view) - 1) // size - tile(view),
@@ -492,7 +503,7 @@ def _lengths_in_tiles(size):
 def _scores_in_tiles(size):
     """Tiles in which the running maximum rises, and tiles that are wholly hidden."""
     of = f"of {size} keys"
-    last_visible = lambda view: view.num_keys - 1 - view.visible[..., ::-1].argmax(-1)[..., None]
+    last_visible = lambda view: last_key(view.visible)[..., None]
     yield _truth(
         f"the largest score of the row rises in the tile {of}",
         f"the largest score of the row does not rise in the tile {of}",
@@ -566,15 +577,7 @@ def _row_tile(size):
 def _place_in_row_tile(size):
     of = f"of {size} rows"
     tile = lambda view: view.row // size
-    yield Feature(
-        f"the row's place in its tile {of}",
-        lambda view: view.row % size,
-        {0: f"the row is the first of its tile {of}", size - 1: f"the row is the last of its tile {of}"},
-        landmarks=(0, size - 1, size // 2),
-        cost=0.01,
-    )
-    yield Feature(f"the tile {of}", tile, {0: f"the tile {of} is the first"}, cost=0.005)
-    yield parity(f"the number of the tile {of}", tile, 0.015)
+    yield from _place_and_tile("row", size, lambda view: view.row)
     yield Feature(
         f"the number of tiles {of} behind this one",
         lambda view: (_rows(view) - 1) // size - tile(view),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
+from refattn.oracle.imaging.formats_seen import COARSE
 
-COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # the coarsest first
 LEAST_NUMBERS = 6  # of a row that are not 0
 MOST_STEPS = 300  # of a grid of equal steps: 8 bits, and some more
 

@@ -264,13 +264,11 @@ class Measured(Reading):
                 for column, what in zip(columns, taken):
                     if what < heads:
                         values[:, what, :, column] = 1.0
-                    elif what < heads + len(entries) and entries[what - heads][0] == part:
-                        values[entries[what - heads][1], :, :, column] = 1.0
                 return values
 
             array = view.stored(VALUE, fill)
             for column, what in zip(columns, taken):
-                if heads <= what < total - 2:  # a page that sequences share is held by each of them
+                if heads <= what < total - 2:  # not by `fill`: sequences may share a page
                     part, entry = entries[what - heads]
                     array.reshape(-1, array.shape[-1])[view.slots[VALUE][part][entry].ravel(), column] = 1.0
                 if what >= total - 2:

@@ -73,9 +73,8 @@ class XRay:
     @property
     def complete(self) -> bool:
         """Whether the nature is known, and of nearly all the rows that are wrong."""
-        unknown = getattr(self.measured, "unknown", None)
-        told = unknown is None or unknown.sum() <= REST * self.measured.wrong_rows.sum()
-        return self.confident and bool(told)
+        unknown = self.measured.unknown.sum() if self.confident else 0
+        return self.confident and bool(not unknown or unknown <= REST * self.measured.wrong_rows.sum())
 
     @property
     def calls(self) -> int:

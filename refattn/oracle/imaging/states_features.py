@@ -13,7 +13,6 @@ def _features() -> Iterator[Feature]:
     head = lambda view: view.heads.reshape(1, -1, 1, 1)
     entry = lambda view: np.arange(view.shape[0]).reshape(-1, 1, 1, 1)
     empty = lambda view: ~view.visible
-    finite = lambda array: np.where(np.isfinite(array), array, 0)
     yield Feature("the batch entry", entry, {0: "the batch entry is the first"}, landmarks=(0, -1))
     yield Feature("the head", head, {0: "the head is the first"}, landmarks=(0, -1))
     yield parity("the number of the head", head)
@@ -54,6 +53,14 @@ def _features() -> Iterator[Feature]:
         lambda view: empty(view).any(-1, keepdims=True),
         otherwise="no state of the row is empty",
     )
+    yield from _of_lses()
+    for size in ROW_TILES:
+        yield from _row_tile(size)
+
+
+def _of_lses():
+    """The lse of the state, and the row's largest one."""
+    finite = lambda array: np.where(np.isfinite(array), array, 0)
     yield Feature(
         "the state has the row's largest lse",
         lambda view: view.visible & (view.score == view.top[..., None]),
@@ -94,8 +101,6 @@ def _features() -> Iterator[Feature]:
         lambda view: np.floor(np.where(view.visible, finite(view.top)[..., None] - view.raw, 0)),
         cost=0.03,
     )
-    for size in ROW_TILES:
-        yield from _row_tile(size)
 
 
 def _before(view):

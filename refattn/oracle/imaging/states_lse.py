@@ -22,7 +22,7 @@ from refattn.oracle.imaging.states_weights import (
 
 
 def lse_models(view, measured, rows, joined) -> Iterator[Model]:
-    for words, lse in (*_of_the_sum(view), *_as_if(view)):
+    for words, lse in (*_of_the_sum(view), *_of_its_steps(view), *_as_if(view)):
         yield Model(words, None, lse)
     if joined is not None:
         for factor, words in (
@@ -56,6 +56,12 @@ def _of_the_sum(view) -> Iterator[tuple[str, np.ndarray]]:
     yield "the merged lse is in base 2: it is the right one times log2(e)", lse * LOG2E
     yield "the merged lse is multiplied by ln 2", lse * LN2
     yield "the merged lse has the opposite sign", -lse
+
+
+def _of_its_steps(view) -> Iterator[tuple[str, np.ndarray]]:
+    """A step of top + log sum exp(lse_p - top) done otherwise, and states that stand in its place."""
+    lse, top = view.lse, view.top
+    inner = lse - top
     yield (
         "the logarithm of the sum is taken in base 2 and added to a largest lse in base e",
         top + inner * LOG2E,

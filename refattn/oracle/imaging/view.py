@@ -267,6 +267,11 @@ class View:
         return tuple(array if n == which else own for n, own in enumerate(self.arrays))
 
 
+def last_key(pairs):
+    """Last key of each row that is True in pairs (B, H, T, S); the last of all where none is."""
+    return pairs.shape[-1] - 1 - pairs[..., ::-1].argmax(-1)
+
+
 def _joined(pieces, shape):
     """Arrays as one, each padded with 0 or False to a shape."""
     whole = np.zeros((len(pieces), *shape), pieces[0].dtype if pieces else float)

@@ -89,12 +89,12 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         raise TypeError(f"kernel must be callable; got kernel={kernel!r}. A result alone is for diagnose.")
     started = time.monotonic()
     arrays = tuple(np.asarray(array) for array in arrays)
-    checked_call(*arrays, **options)  # errors of the call come before the kernel is run
+    checked = checked_call(*arrays, **options)  # errors of the call come before the kernel is run
     given = call_once(kernel, arrays, options, dialect)
     if LSE not in given and lse is not None:
         given |= {LSE: given_results(given[OUTPUT], lse)[LSE]}
     spec = kernel_spec(spec, given[OUTPUT].dtype)
-    judged = _judged(arrays, options, given, spec)
+    judged = _judged(checked, arrays, options, given, spec)
     if judged != WRONG:
         return XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
     left = seconds - (time.monotonic() - started)
@@ -143,9 +143,8 @@ def _of(findings, measured, ledgers, started, probes=None):
     return XRay(verdict, tuple(findings), measured, ledgers, called, seconds, unfinished)
 
 
-def _judged(arrays, options, given, spec):
+def _judged(checked, arrays, options, given, spec):
     """AGREES, WRONG or NOT_JUDGED. Of a large problem, by the rows that `diagnose` would look at."""
-    checked = checked_call(*arrays, **options)
     if checked.form.joins:
         return AGREES if states_agree(arrays, given, spec) else WRONG
     if is_large(checked):
