@@ -21,7 +21,7 @@ from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import Use, bound_use
-from refattn.oracle.diagnosis.hypotheses import Hypothesis, single_hypotheses
+from refattn.oracle.diagnosis.hypotheses import TILES_TO_TRY, Hypothesis, single_hypotheses
 from refattn.oracle.diagnosis.location import isolated, locate, never_written
 from refattn.oracle.diagnosis.merged_states import diagnose_merge
 from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_of_mistakes
@@ -140,10 +140,10 @@ class Search:
             return diagnose_shape(self.checked, self.given[OUTPUT], self.spec, self.start)
         self._choose_sample()
         self._judge_result()
+        if self.use.passed:
+            return self._done("agrees", (self._seen("", "the result agrees with the reference"),))
         self.ranking = Ranking(self.evidence, self.budget)
         fits = self._predict_single_mistakes()
-        if self.use.passed and not self._explained(fits):
-            return self._done("agrees", (self._seen("", "the result agrees with the reference"),))
         if unwritten := never_written(self.given):
             others = self._findings(self.ranking.explanations(fits))
             return self._done("explained", (self._seen(*unwritten), *others))
@@ -154,6 +154,8 @@ class Search:
             if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
                 return self._done("explained", (self._seen(*row),))
             seen = self._measure()
+            if seen is not None:
+                fits = fits + self._predict_with_tiles(seen.tiles)
             known = self.kernel is not None or (seen is not None and seen.complete)
             if pairs and not known and not self.evidence.baseline.explains:
                 fits = self._predict_other_tiles_and_pairs(fits)
@@ -320,6 +322,13 @@ class Search:
         more = fitted_hypotheses(self.evidence, self.budget)
         self.tried += len(more)
         return more if self._explained([*fits, *more]) else more + self._fitted(self._later)
+
+    def _predict_with_tiles(self, tiles):
+        """Fits of mistakes of the catalogue with tile sizes that were measured and are not among the usual."""
+        tiles = tuple(tile for tile in tiles if tile not in TILES_TO_TRY)
+        if not tiles:
+            return []
+        return self._fitted(single_hypotheses(self.checked, self.given, tiles, tiled_only=True))
 
     def _predict_other_tiles_and_pairs(self, fits):
         for search, words in (

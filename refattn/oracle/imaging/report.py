@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ AGREES, DESCRIBED, LOCATED = "agrees", "described", "located"
 REST = 0.05  # of the wrong rows, that may stay unexplained
 COARSE = 2.0**-20  # roundings above it hide small differences of weights
 WIDTH = 109
+TILES_SAID = re.compile(r"tiles? of (\d+) keys")
 
 
 @dataclass(eq=False)
@@ -75,6 +77,12 @@ class XRay:
         """Whether the nature is known, and of nearly all the rows that are wrong."""
         unknown = self.measured.unknown.sum() if self.confident else 0
         return self.confident and bool(not unknown or unknown <= REST * self.measured.wrong_rows.sum())
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """The sizes of tiles of keys that the findings speak of."""
+        said = {size for finding in self.findings for size in TILES_SAID.findall(finding.says)}
+        return tuple(sorted(map(int, said)))
 
     @property
     def calls(self) -> int:

@@ -256,6 +256,15 @@ def test_tile_sizes_are_found(monkeypatch, tile):
     assert f"(tile of {tile} keys)" in str(diagnose(output, *inputs.arrays, lse=lse))
 
 
+@pytest.mark.parametrize("tile", [48, 72])
+def test_a_measured_tile_size_lets_the_catalogue_name_the_mistake(tile):
+    """72 is no size that the catalogue tries: the X-ray reads it off the weights."""
+    inputs = attention_inputs("ascending", sizes=Sizes(1, 2, 1, 5, 2 * tile + 13, 16, 16))
+    found = diagnose(staged_kernel(BY_ID["never_rescaled"], tile=tile), *inputs.arrays)
+    assert found.best.id == "never_rescaled" and f"(tile of {tile} keys)" in found.best.says
+    assert found.best.remedy
+
+
 def test_odd_tile_sizes_are_found():
     flat = attention_inputs("normal", sizes=Sizes(1, 2, 1, 5, 301, 16, 16))
     output, lse = staged_kernel(BY_ID["tail_zeros_seen"], tile=112)(*flat.arrays)

@@ -143,7 +143,7 @@ class TestTimeIsKept:
         arrays, options = paged_problem(16, 900)
         wrong = refattn.paged_attention(*arrays, **options).astype(np.float32)
         wrong[11] *= 2
-        assert diagnose(wrong, *arrays, pairs=False, **options).verdict != "agrees"
+        assert diagnose(wrong, *arrays, seconds=2, **options).verdict != "agrees"
 
 
 RATIOS = [(3, 3), (6, 3), (12, 3), (5, 5), (10, 5), (2, 1), (8, 2), (7, 7), (28, 4)]

@@ -86,7 +86,7 @@ SAMPLED = Sizes(2, 8, 2, 700, 900, 64, 64)
         ("float32", SIZES),
         ("float16", SIZES),
         ("bfloat16", SIZES),
-        ("float32", SAMPLED),
+        pytest.param("float32", SAMPLED, marks=pytest.mark.campaign),
         pytest.param("float16", SAMPLED, marks=pytest.mark.campaign),
         pytest.param("bfloat16", SAMPLED, marks=pytest.mark.campaign),
     ],
