@@ -14,18 +14,22 @@ from functools import cached_property, partial
 import numpy as np
 
 from refattn.oracle.imaging import estimated_findings, explanations, foreign
+from refattn.oracle.imaging.estimated_findings import family_of
 from refattn.oracle.imaging.explanations import Rows
 from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
-from refattn.oracle.imaging.other_scores import components, other_scores
+from refattn.oracle.imaging.other_scores import components, other_for_some_keys, other_scores
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import VALUE
 
 LEAST_EVIDENCE = 7.0  # logarithm of the odds that a fit of a row is no chance
 TRIAL = 24  # rows on which an explanation is tried first
+WITH_TRIALS = 1  # the stage whose explanations try some rows first themselves
 MOSTLY = 0.7
 FREE = 0.1  # cost from which an explanation is a free one
+LIKE_ONE = 0.95  # of the rows that explanations which differ in a number explain together
+KNOWN = 0.03  # of the rows: what an explanation of other rows may explain less than a new one
 LEAST_SHARE = 0.3  # of the rows that are still unknown: what a free explanation must explain
 ROWS_AT_A_TIME = 2**21  # weights in one block
 
@@ -76,7 +80,8 @@ class Estimated(Reading):
         self.unknown = self.wrong_rows.copy()
         self.determined = self._sensitive()
         self.explained, self.numbers, self.stopped = {}, {}, False
-        self.pages_of_rows, self.value_changes, self.tile_moves = {}, {}, {}
+        self.pages_of_rows, self.value_changes, self.tile_moves, self.pairs = {}, {}, {}, {}
+        self._helped, self._made_by = [], {}  # places in `_stages` of what explained rows
         self._plain_rows()
         self._coarse_rows()
         blocks = list(self._blocks())
@@ -86,6 +91,12 @@ class Estimated(Reading):
     def left(self):
         """Seconds left."""
         return self._end - time.monotonic()
+
+    def left_of(self, block):
+        """Wrong rows of a block that nothing explains so far, (H, N); all of those of a part of it."""
+        sequence, left = self._left
+        left = left if sequence == block.sequence and left.shape == block.wrong.shape else block.wrong
+        return left if left.any() else block.wrong
 
     @cached_property
     def sources(self):
@@ -253,28 +264,44 @@ class Estimated(Reading):
         """Explain the rows of a block by as few explanations as possible: first that which explains most."""
         wrong, fits = block.wrong, []
         some = block.some(np.random.default_rng(0).permutation(len(block.rows))[:TRIAL])
-        for stage in self._stages(block.sequence):
-            left = wrong.copy()
-            for fit in fits:
-                left &= ~_believed(fit)
-            if not left.any():
-                break
-            for explanations_of in stage:
-                if self.left() < 0:
-                    self.stopped = True
+        stages = [list(stage) for stage in self._stages(block.sequence)]
+        places = [[(n, m) for m in range(len(stage))] for n, stage in enumerate(stages)]
+        # what explained other rows comes first
+        for place in (self._helped, *places):
+            for n, m in place:
+                left = wrong & ~np.logical_or.reduce([np.zeros_like(wrong), *map(_believed, fits)])
+                self._left = block.sequence, left
+                if self.left() < 0 or (not left.any() and m == 0):
+                    self.stopped |= self.left() < 0
                     break
-                tried = len(block.rows) > 2 * TRIAL and explanations_of is not self._of_all_rows
+                explanations_of = stages[n][m]
+                own_trial = n == WITH_TRIALS or explanations_of is self._of_all_rows
+                tried = len(block.rows) > 2 * TRIAL and not own_trial
                 if tried and not any(_believed(fit).any() for fit in explanations_of(some)):
                     continue
-                fits += [fit for fit in explanations_of(block) if (_believed(fit) & wrong).any()]
+                new = [fit for fit in explanations_of(block) if (_believed(fit) & wrong).any()]
+                fits += new
+                self._made_by |= {fit.name: (n, m) for fit in new}
         for fit in self._chosen(fits, wrong):
+            self._helped = list(dict.fromkeys([*self._helped, self._made_by[fit.name]]))
             self._accept(block, fit, self.unknown[block.sequence][:, block.rows])
 
     def _chosen(self, fits, wrong):
         fits, left = list(fits), wrong.copy()
+        known = {family_of(name) for name in self.explained}  # of other sequences
         while fits and left.any():
             count = np.array([(_believed(fit) & left).sum() for fit in fits])
-            best = int(np.argmax(count * (1 - np.array([fit.cost for fit in fits]))))
+            families = {}
+            for fit in fits:
+                families.setdefault(family_of(fit.name), []).append(_believed(fit) & left)
+            together = {name: LIKE_ONE * np.logical_or.reduce(of).sum() for name, of in families.items()}
+            worth = [
+                max(c, together[family_of(fit.name)])
+                * (1 - fit.cost + (family_of(fit.name) in known) * KNOWN)
+                for fit, c in zip(fits, count, strict=True)
+            ]
+            order = np.array(worth)
+            best = int(np.lexsort((-count, -order))[0])
             # a free explanation of a few rows among many that nothing explains is chance
             fit = fits.pop(best)
             if count[best] and (fit.cost < FREE or count[best] >= LEAST_SHARE * left.sum()):
@@ -298,6 +325,11 @@ class Estimated(Reading):
         for word, values in fit.says.items():
             says[word] = np.full(at.shape, np.nan)
             says[word][n][:, rows] = values
+        if fit.pairs is not None:
+            applied, unclear = self.pairs.setdefault(
+                fit.name, [np.zeros(self.view.shape, bool) for _ in "12"]
+            )
+            applied[at], unclear[at] = fit.pairs[0][of], fit.pairs[1][of]
         taken_at = np.zeros_like(at)
         taken_at[n][:, rows] = taken
         self._note(fit.name, taken_at, says)
@@ -316,6 +348,7 @@ class Estimated(Reading):
         yield [
             lambda rows: foreign.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
+            lambda rows: other_for_some_keys(self, rows),
             lambda rows: components(self, rows),
             lambda rows: other_pages(self, rows),
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from refattn.oracle.imaging.findings import Finding
@@ -24,20 +26,58 @@ MOST_PAIRS = 6
 
 def findings(reading, regions):
     """Findings that the ledgers do not make, the most rows first."""
-    found = []
-    for name, rows in sorted(reading.explained.items(), key=lambda item: -item[1].sum()):
+    families = {}
+    for name, rows in reading.explained.items():
         if not name.startswith(OF_THE_LEDGERS):
-            kind, nature, note = _words(reading, name, rows)
-            found.append(_of_rows(reading, regions, rows, kind, nature, note, verified=True))
+            families.setdefault(family_of(name), {})[name] = rows
+    found = []
+    for names in sorted(families.values(), key=lambda names: -sum(rows.sum() for rows in names.values())):
+        if len(names) > 1:
+            found.append(_of_several(reading, regions, names))
+            continue
+        [(name, rows)] = names.items()
+        kind, nature, note = _words(reading, name, rows)
+        pairs = reading.pairs.get(name)
+        found.append(_of_rows(reading, regions, rows, kind, nature, note, pairs, verified=True))
     if reading.unknown.any():
         found += _unknown(reading, regions)
     return found
 
 
-def _of_rows(reading, regions, rows, kind, nature, note="", **more):
-    rule = regions.find(
-        rows[..., None], np.broadcast_to(reading.view.row_exists, rows.shape)[..., None], True
-    )
+def family_of(name):
+    """A name without its numbers: what differs in a number only is one cause."""
+    return re.sub(r"[+-]?\d+", "#", name)
+
+
+def _of_several(reading, regions, names):
+    """One finding of explanations that differ in a number: where each number holds."""
+    names = dict(sorted(names.items(), key=lambda item: -item[1].sum()))
+    rows = np.logical_or.reduce([*names.values()])
+    kind, nature, _ = _words(reading, next(iter(names)), names[next(iter(names))])
+    several = [re.findall(r"[+-]?\d+", name) for name in names]
+    differs = [n for n, of in enumerate(zip(*several, strict=True)) if len(set(of)) > 1]
+    places = []
+    for numbers, of in zip(several, names.values(), strict=True):
+        rule = regions.find(of[..., None], rows[..., None], True)
+        places.append(f"{' and '.join(numbers[n] for n in differs)} where {rule}")
+    counted = iter(range(len(several[0])))
+    some = re.sub(r"[+-]?\d+", lambda m: "N" if next(counted) in differs else m[0], next(iter(names)))
+    nature = nature.replace(next(iter(names)), some)
+    pairs = [reading.pairs[name] for name in names if name in reading.pairs]
+    pairs = tuple(map(np.logical_or.reduce, zip(*pairs, strict=True))) if len(pairs) == len(names) else None
+    note = f"N is {'; '.join(places[:MOST_PAIRS])}{'; ...' * (len(places) > MOST_PAIRS)}."
+    return _of_rows(reading, regions, rows, kind, nature, note, pairs, verified=True)
+
+
+def _of_rows(reading, regions, rows, kind, nature, note="", pairs=None, **more):
+    """A finding of rows, or of the pairs of their keys for which an explanation holds."""
+    right = np.broadcast_to(reading.view.row_exists, rows.shape)
+    if pairs is None:
+        rule = regions.find(rows[..., None], right[..., None], True)
+    else:
+        applied, unclear = pairs
+        seen = reading.view.visible & ~unclear & rows[..., None]
+        rule = regions.find(applied & ~unclear, seen)
     place = str(rule) if rule.statements else ""
     return Finding(
         kind, nature, place, note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more
@@ -45,7 +85,7 @@ def _of_rows(reading, regions, rows, kind, nature, note="", **more):
 
 
 def _unknown(reading, regions):
-    lean = leaning(reading, regions)
+    lean = leaning(reading, regions, min(2.0, max(reading.left(), 0.3)))
     rows = reading.unknown
     count = f"{int(rows.sum()):,} rows"
     if lean is not None:
@@ -143,6 +183,9 @@ def _words(reading, name, rows):
         return "format", f"the weights are right, but multiply {name}", ""
     if "stored" in name:
         return "format", name, ""
+    if name.startswith("the ") and " is " in name:
+        what = name.split(" is ")[0].removeprefix("the ")
+        return what, name + ("; values are those of the right keys" if "key" in what else ""), ""
     return "scores", f"the result is that of {name}", ""
 
 

@@ -133,6 +133,8 @@ class Fit:
         Numbers to be told, each (H, N).
     cost : float
         What the explanation must explain more than a simpler one, as a share of its rows.
+    pairs : tuple of two ndarrays of bool, (H, N, S), or None
+        Where it holds for some keys only: those, and those for which the output does not tell.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Fit:
     determined: np.ndarray | None = None
     says: dict = field(default_factory=dict)
     cost: float = 0.0
+    pairs: tuple | None = None
 
 
 def counts_of(a, b, maxiter=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.explanations import Fit, fitted, of_scores
-from refattn.oracle.imaging.other_scores import Steps
+from refattn.oracle.imaging.score_candidates import Steps
 from refattn.oracle.imaging.view import KEY, VALUE
 
 TRIAL = 10  # rows on which an explanation is tried first

@@ -10,7 +10,7 @@ import numpy as np
 ROWS = 160
 MOST_VALUES = 64  # of a feature
 MIXTURES = 16
-LEAST_SHARE, LEAST_SHARES = 0.04, 2.0  # the second over the number of rows: fewer show more by chance
+LEAST_SHARE, LEAST_SHARES = 0.5, 2.0  # the second over the number of rows: fewer show more by chance
 VALUE = 0.002  # of the share that each value of a feature must be worth
 CLEARLY = 0.4  # of the largest change
 MOST_CHANGE = 8.0  # of a factor: beyond, the first order says nothing

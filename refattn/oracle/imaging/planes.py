@@ -79,9 +79,14 @@ class Plane:
 
 
 def _of_other_heads(plane):
-    view = plane.view
+    for words, head in other_head_places(plane.view):
+        yield f"that of {words}", plane.read(head=head)
+
+
+def other_head_places(view):
+    """Words and functions of query head numbers: which other head may be read in place of each."""
     group, num_heads = view.group_size, view.num_heads
-    for words, head in (
+    return (
         ("head 0 for all heads", lambda h: 0 * h),
         ("the next head", lambda h: h + 1),
         ("the head before", lambda h: h - 1),
@@ -90,8 +95,8 @@ def _of_other_heads(plane):
         ("head h % group_size", lambda h: h % group),
         ("head h % num_kv_heads", lambda h: h % view.num_kv_heads),
         ("the last head counted from the end", lambda h: num_heads - 1 - h),
-    ):
-        yield f"that of {words}", plane.read(head=head)
+        *((f"head h % {size}", lambda h, size=size: h % size) for size in (2, 4, 8) if size < num_heads),
+    )
 
 
 def _of_other_sequences(plane):
@@ -127,6 +132,15 @@ def _of_other_rows(plane):
 
 def _of_other_keys(plane):
     num_keys = plane.view.num_keys
+    for words, key in other_key_places(num_keys):
+        yield f"that of {words}", plane.read(key=key)
+        past = key(np.arange(num_keys)) >= num_keys
+        if past.any() and "counted from the end" in words:
+            yield f"that of {words} (0 past the last key)", np.where(past, 0, plane.read(key=key))
+
+
+def other_key_places(num_keys):
+    """Words and functions of key numbers: which other key may be read in place of each."""
     ways = [("the first key for every key", lambda j: 0 * j)]
     for step in STEPS:
         if abs(step) < num_keys:
@@ -140,8 +154,7 @@ def _of_other_keys(plane):
         ways.append((f"the first half of each {size} keys, for both halves", first_half))
     for size in (2, 4, *sizes):
         ways += _bits(size)
-    for words, key in ways:
-        yield f"that of {words}", plane.read(key=key)
+    return ways
 
 
 def _bits(size):
@@ -201,8 +214,15 @@ def _other_strides(plane):
         padded = -(-width // size) * size
         if padded != width:
             flat = np.arange(count)[:, None] * padded + np.arange(width)
-            places = np.minimum(flat, count * width - 1)
             yield (
                 f"read with rows of {padded} numbers where they have {width} (padded to {size})",
-                plane.of_arrays(lambda array, s, at=places: array.reshape(len(array), -1)[:, at]),
+                plane.of_arrays(lambda array, s, flat=flat: _at_addresses(array, flat)),
             )
+
+
+def _at_addresses(array, flat):
+    """Arrays (H, T, S) whose rows are read at other places (T, S), counted from the start of each head; the
+    end of a head is followed by the next one.
+    """
+    places = np.arange(len(array))[:, None, None] * array[0].size + flat
+    return array.reshape(-1)[np.minimum(places, array.size - 1)]

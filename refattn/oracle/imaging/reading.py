@@ -37,11 +37,13 @@ class Reading:
         Rows of which `findings` speaks.
     probes : Probes or None
         Where the kernel can be called.
+    pages_read : ndarray of bool or None
+        Physical pages that each sequence reads, where that was measured.
     """
 
     determined = np.True_
     told = np.False_
-    probes = None
+    probes = pages_read = None
 
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse

@@ -173,3 +173,38 @@ def test_unknown_rows_are_located():
     first = reading.findings(Regions(reading.view))[0]
     assert not first.confident and "tile of 4 keys" in first.place
     assert np.array_equal(first.region.any((0, 1, 2)), np.arange(S) % 4 == 3)
+
+
+ELSEWHERE = {
+    "the key is that of": lambda s, near: np.where(KEY >= 32, near, s),
+    "scores with the products of query and key multiplied by ln 2": lambda s, near: np.where(
+        KEY >= 48, s * np.log(2), s
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_scores_of_some_keys(name):
+    """Scores that are others from a key on: what they are, and which keys."""
+    call = arrays()
+    near = scores(call[0], np.roll(call[1], 16, axis=1))
+    score = ELSEWHERE[name](scores(*call[:2]), near)
+    reading = estimated(call, applied(softmax(score, SEEN.astype(float)), call[2]))
+    [first, *_] = reading.findings(Regions(reading.view))
+    assert not reading.unknown.any()
+    assert name in first.nature.replace("The", "the") or name in first.nature
+    assert first.hit == first.wrong and first.right_inside == 0
+
+
+def test_one_cause_of_several_numbers():
+    """A bias that is read further on, by another number of keys in each tile of rows: one finding."""
+    call, rng = arrays(), np.random.default_rng(3)
+    bias = rng.standard_normal((H, T, S)).astype(np.float32)
+    back = np.where(ROW < 16, 0, np.where(ROW < 32, 8, 24))
+    moved = np.take_along_axis(bias, np.broadcast_to(np.maximum(KEY - back, 0), bias.shape), -1)
+    reading = estimated(
+        call, applied(softmax(scores(*call[:2]) + moved, SEEN.astype(float)), call[2]), bias=bias
+    )
+    found = reading.findings(Regions(reading.view))
+    assert not reading.unknown.any() and len(found) == 1
+    assert "8 before" not in found[0].nature and "24" in found[0].note
