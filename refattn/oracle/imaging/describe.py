@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
-from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED
+from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
 from refattn.oracle.imaging.copies import copied_rows
 from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.findings import Finding
@@ -191,15 +191,29 @@ class Description:
         self.explained |= view.row_exists
 
     def _latents(self):
+        """MLA: arrays that are read elsewhere; components of the weighted latents that are wrong."""
+        if self.view.latent and not self.measured.partial:
+            yield from self._read_otherwise(least=0.2)
         wrong = self.measured.wrong_latents
-        if wrong.any():
-            components = f"components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)}"
+        if wrong.any() and not self.explained.all():
+            yield from self._components_of_latents(wrong)
+            self.explained |= self.rows
+
+    def _components_of_latents(self, wrong):
+        """What is wrong in some components of the weighted latents, from the weights that they see."""
+        components = f"components {ranges(np.flatnonzero(wrong).tolist())} of {len(wrong)} of the latents"
+        other = self.measured.in_wrong_components() if self.measured.probes is not None else None
+        found = [] if other is None else Description(other, Ledgers(other), self.regions).run()
+        for finding in found:
+            if finding.kind not in RECORDS:
+                nature = f"in the accumulator, {components} alone are wrong: {finding.nature}"
+                yield dataclasses.replace(finding, nature=nature)
+        if not found:
             nature = (
                 f"the weighted sum of latents is wrong in {components} and right in the others: "
                 "these components are accumulated, rescaled or read otherwise"
             )
             yield self.finding(None, "latents", nature, confident=False)
-            self.explained |= self.view.row_exists
 
     def _copies(self):
         """Wrong rows that hold the right result of other rows."""
@@ -274,14 +288,17 @@ class Description:
     # where arrays are read
 
     def _layouts(self):
-        view = self.view
-        wrong = (self.ledgers.wrong.any(-1) | (self.measured.unexplained > 1).any(-1)) & view.row_exists
-        least = 0.2 if view.latent else 0.8  # of all rows
-        if wrong.sum() < least * view.row_exists.sum() * len(view.heads):
+        if not self.view.latent:
+            yield from self._read_otherwise(least=0.8)
+
+    def _read_otherwise(self, least):
+        """Arrays that are read in another way, where so many of all rows are wrong."""
+        wrong = self.measured.off.any(-1) & self.view.row_exists
+        if wrong.sum() < least * self.rows.sum():
             return
         if words := explain_layout(self.measured):
-            yield self.finding(None, "layout", words)
-            self.explained |= view.row_exists
+            yield self.finding(None, "layout", words, verified=True)
+            self.explained |= self.view.row_exists
 
     def _sources(self):
         l, m = self.ledgers, self.measured

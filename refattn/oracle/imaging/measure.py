@@ -158,29 +158,62 @@ class Measured(Reading):
             off = ~(np.abs(context - right) <= 2 * self.tolerance * size + 1e-12)
         return off.any((0, 1, 2))
 
-    def _calls_by_head(self, s):
+    def in_wrong_components(self):
+        """The same as the components of the weighted latents see it that are wrong where others are right;
+        None where they are too few to read weights in, or for want of time.
+        """
+        view, components = self.view, np.flatnonzero(self.wrong_latents)
+        rank = len(self.wrong_latents)
+        calls = sum(self._calls_by_head(s, components) for s in view.sequences)
+        if calls > MOST_LATENT_CALLS or not self.probes.have_time("weights in components of latents", calls):
+            return None
+        other = copy.copy(self)
+        other.wrong_latents, other.partial = np.zeros(rank, bool), True
+        other.weights = view.weights.copy()
+        context = np.zeros((*view.shape[:3], rank))
+        for n, s in enumerate(view.sequences):
+            latent = self._latent(s)
+            other.weights[n] = self._head_by_head(n, s, latent, components)
+            for weights, of in ((view.weights[n], ~self.wrong_latents), (other.weights[n], components)):
+                context[n][..., of] = (weights[..., : s.num_keys] @ latent)[..., of]
+        w_uv = np.asarray(view.arrays[W_UV], np.float64)[view.heads]
+        with np.errstate(all="ignore"):
+            left = np.abs(context @ w_uv.swapaxes(-1, -2) - self.output) / self.output_tolerance
+        other.unexplained = np.where(view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)
+        return other
+
+    def _calls_by_head(self, s, components=None):
         """Calls that `_head_by_head` takes for one sequence; many where it cannot work."""
-        nope, rank = np.shape(self.view.arrays[W_UK])[-2:]
-        free = min(rank - nope, len(self.columns))
+        _, one_hot = self._carriers(components)
+        free = min(len(one_hot), len(self.columns))
         return len(self.view.heads) * -(-s.num_keys // free) if free > 0 else 2 * MOST_LATENT_CALLS
 
-    def _head_by_head(self, n, s, latent):
-        """Weights of one sequence with more keys than a latent has components, (H, T, S): the first
-        components hold the keys of one head, the others are one-hot for some of the keys.
+    def _carriers(self, components=None):
+        """Components of the latents that hold the keys of one head, as few of `components` as may be, and
+        those of `components` that are left.
+        """
+        nope, rank = np.shape(self.view.arrays[W_UK])[-2:]
+        of = np.isin(np.arange(rank), np.arange(rank) if components is None else components)
+        carriers = np.argsort(of, kind="stable")[:nope]
+        return carriers, np.setdiff1d(np.flatnonzero(of), carriers)
+
+    def _head_by_head(self, n, s, latent, components=None):
+        """Weights of one sequence with more keys than a latent has components, (H, T, S): some components
+        hold the keys of one head, the others, if they are among `components`, are one-hot for some keys.
         """
         view, columns = self.view, self.columns
         latents, w_uk, w_uv = (np.asarray(view.arrays[which]) for which in (KV_LATENT, W_UK, W_UV))
-        nope, rank = w_uk.shape[-2:]
+        carriers, free = self._carriers(components)
         up = np.zeros(w_uk.shape)
-        up[:, np.arange(nope), np.arange(nope)] = 1.0
+        up[:, np.arange(len(carriers)), carriers] = 1.0
         weights = np.zeros(view.shape[1:])
         for place, head in enumerate(view.heads):
             keys = latent @ w_uk[head].astype(np.float64).T  # [S, C] @ [C, N]
-            for there in _chunks(s.num_keys, min(rank - nope, len(columns))):
-                one_hot = nope + np.arange(len(there))
+            for there in _chunks(s.num_keys, min(len(free), len(columns))):
+                one_hot = free[: len(there)]
                 code, down = np.zeros(latents.shape), np.zeros(w_uv.shape)
                 own = code.reshape(-1, *code.shape[-2:])[s.entry]
-                own[: s.num_keys, :nope] = keys
+                own[: s.num_keys, carriers] = keys
                 own[there, one_hot] = 1.0
                 down[:, columns[: len(there)], one_hot] = 1.0
                 changed = self._with(view.arrays, {KV_LATENT: code, W_UK: up, W_UV: down})

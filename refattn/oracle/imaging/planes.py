@@ -152,6 +152,10 @@ def other_key_places(num_keys):
     for size in sizes:
         first_half = lambda j, size=size: j // size * size + j % (size // 2)
         ways.append((f"the first half of each {size} keys, for both halves", first_half))
+        if rest := num_keys % size:
+            back = lambda j, size=size, rest=rest: np.where(j >= num_keys - rest, j - size + rest, j)
+            words = f"{size - rest} keys before in the last tile of {size} keys (moved back, to be full)"
+            ways.append((words, back))
     for size in (2, 4, *sizes):
         ways += _bits(size)
     return ways

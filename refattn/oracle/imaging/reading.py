@@ -8,6 +8,7 @@ import numpy as np
 
 HALF_AMPLITUDE = 256.0  # of one-hot values in float16, so that small weights are normal numbers
 LAMBDA = 3.0
+COARSE = 1e-4  # unit roundoff of the output
 
 
 class Reading:
@@ -33,6 +34,8 @@ class Reading:
         looked at by themselves.
     wrong_latents : ndarray of bool
         Components of the weighted latents of MLA that are wrong where others are right.
+    partial : bool
+        Whether weights are those that some components of latents see.
     told : bool or ndarray of bool, (B, H, T)
         Rows of which `findings` speaks.
     probes : Probes or None
@@ -43,6 +46,7 @@ class Reading:
 
     determined = np.True_
     told = np.False_
+    partial = False
     probes = pages_read = None
 
     def __init__(self, view, spec, output, lse):
@@ -91,6 +95,13 @@ class Reading:
             + 2 * spec.output.unit_roundoff * np.abs(self.output)
             + 4 * spec.output.half_subnormal_step
         )
+
+    def allowed_for_guesses(self, times=4, of_size=0.02):
+        """What the output of a guess may be off by, (B, H, T, E): so many times the tolerance; and so
+        much of its size where the output is of a coarse format, as intermediates may be coarse too.
+        """
+        size = np.abs(self.output) + self.output_tolerance
+        return times * self.output_tolerance + of_size * size * (self.spec.output.unit_roundoff > COARSE)
 
     @property
     def amplitude(self):

@@ -1,0 +1,218 @@
+"""MLA: arrays that are read in another order, at another place or of another head.
+
+Outputs are computed from the arrays as they would be read, first of one wrong head of one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from refattn.oracle.imaging.latent_readings import (
+    Arrays,
+    other_projections,
+    other_readings,
+    turned_again,
+)
+
+MOST_HEADS = 32
+MOST_ROWS = 6  # about, on which other arrays are tried first
+RIGHT_SHARE = 0.98  # of the numbers of the output
+SHARE_OF_WRONG = 0.9  # of the wrong numbers, or of those of some rows
+LEAST_SINK = 1e-9  # of a row's normaliser
+HEAD_AXES = {"q_nope": 1, "q_rope": 1, "w_uk": 0, "w_uv": 0}
+NAMES = {"key_latent": "kv_latent"}  # of arrays, where the caller's name is another one
+
+
+def explain_latent_layout(measured) -> str:
+    """Words for the way to read the arrays that gives the kernel's output; "" if there is none."""
+    calls = LatentCalls(measured)
+    arrays = Arrays.of(measured.view)
+    best, words = RIGHT_SHARE, ""
+    for way, other in _ways(arrays, measured.view):
+        if calls.promising(other):
+            near = calls.near(other)
+            if near.mean() > best and near[calls.off].mean() > SHARE_OF_WRONG:
+                best, words = near.mean(), way
+    return words or _heads_swapped(calls, arrays)
+
+
+def _ways(arrays, view) -> Iterator[tuple[str, Arrays]]:
+    for name in Arrays._fields[:-1]:
+        for words, change in _changes(name, getattr(arrays, name)):
+            changed = arrays._replace(**{name: change(getattr(arrays, name))})
+            if name == "key_latent":
+                changed = changed._replace(value_latent=changed.key_latent)
+            yield f"{NAMES.get(name, name)} is {words}", changed
+    yield from other_projections(arrays)
+    yield from other_readings(arrays)
+    positions = np.zeros((len(arrays.q_nope), arrays.q_nope.shape[2]))
+    for s in view.sequences:
+        positions[s.entry] = np.arange(s.num_rows) + s.offset
+    yield from turned_again(arrays, positions)
+
+
+class LatentCalls:
+    """Outputs of calls with other arrays, beside those that were measured.
+
+    Attributes
+    ----------
+    off : ndarray of bool, (B, H, T, E)
+        Numbers of the output that are wrong.
+    """
+
+    def __init__(self, measured):
+        self.measured, self.view = measured, measured.view
+        view, self.off = self.view, measured.off
+        self._place = np.unravel_index(self.off.any(-1).sum(-1).argmax(), view.shape[:2])
+        self._rows = np.flatnonzero((self.off.any(-1) & view.visible.any(-1))[self._place])
+        self._rows = self._rows[:: max(len(self._rows) // MOST_ROWS, 1)]
+        self._got = measured.output[self._place][self._rows]
+        self._allowed_there = measured.allowed_for_guesses(8, 0.04)[self._place][self._rows]
+        self._rest = np.where(view.visible, view.score - view.capped, -np.inf)
+        with np.errstate(all="ignore"):
+            softmax = np.where(view.visible, np.exp(view.score - view.lse[..., None]), 0.0)
+            self._kept = np.where(softmax > 0, view.weights / softmax, 1.0)  # what dropout makes of it
+            sink = 1.0 - softmax.sum(-1)
+            self._sink = np.where(sink > LEAST_SINK, np.log(sink) + view.lse, -np.inf)
+
+    def output(self, arrays, b, h, rows=slice(None)):
+        """Of rows of one head of one sequence, (rows, E)."""
+        view, part = self.view, self.view.outline_of(b)
+        s, head = view.sequences[b], view.heads[h]
+        rows = np.arange(len(s.rows))[rows]
+        own = np.ix_(rows, np.arange(s.num_keys))
+        query, key = (arrays.q_nope, arrays.q_rope), (arrays.key_latent[s.entry], arrays.k_rope[s.entry])
+        nope, rope = (array[s.entry, head, s.rows[rows]] for array in query)
+        raw = part.scale * (nope @ arrays.w_uk[head] @ key[0].T + rope @ key[1].T)
+        capped = raw if part.softcap is None else part.softcap * np.tanh(raw / part.softcap)
+        score = capped + self._rest[b, h][own]
+        sink = self._sink[b, h, rows]
+        top = np.maximum(score.max(-1, initial=-1e300), sink)
+        weights = np.exp(score - top[:, None])
+        total = weights.sum(-1) + np.exp(sink - top)
+        context = (weights * self._kept[b, h][own]) @ arrays.value_latent[s.entry]
+        return context @ arrays.w_uv[head].T / total[:, None]
+
+    def promising(self, arrays):
+        """Whether they give most of some wrong rows of one head, which takes a fraction of the time."""
+        with np.errstate(all="ignore"):
+            off = np.abs(self.output(arrays, *self._place, self._rows) - self._got)
+        return (off <= self._allowed_there).mean() > SHARE_OF_WRONG
+
+    @cached_property
+    def _allowed(self):
+        return self.measured.allowed_for_guesses()
+
+    def near(self, arrays):
+        """Where the output is that of other arrays, (B, H, T, E)."""
+        output = np.zeros_like(self.measured.output)
+        with np.errstate(all="ignore"):
+            for b, s in enumerate(self.view.sequences):
+                for h in range(len(self.view.heads)):
+                    output[b, h, : len(s.rows)] = self.output(arrays, b, h)
+        output = np.where(self.view.visible.any(-1, keepdims=True), output, 0.0)
+        return np.abs(output - self.measured.output) <= self._allowed
+
+
+# ways to read arrays: words, and a function of the array
+
+
+def _changes(name, array):
+    if name not in ("w_uk", "w_uv"):
+        yield from COMPONENTS
+    else:
+        yield from PROJECTIONS
+    if name in HEAD_AXES:
+        of_axis = lambda change: lambda x: change(x, HEAD_AXES[name])
+        for words, change in HEADS:
+            yield words, of_axis(change)
+        yield from _some_components(array.shape[-1])
+
+
+def _halves_exchanged(x):
+    return np.roll(x, x.shape[-1] // 2, axis=-1)
+
+
+def _interleaved(x):
+    """Components that were stored as two halves, taken in turns."""
+    if x.shape[-1] % 2:
+        return x
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+COMPONENTS = (
+    ("its halves exchanged", _halves_exchanged),
+    (
+        "even and odd components apart (interleaved read as halves)",
+        lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1),
+    ),
+    ("halves read as interleaved", _interleaved),
+    ("0 in its place", np.zeros_like),
+)
+HEADS = (
+    ("that of head 0 for all heads", lambda x, axis: np.take(x, np.zeros(x.shape[axis], int), axis)),
+    ("that of the next head", lambda x, axis: np.roll(x, -1, axis)),
+    ("that of the head before", lambda x, axis: np.roll(x, 1, axis)),
+    ("that of the heads in reverse", lambda x, axis: np.flip(x, axis)),
+)
+PROJECTIONS = (
+    ("its rows in two halves that are exchanged", lambda x: np.roll(x, x.shape[1] // 2, axis=1)),
+    ("its columns in two halves that are exchanged", _halves_exchanged),
+    (
+        "memory of (heads, rank, dim) read as (heads, dim, rank): transposed",
+        lambda x: x.swapaxes(1, 2).reshape(x.shape),
+    ),
+    (
+        "memory of (heads, dim, rank) read as (heads, rank, dim): transposed",
+        lambda x: x.reshape(x.shape[0], x.shape[2], x.shape[1]).swapaxes(1, 2),
+    ),
+    (
+        "memory of (dim, heads, rank) read as (heads, dim, rank)",
+        lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape),
+    ),
+    (
+        "memory of (heads, dim, rank) read as (dim, heads, rank)",
+        lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1),
+    ),
+)
+
+
+def _some_components(width):
+    """Stretches of components that are counted twice or left out."""
+    step = 8 if width <= 64 else 16 if width <= 128 else 64
+    edges = [*range(0, width, step), width]
+    times = lambda first, last, factor: lambda x: _times(x, first, last, factor)
+    for n, first in enumerate(edges[:-1]):
+        for last in edges[n + 1 :]:
+            if last - first < width:
+                where = f"in components {first} to {last - 1} of {width}"
+                yield f"counted twice {where}", times(first, last, 2.0)
+                yield f"left out {where}", times(first, last, 0.0)
+
+
+def _times(array, first, last, factor):
+    changed = array.astype(np.float64)
+    changed[..., first:last] *= factor
+    return changed
+
+
+def _heads_swapped(calls, arrays):
+    """Words for an array of which some heads read another head's part; "" if there is none."""
+    view = calls.view
+    if view.num_heads > MOST_HEADS:
+        return ""
+    for name in ("w_uk", "w_uv", "q_nope", "q_rope"):
+        source = {}
+        for step in range(view.num_heads):
+            near = calls.near(
+                arrays._replace(**{name: np.roll(getattr(arrays, name), -step, HEAD_AXES[name])})
+            )
+            for h in np.flatnonzero(near.mean((0, 2, 3)) > RIGHT_SHARE).tolist():
+                source.setdefault(int(view.heads[h]), (int(view.heads[h]) + step) % view.num_heads)
+        if len(source) == len(view.heads) and any(a != b for a, b in source.items()):
+            words = ", ".join(f"{a} -> {b}" for a, b in sorted(source.items()) if a != b)
+            return f"{name} is that of another head in some heads (head -> head: {words})"
+    return ""

@@ -1,0 +1,194 @@
+"""MLA: other places at which the latents or the rope parts of the keys may be read, and other projections.
+
+`Arrays` are those of a call in float64 with one batch axis. The latents count twice: keys and values are
+made of the same ones, and a kernel may read them in two ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from refattn.oracle.imaging.elsewhere import other_numbers
+from refattn.oracle.imaging.planes import other_key_places
+from refattn.oracle.imaging.view import KV_LATENT, W_UK
+
+ALIGNMENTS = (16, 32, 64, 128)  # numbers, to which the length of a row is rounded up
+TILES = (16, 32, 64, 128)  # keys
+ROPE_BASE = 10000.0
+
+
+class Arrays(NamedTuple):
+    """Query parts (B, H, T, N or R); latents, also as the values see them, and rope parts of the keys,
+    (B, S, C or R); projections (H, N or E, C).
+    """
+
+    q_nope: np.ndarray
+    q_rope: np.ndarray
+    key_latent: np.ndarray
+    k_rope: np.ndarray
+    w_uk: np.ndarray
+    w_uv: np.ndarray
+    value_latent: np.ndarray
+
+    @classmethod
+    def of(cls, view):
+        arrays = [np.nan_to_num(np.asarray(array, np.float64)) for array in view.arrays]
+        batched = [a.reshape(-1, *a.shape[-axes:]) for a, axes in zip(arrays, (3, 3, 2, 2))]
+        return cls(*batched, *arrays[W_UK:], batched[KV_LATENT])
+
+
+def other_readings(arrays) -> Iterator[tuple[str, Arrays]]:
+    """Words for what is read elsewhere, and the arrays as they would be read."""
+    latent, rope = arrays.key_latent, arrays.k_rope
+    for words, read in other_places(latent, rope, "latent", "rope part"):
+        yield (
+            f"the latents of the values (not those of the keys) are {words}",
+            arrays._replace(value_latent=read),
+        )
+    for words, read in other_places(rope, latent, "rope part", "latent"):
+        yield f"the rope parts of the keys (k_rope) are {words}", arrays._replace(k_rope=read)
+    for words, read in other_places(latent, rope, "latent", "rope part"):
+        yield (
+            f"the latents of the keys (not those of the values) are {words}",
+            arrays._replace(key_latent=read),
+        )
+        changed = arrays._replace(key_latent=read, value_latent=read)
+        yield f"the latents, of keys and values, are {words}", changed
+    for (words, of_latent), (_, of_rope) in zip(_of_other_keys(latent), _of_other_keys(rope), strict=True):
+        changed = arrays._replace(key_latent=of_latent, k_rope=of_rope)
+        yield f"the keys (latents and rope parts; not the values) are {words}", changed
+
+
+def other_places(own, partner, what, beside) -> Iterator[tuple[str, np.ndarray]]:
+    """Words and `own` (B, S, X) as it may be read: at other keys or sequences, or with other strides in
+    cache rows that hold `partner` (B, S, Y) beside it.
+    """
+    yield from _of_other_keys(own)
+    yield from _in_cache_rows(own, partner, what, beside)
+
+
+def _of_other_keys(own):
+    count, num_keys = own.shape[:2]
+    for words, key in other_key_places(num_keys):
+        yield f"those of {words}", own[:, np.clip(key(np.arange(num_keys)), 0, num_keys - 1)]
+    sequences = np.arange(count)
+    for words, other in other_numbers(sequences, count, "sequence", sequences, letter="b"):
+        yield f"those of {words}", own[other]
+
+
+def _in_cache_rows(own, partner, what, with_it):
+    """Rows [own | partner], or the other way round, read with another stride or from another column."""
+    width, beside = own.shape[-1], partner.shape[-1]
+    apart = np.concatenate([partner[..., ::2], partner[..., 1::2]], -1)  # as kernels may keep rope parts
+    for right, rows, layout in (
+        (0, np.concatenate([own, partner], -1), f"[{what} {width} | {with_it} {beside}]"),
+        (beside, np.concatenate([partner, own], -1), f"[{with_it} {beside} | {what} {width}]"),
+        (0, np.concatenate([own, apart], -1), f"[{what} {width} | {with_it} {beside}]"),
+        (beside, np.concatenate([apart, own], -1), f"[{with_it} {beside} | {what} {width}]"),
+        (0, own, ""),
+    ):
+        if not beside and layout:
+            continue
+        told = f" (cache rows are {layout})" if layout else ""
+        whole = rows.shape[-1]
+        strides = dict.fromkeys(
+            [whole, width, beside, width + beside, *_rounded_up(whole), *_rounded_up(width)]
+        )
+        starts = dict.fromkeys([right, 0, width, beside, *_rounded_up(width), *_rounded_up(beside)])
+        for stride in strides:
+            for start in starts if layout else (0,):
+                if (stride, start) != (whole, right) and start <= whole + max(ALIGNMENTS):
+                    words = _strides_in_words(stride, whole, start, right) + told
+                    yield from _read_at(rows, width, words, stride, start)
+            if stride != whole:
+                for tile in TILES:
+                    words = _strides_in_words(stride, whole, right, right)
+                    yield from _read_at(
+                        rows, width, f"{words}, in each tile of {tile} keys{told}", stride, right, tile
+                    )
+
+
+def _rounded_up(number):
+    return [-(-number // to) * to for to in ALIGNMENTS]
+
+
+def _strides_in_words(stride, whole, start, right):
+    words = []
+    if stride != whole:
+        words.append(f"with a stride of {stride} numbers from key to key, where it is {whole}")
+    if start != right:
+        words.append(f"from column {start} of a row on, where they begin at column {right}")
+    return f"read {' and '.join(words)}"
+
+
+def _read_at(rows, width, words, stride, start, tile=None):
+    """Words, and `width` numbers a key of the memory of rows (B, S, W); what lies behind the last one is the
+    first again, or 0.
+    """
+    count, num_keys, whole = rows.shape
+    key = np.arange(num_keys)
+    own = key * stride if tile is None else key // tile * tile * whole + key % tile * stride
+    first = np.arange(count)[:, None] * num_keys * whole + own
+    places = first[..., None] + start + np.arange(width)
+    flat = rows.reshape(-1)
+    read = flat[places % flat.size]
+    yield words, read
+    if places.max() >= flat.size:
+        yield words, np.where(places < flat.size, read, 0.0)
+
+
+def turned_again(arrays, positions) -> Iterator[tuple[str, Arrays]]:
+    """Rope parts that are turned by their position once more, or back. `positions` of the rows, (B, T)."""
+    keys = np.broadcast_to(np.arange(arrays.k_rope.shape[1]), arrays.k_rope.shape[:2])
+    if arrays.k_rope.shape[-1] % 2:
+        return
+    for pairs, axis in (("components n and n + half", 0), ("components 2n and 2n + 1", 1)):
+        for sign, way in (
+            (1, "turned by their positions once more"),
+            (-1, "turned back by their positions"),
+        ):
+            query = _turned(arrays.q_rope, positions[:, None], sign, axis)
+            key = _turned(arrays.k_rope, keys, sign, axis)
+            words = f"{way} (rotary embedding in pairs of {pairs})"
+            yield f"the rope parts of the queries (q_rope) are {words}", arrays._replace(q_rope=query)
+            yield f"the rope parts of the keys (k_rope) are {words}", arrays._replace(k_rope=key)
+
+
+def _turned(x, positions, sign, axis):
+    half = x.shape[-1] // 2
+    angle = sign * positions[..., None] * ROPE_BASE ** (-np.arange(half) / half)
+    a, b = (x[..., :half], x[..., half:]) if axis == 0 else (x[..., ::2], x[..., 1::2])
+    pair = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
+    return np.concatenate(pair, -1) if axis == 0 else np.stack(pair, -1).reshape(x.shape)
+
+
+def other_projections(arrays) -> Iterator[tuple[str, Arrays]]:
+    """Projections w_uk and w_uv that lie in one array, taken apart at another row or in another order."""
+    w_uk, w_uv = arrays.w_uk, arrays.w_uv
+    heads, nope, rank = w_uk.shape
+    dims = w_uv.shape[1]
+    joined = np.concatenate([w_uk, w_uv], 1)  # (H, N + E, C)
+    told = f"of the joined projection of a head ({nope} rows of w_uk, then {dims} of w_uv)"
+    for first in range(nope + dims):
+        rows = np.roll(joined, -first, axis=1)
+        if first != nope:
+            where = f"rows {first} to {first + dims - 1} {told}; they are rows {nope} to {nope + dims - 1}"
+            yield f"w_uv is taken from {where}", arrays._replace(w_uv=rows[:, :dims])
+        if first:
+            where = f"rows {first} to {first + nope - 1} {told}; they are rows 0 to {nope - 1}"
+            yield f"w_uk is taken from {where}", arrays._replace(w_uk=rows[:, :nope])
+    other = np.concatenate([w_uv, w_uk], 1)
+    words = "w_uk and w_uv of a head lie in one array in the other order (values first)"
+    yield words, arrays._replace(w_uk=other[:, :nope], w_uv=other[:, nope:])
+    flat = joined.reshape(-1, rank)
+    apart = flat[: heads * nope].reshape(w_uk.shape), flat[heads * nope :].reshape(w_uv.shape)
+    words = (
+        "w_uk and w_uv lie in one array head by head, and are read as all heads of w_uk, then all of w_uv"
+    )
+    yield words, arrays._replace(w_uk=apart[0], w_uv=apart[1])
+    flat = np.concatenate([w_uk.reshape(-1, rank), w_uv.reshape(-1, rank)]).reshape(heads, nope + dims, rank)
+    words = "w_uk and w_uv lie in one array, first all heads of w_uk, and are read head by head"
+    yield words, arrays._replace(w_uk=flat[:, :nope], w_uv=flat[:, nope:])
