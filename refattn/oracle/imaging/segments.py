@@ -14,6 +14,7 @@ from refattn.oracle.imaging.elsewhere import other_rows
 
 MOST_STEPS = 0.15  # share of neighbouring keys between which the factor changes
 FITS = 0.9
+OF_TILE_BEFORE = "what was accumulated before a tile is rescaled with the factor of the tile before it"
 
 
 @dataclass(eq=False)
@@ -139,6 +140,10 @@ class Stretches:
             if big.any() and near.sum() >= FITS * big.sum():
                 words = f"what was accumulated before a tile is {words} when the running maximum rises in it"
                 yield words, float(near.sum() / big.sum()), near
+        before = np.concatenate([np.full_like(rise[..., :1], np.nan), rise[..., :-1]], -1)
+        near = big & (np.abs(step - (rise - before)) <= self.tolerance)
+        if big.any() and near.sum() >= FITS * big[..., 2:].sum() > 0:
+            yield OF_TILE_BEFORE, float(near.sum() / big[..., 2:].sum()), near
         if not big.any():
             return
         rise = np.where(np.isfinite(rise), rise, 0.0)
