@@ -20,7 +20,7 @@ from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
 from refattn.oracle.imaging.maps import most_common, ranges
-from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number
+from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
 from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments
 from refattn.oracle.imaging.sources import find_sources
@@ -508,10 +508,10 @@ class Description:
         wrong = (l.sum_off != 0) & ~self.explained & ~(l.labels == MISSING).any(-1)
         if not wrong.any():
             return
-        rule = self.of_rows(wrong)
         sums = l.sum[wrong]
         spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
         nature = self._row_number(-l.sum_off, wrong, NORMALISER)
+        rule = self._rule_of_number(-l.sum_off, wrong, NORMALISER, nature)
         unknown = "rows are divided by a wrong normaliser, or multiplied by a wrong factor"
         most = np.abs(l.sum_off[wrong]).max()
         if not nature and most < FAINT:
@@ -525,6 +525,11 @@ class Description:
         """Words for what explains a wrong number of rows (B, H, T) best; "" where nothing does."""
         explained = explain_row_number(self.ledgers, delta, wrong, self.regions, number)
         return max(explained, key=lambda words_and_share: round(words_and_share[1], 2), default=("", 0.0))[0]
+
+    def _rule_of_number(self, delta, wrong, number, words):
+        """The rule for rows of a wrong number, among the rows in which its explanation can be seen."""
+        changed = rows_changed(self.ledgers, delta, self.regions, number, words) if words else None
+        return self.of_rows(wrong, None if changed is None else self.rows & (changed | wrong))
 
     def _values(self):
         yield from explain_values(self)
@@ -567,6 +572,7 @@ class Description:
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]
         spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
         if words := self._row_number(l.lse_off, wrong, LSE):
+            rule = self._rule_of_number(l.lse_off, wrong, LSE, words)
             return self.finding(rule, "lse", words + right, spread + ".")
         return self.finding(rule, "lse", spread + right, confident=False)
 

@@ -11,9 +11,13 @@ from refattn.oracle.imaging.elsewhere import other_rows
 from refattn.oracle.imaging.factors_in_words import ratio
 from refattn.oracle.imaging.features import KEY_TILES
 from refattn.oracle.imaging.rounding import COARSE, REFERENCE_TILES, rounded_weights, tile_maximum
+from refattn.oracle.imaging.row_sinks import other_sinks
+from refattn.oracle.imaging.row_states import carried, wrong_steps
 from refattn.oracle.imaging.row_sums import other_sums
 
 EXPLAINS = 0.9
+OVERLOOKED = 0.75  # of the tolerance (which is twice the rounding)
+PLAIN = 4  # families that come first and are cheap
 MOST_TERMS = 2**22  # exponentials that are added up one by one
 ACCUMULATED = (16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
 
@@ -85,6 +89,23 @@ def explain_row_number(ledgers, delta, wrong, regions, number) -> list[tuple[str
     with np.errstate(all="ignore"):
         models = [(words, rows.share(predicted)) for family in FAMILIES for words, predicted in family(rows)]
     return [(words, share) for words, share in models if share >= EXPLAINS]
+
+
+def rows_changed(ledgers, delta, regions, number, words):
+    """Rows (B, H, T) whose number an explanation changes by more than can be overlooked; None where that
+    cannot be said of other rows than the wrong ones.
+    """
+    view = ledgers.view
+    known = view.row_exists & ~ledgers.nan & ~ledgers.zero & ledgers.judged.any(-1)
+    rows = WrongNumbers(ledgers, delta, known, regions, number)
+    with np.errstate(all="ignore"):
+        for family in FAMILIES[:PLAIN]:
+            for said, predicted in family(rows):
+                if said == words:
+                    changed = np.zeros(view.shape[:3], bool)
+                    changed[rows.at] = np.abs(predicted) > OVERLOOKED * rows.tolerance
+                    return changed
+    return None
 
 
 # families: words, and the `delta` (n,) that would be seen
@@ -201,13 +222,11 @@ def _product_with_mean_key(rows):
 def _rescaled_tiles(rows):
     """Sums of tiles of keys that are brought to another maximum than the row's."""
     view, name = rows.view, rows.name
-    exponentials = np.exp(np.where(view.visible, view.score, -np.inf))
     for size in KEY_TILES:
         if size >= view.num_keys:
             continue
         tops = tile_maximum(view, size)[rows.at]
         running = np.maximum.accumulate(tops, axis=-1)
-        sums = np.add.reduceat(exponentials, np.arange(0, view.num_keys, size), axis=-1)[rows.at]
         rise = running[..., -1] - running[..., -2]
         rise = np.where(np.isfinite(rise), rise, 0)
         yield f"{name} misses the last rescaling (tiles of {size} keys)", rise
@@ -219,14 +238,6 @@ def _rescaled_tiles(rows):
         yield (
             f"{name} is relative to the maximum of the last tile of {size} keys",
             tops[..., -1] - running[..., -1],
-        )
-        yield (
-            f"{name} is never rescaled: each tile of {size} keys counts relative to the maximum so far",
-            np.log((sums / np.exp(running)).sum(-1)) - rows.inner,
-        )
-        yield (
-            f"{name} counts each tile of {size} keys relative to its own maximum",
-            np.log(np.where(np.isfinite(tops), sums / np.exp(tops), 0).sum(-1)) - rows.inner,
         )
 
 
@@ -305,10 +316,13 @@ FAMILIES = (
     _of_other_rows,
     _stored_elsewhere,
     _slips_of_lse,
+    other_sinks,
     _constant,
+    wrong_steps,
+    _rescaled_tiles,
+    carried,
     other_sums,
     _multiples,
-    _rescaled_tiles,
     _by_head,
     _accumulated,
     _rounded,

@@ -1,4 +1,4 @@
-"""Sums of exponentials that hold other terms: keys or a sink left out or doubled, or terms that joined.
+"""Sums of exponentials that hold other terms: keys left out or doubled, or terms that joined.
 
 Each family yields words and the logarithm (n,) of such a sum over the right one.
 """
@@ -7,97 +7,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.imaging.elsewhere import other_rows
 from refattn.oracle.imaging.features import FEATURES, KEY_TILES
 
 KNOWN = 0.9  # of the rows hold a whole number of terms
 ADDED = "as of keys of score 0 or of empty parts whose lse is 0"  # where terms of exp(0) come from
 
-NEAR_SINK = 0.02  # logits: another head's sink is the one that is held
-
 
 def other_sums(rows):
     """Words and logarithms for the wrong numbers `rows` (`row_numbers.WrongNumbers`)."""
-    yield from _other_sinks(rows)
     if rows.view.dropped is not None:
         yield (
             "the kept weights are normalised to sum to 1 again: dropout is applied before the softmax",
             np.log(rows.ledgers.right_sum[rows.at]),
         )
     yield from _other_keys(rows)
-    yield from _sink_of_each_part(rows)
     yield from _terms_of_zero(rows)
     yield from _padding(rows)
-
-
-def _sinks(view):
-    """The sinks, (B, H, 1), or None."""
-    if view.outline_of(0).sinks is None:
-        return None
-    of_sequence = [view.outline_of(n).sinks[s.entry][s.heads] for n, s in enumerate(view.sequences)]
-    return np.array(of_sequence)[..., None]
-
-
-def _other_sinks(rows):
-    view, name, lse = rows.view, rows.name, rows.lse
-    if (of_heads := _sinks(view)) is None:
-        return
-    of_heads = np.broadcast_to(of_heads, view.shape[:3])
-    sinks = of_heads[rows.at]
-    share = np.exp(sinks - lse)
-    replaced = lambda other: np.log1p(np.exp(other - lse) - share)
-    yield f"the sink is left out of {name}", np.log1p(-share)
-    yield f"the sink counts twice in {name}", np.log1p(share)
-    for words, other in other_rows(view, rows.at):
-        if not words.startswith(("the row", "row")):  # all rows of a head have one sink
-            yield f"{name} holds the sink of {words}", replaced(other.of_other(of_heads))
-    # the sink that the sum would hold
-    implied = np.log(np.exp(sinks) + np.expm1(rows.delta) * np.exp(lse))
-    known = np.isfinite(implied)
-    level = float(np.median(implied[known])) if known.any() else 0.0
-    if taken := _sinks_of_heads(rows, of_heads, implied):
-        words = ", ".join(f"{a} -> {b}" for a, b in taken.items() if a != b)
-        others = np.array([taken.get(int(h), int(h)) for h in view.heads[rows.at[1]]])
-        place = {int(h): n for n, h in enumerate(view.heads)}
-        sink = of_heads[rows.at[0], [place[h] for h in others], 0]
-        yield f"{name} holds the sinks of other heads (head -> head: {words})", replaced(sink)
-    yield f"the sink in {name} is {level:.4g} whatever it should be", replaced(np.full_like(sinks, level))
-    for words, factor in (
-        ("multiplied by the scale", view.outline_of(0).scale),
-        ("in base 2 (times ln 2)", np.log(2)),
-        ("in base 2 (times log2(e))", np.log2(np.e)),
-        ("negated", -1.0),
-    ):
-        yield f"the sink in {name} is {words}", replaced(factor * sinks)
-    size = (sinks * sinks).sum()
-    a = float(np.nansum(sinks * np.where(known, implied, sinks)) / size) if size else 1.0
-    yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
-
-
-def _sinks_of_heads(rows, of_heads, implied):
-    """For each head the one whose sink its rows hold, {head: head}; empty where that is not clear."""
-    view, taken = rows.view, {}
-    sinks = of_heads[0, :, 0]
-    for h in np.unique(rows.at[1]):
-        found = implied[(rows.at[1] == h) & np.isfinite(implied)]
-        if not found.size:
-            return {}
-        away = np.abs(sinks - np.median(found))
-        nearest, *others = np.argsort(away)
-        if away[nearest] > NEAR_SINK or (others and away[others[0]] < 4 * NEAR_SINK):
-            return {}
-        taken[int(view.heads[h])] = int(view.heads[nearest])
-    return taken if any(a != b for a, b in taken.items()) else {}
-
-
-def _sink_of_each_part(rows):
-    if (sinks := _sinks(rows.view)) is None:
-        return
-    share = np.exp(np.broadcast_to(sinks, rows.view.shape[:3])[rows.at] - rows.lse)
-    times = float(np.median(np.expm1(rows.delta) / np.where(share > 0, share, np.nan)))
-    if np.isfinite(times):
-        words = f"the sink counts {1 + times:.3g} times in {rows.name}, as if each part added it"
-        yield words, np.log1p(times * share)
 
 
 def _other_keys(rows):

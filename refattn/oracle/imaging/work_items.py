@@ -1,0 +1,137 @@
+"""Work items, tiles of rows of a head, in the order in which a kernel computes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROW_TILES = (8, 16, 32, 48, 64, 96, 128)
+HALF = 0.5  # of the rows must be found at one distance
+LEAST_OF_ITEM, CLEAR, NEARLY_ALL = 6, 0.7, 0.9  # rows of an item; shares of rows
+
+
+class Order:
+    """An order of all rows: `tile` rows of a head are one item; head after head, or all first tiles first.
+
+    Rows are numbered so that those at the same place of the item n before have a number n * tile less.
+    """
+
+    def __init__(self, view, tile, by_head=True):
+        self.sequences, self.num_heads, self.num_rows = view.shape[:3]
+        self.tile, self.by_head = tile, by_head
+        self.tiles, self.heads = -(-self.num_rows // tile), self.sequences * self.num_heads
+
+    def number(self, b, h, t):
+        head, (tile, place) = b * self.num_heads + h, np.divmod(t, self.tile)
+        item = head * self.tiles + tile if self.by_head else tile * self.heads + head
+        return item * self.tile + place
+
+    def row(self, number):
+        """Places (b, h, t) of the rows of these numbers, and which of them there are."""
+        item, place = np.divmod(number, self.tile)
+        head, tile = np.divmod(item, self.tiles) if self.by_head else np.divmod(item, self.heads)[::-1]
+        t = tile * self.tile + place
+        inside = (item >= 0) & (head < self.heads) & (t < self.num_rows) & (tile < self.tiles)
+        head, t = np.where(inside, head, 0), np.where(inside, t, 0)
+        return (head // self.num_heads, head % self.num_heads, t), inside
+
+    def words(self, before):
+        count, way = abs(before), "before" if before > 0 else "further on"
+        if self.tiles == 1:
+            every = "heads (of all sequences, one after the other)" if self.sequences > 1 else "heads"
+            return f"the row {count} query {every} {way}"
+        order = "head after head" if self.by_head else "all heads of a tile first"
+        what = (
+            f"the tile of {self.tile} rows {way}"
+            if count == 1
+            else f"{count} tiles of {self.tile} rows {way}"
+        )
+        return f"the row {what} (in the order of the work, {order})"
+
+
+class Source:
+    """Of n rows, each in a place of arrays (B, H, T), the ones that stand at one distance in an order."""
+
+    def __init__(self, order, at, before):
+        self.words = order.words(before)
+        self.other, self.inside = order.row(order.number(*at) - before * order.tile)
+
+    def of(self, array):
+        """Numbers of the other rows; NaN where there is none."""
+        return np.where(self.inside, array[self.other], np.nan)
+
+
+def orders(view):
+    yield Order(view, view.shape[2])
+    for tile in ROW_TILES:
+        if tile < view.shape[2]:
+            yield Order(view, tile)
+            if view.shape[0] * view.shape[1] > 1:
+                yield Order(view, tile, by_head=False)
+
+
+def common_sources(view, at, near, some, source):
+    """Where rows stand in whose numbers those of other rows were found, likeliest first: `Source`s.
+
+    `near` (n, N) says in which rows `source` (N, 3) those of the rows `some` (n,) of `at` were found.
+    """
+    row, found = np.nonzero(near)
+    if not len(row):
+        return []
+    some = np.asarray(some)
+    own, other = tuple(axis[some[row]] for axis in at), tuple(source[found].T)
+    best = []
+    for order in orders(view):
+        steps = order.number(*own) - order.number(*other)
+        steps = steps[(steps % order.tile == 0) & (steps != 0)] // order.tile
+        if not len(steps):
+            continue
+        values, counts = np.unique(steps, return_counts=True)
+        n = counts.argmax()
+        if counts[n] >= HALF * len(some):
+            best.append((-counts[n], len(best), Source(order, at, int(values[n]))))
+    if not best and (table := _table(view, at, some, own, other, row)) is not None:
+        return [table]
+    return [entry for *_, entry in sorted(best, key=lambda entry: entry[:2])[:2]]
+
+
+class Table:
+    """Sources that were found for each tile of rows alone: `taken` {item: item} of an order."""
+
+    def __init__(self, order, at, taken):
+        item, place = np.divmod(order.number(*at), order.tile)
+        from_item = np.array([taken.get(int(n), -1) for n in item])
+        self.other, self.inside = order.row(from_item * order.tile + place)
+        pairs = [
+            f"{_item_in_words(order, b)} that of {_item_in_words(order, a)}"
+            for a, b in ((source, own) for own, source in sorted(taken.items()))
+        ]
+        self.words = (
+            f"the row at the same place of another tile of {order.tile} rows, computed before "
+            f"({', '.join(pairs[:4])}{', ...' if len(pairs) > 4 else ''})"
+        )
+
+    of = Source.of
+
+
+def _item_in_words(order, item):
+    (b, h, t), _ = order.row(np.array([item * order.tile]))
+    of = f"sequence {b[0]}, " if order.sequences > 1 else ""
+    return f"{of}head {h[0]}, rows {t[0]} to {min(t[0] + order.tile, order.num_rows) - 1}"
+
+
+def _table(view, at, some, own, other, row):
+    """The source of each tile of rows, where nearly all tiles have one; None where that is not so."""
+    for order in orders(view):
+        same = (order.number(*own) - order.number(*other)) % order.tile == 0
+        mine, theirs = order.number(*own)[same] // order.tile, order.number(*other)[same] // order.tile
+        every = order.number(*(axis[some] for axis in at)) // order.tile
+        taken, covered = {}, 0
+        for item in np.unique(every):
+            values, counts = np.unique(theirs[(mine == item) & (theirs != item)], return_counts=True)
+            size = (every == item).sum()
+            if len(values) and size >= LEAST_OF_ITEM and counts.max() > CLEAR * size:
+                taken[int(item)] = int(values[counts.argmax()])
+                covered += size
+        if covered > NEARLY_ALL * len(some) and len(taken) > 1:
+            return Table(order, at, taken)
+    return None
