@@ -510,8 +510,8 @@ class Description:
             return
         sums = l.sum[wrong]
         spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
-        nature = self._row_number(-l.sum_off, wrong, NORMALISER)
-        rule = self._rule_of_number(-l.sum_off, wrong, NORMALISER, nature)
+        nature, recipe = self._row_number(-l.sum_off, wrong, NORMALISER)
+        rule = self._rule_of_number(-l.sum_off, wrong, NORMALISER, nature, recipe)
         unknown = "rows are divided by a wrong normaliser, or multiplied by a wrong factor"
         most = np.abs(l.sum_off[wrong]).max()
         if not nature and most < FAINT:
@@ -522,13 +522,18 @@ class Description:
         yield self.finding(rule, "normaliser", nature or unknown, spread, confident=bool(nature))
 
     def _row_number(self, delta, wrong, number):
-        """Words for what explains a wrong number of rows (B, H, T) best; "" where nothing does."""
+        """Words for what explains a wrong number of rows (B, H, T) best, "" where nothing does; and what
+        says where else it would show, or None.
+        """
         explained = explain_row_number(self.ledgers, delta, wrong, self.regions, number)
-        return max(explained, key=lambda words_and_share: round(words_and_share[1], 2), default=("", 0.0))[0]
+        words, _, recipe = max(explained, key=lambda entry: round(entry[1], 2), default=("", 0.0, None))
+        return words, recipe
 
-    def _rule_of_number(self, delta, wrong, number, words):
+    def _rule_of_number(self, delta, wrong, number, words, recipe):
         """The rule for rows of a wrong number, among the rows in which its explanation can be seen."""
-        changed = rows_changed(self.ledgers, delta, self.regions, number, words) if words else None
+        changed = None
+        if words:
+            changed = rows_changed(self.ledgers, delta, self.regions, number, words, recipe)
         return self.of_rows(wrong, None if changed is None else self.rows & (changed | wrong))
 
     def _values(self):
@@ -571,8 +576,9 @@ class Description:
             return self.finding(rule, "format", nature)
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]
         spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
-        if words := self._row_number(l.lse_off, wrong, LSE):
-            rule = self._rule_of_number(l.lse_off, wrong, LSE, words)
+        words, recipe = self._row_number(l.lse_off, wrong, LSE)
+        if words:
+            rule = self._rule_of_number(l.lse_off, wrong, LSE, words, recipe)
             return self.finding(rule, "lse", words + right, spread + ".")
         return self.finding(rule, "lse", spread + right, confident=False)
 

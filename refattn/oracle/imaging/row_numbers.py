@@ -15,9 +15,9 @@ from refattn.oracle.imaging.row_sinks import other_sinks
 from refattn.oracle.imaging.row_states import carried, wrong_steps
 from refattn.oracle.imaging.row_sums import other_sums
 
-EXPLAINS = 0.9
+EXPLAINS, NOTHING_LEFT = 0.9, 0.995
 OVERLOOKED = 0.75  # of the tolerance (which is twice the rounding)
-PLAIN = 4  # families that come first and are cheap
+LEAST_ROWS = 3  # fewer may be like others by chance
 MOST_TERMS = 2**22  # exponentials that are added up one by one
 ACCUMULATED = (16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
 
@@ -69,6 +69,7 @@ class WrongNumbers:
         if self.returned:
             self.tolerance = self.tolerance + 8 * measured.spec.lse.unit_roundoff * (1 + np.abs(self.lse))
         # rows whose number is known well enough to tell explanations apart
+        self.recipes = {}  # of some explanations, what they predict of other rows than these
         telling = np.abs(self.delta) > 5 * self.tolerance
         self.telling = telling if telling.sum() >= 3 else np.ones(len(telling), bool)
 
@@ -78,20 +79,26 @@ class WrongNumbers:
         return float(min(near.mean(), near[self.telling].mean()))
 
 
-def explain_row_number(ledgers, delta, wrong, regions, number) -> list[tuple[str, float]]:
-    """Words for what explains `delta` (B, H, T) in the wrong rows, and the share of them that it explains.
+def explain_row_number(ledgers, delta, wrong, regions, number) -> list[tuple]:
+    """Words for what explains `delta` (B, H, T) in the wrong rows, the share of them that it explains, and
+    for some a function that says of any `WrongNumbers` what it predicts.
 
     `number` is `NORMALISER` or `LSE`.
     """
     rows = WrongNumbers(ledgers, delta, wrong, regions, number)
     if not len(rows.delta):
         return []
+    families = FAMILIES if len(rows.delta) >= LEAST_ROWS else OF_FEW_ROWS
+    models = []
     with np.errstate(all="ignore"):
-        models = [(words, rows.share(predicted)) for family in FAMILIES for words, predicted in family(rows)]
-    return [(words, share) for words, share in models if share >= EXPLAINS]
+        for family in families:
+            models += [(words, rows.share(predicted)) for words, predicted in family(rows)]
+            if any(share > NOTHING_LEFT for _, share in models):
+                break
+    return [(words, share, rows.recipes.get(words)) for words, share in models if share >= EXPLAINS]
 
 
-def rows_changed(ledgers, delta, regions, number, words):
+def rows_changed(ledgers, delta, regions, number, words, recipe):
     """Rows (B, H, T) whose number an explanation changes by more than can be overlooked; None where that
     cannot be said of other rows than the wrong ones.
     """
@@ -99,13 +106,16 @@ def rows_changed(ledgers, delta, regions, number, words):
     known = view.row_exists & ~ledgers.nan & ~ledgers.zero & ledgers.judged.any(-1)
     rows = WrongNumbers(ledgers, delta, known, regions, number)
     with np.errstate(all="ignore"):
-        for family in FAMILIES[:PLAIN]:
-            for said, predicted in family(rows):
-                if said == words:
-                    changed = np.zeros(view.shape[:3], bool)
-                    changed[rows.at] = np.abs(predicted) > OVERLOOKED * rows.tolerance
-                    return changed
-    return None
+        if recipe is None:
+            plain = (pair for family in PLAIN for pair in family(rows))
+            predicted = next((predicted for said, predicted in plain if said == words), None)
+        else:
+            predicted = recipe(rows)
+    if predicted is None:
+        return None
+    changed = np.zeros(view.shape[:3], bool)
+    changed[rows.at] = np.abs(predicted) > OVERLOOKED * rows.tolerance
+    return changed
 
 
 # families: words, and the `delta` (n,) that would be seen
@@ -327,3 +337,5 @@ FAMILIES = (
     _accumulated,
     _rounded,
 )
+PLAIN = (_of_other_rows, _slips_of_lse, other_sinks)  # that say the same of all rows
+OF_FEW_ROWS = (_slips_of_lse, other_sinks, _constant, other_sums)

@@ -15,25 +15,28 @@ class TileStates:
         relative to the running maximum. A sink that starts the state is the first of the J tiles.
     decay : ndarray, (n, J)
         Logarithm of the factor by which what came before a tile is rescaled in it: 0 or less.
-    seen, masked : ndarray of bool, (n, J)
-        Tiles with visible keys, and those of them with hidden ones.
+    seen : ndarray of bool, (n, J)
+        Tiles with visible keys.
+    partly : dict of str to ndarray of bool, (n, J)
+        Words for tiles that are seen in part, and which those are.
     """
 
-    def __init__(self, score, size, sinks=None, backwards=False):
+    def __init__(self, score, size, sinks=None, backwards=False, partly=None):
         keys = score.shape[-1]
         edges = self.first_key = np.arange(0, keys, size)
         maximum = np.maximum.reduceat(score, edges, axis=-1)
         sums = np.add.reduceat(np.exp(score - _finite(maximum).repeat(size, -1)[:, :keys]), edges, axis=-1)
-        masked = np.add.reduceat(np.isneginf(score), edges, axis=-1) > 0
+        partly = partly or {}
         if backwards:
             self.first_key = edges[::-1]
-            maximum, sums, masked = maximum[:, ::-1], sums[:, ::-1], masked[:, ::-1]
+            maximum, sums = maximum[:, ::-1], sums[:, ::-1]
+            partly = {words: tiles[:, ::-1] for words, tiles in partly.items()}
         self.starts = sinks is not None
         if self.starts:
             first = lambda column, rest: np.concatenate([column[:, None], rest], -1)
             maximum, sums = first(sinks, maximum), first(np.ones(len(sinks)), sums)
             self.first_key = np.concatenate([[0], self.first_key])
-            masked = first(np.zeros(len(sinks), bool), masked)
+            partly = {words: first(np.zeros(len(sinks), bool), tiles) for words, tiles in partly.items()}
         self.maximum, self.running = maximum, np.maximum.accumulate(maximum, axis=-1)
         with np.errstate(divide="ignore"):
             self.sums = np.log(sums) + maximum - _finite(self.running)
@@ -41,7 +44,7 @@ class TileStates:
         before = self.running[:, :-1]
         self.decay[:, 1:] = np.where(np.isfinite(before), before - self.running[:, 1:], 0.0)
         self.seen = np.isfinite(maximum)
-        self.masked = masked & self.seen
+        self.partly = partly
 
     def places(self):
         """Words and tiles (n, J) in which kernels do something else than in the others."""
@@ -55,8 +58,9 @@ class TileStates:
         yield f"the last tile that the row sees{which}", last
         yield "the first tile that the row sees", first
         yield "the second tile that the row sees", keys & (np.cumsum(keys, -1) == 2)
-        yield "tiles of which the row sees a part only", self.masked
-        yield "tiles that the row sees as a whole", keys & ~self.masked
+        for words, tiles in self.partly.items():
+            yield words, keys & tiles
+            yield words.replace("a part only", "all").replace("some row", "each row"), keys & ~tiles
         yield "every tile but the last that the row sees", keys & ~last
         yield "tiles of odd number", number % 2 == 1
         yield "tiles of even number", keys & (number % 2 == 0)

@@ -111,6 +111,11 @@ class View:
             return np.zeros(self.shape)
         return _joined(pieces, self.shape[1:][: pieces[0].ndim])
 
+    @property
+    def samples_all_rows(self):
+        """Whether all rows of each sequence are looked at."""
+        return all(len(s.rows) == s.num_rows for s in self.sequences)
+
     @cached_property
     def row_exists(self):
         """(B, 1, T)"""

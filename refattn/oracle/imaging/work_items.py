@@ -6,6 +6,7 @@ import numpy as np
 
 ROW_TILES = (8, 16, 32, 48, 64, 96, 128)
 HALF = 0.5  # of the rows must be found at one distance
+LEAST_TILE = 16  # rows of an item that has a source of its own
 LEAST_OF_ITEM, CLEAR, NEARLY_ALL = 6, 0.7, 0.9  # rows of an item; shares of rows
 
 
@@ -40,11 +41,7 @@ class Order:
             every = "heads (of all sequences, one after the other)" if self.sequences > 1 else "heads"
             return f"the row {count} query {every} {way}"
         order = "head after head" if self.by_head else "all heads of a tile first"
-        what = (
-            f"the tile of {self.tile} rows {way}"
-            if count == 1
-            else f"{count} tiles of {self.tile} rows {way}"
-        )
+        what = f"{count} tile{'s' * (count > 1)} of {self.tile} rows {way}"
         return f"the row {what} (in the order of the work, {order})"
 
 
@@ -52,12 +49,16 @@ class Source:
     """Of n rows, each in a place of arrays (B, H, T), the ones that stand at one distance in an order."""
 
     def __init__(self, order, at, before):
-        self.words = order.words(before)
+        self.words, self.order, self.before = order.words(before), order, before
         self.other, self.inside = order.row(order.number(*at) - before * order.tile)
 
     def of(self, array):
         """Numbers of the other rows; NaN where there is none."""
         return np.where(self.inside, array[self.other], np.nan)
+
+    def at(self, at):
+        """The same of rows in other places."""
+        return Source(self.order, at, self.before)
 
 
 def orders(view):
@@ -88,10 +89,11 @@ def common_sources(view, at, near, some, source):
         values, counts = np.unique(steps, return_counts=True)
         n = counts.argmax()
         if counts[n] >= HALF * len(some):
-            best.append((-counts[n], len(best), Source(order, at, int(values[n]))))
+            share, before = round(counts[n] / len(some), 1), int(values[n])
+            best.append((-share, abs(before), len(best), Source(order, at, before)))
     if not best and (table := _table(view, at, some, own, other, row)) is not None:
         return [table]
-    return [entry for *_, entry in sorted(best, key=lambda entry: entry[:2])[:2]]
+    return [entry for *_, entry in sorted(best, key=lambda entry: entry[:3])[:2]]
 
 
 class Table:
@@ -105,12 +107,17 @@ class Table:
             f"{_item_in_words(order, b)} that of {_item_in_words(order, a)}"
             for a, b in ((source, own) for own, source in sorted(taken.items()))
         ]
+        self.order, self.taken = order, taken
         self.words = (
             f"the row at the same place of another tile of {order.tile} rows, computed before "
             f"({', '.join(pairs[:4])}{', ...' if len(pairs) > 4 else ''})"
         )
 
     of = Source.of
+
+    def at(self, at):
+        """The same of rows in other places."""
+        return Table(self.order, at, self.taken)
 
 
 def _item_in_words(order, item):
@@ -122,6 +129,8 @@ def _item_in_words(order, item):
 def _table(view, at, some, own, other, row):
     """The source of each tile of rows, where nearly all tiles have one; None where that is not so."""
     for order in orders(view):
+        if not order.by_head or order.tile < LEAST_TILE:
+            continue
         same = (order.number(*own) - order.number(*other)) % order.tile == 0
         mine, theirs = order.number(*own)[same] // order.tile, order.number(*other)[same] // order.tile
         every = order.number(*(axis[some] for axis in at)) // order.tile

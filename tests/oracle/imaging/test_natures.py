@@ -460,6 +460,50 @@ fault(
     rescale=lambda f, at: f * f,
 )
 
+# the state of the sum alone
+
+fault(
+    "the sum is not rescaled in the second tile",
+    "normaliser is not rescaled in the second tile that the row sees .tiles of 16",
+    size="long",
+    query_times=1.5,
+    rescale_sum=lambda f, at: 1.0 if at.tile == 1 else f,
+)
+fault(
+    "the sum is not rescaled in tiles of the diagonal",
+    "not rescaled in tiles of which some row of its tile of 16 rows sees a part only",
+    options={"causal": True},
+    query_times=1.5,
+    rescale_sum=lambda f, at: f if at.key[0, 0, -1] <= at.row.min() + at.offset else 1.0,
+)
+
+
+class KeptSums:
+    """The first tile of a row tile adds to the sum of the same rows, a row tile of the head before."""
+
+    def __init__(self):
+        self.left = {}
+
+    def counted(self, p, at):
+        if at.tile == 0 and (left := self.left.get((at.b, at.row.min() - 16))) is not None:
+            p = p.copy()
+            p[..., :1] += left[:, : p.shape[1]]
+        return p
+
+    def finish(self, total, at):
+        self.left[at.b, at.row.min()] = total
+        return total
+
+
+fault(
+    "the sum is not reset for the next tile of rows",
+    "normaliser is not reset",
+    "1 tile of 16 rows before",
+    options={"causal": True},
+    counted=(kept := KeptSums()).counted,
+    finish=kept.finish,
+)
+
 # normaliser
 
 fault(
