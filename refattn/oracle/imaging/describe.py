@@ -16,6 +16,7 @@ from refattn.oracle.imaging.copies import copied_rows
 from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
+from refattn.oracle.imaging.kept_outputs import kept_outputs
 from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
@@ -90,6 +91,7 @@ class Description:
             self._formats,
             self._latents,
             self._copies,
+            self._kept,
             self._empty_rows,
             self._unseen_rows,
             self._lost_rows,
@@ -223,6 +225,18 @@ class Description:
             nature = f"rows hold the right result of other rows: {words}"
             yield self.finding(self.of_rows(rows), "copies", nature)
             self.explained |= rows
+
+    def _kept(self):
+        """Wrong rows that hold a part of the result of other rows."""
+        found = kept_outputs(self.measured, self.rows & ~self.explained)
+        if found is not None:
+            rule = self.of_rows(found.rows)
+            if (
+                rule.fit < REPRODUCED
+            ):  # rows of which the one before was not computed by that worker are right
+                rule = dataclasses.replace(rule, statements=())
+            yield self.finding(rule, "kept state", found.words)
+            self.explained |= found.rows
 
     def _empty_rows(self):
         """Rows that see no key, whose output is not 0."""

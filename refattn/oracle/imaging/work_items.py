@@ -10,39 +10,51 @@ LEAST_TILE = 16  # rows of an item that has a source of its own
 LEAST_OF_ITEM, CLEAR, NEARLY_ALL = 6, 0.7, 0.9  # rows of an item; shares of rows
 
 
+HEADS, TILES, SEQUENCES = "head after head", "all heads of a tile first", "tile after tile, for each head"
+
+
 class Order:
-    """An order of all rows: `tile` rows of a head are one item; head after head, or all first tiles first.
+    """An order of all rows, of which `tile` rows of a head are one item.
 
     Rows are numbered so that those at the same place of the item n before have a number n * tile less.
     """
 
-    def __init__(self, view, tile, by_head=True):
+    def __init__(self, view, tile, by=HEADS):
         self.sequences, self.num_heads, self.num_rows = view.shape[:3]
-        self.tile, self.by_head = tile, by_head
-        self.tiles, self.heads = -(-self.num_rows // tile), self.sequences * self.num_heads
+        self.tile, self.by = tile, by
+        self.tiles = -(-self.num_rows // tile)
+        items = np.indices((self.sequences, self.num_heads, self.tiles)).reshape(3, -1)
+        b, h, n = items[:, items[2] * tile < np.array([len(s.rows) for s in view.sequences])[items[0]]]
+        order = {
+            HEADS: np.lexsort((n, h, b)),
+            TILES: np.lexsort((h, b, n)),
+            SEQUENCES: np.lexsort((n, b, h)),
+        }
+        self.items = np.stack([b, h, n])[:, order[by]]
+        self.places = np.full((self.sequences, self.num_heads, self.tiles), -1)
+        self.places[tuple(self.items)] = np.arange(len(b))
 
     def number(self, b, h, t):
-        head, (tile, place) = b * self.num_heads + h, np.divmod(t, self.tile)
-        item = head * self.tiles + tile if self.by_head else tile * self.heads + head
-        return item * self.tile + place
+        tile, place = np.divmod(t, self.tile)
+        return self.places[b, h, tile] * self.tile + place
 
     def row(self, number):
         """Places (b, h, t) of the rows of these numbers, and which of them there are."""
         item, place = np.divmod(number, self.tile)
-        head, tile = np.divmod(item, self.tiles) if self.by_head else np.divmod(item, self.heads)[::-1]
+        b, h, tile = self.items[:, np.clip(item, 0, self.items.shape[1] - 1)]
         t = tile * self.tile + place
-        inside = (item >= 0) & (head < self.heads) & (t < self.num_rows) & (tile < self.tiles)
-        head, t = np.where(inside, head, 0), np.where(inside, t, 0)
-        return (head // self.num_heads, head % self.num_heads, t), inside
+        inside = (item >= 0) & (item < self.items.shape[1]) & (t < self.num_rows)
+        return (b, h, np.where(inside, t, 0)), inside
 
     def words(self, before):
         count, way = abs(before), "before" if before > 0 else "further on"
+        if self.tiles == 1 and self.by == SEQUENCES:
+            return f"the row {count} sequence{'s' * (count > 1)} {way}"
         if self.tiles == 1:
             every = "heads (of all sequences, one after the other)" if self.sequences > 1 else "heads"
             return f"the row {count} query {every} {way}"
-        order = "head after head" if self.by_head else "all heads of a tile first"
         what = f"{count} tile{'s' * (count > 1)} of {self.tile} rows {way}"
-        return f"the row {what} (in the order of the work, {order})"
+        return f"the row {what} (in the order of the work, {self.by})"
 
 
 class Source:
@@ -63,11 +75,15 @@ class Source:
 
 def orders(view):
     yield Order(view, view.shape[2])
+    if view.shape[0] > 1:
+        yield Order(view, view.shape[2], SEQUENCES)
     for tile in ROW_TILES:
         if tile < view.shape[2]:
             yield Order(view, tile)
             if view.shape[0] * view.shape[1] > 1:
-                yield Order(view, tile, by_head=False)
+                yield Order(view, tile, TILES)
+            if view.shape[0] > 1:
+                yield Order(view, tile, SEQUENCES)
 
 
 def common_sources(view, at, near, some, source):
@@ -83,7 +99,7 @@ def common_sources(view, at, near, some, source):
     best = []
     for order in orders(view):
         steps = order.number(*own) - order.number(*other)
-        steps = steps[(steps % order.tile == 0) & (steps != 0)] // order.tile
+        steps = steps[(steps % order.tile == 0) & (steps != 0)] // order.tile  # of items
         if not len(steps):
             continue
         values, counts = np.unique(steps, return_counts=True)
@@ -129,7 +145,7 @@ def _item_in_words(order, item):
 def _table(view, at, some, own, other, row):
     """The source of each tile of rows, where nearly all tiles have one; None where that is not so."""
     for order in orders(view):
-        if not order.by_head or order.tile < LEAST_TILE:
+        if order.by != HEADS or order.tile < LEAST_TILE:
             continue
         same = (order.number(*own) - order.number(*other)) % order.tile == 0
         mine, theirs = order.number(*own)[same] // order.tile, order.number(*other)[same] // order.tile

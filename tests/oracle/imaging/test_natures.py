@@ -504,6 +504,33 @@ fault(
     finish=kept.finish,
 )
 
+
+class KeptAccumulators(KeptSums):
+    """The accumulator of a row tile starts with that of the row tile before, in the same head."""
+
+    def finish(self, total, at):
+        self.total = total
+        return total
+
+    def output(self, output, at):
+        accumulator = output * self.total
+        if (left := self.left.get((at.b, at.row.min() - 16))) is not None:
+            accumulator += left[:, : accumulator.shape[1]]
+        self.left[at.b, at.row.min()] = accumulator
+        return accumulator / self.total
+
+
+fault(
+    "the accumulator is not reset for the next tile of rows",
+    "accumulator is not reset",
+    "1 tile of 16 rows before",
+    "tile of 16 rows is the first",
+    form="packed",
+    dtype="bfloat16",
+    finish=(kept := KeptAccumulators()).finish,
+    output=kept.output,
+)
+
 # normaliser
 
 fault(
