@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 UNJUDGED, RIGHT, MISSING, EXTRA, SCALED = -1, 0, 1, 2, 3
+SOME_RIGHT = 0.1  # of the weights of a row: more than that are right by no accident
 
 
 class Ledgers:
@@ -79,7 +80,19 @@ class Ledgers:
                 near = (np.abs(self.ratio - candidate[..., None]) <= self.measured.tolerance).sum(-1)
                 better = near > best + 0.02 * count
                 shift, best = np.where(better, candidate, shift), np.where(better, near, best)
+            shift = self._factor_of_lse(shift, count)
         return np.where(np.isfinite(shift), shift, 0.0)
+
+    def _factor_of_lse(self, shift, count):
+        """The factors `shift` (B, H, T), but that of lse where it makes some of the `count` weights right.
+
+        With lse a weight gives its score itself: what most weights share may be an error of most of them.
+        """
+        if self.measured.lse is None:
+            return shift
+        own = self.view.lse - self.measured.lse
+        near = (np.abs(self.ratio - own[..., None]) <= self.measured.tolerance).sum(-1)
+        return np.where(near >= np.maximum(SOME_RIGHT * count, 3), own, shift)
 
     @property
     def wrong(self):

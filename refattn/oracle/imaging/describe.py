@@ -21,8 +21,10 @@ from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
 from refattn.oracle.imaging.maps import most_common, ranges
+from refattn.oracle.imaging.overflows import overflow_in_words
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
+from refattn.oracle.imaging.score_noise import noise_in_words
 from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.value_changes import explain_values
@@ -38,6 +40,7 @@ NEARLY_ALL = 0.9
 REPRODUCED = 0.97  # of the rows of a place
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 SCALED_BY_CHANCE, BEYOND = 0.003, 4  # of the judged pairs; times the tolerance
+SAME_SHARE = 0.002  # of the wrong pairs: explanations that differ by less say the same here
 RECORDS = {result.name: result for result in RESULTS}  # findings about a result are of the kind of its name
 
 
@@ -295,7 +298,11 @@ class Description:
             (self.ledgers.zero, "zero rows", "rows are 0, as if they saw no key"),
         ):
             if rows.any():
-                note = threshold_in_words(self.measured, rows)
+                note = ""
+                if words := overflow_in_words(self.measured, rows):
+                    kind, nature = "overflow", words
+                else:
+                    note = threshold_in_words(self.measured, rows)
                 yield self.finding(self.of_rows(rows), kind, nature, note)
                 self.explained |= rows
 
@@ -469,7 +476,7 @@ class Description:
         off = np.abs(l.ratio - l.shift[..., None])[wrong]
         if wrong.sum() < SCALED_BY_CHANCE * l.judged.sum() and np.nanmax(off / tolerance) < BEYOND:
             return
-        universe = ((l.labels == RIGHT) | wrong) & (view.weights > 0) & open_rows
+        universe = (((l.labels == RIGHT) & (view.weights > 0)) | wrong) & open_rows
         yield self._why_scaled(wrong, self.regions.find(wrong, universe))
 
     def _why_scaled(self, wrong, rule):
@@ -491,13 +498,18 @@ class Description:
             return self.finding(rule, "segments", f"in {segments.words}, {words}", spread)
         scores = lambda: explain_scores(WrongRows(l, wrong)) if wrong.sum() >= 3 else []
         if factors.size and np.abs(np.log(factors)).max() < SMALL:
-            return self.finding(rule, "precision", _precision_in_words(factors, scores()))
+            best = scores()
+            words = _scores_in_words(best) if best else _precision_in_words(factors)
+            note = "" if best else noise_in_words(WrongRows(l, wrong))
+            return self.finding(rule, "precision", words, note)
         if words := find_key_sources(l, wrong):
             nature = f"keys are read from other places, values from the right ones: {words}"
             return self.finding(rule, "keys", nature)
         if constant:
             return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
         if best := scores():
+            if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
+                rule = dataclasses.replace(rule, statements=())
             return self.finding(rule, best[0].kind, _scores_in_words(best))
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
@@ -604,9 +616,7 @@ def _is_even(weights):
     return used.any(-1).all() and (np.abs(weights - each) < 0.02 * each)[used].all()
 
 
-def _precision_in_words(factors, explained):
-    if explained:
-        return f"scores are wrong: {explained[0].words}"
+def _precision_in_words(factors):
     most = 100 * np.abs(np.log(factors)).max()
     return (
         f"weights are less exact than the arithmetic allows, by up to {most:.2g} %: "
@@ -616,8 +626,8 @@ def _precision_in_words(factors, explained):
 
 def _scores_in_words(explained):
     """The best explanation of scores, and the next one where it is as good."""
-    words = f"scores are wrong: {explained[0].words}"
     best, *others = explained
-    if others and others[0].share >= best.share - 0.01 and others[0].numbers == best.numbers:
+    words = best.words if best.kind == "exp" else f"scores are wrong: {best.words}"
+    if others and others[0].share >= best.share - SAME_SHARE and others[0].numbers == best.numbers:
         words += f"; or, which is the same here, {others[0].words}"
     return words

@@ -24,18 +24,18 @@ def saturated(rows) -> Iterator[Model]:
         for limit, when in ((largest * abs(rows.scale), ", before the scale"), (largest, "")):
             if (np.abs(rows.raw) > limit).any():
                 yield Model("scores", f"products of query and key are cut off at {words}{when}", cut(limit))
-    with np.errstate(all="ignore"):
-        got = np.abs(rows.got - rows.rest)
-    far = rows.wrong & np.isfinite(got)
-    if far.any():
-        limit = float(np.median(got[far]))
-        words = f"scores before softcap and bias are cut off at {limit:.5g} in size"
-        yield Model("scores", words, cut(limit), 1)
 
 
 def clipped(rows) -> Iterator[Model]:
-    """Scores, or exponents, that are cut off at one end."""
+    """Scores, or exponents, that are cut off at a number of the kernel's own."""
     got = rows.got
+    with np.errstate(all="ignore"):
+        size = np.abs(got - rows.rest)
+    far = rows.wrong & np.isfinite(size)
+    if far.any():
+        limit = float(np.median(size[far]))
+        words = f"scores before softcap and bias are cut off at {limit:.5g} in size"
+        yield Model("scores", words, rows.of_products(np.clip(rows.raw, -limit, limit)), 1)
     for side, beyond, limited in (
         ("at most", rows.wrong & (got < rows.score), np.minimum),
         ("at least", rows.wrong & (got > rows.score), np.maximum),

@@ -10,8 +10,6 @@ from refattn.oracle.imaging.factors_in_words import ratio
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.wrong_rows import Model, centred
 
-BINS = 24  # of a fraction
-
 
 def multiplied(rows) -> Iterator[Model]:
     """An operand times a number."""
@@ -67,6 +65,25 @@ def _other_slopes(rows, slopes):
         right = float(slopes[here][0, 0])
         words.append(f"{right + more:.4g} for head {h} (right {right:.4g})")
     return Model("ALiBi", f"the slopes of ALiBi are others: {', '.join(words[:4])}", scores, 2)
+
+
+def multiplied_in_part(rows) -> Iterator[Model]:
+    """An operand times a number in the wrong pairs only; the pairs that are right stay as they are."""
+    bias, slopes = rows.bias, rows.slopes()
+    terms = [("scale", "scores before softcap, ALiBi and bias are", rows.capped)]
+    if rows.cap is None and bias is None and slopes is None:
+        terms = [("scale", "scores are", rows.raw)]
+    if bias is not None:
+        terms.append(("bias", "the bias is", bias))
+    if slopes is not None:
+        terms.append(("ALiBi", "ALiBi is", -slopes * rows.distance))
+    if bias is not None or slopes is not None:
+        terms.append(("scores", "whole scores (ALiBi and bias included) are", rows.score))
+    for kind, what, term in terms:
+        a = 1 + rows.coefficient_of_wrong(term)
+        changed = np.where(rows.wrong, rows.score + (a - 1) * term, rows.score)
+        words = f"{what} left out" if abs(a) < 1e-3 else f"{what} multiplied by {ratio(a)}"
+        yield Model(kind, words, changed, 1, whole=False)
 
 
 def components(rows) -> Iterator[Model]:
@@ -131,30 +148,3 @@ def _pairs_in_words(partner):
         "components of query and key are multiplied crosswise: "
         f"of the query with of the key {', '.join(moved[:6])}{more}, of {len(partner)}"
     )
-
-
-def exponentials(rows) -> Iterator[Model]:
-    """Exponentials that are wrong by a factor of the exponent alone, as by a wrong polynomial."""
-    with np.errstate(all="ignore"):
-        off = rows.got - rows.score
-    where = rows.wrong & np.isfinite(off)
-    if where.sum() < 64:
-        return
-    in_base_2 = rows.score * np.log2(np.e)
-    below_top = (rows.score - rows.top[:, None]) * np.log2(np.e)
-    for of, x in (
-        ("the fraction of the exponent in base 2 (of scores less the row's largest)", below_top % 1.0),
-        ("the fraction of the score in base 2", in_base_2 % 1.0),
-    ):
-        x, y = x[where], off[where]
-        bins = np.floor(x * BINS).astype(int)
-        mean = np.bincount(bins, y, BINS) / np.maximum(np.bincount(bins, minlength=BINS), 1)
-        curve = np.interp(x, (np.arange(BINS) + 0.5) / BINS, mean, period=1.0)
-        if np.var(y - curve) < 0.1 * np.var(y):
-            words = (
-                f"exp is computed wrongly: the error depends on {of} alone, "
-                f"with factors from {np.exp(mean.min()):.3g} to {np.exp(mean.max()):.3g} "
-                "(a polynomial outside its range, or a wrong split into whole part and fraction)"
-            )
-            yield Model("exp", words, np.where(where, rows.score + off, rows.score), 3)
-            return

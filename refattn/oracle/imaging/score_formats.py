@@ -10,6 +10,8 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.rounding import COARSE, REFERENCE_TILES, rounded_weights
 from refattn.oracle.imaging.wrong_rows import Model
 
+ACCUMULATORS = ("bfloat16", "float16")
+STEPS = (8, 16, 32, 64)  # components of head_dim that are multiplied at once
 # how many numbers share one scale of int8, and the axes (B, H, S, D) over which its largest is taken
 SCALES_OF_INT8 = (
     ("one scale a key", (3,)),
@@ -34,11 +36,45 @@ def rounded(rows) -> Iterator[Model]:
             ("query and keys are", round_to(query, name), round_to(key, name)),
         ):
             yield Model("format", f"{words} rounded to {name}", of_operands(q, k))
+    yield from _rounded_terms(rows)
+    key_of_rows = key[rows.b, rows.head // view.group_size]
+    for name in ACCUMULATORS:
+        for step in (size for size in STEPS if size < query.shape[-1]):
+            products = _accumulated(query, key_of_rows, step, name)
+            words = f"products of query and key are added up in {name}, in steps of {step} components"
+            yield Model("format", words, rows.of_products(rows.scale * products))
+            scaled = _accumulated(query * rows.scale, key_of_rows, step, name)
+            yield Model("format", f"{words} (of the scaled query)", rows.of_products(scaled))
     for words, axes in SCALES_OF_INT8:
         step = np.abs(key).max(axis=axes, keepdims=True) / 127
         with np.errstate(all="ignore"):
             k = np.where(step > 0, np.round(key / step) * step, 0)
         yield Model("format", f"keys are rounded to int8 with {words}", of_operands(query, k))
+
+
+def _rounded_terms(rows):
+    """The bias, or what ALiBi takes off, in a coarser format."""
+    bias, slopes = rows.bias, rows.slopes()
+    for name in COARSE:
+        if bias is not None:
+            coarse = round_to(np.where(np.isfinite(bias), bias, 0), name)
+            yield Model("format", f"the bias is rounded to {name}", rows.score - bias + coarse)
+        if slopes is not None:
+            alibi = slopes * rows.distance
+            for words, coarse in (
+                ("what ALiBi takes off (slope times distance) is", round_to(alibi, name)),
+                ("the slopes of ALiBi are", round_to(slopes, name) * rows.distance),
+            ):
+                yield Model("format", f"{words} rounded to {name}", rows.score + alibi - coarse)
+
+
+def _accumulated(query, key, step, name):
+    """Products (n, S) of queries (n, D) and keys (n, S, D), rounded after each `step` components."""
+    total = np.zeros(key.shape[:2])
+    for first in range(0, query.shape[-1], step):
+        part = slice(first, first + step)
+        total = round_to(total + np.einsum("nd,nsd->ns", query[:, part], key[..., part]), name)
+    return total
 
 
 def _rounded_scores(rows, name):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.imaging.score_curves import curved
 from refattn.oracle.imaging.score_cuts import clipped, saturated
-from refattn.oracle.imaging.score_fits import components, exponentials, multiplied
+from refattn.oracle.imaging.score_fits import components, multiplied, multiplied_in_part
 from refattn.oracle.imaging.score_formats import rounded
 from refattn.oracle.imaging.score_operands import from_elsewhere
-from refattn.oracle.imaging.score_places import bias_by_row, shifted_by_sequence, whole_distances
+from refattn.oracle.imaging.score_places import shifted_by_sequence, whole_distances
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
+from refattn.oracle.imaging.score_terms import bias_read_elsewhere
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 EXPLAINS = 0.9  # of the wrong pairs, at least
@@ -24,26 +26,30 @@ EXPLAINS = 0.9  # of the wrong pairs, at least
 FAMILIES = (
     left_out_or_doubled,
     from_elsewhere,
-    multiplied,
     saturated,
+    multiplied,
     clipped,
     shifted_by_sequence,
     whole_distances,
+    multiplied_in_part,
     components,
     rounded,
-    bias_by_row,
-    exponentials,
+    bias_read_elsewhere,
+    curved,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What explains wrong scores, its share of the wrong pairs, and how many numbers it fitted."""
+    """What explains wrong scores, its share of the wrong pairs, how many numbers it fitted, and whether it
+    holds in the whole rows: it says then by itself which of their pairs are wrong.
+    """
 
     kind: str
     words: str
     share: float
     numbers: int = 0
+    whole: bool = False
 
 
 def explain_scores(rows: WrongRows) -> list[Explanation]:
@@ -54,7 +60,8 @@ def explain_scores(rows: WrongRows) -> list[Explanation]:
             with np.errstate(all="ignore"):
                 share = rows.explains(model.scores) if rows.differ(model.scores) else 0.0
             if share >= EXPLAINS:
-                found.append(Explanation(model.kind, model.words, share, model.numbers))
+                whole = model.whole and rows.holds_where_right(model.scores)
+                found.append(Explanation(model.kind, model.words, share, model.numbers, whole))
         if found:
             return sorted(found, key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers))
     return []

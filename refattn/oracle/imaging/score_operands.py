@@ -9,6 +9,7 @@ import numpy as np
 from refattn.oracle.imaging.elsewhere import other_key_heads, other_query_heads, other_sequences
 from refattn.oracle.imaging.factors_in_words import step_away
 from refattn.oracle.imaging.planes import planes_from_elsewhere
+from refattn.oracle.imaging.score_positions import other_positions
 from refattn.oracle.imaging.wrong_rows import Model
 
 TILES = (16, 32, 64, 128)
@@ -22,8 +23,7 @@ def from_elsewhere(rows) -> Iterator[Model]:
             other = rows.slopes(heads)
             scores = rows.score + (slopes - other) * rows.distance
             yield Model("ALiBi", f"ALiBi has the slope of {words}", scores)
-        for words, distance in _other_distances(rows):
-            yield Model("ALiBi", f"ALiBi {words}", rows.score + slopes * (rows.distance - distance))
+        yield from other_positions(rows)
     bias = rows.bias
     if bias is not None:
         for words, plane in planes_from_elsewhere(rows.view, "bias"):
@@ -39,40 +39,6 @@ def _other_heads(rows):
     if 1 < group < rows.view.num_heads:
         yield "the head's place in its group (h % group_size)", head % group
         yield "the number of its key/value head (h // group_size)", head // group
-
-
-def _other_distances(rows):
-    """Words and distances (n, S) of row and key as ALiBi may measure them."""
-    for words, position in _other_positions(rows):
-        yield f"measures distances from {words}", rows.distance_from(position)
-    for size in TILES:
-        place = rows.view.key[0, 0] % size
-        yield (
-            f"counts keys from the start of each tile of {size}",
-            np.abs(rows.position[:, None] - place),
-        )
-        yield f"counts rows from the start of each tile of {size}", rows.distance_from(rows.row % size)
-
-
-def _other_positions(rows):
-    """Words and positions (n,) of the rows as a kernel may count them."""
-    view, row, position = rows.view, rows.row, rows.position
-    num_keys, num_rows, length = (
-        view.of_sequences(name)[rows.b, 0, 0, 0] for name in ("num_keys", "num_rows", "length")
-    )
-    first_rows = np.cumsum([0, *(s.num_rows for s in view.sequences)])[rows.b]
-    yield "the row number, not its position (no offset)", row
-    yield "a position that is one too large", position + 1
-    yield "a position that is one too small", position - 1
-    yield (
-        "the row number plus the stored keys less the rows, not the length less the rows",
-        row + num_keys - num_rows,
-    )
-    yield "the length less the rows, plus the row", row + length - num_rows
-    yield "the row's number among the rows of all sequences (not within its own)", position + first_rows
-    yield "the row's number among the rows of all sequences, without the offset", row + first_rows
-    yield "the last key", length - 1
-    yield "position 0, whatever the row", 0 * row
 
 
 def _other_operands(rows):

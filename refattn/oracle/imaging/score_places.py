@@ -1,4 +1,4 @@
-"""Scores of a kernel that reads ALiBi or a bias some numbers further on, by sequence, by row or by pair."""
+"""Scores of a kernel that counts the positions of ALiBi otherwise, by sequence or by pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from refattn.oracle.imaging.wrong_rows import Model
 
 EXPLAINS = 0.9
-MOST_MOVED = 40  # numbers of a bias
 MOST_SHIFT = 160  # positions that ALiBi is tried to be off by
 
 
@@ -53,22 +52,3 @@ def whole_distances(rows) -> Iterator[Model]:
         )
         scores = np.where(steep, rows.score - slopes * np.nan_to_num(steps), rows.measured)
         yield Model("ALiBi", words, scores, 1)
-
-
-def bias_by_row(rows) -> Iterator[Model]:
-    """A bias whose rows are read some numbers further on in memory, each row as many as it may."""
-    view, bias = rows.view, rows.bias
-    if bias is None:
-        return
-    whole = [np.asarray(view.outline_of(n).bias)[s.entry] for n, s in enumerate(view.sequences)]
-    rest, found, scores = rows.score - bias, np.zeros(len(rows.b), int), rows.score.copy()
-    steps = np.arange(-MOST_MOVED, MOST_MOVED + 1)
-    for n, (b, h, i) in enumerate(zip(rows.b, rows.head, rows.row, strict=True)):
-        flat = whole[b][h].reshape(-1)
-        places = i * whole[b].shape[-1] + np.arange(view.num_keys) + steps[:, None]
-        moved = rest[n] + flat[np.clip(places, 0, len(flat) - 1)]  # (steps, S)
-        best = np.argmin(rows.distance_to(moved, slice(n, n + 1), axis=-1))
-        found[n], scores[n] = steps[best], moved[best]
-    by = ", ".join(f"{step:+d}" for step in np.unique(found)[:6])
-    words = f"rows of the bias are read from other places in memory: {by} numbers further on, by row"
-    yield Model("bias", words, scores, 1)

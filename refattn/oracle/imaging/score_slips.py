@@ -8,6 +8,23 @@ import numpy as np
 
 from refattn.oracle.imaging.wrong_rows import Model
 
+IN_PLACE_OF_TANH = (
+    ("the rational x (27 + x^2) / (27 + 9 x^2), not cut off", lambda x: _rational(x)),
+    ("the rational x (27 + x^2) / (27 + 9 x^2), cut off at 1", lambda x: np.clip(_rational(x), -1, 1)),
+    ("the rational x (15 + x^2) / (15 + 6 x^2)", lambda x: x * (15 + x**2) / (15 + 6 * x**2)),
+    ("the cubic x - x^3 / 3", lambda x: x - x**3 / 3),
+    ("x / (1 + |x|)", lambda x: x / (1 + np.abs(x))),
+    ("x / sqrt(1 + x^2)", lambda x: x / np.sqrt(1 + x**2)),
+    ("tanh(x / 2)", lambda x: np.tanh(x / 2)),
+    ("tanh(2 x)", lambda x: np.tanh(2 * x)),
+    ("sin(x)", np.sin),
+    ("atan(x)", np.arctan),
+)
+
+
+def _rational(x):
+    return x * (27 + x**2) / (27 + 9 * x**2)
+
 
 def left_out_or_doubled(rows) -> Iterator[Model]:
     for kind, slips in (("softcap", _softcap), ("bias", _bias), ("ALiBi", _alibi)):
@@ -39,6 +56,9 @@ def _softcap(rows):
         rows.with_rest(capped / cap),
     )
     yield "scores are not divided by the softcap before tanh", rows.with_rest(cap * np.tanh(raw))
+    x = raw / cap
+    for words, tanh in IN_PLACE_OF_TANH:
+        yield f"the softcap takes {words} in place of tanh(x)", rows.with_rest(cap * tanh(x))
 
 
 def _bias(rows):

@@ -26,12 +26,15 @@ class Model(NamedTuple):
         The scores that a kernel would have.
     numbers : int
         How many numbers were fitted; the more there are, the less an agreement says.
+    whole : bool
+        It says itself what the pairs have that are right, too.
     """
 
     kind: str
     words: str
     scores: np.ndarray
     numbers: int = 0
+    whole: bool = True
 
 
 class WrongRows:
@@ -159,6 +162,15 @@ class WrongRows:
             best = np.where(whole, np.maximum(best, (moved & self.wrong).sum(-1)), best)
         return float(best.sum() / max(self.wrong.sum(), 1))
 
+    def holds_where_right(self, scores):
+        """Whether scores that explain the wrong pairs of rows give their right pairs as well."""
+        with np.errstate(all="ignore"):
+            off = self.measured - scores
+        right = self.judged & ~self.wrong & np.isfinite(off)
+        number = _median(np.where(self.wrong & np.isfinite(off), off, np.nan))
+        near = np.abs(np.where(right, off - number[:, None], 0)) <= self.tolerance
+        return bool((near & right).sum() >= 0.95 * right.sum())
+
     def differ(self, scores):
         """Whether scores say anything else than the right scores do, beyond one number a row."""
         with np.errstate(all="ignore"):
@@ -176,18 +188,14 @@ class WrongRows:
         with np.errstate(all="ignore"):
             off = self.measured[here] - self.score[here]
         use = np.isfinite(off) & np.isfinite(term[here]) & self.judged[here]
-        x, y = centred(np.where(use, term[here], 0), use), centred(np.where(use, off, 0), use)
-        weight = use.astype(float)
-        slope = 0.0
-        for _ in range(6):  # outliers count less and less
-            size = (weight * x * x).sum()
-            if size <= 0:
-                return 0.0
-            slope = (weight * x * y).sum() / size
-            left = np.abs(y - slope * x)
-            scale = max(np.median(left[use]) * 3, 1e-12)
-            weight = use / np.maximum(left / scale, 1)
-        return float(slope)
+        return _slope(np.where(use, term[here], 0), np.where(use, off, 0), use)
+
+    def coefficient_of_wrong(self, term):
+        """The same of the pairs that are wrong, beside each other only."""
+        with np.errstate(all="ignore"):
+            off = self.measured - self.score
+        use = self.wrong & np.isfinite(off) & np.isfinite(term)
+        return _slope(np.where(use, term, 0), np.where(use, off, 0), use)
 
     def distance_to(self, scores, here=slice(None), axis=None):
         """How far scores are from those that were measured in the rows `here`, each row up to one number.
@@ -230,6 +238,20 @@ def _median(x):
     ordered, count = np.sort(x, axis=-1), np.isfinite(x).sum(-1)
     middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[:, None], -1)[:, 0]
     return np.where(count > 0, middle, 0.0)
+
+
+def _slope(x, y, use):
+    """The slope of y over x, (n, S) each, of the pairs in use; every row has a number of its own."""
+    x, y, weight, slope = centred(x, use), centred(y, use), use.astype(float), 0.0
+    for _ in range(6):  # outliers count less and less
+        size = (weight * x * x).sum()
+        if size <= 0:
+            return 0.0
+        slope = (weight * x * y).sum() / size
+        left = np.abs(y - slope * x)
+        scale = max(np.median(left[use]) * 3, 1e-12)
+        weight = use / np.maximum(left / scale, 1)
+    return float(slope)
 
 
 def centred(x, use):

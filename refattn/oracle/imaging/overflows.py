@@ -1,0 +1,53 @@
+"""Rows that are not finite because numbers are too large for a format: the output's, or the values'."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refattn.oracle.imaging.maps import ranges
+
+LARGEST = ((65504.0, "float16"), (448.0, "float8 e4m3"), (57344.0, "float8 e5m2"))
+ENOUGH = 0.95  # of the numbers that are not finite lie beyond all that are, or all but as few
+
+
+def overflow_in_words(measured, rows) -> str:
+    """That what is not finite in lost rows (B, H, T) is what is large; "" where it is not."""
+    view, output = measured.view, measured.output
+    bad = ~np.isfinite(output) & rows[..., None]
+    good = np.isfinite(output) & view.row_exists[..., None]
+    if not bad.any() or not good.any():
+        return ""
+    for what, size in (
+        ("the output is infinite or NaN where it", np.abs(measured.expected_output)),
+        ("the output is infinite or NaN where a value that the row sees", _largest_seen(view)),
+    ):
+        if size is None:
+            continue
+        size = np.broadcast_to(size, output.shape)
+        least = np.quantile(size[bad], 1 - ENOUGH)
+        if (size[good] >= least).mean() <= 1 - ENOUGH and size[bad].min() > np.median(size[good]):
+            largest = size[good].max()
+            ends = (
+                f" ({name} ends at {limit:.6g})" for limit, name in LARGEST if _ends(limit, size, bad, good)
+            )
+            columns = np.flatnonzero(bad.any((0, 1, 2))).tolist()
+            return (
+                f"{what} is beyond {largest:.5g} in size{next(ends, '')}: an overflow, "
+                f"in columns {ranges(columns)} of {output.shape[-1]}"
+            )
+    return ""
+
+
+def _ends(limit, size, bad, good):
+    return size[bad].min() >= 0.9 * limit and size[good].max() <= 1.1 * limit
+
+
+def _largest_seen(view):
+    """Largest value in size, of each column, that a row sees, (B, H, T, E)."""
+    if view.latent:
+        return None
+    value = np.abs(np.nan_to_num(view.of_heads(view.operand("value")), posinf=0, neginf=0))
+    largest = np.zeros((*view.shape[:3], value.shape[-1]))
+    for j in range(view.num_keys):
+        largest = np.maximum(largest, np.where(view.visible[..., j, None], value[:, :, None, j], 0))
+    return largest

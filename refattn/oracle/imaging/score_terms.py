@@ -1,0 +1,180 @@
+"""Scores of a kernel that reads its bias at another place in memory, each row, or tile of keys, at its own.
+
+Where a row of the bias is read is looked for along the whole memory of its head at once, by correlation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from refattn.oracle.imaging.maps import most_common, ranges
+from refattn.oracle.imaging.wrong_rows import Model
+
+LEAST = 6  # wrong pairs of a row, or of a tile of keys, that tell where its bias is read
+NEAREST = 4  # places that are compared exactly
+PIECE = 16  # keys that are looked at together where a row reads at more than one place
+EXPLAINED = 0.9  # of the wrong pairs of a row
+KEY_TILES = (256, 128, 96, 80, 64, 48, 32, 16)  # the largest that fits is the one that is meant
+ROW_TILES = (1, 16, 32, 48, 64, 96, 128)
+FITS = 0.95  # of the places that a rule for them must give
+SHOWN = 6  # runs of rows that are told
+
+
+def bias_read_elsewhere(rows) -> Iterator[Model]:
+    """A bias whose rows, or tiles of them, are read at other places in the memory of their head."""
+    view, bias = rows.view, rows.bias
+    if bias is None:
+        return
+    planes = [np.asarray(view.outline_of(n).bias)[s.entry] for n, s in enumerate(view.sequences)]
+    scores, moves = rows.score.copy(), []
+    for n, (b, h, i) in enumerate(zip(rows.b, rows.head, rows.row, strict=True)):
+        line = _Line(rows, n, np.nan_to_num(planes[b][h], posinf=0, neginf=0), bias[n], i)
+        for keys, step in line.places():
+            scores[n, keys] = line.read(keys, step)
+            moves.append((n, keys, step))
+    if not moves or all(step == 0 for _, _, step in moves):
+        return
+    yield Model("bias", _moves_in_words(rows, moves, planes[0].shape[-1]), scores, 1, whole=False)
+
+
+class _Line:
+    """One row of scores, and the memory from which its bias may be read."""
+
+    def __init__(self, rows, n, plane, bias, row):
+        self.flat, self.start = plane.reshape(-1), min(row, plane.shape[0] - 1) * plane.shape[1]
+        self.rest, self.measured = rows.score[n] - bias, rows.measured[n]
+        self.tolerance = rows.tolerance[n]
+        self.use = rows.wrong[n] & np.isfinite(self.measured) & np.isfinite(self.rest)
+        self.size = len(self.use)
+
+    def places(self):
+        """Keys that are read together, and how many numbers further on than they should be."""
+        everywhere = np.flatnonzero(self.use)
+        if len(everywhere) < LEAST:
+            return
+        step, near = self._nearest(everywhere)
+        if near >= EXPLAINED * len(everywhere):
+            yield np.arange(self.size) if self._fits(step) else everywhere, step
+            return
+        for first in range(0, self.size, PIECE):
+            keys = everywhere[(everywhere >= first) & (everywhere < first + PIECE)]
+            if len(keys) >= LEAST:
+                step, near = self._nearest(keys)
+                if near >= EXPLAINED * len(keys):
+                    yield keys, step
+
+    def read(self, keys, step):
+        places = np.clip(self.start + keys + step, 0, len(self.flat) - 1)
+        return self.rest[keys] + self.flat[places]
+
+    def _fits(self, step):
+        """Whether the pairs that are right would be so with this step too."""
+        return step == 0 or not (~self.use & np.isfinite(self.measured) & np.isfinite(self.rest)).any()
+
+    def _nearest(self, keys):
+        """The step at which the bias explains most of the keys, and how many."""
+        off = (self.measured - self.rest)[keys]
+        best = 0, -1
+        for step in self._candidates(keys, off - off.mean()):
+            left = off - self.flat[np.clip(self.start + keys + step, 0, len(self.flat) - 1)]
+            near = int((np.abs(left - np.median(left)) <= self.tolerance[keys]).sum())
+            if near > best[1]:
+                best = step, near
+        return best
+
+    def _candidates(self, keys, off):
+        """Steps at which the squared difference from the bias is least."""
+        pattern, used = np.zeros(self.size), np.zeros(self.size)
+        pattern[keys], used[keys] = off, 1
+        line = np.concatenate([np.zeros(self.size), self.flat, np.zeros(self.size)])
+        length = len(line) + self.size
+        spectrum = lambda x: np.fft.rfft(x, length)
+        along = lambda a, b: np.fft.irfft(spectrum(a) * np.conj(spectrum(b)), length)[
+            : len(line) - self.size
+        ]
+        total, squares = along(line, used), along(line**2, used)
+        misfit = squares - total**2 / len(keys) - 2 * along(line, pattern)
+        nearest = np.argpartition(misfit, NEAREST)[:NEAREST]
+        return (int(place) - self.size - self.start for place in nearest)
+
+
+def _moves_in_words(rows, moves, width):
+    """What the places have in common at which the bias is read."""
+    n = np.array([move[0] for move in moves])
+    steps = np.array([move[2] for move in moves])
+    first = np.array([move[1][0] for move in moves])
+    row = rows.row[n]
+    for words, rule in _rules(rows, n, row, first, width, steps):
+        if (rule == steps).mean() >= FITS:
+            return f"the bias is read {words}"
+    return f"rows of the bias are read from other places in memory: {_steps_by_row(row, steps)}"
+
+
+def _rules(rows, n, row, first, width, steps):
+    """Words, and the steps (moves,) that they give."""
+    common = most_common(steps)
+    where = _away(common, width)
+    yield f"{where} of where it should be, in every row", np.full(len(steps), common)
+    for size in KEY_TILES:
+        for tile in ROW_TILES:
+            start = _first_tile(rows, n, size, tile)
+            by = f"row tiles of {tile}, " if tile > 1 else ""
+            words = (
+                f"from column 0 on at the first key tile that is visited ({by}key tiles of {size}), not at "
+                f"the tile's own column: columns are {ranges_of(start)} too small"
+            )
+            yield words, -start
+        start = first // size * size
+        yield f"from column 0 on in each tile of {size} keys (columns j % {size})", -start
+    for stride in np.unique(np.round(steps[row > 0] / row[row > 0]).astype(int)) if (row > 0).any() else ():
+        words = (
+            f"with a row stride of {width + stride} numbers, not {width}: "
+            f"row i is read {abs(stride)} * i numbers {'further on' if stride > 0 else 'before'}"
+        )
+        yield words, stride * row
+    offset = rows.position[n] - rows.row[n]
+    for sign, words in ((1, "further on"), (-1, "before")):
+        yield f"at the column {words} by the offset of the rows (keys less rows)", sign * offset
+
+
+def _first_tile(rows, n, size, tile):
+    """First key of the first tile of `size` that the row's tile sees."""
+    visible = rows.view.visible
+    sees = visible.any(-1)
+    first = np.where(sees, visible.argmax(-1), visible.shape[-1])
+    b, h, t = (axis[n] for axis in rows.at)
+    top = t // tile * tile
+    return (
+        np.min([first[b, h, np.minimum(top + k, first.shape[2] - 1)] for k in range(tile)], 0) // size * size
+    )
+
+
+def ranges_of(numbers):
+    """The different numbers of an array, in words."""
+    values = np.unique(numbers)
+    if len(values) <= 4:
+        return ", ".join(map(str, values))
+    return f"{values[0]} to {values[-1]}"
+
+
+def _away(step, width):
+    """A step in memory as rows and columns."""
+    down = int(np.round(step / width))
+    aside = step - down * width
+    words = []
+    if down:
+        words.append(f"{abs(down)} rows {'further on' if down > 0 else 'before'}")
+    if aside or not down:
+        words.append(f"{abs(aside)} columns {'to the right' if aside > 0 else 'to the left'}")
+    return " and ".join(words)
+
+
+def _steps_by_row(row, steps):
+    """Which rows are read how far away: "0 in rows 0 to 63, -32 in rows 64 to 127"."""
+    values, counts = np.unique(steps, return_counts=True)
+    common = values[np.argsort(-counts)][:SHOWN]
+    runs = [f"{step:+d} in rows {ranges(np.unique(row[steps == step]).tolist())}" for step in sorted(common)]
+    more = f" and {len(values) - SHOWN} other steps" if len(values) > SHOWN else ""
+    return f"numbers further on by {'; '.join(runs)}{more}"
