@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refattn.oracle.imaging.latent_scores import parts_from_elsewhere
 from refattn.oracle.imaging.score_curves import curved
 from refattn.oracle.imaging.score_cuts import clipped, saturated
 from refattn.oracle.imaging.score_fits import components, multiplied, multiplied_in_part
@@ -26,6 +27,7 @@ EXPLAINS = 0.9  # of the wrong pairs, at least
 FAMILIES = (
     left_out_or_doubled,
     from_elsewhere,
+    parts_from_elsewhere,
     saturated,
     multiplied,
     clipped,
