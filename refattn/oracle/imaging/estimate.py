@@ -18,6 +18,7 @@ from refattn.oracle.imaging.estimated_findings import family_of
 from refattn.oracle.imaging.explanations import Rows
 from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
+from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
 from refattn.oracle.imaging.other_scores import components, other_for_some_keys, other_scores
 from refattn.oracle.imaging.reading import Reading
@@ -81,6 +82,7 @@ class Estimated(Reading):
         self.determined = self._sensitive()
         self.explained, self.numbers, self.stopped = {}, {}, False
         self.pages_of_rows, self.value_changes, self.tile_moves, self.pairs = {}, {}, {}, {}
+        self.orders, self.displacements = {}, set()
         self._helped, self._made_by = [], {}  # places in `_stages` of what explained rows
         self._plain_rows()
         self._coarse_rows()
@@ -344,6 +346,8 @@ class Estimated(Reading):
             lambda rows: [x.hidden_alike(rows)],
             self._numbers,
             lambda rows: [foreign.other_rows(self, rows)],
+            lambda rows: moved_columns(self, rows),
+            lambda rows: added_rows(self, rows),
         ]
         yield [
             lambda rows: foreign.other_heads(self, rows),

@@ -8,6 +8,7 @@ import numpy as np
 
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.located import leaning
+from refattn.oracle.imaging.moved_outputs import added_in_words, orders_in_words
 
 # explanations that are wholly in the weights, so that the ledgers tell them
 OF_THE_LEDGERS = (
@@ -22,6 +23,7 @@ OF_THE_LEDGERS = (
     "rows that are",
 )
 MOST_PAIRS = 6
+MOST_ROWS, IMPRECISE = 0.8, 0.01  # of all; a smaller difference is a matter of bits
 
 
 def findings(reading, regions):
@@ -110,18 +112,51 @@ def _unknown(reading, regions):
         nature = f"{count} that see no key hold numbers that are no weighted mean of values, instead of 0"
         yield _of_rows(reading, regions, rows, "unknown", nature, confident=False)
         return
+    if nature := _less_exact(reading):
+        yield _of_rows(reading, regions, rows, "precision", nature)
+        return
     nature = f"{count} are wrong in a way that their output alone does not show"
     note = _how_wrong(reading) + (" Not everything was tried: the time ended." if reading.stopped else "")
     yield _of_rows(reading, regions, rows, "unknown", nature, note.strip(), confident=False)
 
 
-def _how_wrong(reading):
-    """How large the difference is, and in which columns."""
+def _less_exact(reading):
+    """Words for differences that are small in all rows, of computing with too few bits; "" for others."""
+    rows, view = reading.unknown, reading.view
+    size = _relative_size(reading)
+    if not size.size or rows.sum() < MOST_ROWS * (view.visible.sum(-1) > 1).sum():
+        return ""
+    if not np.percentile(size, 95) < IMPRECISE:
+        return ""
+    step, what = np.median(size), "scores, exponentials, weights or values"
+    if reading.lse is not None:
+        known = rows & np.isfinite(reading.lse) & np.isfinite(view.lse)
+        off = np.abs(reading.lse - view.lse)[known]
+        if off.size and np.median(off) > 4 * np.median(np.abs(view.lse[known]) + 1) * 2.0**-24:
+            what = f"scores or exponentials (lse is off too, by up to {off.max():.2g})"
+        else:
+            what = "weights or values, since lse is right,"
+    bits = round(-np.log2(step))
+    return (
+        f"the result is less exact than the arithmetic allows: off by about {step:.1g} of its size, as "
+        f"by steps of 2^-{bits}, all over: {what} are computed or stored with fewer bits"
+    )
+
+
+def _relative_size(reading):
+    """Differences of unknown rows, over the size of the right result."""
     rows = reading.unknown
     with np.errstate(all="ignore"):
         off = np.abs(reading.output - reading.expected_output)[rows]
         right = np.abs(reading.expected_output)[rows]
-        size = np.nanmedian(np.sqrt((off**2).mean(-1) / (right**2).mean(-1)))
+        size = np.sqrt((off**2).mean(-1) / (right**2).mean(-1))
+    return size[np.isfinite(size)]
+
+
+def _how_wrong(reading):
+    """How large the difference is."""
+    size = _relative_size(reading)
+    size = np.median(size) if size.size else np.nan
     return (
         f"The difference is {size:.2g} times the size of the right result (median)."
         if np.isfinite(size)
@@ -159,12 +194,28 @@ def _words(reading, name, rows):
         )
     if name == "a slope along the keys":
         return "slope", f"the scores rise by {_middle(numbers['number'])} with each key", ""
+    if name == "columns in another order":
+        return "columns", f"the right numbers stand in other columns: {orders_in_words(reading)}", ""
+    if name == "results of other rows added":
+        own, times = _middle(numbers["own"]), f"times {_middle(numbers['other'])}"
+        own = "" if own == "1" else f" (times {own})"
+        what = added_in_words(reading, rows, numbers)
+        other = f"namely {what} ({times})" if what else times
+        nature = (
+            f"the row holds the result of another row beside its own{own}, {other}: it is added to it, or "
+            "not cleared before"
+        )
+        return "other row", nature, _places(reading, rows, numbers)
     if name == "results of other rows":
         return "other row", "rows hold the right result of another row", _places(reading, rows, numbers)
     if name.endswith("of another head or sequence"):
         return "source", f"the {name} are used", _heads(reading, rows, numbers)
-    if name.startswith(("keys and values", "values of memory", "values of rows")):
-        return "source", f"the {name} are used", ""
+    if name.startswith(("keys and values", "keys of", "values of memory", "values of rows")):
+        beside = "with the right values" if name.startswith("keys of") else ""
+        beside = "with the right weights" if name.startswith("values of") else beside
+        return "source", f"the {name} are used {beside}".rstrip(), ""
+    if name.startswith("rows of"):
+        return "values", f"the weights are right, but values are {name}", ""
     if name.startswith("values of other"):
         return "values", f"the weights are right, but multiply the {name}", _moves(reading, name)
     if name == "other pages":

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.explanations import fitted, of_scores
+from refattn.oracle.imaging.foreign import displaced, in_words
 from refattn.oracle.imaging.part_scores import part_scores
-from refattn.oracle.imaging.score_candidates import FAMILIES, FORMATS, Steps, for_some_keys, moved_planes
+from refattn.oracle.imaging.score_candidates import (
+    FAMILIES,
+    FORMATS,
+    Steps,
+    for_some_keys,
+    moved_planes,
+    with_keys,
+)
 
 TRIAL = 10
 CANDIDATES = 300
@@ -30,7 +40,12 @@ def other_scores(reading, rows):
 
 def other_for_some_keys(reading, rows):
     """Candidates that hold for the keys of one side of each row."""
-    yield from part_scores(reading, rows, for_some_keys(Steps.of(reading.view, rows)))
+    steps = Steps.of(reading.view, rows)
+    far = (
+        (f"keys of {in_words(step)}", displaced(reading.view, rows.sequence, step)[0])
+        for step in reading.displacements
+    )
+    yield from part_scores(reading, rows, chain(for_some_keys(steps), with_keys(steps, far)))
 
 
 def _candidates(steps):

@@ -264,6 +264,16 @@ def _keys(steps):
                     yield f"the {what} is that of {words}", changed(taken)
 
 
+def with_keys(steps, named):
+    """Scores with other keys (K, S, D), each of a name."""
+    if steps.operands is None:
+        return
+    query, own = steps.operands[0], np.asarray(steps.rows.rows)
+    for name, keys in named:
+        key = np.swapaxes(keys[steps.view.heads // steps.view.group_size], -1, -2) * steps.scale
+        yield name, lambda at, key=key: steps.of_raw(query[:, own[at]] @ key, at)
+
+
 def _multiples(steps):
     """A term of the scores times a number that kernels multiply with."""
     view, n, score = steps.view, steps.rows.sequence, steps.capped + steps.shift

@@ -208,3 +208,50 @@ def test_one_cause_of_several_numbers():
     found = reading.findings(Regions(reading.view))
     assert not reading.unknown.any() and len(found) == 1
     assert "8 before" not in found[0].nature and "24" in found[0].note
+
+
+def told(call, output, **options):
+    """The only finding on an output."""
+    reading = estimated(call, output, **options)
+    [found] = reading.findings(Regions(reading.view))
+    assert not reading.unknown.any() and found.confident
+    return found
+
+
+def test_columns_in_another_order():
+    call = arrays()
+    out = applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2])
+    moved = np.where(ROW % 8 >= 4, np.roll(out, -8, axis=-1), out)
+    found = told(call, moved)
+    assert "(c + 8) % 32" in found.nature and "tile of 8 rows is at least 4" in found.place
+
+
+def test_result_of_another_row_is_added():
+    call = arrays()
+    out = applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2])
+    out[:, 16:] += 0.5 * out[:, :-16]
+    assert "another row beside its own, times 0.5" in told(call, out).nature
+
+
+@pytest.mark.parametrize("what", ["keys", "values", "keys and values"])
+def test_heads_that_start_elsewhere_in_memory(what):
+    call = arrays()
+    stored = [
+        np.concatenate([array.reshape(K * S, -1)[7:], np.zeros((7, D), np.float32)]) for array in call[1:]
+    ]
+    k, v = (array.copy() for array in call[1:])
+    for array, own, name in ((k, stored[0], "keys"), (v, stored[1], "values")):
+        if name in what:
+            array[0] = own.reshape(K, S, -1)[0]
+    found = told(call, applied(softmax(scores(call[0], k), SEEN.astype(float)), v))
+    assert f"the {what} of rows stored 7 further" in found.nature
+    assert np.array_equal(np.flatnonzero(found.region[0].any((-1, -2))), [0, 1])
+
+
+def test_products_of_few_bits():
+    call = arrays()
+    score = scores(*call[:2])
+    score = score * (1 + 4e-4 * np.random.default_rng(0).standard_normal(score.shape))
+    reading = estimated(call, applied(softmax(score, SEEN.astype(float)), call[2]))
+    [first, *_] = reading.findings(Regions(reading.view))
+    assert first.kind == "precision" and first.confident
