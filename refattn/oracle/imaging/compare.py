@@ -43,6 +43,7 @@ class Ledgers:
         self.judged &= measured.determined & ~measured.unknown[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
+        self.zero &= (measured.output == 0).all(-1)  # else all of the weight lies elsewhere
         # a weight that is nothing beside others is still no hidden one
         seen = view.visible if view.dropped is None else view.visible & ~view.dropped
         both = self.judged & there & ((right > 0) | seen)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.imaging.elsewhere import Rows, other_rows
+from refattn.oracle.imaging.maps import describe_map
+
 MOST = 512  # wrong rows that are compared with all others
 SHARE = 0.6  # of the wrong rows that must be copies
 ALMOST_ALL = 0.95  # of those that were compared: then all wrong rows are
 MOST_COLUMNS = 64
+TILES = (2, 4, 8, 16, 32, 64)
 
 
 def copied_rows(measured, rows):
@@ -48,25 +52,42 @@ def copied_rows(measured, rows):
 
 
 def _words(view, own, other):
-    """What is the same, and what changes, from rows to those whose result they hold."""
-    names = ("sequence", "query head", "row")
+    """Which rows they are: one rule, or what is the same, and what changes, along each axis."""
+    rule = _rule(view, own, other)
     own, other = own.copy(), other.copy()
     for pairs in (own, other):
         pairs[:, 1] = view.heads[pairs[:, 1]]
         pairs[:, 2] = view.row[pairs[:, 0], 0, pairs[:, 2], 0]
-    parts = []
-    for axis, name in enumerate(names):
-        step = other[:, axis] - own[:, axis]
-        if not step.any():
-            continue
-        if (step == step[0]).all():
-            parts.append(f"{name} {step[0]:+d}")
-        elif (other[:, axis] == other[0, axis]).all():
-            parts.append(f"always {name} {other[0, axis]}")
-        else:
-            parts.append(f"another {name}")
     examples = ", ".join(
         f"{tuple(int(x) for x in a)} holds {tuple(int(x) for x in b)}"
-        for a, b in list(zip(own, other, strict=True))[:4]
+        for a, b in list(zip(own, other, strict=True))[: 2 if rule else 4]
     )
-    return f"{', '.join(parts) or 'the same row'} (sequence, head, row: {examples})"
+    parts = [] if rule else list(_parts(own, other))
+    return f"{rule or '; '.join(parts) or 'the same row'} (sequence, head, row: {examples})"
+
+
+def _rule(view, own, other):
+    """One rule that gives the other rows; "" without one."""
+    found = [
+        (words, rows.other, rows.inside)
+        for words, rows in (*other_rows(view, tuple(own.T)), *_reversed_rows(view, own))
+    ]
+    for words, places, inside in found:
+        if (inside & (np.stack(places, 1) == other).all(1)).mean() >= ALMOST_ALL:
+            return words
+    return ""
+
+
+def _reversed_rows(view, own):
+    b, h, t = own.T
+    for size in TILES:
+        rows = t // size * size + size - 1 - t % size
+        yield f"the rows of each tile of {size} in reverse", Rows(view, (b, h, t), (b, h, rows))
+
+
+def _parts(own, other):
+    for axis, name in enumerate(("sequence", "query head", "row")):
+        changed = own[:, axis] != other[:, axis]
+        if changed.any():
+            words, found = describe_map(own[changed, axis], other[changed, axis], name)
+            yield words if found else f"another {name}"

@@ -17,11 +17,13 @@ from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.imaging.kept_outputs import kept_outputs
+from refattn.oracle.imaging.key_runs import find_key_runs
 from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
 from refattn.oracle.imaging.maps import most_common, ranges
 from refattn.oracle.imaging.overflows import overflow_in_words
+from refattn.oracle.imaging.pool_description import at_rows
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
 from refattn.oracle.imaging.score_noise import noise_in_words
@@ -226,7 +228,7 @@ class Description:
         if found is not None:
             rows, words = found
             nature = f"rows hold the right result of other rows: {words}"
-            yield self.finding(self.of_rows(rows), "copies", nature)
+            yield at_rows(self, rows, "copies", nature)
             self.explained |= rows
 
     def _kept(self):
@@ -511,6 +513,10 @@ class Description:
             if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
                 rule = dataclasses.replace(rule, statements=())
             return self.finding(rule, best[0].kind, _scores_in_words(best))
+        words, rows = find_key_runs(l, wrong) if wrong.sum() >= 3 else ("", None)
+        if words:
+            nature = f"keys are read from other places, values from the right ones: {words}"
+            return self.finding(self.of_rows(rows), "keys", nature)
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
             segments = cuts[0]

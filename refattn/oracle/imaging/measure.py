@@ -11,6 +11,7 @@ from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import KV_LATENT, VALUE, W_UK, W_UV
 
 MOST_PAGE_CALLS = 24
+MOST_POOL_CALLS = 160
 MOST_COLUMN_PAIRS = 2**25  # of rows and pairs of columns that are compared
 MOST_LATENT_CALLS = 96  # to read weights head by head
 NEAR = 0.02  # of a factor of a group of keys: what is as near to 1, or 0, is taken for it
@@ -311,6 +312,27 @@ class Measured(Reading):
             shares[..., taken] = output[..., columns[: len(taken)]]
         own = np.array([entries.index((s.part, s.entry)) for s in view.sequences])
         return shares[..., :heads], shares[..., heads:-2], shares[..., -2:], own
+
+    @cached_property
+    def weights_on_all(self):
+        """Weights on every stored row of values, in the order of memory, (B, H, T, N); None where these are
+        too many, or for want of time.
+        """
+        view, columns = self.view, self.columns
+        like = np.asarray(view.arrays[VALUE])
+        chunks = _chunks(int(np.prod(like.shape[:-1])), len(columns))
+        if len(chunks) > MOST_POOL_CALLS or not self.probes.have_time(
+            "one stored value at a time", len(chunks)
+        ):
+            return None
+        weights = np.zeros((*view.shape[:3], int(np.prod(like.shape[:-1]))))
+        for taken in chunks:
+            values = np.zeros((weights.shape[-1], like.shape[-1]))
+            values[taken, columns[: len(taken)]] = self.amplitude
+            changed = view.with_array(VALUE, values.reshape(like.shape).astype(like.dtype))
+            output = self.probes.output("one stored value at a time", changed)
+            weights[..., taken] = output[..., columns[: len(taken)]] / self.amplitude
+        return np.nan_to_num(weights)
 
     def _held_by_none(self, tail):
         """Slots of the value array that no sequence holds within its length: those in a page, or row of

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.oracle.imaging.maps import describe_map
+from refattn.oracle.imaging.blocks import blocks_in_words
+from refattn.oracle.imaging.maps import describe_map, ranges
 from refattn.oracle.imaging.pointing import point
+from refattn.oracle.imaging.pool_description import read_elsewhere
 from refattn.oracle.imaging.view import VALUE
 
 LEAST = 0.03  # of the rows that were pointed, which must read elsewhere
@@ -25,6 +27,10 @@ IN_PAGES = {"place", "page", "slot"}  # names of a `Move` from page to page
 
 def find_sources(description):
     """Findings about where values are read, each with the rows (B, H, T) that it explains."""
+    found = list(read_elsewhere(description))
+    if found:
+        yield from found
+        return
     found = list(_addresses(description))
     if not found or found[0][0].kind == "head":
         found = [*_pages(description), *_shares(description)] or found
@@ -56,12 +62,13 @@ def _shares(d):
     head = np.broadcast_to(view.heads.reshape(1, -1, 1), total.shape)
     sequence = np.broadcast_to(own.reshape(-1, 1, 1), total.shape)
     by_head = "query head", head, "key/value head", head // view.group_size
-    yield from _elsewhere(d, heads, known, by_head, functions_of="h")
-    yield from _elsewhere(d, sequences, known, ("sequence", sequence, "sequence", sequence))
+    yield from _elsewhere(d, heads, total, known, by_head, functions_of="h")
+    yield from _elsewhere(d, sequences, total, known, ("sequence", sequence, "sequence", sequence))
 
 
-def _elsewhere(d, shares, known, places, functions_of=None):
-    """Weight on values of other heads or sequences than the own, in rows (B, H, T) that are `known`.
+def _elsewhere(d, shares, total, known, places, functions_of=None):
+    """Weight on values of other heads or sequences than the own, in rows (B, H, T) that are `known`. The
+    shares of sequences may add up to more than the `total`: some share pages.
 
     `places` are what a row belongs to and its number, and what values belong to and the right number of it;
     `functions_of` is a short name of the first number, from which the kernel may compute the second.
@@ -69,7 +76,6 @@ def _elsewhere(d, shares, known, places, functions_of=None):
     if shares.shape[-1] < 2:
         return
     who, by, name, mine = places
-    total = shares.sum(-1)
     of = lambda number: np.take_along_axis(shares, number[..., None], -1)[..., 0]
     of_own = of(mine) / np.maximum(total, 1e-300)
     wrong = known & (of_own < 1 - SOME) & (total > LEAST_WEIGHT)
@@ -164,7 +170,8 @@ def _addresses(d):
     moved = np.logical_or.reduce(list(wrong.values()))
     if not use.any() or moved.any(1).sum() < max(LEAST_ROWS, LEAST * use.sum()):
         return
-    moves = _in_memory(view, pointed, moved) or _moves(view, pointed, places, wrong, moved)
+    moves = _in_memory(view, pointed, moved) or _in_blocks(view, places, moved)
+    moves = moves or _moves(view, pointed, places, wrong, moved)
     if moves:
         heads = next(got for name, _, _, got in places if name == "head")
         finding, rows = _told(d, pointed, use, heads, moves)
@@ -200,7 +207,9 @@ def _told(d, pointed, use, heads, moves):
     rule = d.regions.find(marks, universe)
     rows = rule.inside.any(-1) & (ledgers.wrong.any(-1) | (d.measured.unexplained > 1).any(-1))
     kinds, text = {move.name for move in moves}, "; ".join(move.words for move in moves)
-    if kinds == {"column"}:
+    if kinds == {"block"}:
+        nature = f"values are not where they are read: {text}"
+    elif kinds == {"column"}:
         nature = f"values are read from other columns: {text}"
     elif kinds <= IN_PAGES:
         nature = f"values are read from other pages: {text}"
@@ -236,6 +245,17 @@ def _in_memory(view, pointed, moved):
         "(pages, heads and slots counted in one: an address that wraps or starts elsewhere)"
     )
     return [Move("memory", words, moved)]
+
+
+def _in_blocks(view, places, moved):
+    """Keys and columns that are exchanged, or permuted by each other's bits; else nothing."""
+    if view.pages is not None:
+        return []
+    of = {name: (own[moved], got[moved]) for name, _, own, got in places}
+    words = blocks_in_words(of["key"][0], of["column"][0], of["key"][1], of["column"][1])
+    columns = np.unique(of["column"][0]).tolist()
+    where = "" if len(columns) == moved.shape[1] else f", in columns {ranges(columns)}"
+    return [Move("block", words + where, moved)] if words else []
 
 
 def _readers(view, pointed, some):
@@ -303,8 +323,8 @@ def _pages(d):
         return
     few = lambda numbers: ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
     listed = "; ".join(
-        f"sequence {pages.number} reads {few(pages.extra)} in place of "
-        f"{few([p for _, p in pages.missing]) or 'none'}"
+        f"sequence {pages.number} reads {few(pages.extra) or 'others of its own again'}"
+        f"{' in place of ' * bool(pages.missing)}{few([p for _, p in pages.missing])}"
         for pages in found[:3]
     )
     strange, rows = np.zeros(view.shape, bool), np.zeros(view.shape[:3], bool)
@@ -339,7 +359,7 @@ def _page_rule(found, view):
     extra = any(pages.extra for pages in found)
     for words, rule in (*_other_pages(found[0]), *_other_places(view.checked.block_table)):
         give = lambda pages, places, rule=rule: {min(max(rule(pages, t, p), 0), last) for t, p in places}
-        if all(give(pages, enumerate(pages.own)) == pages.read for pages in found):
+        if extra and all(give(pages, enumerate(pages.own)) == pages.read for pages in found):
             return words
         some = [give(pages, pages.missing) for pages in found]
         if extra and all({*pages.extra} <= given <= pages.read for pages, given in zip(found, some)):

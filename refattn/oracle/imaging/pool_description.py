@@ -1,0 +1,107 @@
+"""Findings about rows that read keys and values elsewhere, from their weights on every stored value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from refattn.oracle.imaging.compare import EXTRA, MISSING
+from refattn.oracle.imaging.foreign_keys import gained_keys
+from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.pool import Pool
+from refattn.oracle.imaging.pool_reads import readings
+
+MOST = 0.55  # of the wrong rows, that one reading must explain
+SOME = 0.2  # that another reading explains beside it
+CLEAR = 0.999
+MOST_LISTED = 4  # sequences of which rows are listed
+
+
+def read_elsewhere(d):
+    """Findings about rows that read other places, each with the rows (B, H, T) that it explains."""
+    l, view = d.ledgers, d.view
+    wrong = ((l.labels == MISSING) | (l.labels == EXTRA)).any(-1) | (d.measured.unexplained > 1).any(-1)
+    wrong &= view.row_exists & ~l.nan & ~d.measured.varies & ~d.explained
+    if not wrong.any():
+        return
+    pool = Pool.of(d.measured, l)
+    if pool is None:
+        return
+    wrong = pool.not_right(wrong)
+    if not wrong.any():
+        return
+    best = pool.best(readings, wrong)
+    if best is None or best[1].sum() < MOST * wrong.sum():
+        words = gained_keys(pool, wrong)
+        if words:
+            d.value_rows |= wrong
+            yield at_rows(d, wrong, "source", words), wrong
+        return
+    while best is not None and best[1].sum() >= SOME * wrong.sum():
+        reads, rows = best
+        d.value_rows |= rows
+        yield at_rows(d, rows, "source", reads.words), rows
+        wrong = wrong & ~rows
+        best = pool.best(readings, wrong)
+
+
+def at_rows(d, rows, kind, words):
+    """A finding at the place of rows (B, H, T), or with these rows listed where a rule for them is long."""
+    rule = d.of_rows(rows)
+    finding = d.finding(rule, kind, words)
+    if whole := _whole_sequences(d.view, rows):
+        return dataclasses.replace(finding, place=whole, hit=rule.wrong, right_inside=0, region=rows)
+    if rule.fit < CLEAR or len(rule.statements) > 2:
+        listed = rows_listed(d.view, rows)
+        if listed:
+            return dataclasses.replace(finding, place=listed, hit=rule.wrong, right_inside=0, region=rows)
+    elif (
+        rule.statements and len(d.view.sequences) == 1 and "row is" in (listed := rows_listed(d.view, rows))
+    ):
+        return (
+            dataclasses.replace(finding, place=f"{finding.place} ({listed})") if finding.place else finding
+        )
+    return finding
+
+
+def _whole_sequences(view, rows):
+    """Some, but not all, sequences all of whose rows are among the rows (B, H, T), in words; else ""."""
+    whole = [bool(rows[n][:, : len(s.rows)].all()) for n, s in enumerate(view.sequences)]
+    some = [bool(of.any()) for of in rows]
+    if whole != some or all(whole):
+        return ""
+    numbers = np.flatnonzero(whole).tolist()
+    return f"the sequence is {ranges(numbers)}" if len(numbers) <= 2 * MOST_LISTED else ""
+
+
+def rows_listed(view, rows):
+    """Rows (B, H, T) as "rows 0 to 13 of sequence 1"; "" where heads differ or the list is long."""
+    told = []
+    if in_all := _of_all_rows(view, rows):
+        return in_all
+    for n, s in enumerate(view.sequences):
+        heads = rows[n].any(-1)
+        if not heads.any():
+            continue
+        if not (rows[n] == rows[n][heads.argmax()])[heads].all() or not heads.all():
+            return ""
+        of = s.rows[rows[n][0][: len(s.rows)]]
+        every = len(of) == len(s.rows)
+        told.append(f"{'all rows' if every else 'rows ' + ranges(of.tolist())} of sequence {n}")
+    if len(view.sequences) == 1 and told and told[0].startswith("rows "):
+        return f"the row is {told[0].removeprefix('rows ').removesuffix(' of sequence 0')}"
+    return f"these are {', '.join(told)}" if 0 < len(told) <= MOST_LISTED else ""
+
+
+def _of_all_rows(view, rows):
+    """One stretch of the rows of all sequences, counted in one, in words; "" where rows are no such."""
+    if len(view.sequences) < 2 or view.checked.num_parts != len(view.sequences):
+        return ""
+    if any(len(s.rows) != s.num_rows for s in view.sequences) or not (rows == rows[:, :1]).all():
+        return ""
+    of = np.concatenate([rows[n, 0, : len(s.rows)] for n, s in enumerate(view.sequences)])
+    at = np.flatnonzero(of)
+    if len(at) == len(of) or at[-1] - at[0] + 1 != len(at):
+        return ""
+    return f"the row, counted over all sequences, is {ranges(at.tolist())}"
