@@ -316,10 +316,11 @@ class Description:
 
     def _read_otherwise(self, least):
         """Arrays that are read in another way, where so many of all rows are wrong."""
-        wrong = self.measured.off.any(-1) & self.view.row_exists
+        m = self.measured
+        wrong = m.off.any(-1) & ~self.ledgers.nan & (m.output != 0).any(-1) & self.view.row_exists
         if wrong.sum() < least * self.rows.sum():
             return
-        if words := explain_layout(self.measured):
+        if words := explain_layout(m):
             yield self.finding(None, "layout", words, verified=True)
             self.explained |= self.view.row_exists
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.oracle.imaging.latent_codes import shortest_code
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import KV_LATENT, VALUE, W_UK, W_UV
 
@@ -138,13 +139,15 @@ class Measured(Reading):
         if not wrong.any() or self.wrong_latents.any():
             return weights
         for n, (s, latent) in enumerate(zip(view.sequences, latents, strict=True)):
-            by_head = self._calls_by_head(s)
-            one_hot = s.num_keys <= rank
-            if not one_hot and by_head > MOST_LATENT_CALLS:
+            everywhere, one_hot = np.arange(rank), s.num_keys <= rank
+            code = shortest_code(view, s, everywhere, self.columns, by_scores=False)
+            if code.calls > MOST_LATENT_CALLS:
+                code = shortest_code(view, s, everywhere, self.columns)
+            if not one_hot and code.calls > MOST_LATENT_CALLS:
                 weights[n] = 0.0
                 weights[n][..., : len(latent)] = self._by_groups(n, context[n], latent)
-            elif self.probes.have_time(f"one-hot latents of sequence {n}", calls if one_hot else by_head):
-                weights[n] = (self._one_hot_latents if one_hot else self._head_by_head)(n, s, latent)
+            elif self.probes.have_time(f"one-hot latents of sequence {n}", calls if one_hot else code.calls):
+                weights[n] = self._one_hot_latents(n, s, latent) if one_hot else self._with_code(n, code)
             else:
                 self._leave_out(np.arange(len(weights)).reshape(-1, 1, 1, 1) == n)
         return weights
@@ -164,17 +167,17 @@ class Measured(Reading):
         None where they are too few to read weights in, or for want of time.
         """
         view, components = self.view, np.flatnonzero(self.wrong_latents)
-        rank = len(self.wrong_latents)
-        calls = sum(self._calls_by_head(s, components) for s in view.sequences)
+        codes = [shortest_code(view, s, components, self.columns) for s in view.sequences]
+        calls = sum(code.calls for code in codes)
         if calls > MOST_LATENT_CALLS or not self.probes.have_time("weights in components of latents", calls):
             return None
         other = copy.copy(self)
-        other.wrong_latents, other.partial = np.zeros(rank, bool), True
+        other.wrong_latents, other.partial = np.zeros_like(self.wrong_latents), True
         other.weights = view.weights.copy()
-        context = np.zeros((*view.shape[:3], rank))
-        for n, s in enumerate(view.sequences):
+        context = np.zeros((*view.shape[:3], len(self.wrong_latents)))
+        for n, (s, code) in enumerate(zip(view.sequences, codes, strict=True)):
+            other.weights[n] = self._with_code(n, code)
             latent = self._latent(s)
-            other.weights[n] = self._head_by_head(n, s, latent, components)
             for weights, of in ((view.weights[n], ~self.wrong_latents), (other.weights[n], components)):
                 context[n][..., of] = (weights[..., : s.num_keys] @ latent)[..., of]
         w_uv = np.asarray(view.arrays[W_UV], np.float64)[view.heads]
@@ -183,43 +186,13 @@ class Measured(Reading):
         other.unexplained = np.where(view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)
         return other
 
-    def _calls_by_head(self, s, components=None):
-        """Calls that `_head_by_head` takes for one sequence; many where it cannot work."""
-        _, one_hot = self._carriers(components)
-        free = min(len(one_hot), len(self.columns))
-        return len(self.view.heads) * -(-s.num_keys // free) if free > 0 else 2 * MOST_LATENT_CALLS
-
-    def _carriers(self, components=None):
-        """Components of the latents that hold the keys of one head, as few of `components` as may be, and
-        those of `components` that are left.
-        """
-        nope, rank = np.shape(self.view.arrays[W_UK])[-2:]
-        of = np.isin(np.arange(rank), np.arange(rank) if components is None else components)
-        carriers = np.argsort(of, kind="stable")[:nope]
-        return carriers, np.setdiff1d(np.flatnonzero(of), carriers)
-
-    def _head_by_head(self, n, s, latent, components=None):
-        """Weights of one sequence with more keys than a latent has components, (H, T, S): some components
-        hold the keys of one head, the others, if they are among `components`, are one-hot for some keys.
-        """
-        view, columns = self.view, self.columns
-        latents, w_uk, w_uv = (np.asarray(view.arrays[which]) for which in (KV_LATENT, W_UK, W_UV))
-        carriers, free = self._carriers(components)
-        up = np.zeros(w_uk.shape)
-        up[:, np.arange(len(carriers)), carriers] = 1.0
-        weights = np.zeros(view.shape[1:])
-        for place, head in enumerate(view.heads):
-            keys = latent @ w_uk[head].astype(np.float64).T  # [S, C] @ [C, N]
-            for there in _chunks(s.num_keys, min(len(free), len(columns))):
-                one_hot = free[: len(there)]
-                code, down = np.zeros(latents.shape), np.zeros(w_uv.shape)
-                own = code.reshape(-1, *code.shape[-2:])[s.entry]
-                own[: s.num_keys, carriers] = keys
-                own[there, one_hot] = 1.0
-                down[:, columns[: len(there)], one_hot] = 1.0
-                changed = self._with(view.arrays, {KV_LATENT: code, W_UK: up, W_UV: down})
-                output = self.probes.output("one-hot latents, one head at a time", changed)
-                weights[place, :, there] = output[n, place][:, columns[: len(there)]].T
+    def _with_code(self, n, code):
+        """Weights of one sequence, (H, T, S), as a code reads them."""
+        weights = np.zeros(self.view.shape[1:])
+        for heads, keys, changes in code.probes():
+            output = self.probes.output("one-hot latents", self._with(self.view.arrays, changes))[n]
+            there = output[heads][..., self.columns[: len(keys)]]
+            weights[np.ix_(heads, np.arange(weights.shape[1]), keys)] = there
         return weights
 
     def _latent(self, s):
