@@ -350,11 +350,11 @@ class Estimated(Reading):
             lambda rows: added_rows(self, rows),
         ]
         yield [
+            lambda rows: other_pages(self, rows),
             lambda rows: foreign.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
             lambda rows: other_for_some_keys(self, rows),
             lambda rows: components(self, rows),
-            lambda rows: other_pages(self, rows),
         ]
         yield [x.all_pieces]
         yield [

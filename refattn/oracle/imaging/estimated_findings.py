@@ -9,6 +9,7 @@ import numpy as np
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.located import leaning
 from refattn.oracle.imaging.moved_outputs import added_in_words, orders_in_words
+from refattn.oracle.imaging.sources import Pages, page_rule
 
 # explanations that are wholly in the weights, so that the ledgers tell them
 OF_THE_LEDGERS = (
@@ -219,7 +220,9 @@ def _words(reading, name, rows):
     if name.startswith("values of other"):
         return "values", f"the weights are right, but multiply the {name}", _moves(reading, name)
     if name == "other pages":
-        return "pages", "other pages are read than the block table names", _pages(reading, rows)
+        nature = "other pages are read than the block table names"
+        rule = _page_rule(reading)
+        return "pages", f"{nature}: {rule}" if rule else nature, _pages(reading, rows)
     if name == "other values":
         return "values", "the weights are right, but other values are multiplied", _values(reading)
     if name.startswith("values of"):
@@ -286,6 +289,24 @@ def _places(reading, rows, numbers):
                 + _few(f"{int(a)} from {int(c)}" for a, c in zip(at, numbers[what], strict=True) if a != c)
             )
     return "It is that of " + ", ".join(words) + "." if words else ""
+
+
+def _page_rule(reading):
+    """A rule, in words, that gives the pages that were read from those of the block table; "" for none."""
+    view, found, behind = reading.view, [], True
+    for n, of_rows in reading.pages_of_rows.items():
+        s = view.sequences[n]
+        named = view.checked.block_table[s.part].tolist()
+        own = named[: -(-s.length // view.page_size)]
+        read = set().union(*(pages["all"] for pages in of_rows.values()))
+        missing = [(t, page) for t, page in enumerate(own) if page not in read]
+        extra = sorted(read - {*own})
+        if extra or missing:
+            found.append(Pages(n, s.part, own, read, missing, extra))
+            behind &= not missing and {*extra} <= {*named}
+    if found and behind:
+        return "those that it holds past the length of the sequence count too"
+    return page_rule(found, view).removesuffix(": ") if found else ""
 
 
 def _pages(reading, rows):

@@ -48,7 +48,11 @@ def other_pages(reading, rows):
         own = np.where(rows.visible[:, r], rows.denominator[:, r], 0.0) * of_page[np.maximum(pages, 0)]
         weights[:, r] = own / total[:, None]
         named, used = set(pages[pages >= 0].tolist()), set(np.flatnonzero(of_page).tolist())
-        read[int(rows.rows[r])] = {"instead of": sorted(named - used), "read": sorted(used - named)}
+        read[int(rows.rows[r])] = {
+            "instead of": sorted(named - used),
+            "read": sorted(used - named),
+            "all": used,
+        }
     reading.pages_of_rows[n] = read
     yield Fit("other pages", holds, odds, lambda: weights, None, {}, 0.0)
 

@@ -318,7 +318,7 @@ def _pages(d):
     if view.pages is None or d.measured.pages_read is None:
         return
     found = list(_wrong_pages(view, d.measured.pages_read))
-    rule = _page_rule(found, view) if found else ""
+    rule = page_rule(found, view) if found else ""
     if not rule and not any(pages.extra for pages in found):
         return
     few = lambda numbers: ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
@@ -350,7 +350,7 @@ def _wrong_pages(view, pages_read) -> Iterator[Pages]:
             yield Pages(n, s.part, own, read, missing, extra)
 
 
-def _page_rule(found, view):
+def page_rule(found, view):
     """A rule that gives the pages that were read from those of the table, in words; "" if there is none.
 
     It may hold for all places of the table, or for those alone whose page is not read.
