@@ -60,6 +60,26 @@ def other_readings(arrays) -> Iterator[tuple[str, Arrays]]:
     for (words, of_latent), (_, of_rope) in zip(_of_other_keys(latent), _of_other_keys(rope), strict=True):
         changed = arrays._replace(key_latent=of_latent, k_rope=of_rope)
         yield f"the keys (latents and rope parts; not the values) are {words}", changed
+    for words, of_latent, of_rope in _whole_rows(latent, rope):
+        changed = arrays._replace(key_latent=of_latent, value_latent=of_latent, k_rope=of_rope)
+        yield f"cache rows (latent and rope part) are {words}", changed
+
+
+def _whole_rows(latent, rope):
+    """Words, latents and rope parts of cache rows that are read with another stride."""
+    width, beside = latent.shape[-1], rope.shape[-1]
+    for first, second, layout in (
+        (latent, rope, f"[latent {width} | rope part {beside}]"),
+        (rope, latent, f"[rope part {beside} | latent {width}]"),
+    ):
+        rows = np.concatenate([first, second], -1)
+        whole, cut = rows.shape[-1], first.shape[-1]
+        for stride in dict.fromkeys([*_rounded_up(whole), width, beside]):
+            if stride != whole:
+                told = f"{_strides_in_words(stride, whole, 0, 0)}: they are {layout}"
+                for words, read in _read_at(rows, whole, told, stride, 0):
+                    parts = read[..., :cut], read[..., cut:]
+                    yield words, *(parts if first is latent else parts[::-1])
 
 
 def other_places(own, partner, what, beside) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refattn.oracle.imaging.blocks import blocks_in_words
 from refattn.oracle.imaging.maps import describe_map, ranges
+from refattn.oracle.imaging.moved_values import moved_values
 from refattn.oracle.imaging.pointing import point
 from refattn.oracle.imaging.pool_description import read_elsewhere
 from refattn.oracle.imaging.view import VALUE
@@ -27,7 +28,7 @@ IN_PAGES = {"place", "page", "slot"}  # names of a `Move` from page to page
 
 def find_sources(description):
     """Findings about where values are read, each with the rows (B, H, T) that it explains."""
-    found = list(read_elsewhere(description))
+    found = list(moved_values(description) if description.view.latent else read_elsewhere(description))
     if found:
         yield from found
         return
