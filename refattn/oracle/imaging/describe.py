@@ -13,6 +13,7 @@ import numpy as np
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
 from refattn.oracle.imaging.copies import copied_rows
+from refattn.oracle.imaging.counted_again import counted_again
 from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
@@ -27,7 +28,7 @@ from refattn.oracle.imaging.pool_description import at_rows
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
 from refattn.oracle.imaging.score_noise import noise_in_words
-from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments
+from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments, first_tile_lost
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.value_changes import explain_values
 from refattn.oracle.imaging.view import last_key
@@ -351,8 +352,12 @@ class Description:
     def _visible(self):
         """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
         l, view = self.ledgers, self.view
+        for finding, pairs in counted_again(self):
+            yield finding
+            self.explained |= pairs.any(-1)
         open_rows = ~self.explained[..., None]
         missing, extra = (l.labels == MISSING) & open_rows, (l.labels == EXTRA) & open_rows
+        missing &= ~first_tile_lost(l)  # it follows from what is said of the others
         if not missing.any() and not extra.any():
             return
         view.candidate_widths = self._widths(missing)
@@ -496,6 +501,8 @@ class Description:
             if not (best := explain_segments(l, segments)):
                 continue
             words, _, *steps = best[0]
+            if first_tile_lost(l).any():
+                spread += " The first tile is lost: no tile is before it."
             if steps:
                 rule = self._steps_rule(steps[0], segments)
             return self.finding(rule, "segments", f"in {segments.words}, {words}", spread)

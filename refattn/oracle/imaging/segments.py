@@ -9,7 +9,7 @@ from math import gcd
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.imaging.compare import SCALED
+from refattn.oracle.imaging.compare import MISSING, SCALED
 from refattn.oracle.imaging.elsewhere import other_rows
 
 MOST_STEPS = 0.15  # share of neighbouring keys between which the factor changes
@@ -96,6 +96,19 @@ def explain_segments(ledgers, segments):
             if (share := stretches.share(predicted)) >= FITS:
                 found.append((words, share))
     return sorted(found, key=lambda entry: -entry[1])
+
+
+def first_tile_lost(ledgers):
+    """Pairs of the first tile (B, H, T, S) where it is lost because each tile is rescaled with the factor of
+    the tile before it: the first one is given the factor 0 of an accumulator that is empty.
+    """
+    missing = ledgers.labels == MISSING
+    for segments in find_segments(ledgers) if missing.any() else ():
+        best = explain_segments(ledgers, segments)
+        first = (np.arange(missing.shape[-1]) < segments.edges[1]) & ledgers.view.visible
+        if best and best[0][0] == OF_TILE_BEFORE and (missing == first)[missing.any(-1)].all():
+            return missing
+    return np.zeros_like(missing)
 
 
 class Stretches:
