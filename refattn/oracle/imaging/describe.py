@@ -515,16 +515,16 @@ class Description:
         if words := find_key_sources(l, wrong):
             nature = f"keys are read from other places, values from the right ones: {words}"
             return self.finding(rule, "keys", nature)
+        words, rows = find_key_runs(l, wrong) if wrong.sum() >= 3 else ("", None)
+        if words:
+            nature = f"keys are read from other places, values from the right ones: {words}"
+            return self.finding(self.of_rows(rows), "keys", nature)
         if constant:
             return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
         if best := scores():
             if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
                 rule = dataclasses.replace(rule, statements=())
             return self.finding(rule, best[0].kind, _scores_in_words(best))
-        words, rows = find_key_runs(l, wrong) if wrong.sum() >= 3 else ("", None)
-        if words:
-            nature = f"keys are read from other places, values from the right ones: {words}"
-            return self.finding(self.of_rows(rows), "keys", nature)
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
             segments = cuts[0]

@@ -38,7 +38,7 @@ def _other_lengths(pool, rows):
         if at[0] != pool.own[b, h, 0] or read.setdefault(int(b), len(at)) != len(at):
             return ""
     lengths = [s.length for s in view.sequences]
-    if not read or all(lengths[b] == count for b, count in read.items()):
+    if not read or all(lengths[b] == count for b, count in read.items()) or not _with_own_scores(pool, rows):
         return ""
     listed = ", ".join(f"{count} in place of {lengths[b]} in sequence {b}" for b, count in read.items())
     count = len(lengths)

@@ -18,6 +18,7 @@ PRESENT = 1e-5  # of a row's weight: what has more and should have none is read
 LOOKS, STRANGE = 5, 0.1  # rows on which the places alone are tried; those of them that may be wrong
 TRIAL = 12  # rows on which a reading is tried first
 LEAST_OF_TRIAL = 0.2
+MOST_TRIED, NEARLY = 12, 0.98  # readings that are tried on all rows; of the rows of the best one
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +190,11 @@ class Pool:
 
         return promising
 
+    def _against(self, reads, wrong):
+        """Rows that a reading would change, and that are not among the wrong ones (B, H, T)."""
+        moved = ((reads.key != self.own) | (reads.value != self.own)).any(-1)[..., None]
+        return int((moved & ~wrong & self.view.row_exists & self.view.visible.any(-1)).sum())
+
     def best(self, readings, wrong):
         """The reading that explains most of the wrong rows (B, H, T), and those rows; or None."""
         places = np.argwhere(wrong)
@@ -200,14 +206,16 @@ class Pool:
             holds = self.holds(reads, trial, scores)
             if holds.sum() >= max(LEAST_OF_TRIAL * len(trial), 1):
                 found.append((-holds.sum(), n, reads))
-        best = None
-        scores = self.scores(places) if found else None
-        for _, _, reads in sorted(found, key=lambda entry: entry[:2])[:6]:
+        if not found:
+            return None
+        scores, tried = self.scores(places), []
+        for _, n, reads in sorted(found, key=lambda entry: entry[:2])[:MOST_TRIED]:
             holds = self.holds(reads, places, scores)
-            if best is None or holds.sum() > 1.02 * best[0]:
-                best = holds.sum(), reads, holds
-        if best is None:
+            tried.append((holds.sum(), -self._against(reads, wrong), -n, reads, holds))
+        most = max(count for count, *_ in tried)
+        best = max((entry for entry in tried if entry[0] >= NEARLY * most), key=lambda entry: entry[1:3])
+        if not most:
             return None
         rows = np.zeros(wrong.shape, bool)
-        rows[tuple(places[best[2]].T)] = True
-        return best[1], rows
+        rows[tuple(places[best[4]].T)] = True
+        return best[3], rows

@@ -244,6 +244,12 @@ def _of_places(place, first, count, size, at):
             yield f"{_away(step, 'place')} in the block table, from place {n} on", at(moved)
     for step in (*STEPS, 4, -4):
         yield f"{_away(step, 'place')} in the block table", at(place + step)
+    for n in (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64):
+        yield f"place t % {n} of the block table, t the place", at(place % n)
+        yield f"place t // {n} of the block table, t the place", at(place // n)
+        yield f"the first of each {n} places of the block table for all {n}", at(place // n * n)
+        yield f"place min(t, {n - 1}) of the block table, t the place", at(np.minimum(place, n - 1))
+        yield f"place t ^ {n} of the block table", at(place ^ n)
     inside = lambda moved: at(np.where((moved >= 0) & (moved < count), moved, place))
     for n in (1, 2, 3, 4, 6, 8):
         for step in (1, -1, 2, -2):
@@ -254,12 +260,6 @@ def _of_places(place, first, count, size, at):
             yield words, inside(place + step * n)
             yield words, at(np.where(whole, place + step * n, place))
             yield words, at(np.where(whole, np.minimum(place + step * n, count - 1), place))
-    for n in (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64):
-        yield f"place t % {n} of the block table, t the place", at(place % n)
-        yield f"place t // {n} of the block table, t the place", at(place // n)
-        yield f"the first of each {n} places of the block table for all {n}", at(place // n * n)
-        yield f"place min(t, {n - 1}) of the block table, t the place", at(np.minimum(place, n - 1))
-        yield f"place t ^ {n} of the block table", at(place ^ n)
 
 
 def _first_key(view, n):
@@ -367,8 +367,9 @@ def _deltas(deltas, what):
 
 def _named_starts(view, deltas):
     """What the wrong start of each sequence is, in words; "" where it is nothing known."""
-    starts, rows = ([_start(view, n, which) for n in sorted(deltas)] for which in (KEY, QUERY))
-    read = [start + deltas[n] for n, start in enumerate(starts)]
+    numbers = range(len(view.sequences))
+    starts, rows = ([_start(view, n, which) for n in numbers] for which in (KEY, QUERY))
+    read = [start + deltas.get(n, 0) for n, start in enumerate(starts)]
     longest = max(s.num_keys for s in view.sequences)
     for words, other in (
         ("where its query rows begin in theirs", rows),
@@ -377,7 +378,7 @@ def _named_starts(view, deltas):
         ("at the first sequence", [starts[0]] * len(starts)),
         ("at n times the length of the longest sequence", [n * longest for n in range(len(starts))]),
     ):
-        if all(a == b or deltas[n] == 0 for n, (a, b) in enumerate(zip(read, other))):
+        if all(a == b or not deltas.get(n) for n, (a, b) in enumerate(zip(read, other))):
             return f" (each begins {words})"
     return ""
 
