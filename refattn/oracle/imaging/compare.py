@@ -60,6 +60,8 @@ class Ledgers:
         labels[both & off] = SCALED
         # negative weights are none that a softmax gives
         labels[self.judged & (got < -4 * floor)] = SCALED
+        # what is nothing beside the weights that the row has by mistake is missing for no reason of its own
+        labels[(labels == MISSING) & (self._predicted(right) <= 4 * floor)] = UNJUDGED
         labels[np.broadcast_to(self.zero[..., None], view.shape)] = UNJUDGED
         self.labels = labels
 
@@ -83,6 +85,15 @@ class Ledgers:
                 shift, best = np.where(better, candidate, shift), np.where(better, near, best)
             shift = self._factor_of_lse(shift, count)
         return np.where(np.isfinite(shift), shift, 0.0)
+
+    def _predicted(self, right):
+        """The right weights, with the factors of their rows."""
+        factor = self.shift
+        if self.measured.lse is not None:
+            with np.errstate(all="ignore"):
+                factor = np.fmin(factor, self.view.lse - self.measured.lse)
+        with np.errstate(all="ignore"):
+            return right * np.exp(factor)[..., None]
 
     def _factor_of_lse(self, shift, count):
         """The factors `shift` (B, H, T), but that of lse where it makes some of the `count` weights right.

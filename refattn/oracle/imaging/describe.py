@@ -23,7 +23,7 @@ from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
 from refattn.oracle.imaging.maps import most_common, ranges
-from refattn.oracle.imaging.overflows import overflow_in_words
+from refattn.oracle.imaging.overflows import overflow_in_words, saturation
 from refattn.oracle.imaging.pool_description import at_rows
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
@@ -183,6 +183,10 @@ class Description:
         """Output, or weights, on the grid of a coarser format."""
         m, view = self.measured, self.view
         if not (np.abs(m.output - m.expected_output) > m.output_tolerance).any():
+            return
+        if (cut := saturation(m)) is not None:
+            yield self.finding(self.of_rows(cut[0]), "overflow", cut[1])
+            self.explained |= cut[0]
             return
         output = m.output[view.row_exists & ~self.ledgers.nan & ~self.ledgers.zero]
         stored = grid_of(output, m.spec.output.unit_roundoff)
@@ -642,6 +646,7 @@ def _scores_in_words(explained):
     """The best explanation of scores, and the next one where it is as good."""
     best, *others = explained
     words = best.words if best.kind == "exp" else f"scores are wrong: {best.words}"
-    if others and others[0].share >= best.share - SAME_SHARE and others[0].numbers == best.numbers:
+    same = others and others[0].share >= best.share - SAME_SHARE
+    if same and others[0].numbers == best.numbers == 0:
         words += f"; or, which is the same here, {others[0].words}"
     return words

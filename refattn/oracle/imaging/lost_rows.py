@@ -11,6 +11,7 @@ REFINED = 5
 PRECISE = 1.03  # the factor to which the size is found
 EXTREME = 40.0  # scores beyond which exp leaves float32
 UNDERFLOW = 95  # scores below the running maximum of which exp gives 0 in float32
+HALF_ENDS = 65504.0
 MEANS_EXP = 60.0  # lost rows whose scores are larger are lost to exp
 
 
@@ -76,4 +77,6 @@ def _edge_in_words(factor, edge, scale):
         meaning = f", as if the running maximum started {before}, below which exp gives 0"
     elif edge > MEANS_EXP:
         meaning = ", as if exp overflowed"
+        if 0.9 < edge / scale / HALF_ENDS < 1.1:
+            meaning = f" ({edge / scale:.4g} before the scale: float16 ends at {HALF_ENDS:.0f})"
     return f"{recover}: rows are lost whose largest score is beyond about {edge:.4g}{meaning}."

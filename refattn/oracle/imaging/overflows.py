@@ -7,6 +7,7 @@ import numpy as np
 from refattn.oracle.imaging.maps import ranges
 
 LARGEST = ((65504.0, "float16"), (448.0, "float8 e4m3"), (57344.0, "float8 e5m2"))
+FEWEST, BEYOND = 4, 0.01  # numbers at the limit and beyond it; as a share of it
 ENOUGH = 0.95  # of the numbers that are not finite lie beyond all that are, or all but as few
 
 
@@ -36,6 +37,24 @@ def overflow_in_words(measured, rows) -> str:
                 f"in columns {ranges(columns)} of {output.shape[-1]}"
             )
     return ""
+
+
+def saturation(measured):
+    """Rows (B, H, T) whose output is cut off at a number, and words for it; or None."""
+    output, expected = np.abs(measured.output), np.abs(measured.expected_output)
+    known = measured.view.row_exists[..., None] & np.isfinite(output)
+    limit = output[known].max(initial=0.0)
+    at = known & (output == limit)
+    beyond = known & (expected > (1 + BEYOND) * limit)
+    if at.sum() < FEWEST or beyond.sum() < FEWEST or not (expected[at] > (1 - BEYOND) * limit).all():
+        return None
+    if (output[beyond] < limit).any():
+        return None
+    name = next((f", the largest number of {name}" for x, name in LARGEST if x == limit), "")
+    columns = ranges(np.flatnonzero(at.any((0, 1, 2))).tolist())
+    return at.any(
+        -1
+    ), f"the output is cut off at {limit:.6g}{name}, in columns {columns} of {output.shape[-1]}"
 
 
 def _ends(limit, size, bad, good):

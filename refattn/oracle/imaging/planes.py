@@ -90,6 +90,8 @@ def other_head_places(view):
         ("head 0 for all heads", lambda h: 0 * h),
         ("the next head", lambda h: h + 1),
         ("the head before", lambda h: h - 1),
+        ("the next head, of the last head the first", lambda h: (h + 1) % num_heads),
+        ("the head before, of the first head the last", lambda h: (h - 1) % num_heads),
         ("the first head of its group", lambda h: h // group * group),
         ("the head whose number is the key/value head's (h // group_size)", lambda h: h // group),
         ("head h % group_size", lambda h: h % group),

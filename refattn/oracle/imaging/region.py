@@ -17,6 +17,7 @@ BEAM, DEPTH = 10, 4
 MOST_VALUES = 24  # thresholds of a feature that are tried
 WORD = 0.02  # of a statement
 ODD_NUMBER = 0.03  # of a number that is no landmark
+FEW = 8  # heads or sequences: none of them is odd
 MIN_GAIN = 0.002
 KEPT = 8  # arrays (B, H, T, S) of float64: the size of all features that are kept
 LEAST_KEPT = 2**26  # bytes
@@ -209,9 +210,11 @@ def _values(feature, of_bad, array):
     values, counts = np.unique(of_bad, return_counts=True)
     if not len(values):
         return
+    of_heads = array.shape[-2:] == (1, 1)  # or of sequences
+    few = of_heads and int(array.max()) - int(array.min()) < FEW
     common = values[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
     for value in sorted({int(v) for v in common} | landmarks):
-        yield "==", value, value not in landmarks
+        yield "==", value, value not in landmarks and not few
     for value in sorted(landmarks):
         yield "!=", value, False
     if not feature.ordered:

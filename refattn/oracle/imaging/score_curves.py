@@ -13,7 +13,9 @@ import numpy as np
 from refattn.oracle.imaging.rounding import running_maximum
 from refattn.oracle.imaging.wrong_rows import HELD, Model, centred
 
-BINS = 32
+BINS, MOST_BINS = 32, 256
+OF_BIN = 40  # pairs
+MOST = 0.99  # of the pairs: the others may jump
 LEAST = 64  # pairs
 LEFT = 0.1  # of the variance of the errors that may be left
 BETTER = 0.7  # of what another variable leaves, for one that comes later
@@ -46,13 +48,8 @@ def curved(rows) -> Iterator[Model]:
             if curve.left < (LEFT if best is None else BETTER * best.left):
                 best = curve
     if best is not None:
-        yield Model(
-            best.variable.kind,
-            best.in_words(),
-            np.where(best.where, rows.score + best.off, rows.score),
-            3,
-            whole=False,
-        )
+        scores = rows.score + np.where(best.where, best.off, best.elsewhere)
+        yield Model(best.variable.kind, best.in_words(), scores, 3)
 
 
 def _variables(rows):
@@ -67,6 +64,12 @@ def _variables(rows):
         yield Variable("ALiBi", "the distance of key and row", rows.distance + 0.0, size=slopes)
     if rows.bias is not None:
         yield Variable("bias", "the bias", rows.bias)
+    query, key = rows.view.operand("query")[rows.at], np.nan_to_num(rows.view.operand("key"))
+    key = key[rows.b, rows.head // rows.view.group_size]
+    yield Variable("scores", "the sum of the key's components", key.sum(-1))
+    yield Variable("scores", "the key's squared length", (key**2).sum(-1))
+    size = (rows.scale * query.sum(-1))[:, None]
+    yield Variable("scores", "the key (times the sum of the query's components)", key.sum(-1), size=size)
     references = [(f"the running maximum, tiles of {tile} keys", tile) for tile in TILES]
     for name, tile in (("the row's largest", 0), *references):
         if tile < rows.view.num_keys:
@@ -82,10 +85,11 @@ class _Curve:
     def __init__(self, rows, variable, y, where):
         self.variable, self.where = variable, where
         x = np.where(where, variable.x, 0)
+        count = int(np.clip(where.sum() // OF_BIN, BINS, MOST_BINS))
         if variable.periodic:
             edges = np.linspace(0, 1, BINS + 1)[1:-1]
         else:
-            edges = np.unique(np.quantile(x[where], np.linspace(0, 1, BINS + 1)[1:-1]))
+            edges = np.unique(np.quantile(x[where], np.linspace(0, 1, count + 1)[1:-1]))
         bins = np.searchsorted(edges, x)
         counts = np.maximum(np.bincount(bins[where], minlength=len(edges) + 1), 1)
         mean = lambda z: np.bincount(bins[where], z[where], len(edges) + 1) / counts
@@ -99,11 +103,14 @@ class _Curve:
             fitted = np.interp(x, self.x, self.y, period=1.0 if variable.periodic else None)
             number = np.where(self.held[:, None], own, _mean(y - fitted, where))
         self.off = (y - number) * variable.size
-        rest = np.where(where, y - fitted - number, 0)
+        period = 1.0 if variable.periodic else None
+        self.elsewhere = np.interp(variable.x, self.x, self.y, period=period) * variable.size
         plain = np.where(self.held[:, None], np.where(where, y - own, 0), centred(y, where))
-        # rows whose number is not known: the curve must be more than one that each row could have
-        self.left = np.median(rest[where] ** 2) / max(np.median(plain[where] ** 2), 1e-300)
-        self.left = max(self.left, (rest**2).sum() / max((plain**2).sum(), 1e-300))
+        # what is left beside the nearest pairs: steps and jumps are a function too
+        order = np.argsort(x[where], kind="stable")
+        rest = np.diff((y - number)[where][order]) / np.sqrt(2)
+        size = lambda z: (np.median(z**2), np.mean(np.minimum(z**2, np.quantile(z**2, MOST))))
+        self.left = max(a / max(b, 1e-300) for a, b in zip(size(rest), size(plain[where]), strict=True))
 
     def in_words(self):
         return self._periodic() if self.variable.periodic else self._table()

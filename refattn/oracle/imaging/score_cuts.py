@@ -9,6 +9,7 @@ import numpy as np
 from refattn.oracle.imaging.rounding import running_maximum
 from refattn.oracle.imaging.wrong_rows import Model
 
+NONE = 1e-5  # of a score: a limit of that size is 0
 CUT = 0.9  # of the wrong pairs lie beyond the number
 TILES = (16, 32, 64, 128)
 LARGEST = (
@@ -36,6 +37,10 @@ def clipped(rows) -> Iterator[Model]:
         limit = float(np.median(size[far]))
         words = f"scores before softcap and bias are cut off at {limit:.5g} in size"
         yield Model("scores", words, rows.of_products(np.clip(rows.raw, -limit, limit)), 1)
+    if rows.cap is None:
+        cap = rows.nearest(np.geomspace(0.2, 200, 61), lambda c: rows.of_products(rows.raw, c))
+        words = f"scores go through a softcap of {cap:.4g}, which was not asked for"
+        yield Model("softcap", words, rows.of_products(rows.raw, cap), 1)
     for side, beyond, limited in (
         ("at most", rows.wrong & (got < rows.score), np.minimum),
         ("at least", rows.wrong & (got > rows.score), np.maximum),
@@ -44,6 +49,7 @@ def clipped(rows) -> Iterator[Model]:
             continue
         for what, reference in _references(rows):
             edge = float(np.median((got - reference)[beyond]))
+            edge = 0.0 if abs(edge) < NONE else edge
             base_2 = f" ({edge / np.log(2):.4g} in base 2)" if "running" in what else ""
             words = f"{what} are {side} {edge:.4g}{base_2}: what lies beyond is cut off"
             yield Model("scores", words, limited(rows.score, reference + edge), 1)

@@ -10,6 +10,10 @@ from refattn.oracle.imaging.factors_in_words import ratio
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.wrong_rows import Model, centred
 
+TILES = (128, 64, 48, 32, 16)
+WHOLE = 0.8  # of the pairs of the parts that are wrong
+MOST_PARTS, SHOWN = 8, 6  # that have a factor each, and that are told
+
 
 def multiplied(rows) -> Iterator[Model]:
     """An operand times a number."""
@@ -80,10 +84,45 @@ def multiplied_in_part(rows) -> Iterator[Model]:
     if bias is not None or slopes is not None:
         terms.append(("scores", "whole scores (ALiBi and bias included) are", rows.score))
     for kind, what, term in terms:
-        a = 1 + rows.coefficient_of_wrong(term)
+        a = 1 + rows.coefficient_of(term, rows.wrong)
         changed = np.where(rows.wrong, rows.score + (a - 1) * term, rows.score)
         words = f"{what} left out" if abs(a) < 1e-3 else f"{what} multiplied by {ratio(a)}"
         yield Model(kind, words, changed, 1, whole=False)
+
+
+def multiplied_by_part(rows) -> Iterator[Model]:
+    """An operand times a number of its own in each tile of keys, head or sequence."""
+    bias, slopes = rows.bias, rows.slopes()
+    terms = [("scale", "scores before softcap, ALiBi and bias", "are", rows.capped)]
+    if bias is not None:
+        terms.append(("bias", "the bias", "is", bias))
+    if slopes is not None:
+        terms.append(("ALiBi", "ALiBi", "is", -slopes * rows.distance))
+    for name, part in _parts(rows):
+        part = np.broadcast_to(part, rows.score.shape)
+        numbers = np.unique(part[rows.wrong]).tolist()
+        whole = (rows.judged & np.isin(part, numbers)).sum()  # a part is wrong as a whole, or right
+        if not 1 < len(numbers) <= MOST_PARTS or rows.wrong.sum() < WHOLE * whole:
+            continue
+        for kind, what, verb, term in terms:
+            changed, told = rows.score.copy(), []
+            for number in numbers:
+                here = rows.wrong & (part == number)
+                a = 1 + rows.coefficient_of(term, here)
+                changed[here] += ((a - 1) * term)[here]
+                told.append(f"{a:.4g} in number {number}")
+            words = f"{what} {verb} multiplied by another number in each {name}: {', '.join(told[:SHOWN])}"
+            yield Model(kind, words, changed, len(numbers), whole=False)
+
+
+def _parts(rows):
+    yield "query head", rows.head[:, None]
+    yield "sequence", rows.b[:, None]
+    for size in TILES:
+        if size < rows.view.num_keys:
+            yield f"tile of {size} keys", rows.view.key[0, 0] // size
+    for size in TILES:
+        yield f"tile of {size} rows", rows.row[:, None] // size
 
 
 def components(rows) -> Iterator[Model]:

@@ -55,6 +55,13 @@ def rounded(rows) -> Iterator[Model]:
 def _rounded_terms(rows):
     """The bias, or what ALiBi takes off, in a coarser format."""
     bias, slopes = rows.bias, rows.slopes()
+    if bias is not None:
+        finite = np.where(np.isfinite(bias), bias, 0)
+        whole = max(np.abs(np.nan_to_num(part.bias, posinf=0, neginf=0)).max() for part in rows.parts)
+        of_row = np.maximum(np.abs(finite).max(-1, keepdims=True), 1e-300)
+        for words, step in (("one scale for all", whole / 127), ("one scale a row", of_row / 127)):
+            coarse = np.round(finite / step) * step
+            yield Model("format", f"the bias is rounded to int8 with {words}", rows.score - bias + coarse)
     for name in COARSE:
         if bias is not None:
             coarse = round_to(np.where(np.isfinite(bias), bias, 0), name)

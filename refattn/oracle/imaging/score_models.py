@@ -13,12 +13,13 @@ import numpy as np
 from refattn.oracle.imaging.latent_scores import parts_from_elsewhere
 from refattn.oracle.imaging.score_curves import curved
 from refattn.oracle.imaging.score_cuts import clipped, saturated
-from refattn.oracle.imaging.score_fits import components, multiplied, multiplied_in_part
+from refattn.oracle.imaging.score_fits import components, multiplied, multiplied_by_part, multiplied_in_part
 from refattn.oracle.imaging.score_formats import rounded
 from refattn.oracle.imaging.score_operands import from_elsewhere
 from refattn.oracle.imaging.score_places import shifted_by_sequence, whole_distances
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
-from refattn.oracle.imaging.score_terms import bias_read_elsewhere
+from refattn.oracle.imaging.score_steps import stepped
+from refattn.oracle.imaging.score_terms import bias_of_one_place, bias_read_elsewhere
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 EXPLAINS = 0.9  # of the wrong pairs, at least
@@ -35,7 +36,10 @@ FAMILIES = (
     whole_distances,
     multiplied_in_part,
     components,
+    multiplied_by_part,
     rounded,
+    stepped,
+    bias_of_one_place,
     bias_read_elsewhere,
     curved,
 )
@@ -65,5 +69,7 @@ def explain_scores(rows: WrongRows) -> list[Explanation]:
                 whole = model.whole and rows.holds_where_right(model.scores)
                 found.append(Explanation(model.kind, model.words, share, model.numbers, whole))
         if found:
-            return sorted(found, key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers))
+            return sorted(
+                found, key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers, not e.whole)
+            )
     return []

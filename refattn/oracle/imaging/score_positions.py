@@ -12,6 +12,7 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.wrong_rows import Model
 
 TILES = (16, 32, 48, 64, 96, 128, 256)
+WRAPS = (16, 32, 64, 128, 256, 512, 1024)  # numbers at which distances may end or start anew
 MOST_SPLITS = 16
 ROUNDED_TO = (1, 16, 32, 64)  # keys of a split are whole tiles of these
 FORMATS = ("bfloat16", "float16", "float8_e4m3fn")
@@ -72,6 +73,16 @@ def _ways(rows):
     yield _Way("has distances with their sign (a key after the row gains)", row - key)
     yield _Way("has distances of row less key, none below 0", np.maximum(row - key, 0))
     yield _Way("has distances of key less row, none below 0", np.maximum(key - row, 0))
+    distance = np.abs(row - key)
+    for size in WRAPS:
+        yield _Way(f"has distances that are {size} at most", np.minimum(distance, size))
+        yield _Way(f"has distances that are {size - 1} at most", np.minimum(distance, size - 1))
+        yield _Way(f"has distances modulo {size}", distance % size)
+        words = f"has signed distances (row less key) that wrap around from {size // 2} to {-size // 2}"
+        yield _Way(words, (row - key + size // 2) % size - size // 2)
+    for size in TILES:
+        words = f"measures distances between the starts of the tiles of {size} rows and {size} keys"
+        yield _Way(words, np.abs(row // size * size - key // size * size))
     for name in FORMATS:
         coarse = round_to(np.abs(row - key).astype(float), name)
         yield _Way(f"has distances rounded to {name}", coarse)

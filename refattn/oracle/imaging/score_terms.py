@@ -18,8 +18,37 @@ PIECE = 16  # keys that are looked at together where a row reads at more than on
 EXPLAINED = 0.9  # of the wrong pairs of a row
 KEY_TILES = (256, 128, 96, 80, 64, 48, 32, 16)  # the largest that fits is the one that is meant
 ROW_TILES = (1, 16, 32, 48, 64, 96, 128)
-FITS = 0.95  # of the places that a rule for them must give
+FITS = 0.85  # of the places that a rule for them must give
 SHOWN = 6  # runs of rows that are told
+
+
+def bias_of_one_place(rows) -> Iterator[Model]:
+    """A bias of which the wrong pairs all read one row, or one column."""
+    view, bias = rows.view, rows.bias
+    if bias is None:
+        return
+    planes = [np.asarray(view.outline_of(n).bias)[s.entry] for n, s in enumerate(view.sequences)]
+    rest = rows.score - bias
+    last = max(plane.shape[1] for plane in planes)
+
+    def columns():
+        for j in range(view.num_keys):
+            changed = np.where(rows.wrong, rest + bias[:, j : j + 1], rows.score)
+            yield Model(
+                "bias", f"the bias of the wrong keys is that of column {j} for all of them", changed, 1
+            )
+
+    def lines():
+        for i in range(last):
+            there = zip(rows.b, rows.head, strict=True)
+            line = [planes[b][h, min(i, planes[b].shape[1] - 1)] for b, h in there]
+            if all(len(of_row) == rest.shape[1] for of_row in line):
+                words = f"the bias of the wrong rows is that of row {i} for all of them"
+                yield Model("bias", words, np.where(rows.wrong, rest + np.stack(line), rows.score), 1)
+
+    for models in (columns(), lines()):
+        for model in rows.nearest_models(models, 1):
+            yield model._replace(whole=False)
 
 
 def bias_read_elsewhere(rows) -> Iterator[Model]:
@@ -30,7 +59,8 @@ def bias_read_elsewhere(rows) -> Iterator[Model]:
     planes = [np.asarray(view.outline_of(n).bias)[s.entry] for n, s in enumerate(view.sequences)]
     scores, moves = rows.score.copy(), []
     for n, (b, h, i) in enumerate(zip(rows.b, rows.head, rows.row, strict=True)):
-        line = _Line(rows, n, np.nan_to_num(planes[b][h], posinf=0, neginf=0), bias[n], i)
+        memory = np.nan_to_num(planes[b][h : h + 2], posinf=0, neginf=0)  # a row may run into the next head
+        line = _Line(rows, n, memory, bias[n], i)
         for keys, step in line.places():
             scores[n, keys] = line.read(keys, step)
             moves.append((n, keys, step))
@@ -42,8 +72,10 @@ def bias_read_elsewhere(rows) -> Iterator[Model]:
 class _Line:
     """One row of scores, and the memory from which its bias may be read."""
 
-    def __init__(self, rows, n, plane, bias, row):
-        self.flat, self.start = plane.reshape(-1), min(row, plane.shape[0] - 1) * plane.shape[1]
+    def __init__(self, rows, n, memory, bias, row):
+        _, count, self.width = memory.shape
+        self.flat, self.start = memory.reshape(-1), min(row, count - 1) * self.width
+        self.ends = False  # whether what lies beyond the row's last column is that column
         self.rest, self.measured = rows.score[n] - bias, rows.measured[n]
         self.tolerance = rows.tolerance[n]
         self.use = rows.wrong[n] & np.isfinite(self.measured) & np.isfinite(self.rest)
@@ -54,10 +86,12 @@ class _Line:
         everywhere = np.flatnonzero(self.use)
         if len(everywhere) < LEAST:
             return
-        step, near = self._nearest(everywhere)
-        if near >= EXPLAINED * len(everywhere):
-            yield np.arange(self.size) if self._fits(step) else everywhere, step
-            return
+        for self.ends in (False, True):
+            step, near = self._nearest(everywhere)
+            if near >= EXPLAINED * len(everywhere):
+                yield np.arange(self.size) if self._fits(step) else everywhere, step
+                return
+        self.ends = False
         for first in range(0, self.size, PIECE):
             keys = everywhere[(everywhere >= first) & (everywhere < first + PIECE)]
             if len(keys) >= LEAST:
@@ -66,8 +100,12 @@ class _Line:
                     yield keys, step
 
     def read(self, keys, step):
+        return self.rest[keys] + self.flat[self._places(keys, step)]
+
+    def _places(self, keys, step):
+        """Places in memory; a step within the row may be one that ends at the row's own last column."""
         places = np.clip(self.start + keys + step, 0, len(self.flat) - 1)
-        return self.rest[keys] + self.flat[places]
+        return np.clip(places, self.start, self.start + self.width - 1) if self.ends else places
 
     def _fits(self, step):
         """Whether the pairs that are right would be so with this step too."""
@@ -78,7 +116,7 @@ class _Line:
         off = (self.measured - self.rest)[keys]
         best = 0, -1
         for step in self._candidates(keys, off - off.mean()):
-            left = off - self.flat[np.clip(self.start + keys + step, 0, len(self.flat) - 1)]
+            left = off - self.flat[self._places(keys, step)]
             near = int((np.abs(left - np.median(left)) <= self.tolerance[keys]).sum())
             if near > best[1]:
                 best = step, near
@@ -105,9 +143,10 @@ def _moves_in_words(rows, moves, width):
     n = np.array([move[0] for move in moves])
     steps = np.array([move[2] for move in moves])
     first = np.array([move[1][0] for move in moves])
+    keys = np.array([len(move[1]) for move in moves])
     row = rows.row[n]
     for words, rule in _rules(rows, n, row, first, width, steps):
-        if (rule == steps).mean() >= FITS:
+        if np.average(rule == steps, weights=keys) >= FITS:
             return f"the bias is read {words}"
     return f"rows of the bias are read from other places in memory: {_steps_by_row(row, steps)}"
 
@@ -128,15 +167,30 @@ def _rules(rows, n, row, first, width, steps):
             yield words, -start
         start = first // size * size
         yield f"from column 0 on in each tile of {size} keys (columns j % {size})", -start
-    for stride in np.unique(np.round(steps[row > 0] / row[row > 0]).astype(int)) if (row > 0).any() else ():
+    for stride in _strides(steps, row):
         words = (
             f"with a row stride of {width + stride} numbers, not {width}: "
             f"row i is read {abs(stride)} * i numbers {'further on' if stride > 0 else 'before'}"
         )
         yield words, stride * row
+    head = rows.head[n]
+    for stride in (
+        np.unique(np.round(steps[head > 0] / head[head > 0]).astype(int)) if (head > 0).any() else ()
+    ):
+        words = (
+            f"with another head stride: head h is read {abs(stride)} * h numbers "
+            f"{'further on' if stride > 0 else 'before'} ({_away(stride, width)} for each head)"
+        )
+        yield words, stride * head
     offset = rows.position[n] - rows.row[n]
     for sign, words in ((1, "further on"), (-1, "before")):
-        yield f"at the column {words} by the offset of the rows (keys less rows)", sign * offset
+        yield f"at the column that is {words} by the offset of the rows (keys less rows)", sign * offset
+
+
+def _strides(steps, number):
+    """Strides that the steps of rows, or heads, of these numbers suggest."""
+    some = number > 0
+    return np.unique(np.round(steps[some] / number[some]).astype(int))
 
 
 def _first_tile(rows, n, size, tile):

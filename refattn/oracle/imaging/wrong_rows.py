@@ -9,6 +9,7 @@ import numpy as np
 from refattn.oracle.imaging.compare import RIGHT, SCALED
 
 ROWS = 96  # of a sample
+TRIAL = 16  # of them, on which many models are compared
 HELD = 0.25  # of the pairs of a row must be right, so that they are no accident
 QUANTILES = (0.5, 0.3, 0.7, 0.15, 0.85)  # of a row, where the number that it may be off by is looked for
 
@@ -190,11 +191,11 @@ class WrongRows:
         use = np.isfinite(off) & np.isfinite(term[here]) & self.judged[here]
         return _slope(np.where(use, term[here], 0), np.where(use, off, 0), use)
 
-    def coefficient_of_wrong(self, term):
-        """The same of the pairs that are wrong, beside each other only."""
+    def coefficient_of(self, term, pairs):
+        """The same of some pairs (n, S), beside each other only."""
         with np.errstate(all="ignore"):
             off = self.measured - self.score
-        use = self.wrong & np.isfinite(off) & np.isfinite(term)
+        use = pairs & np.isfinite(off) & np.isfinite(term)
         return _slope(np.where(use, term, 0), np.where(use, off, 0), use)
 
     def distance_to(self, scores, here=slice(None), axis=None):
@@ -206,6 +207,16 @@ class WrongRows:
             off = self.measured[here] - scores
         use = np.isfinite(off)
         return np.minimum(np.abs(centred(np.where(use, off, 0), use)), 10.0).sum(axis)
+
+    def nearest_models(self, models, kept):
+        """The `kept` models that are nearest to what was measured in a few of the rows, nearest first."""
+        weights = self.wrong.sum(-1)
+        trial = np.argsort(-weights, kind="stable")[:: max(len(weights) // TRIAL, 1)][:TRIAL]
+        best = []
+        for n, model in enumerate(models):
+            best.append((self.distance_to(model.scores[trial], trial), n, model))
+            best = sorted(best, key=lambda entry: entry[:2])[:kept]
+        return [model for _, _, model in best]
 
     def nearest(self, numbers, model):
         """The number near one of `numbers` that brings scores `model(number)` nearest to the measured."""

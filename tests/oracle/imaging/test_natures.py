@@ -114,20 +114,17 @@ fault(
     "1.5",
     "(at most|not above|cut off at) 1.5(?! in size)",
     score=lambda s, at: np.minimum(s, 1.5),
-    today="Scores are wrong: scores before softcap and bias are cut off at 1.5 in size",
 )
 fault(
     "negative scores are 0",
     "negative scores are|at least 0|below 0",
     score=lambda s, at: np.maximum(s, 0),
-    today="Scores are wrong: scores before softcap and bias are cut off at 2.5",
 )
 fault(
     "softcap that was not asked for",
     "cap|tanh",
     "2",
     score=lambda s, at: 2 * np.tanh(s / 2),
-    today="Located, nature unknown. Weights have other ratios than their scores give",
 )
 fault(
     "slopes of the next head",
@@ -166,7 +163,6 @@ fault(
     options={"bias": bias_of(4, 37, 83)},
     dtype="float16",
     bias=lambda s, at: s + np.roll(at.bias, -1, 0)[:, at.rows, at.span],
-    today="Located, nature unknown. Weights have other ratios than their scores give",
 )
 fault(
     "scale of one sequence",
@@ -175,6 +171,63 @@ fault(
     "1.4",
     size="two batch axes",
     score=lambda s, at: 1.4 * s if at.b == 0 else s,
+)
+
+fault(
+    "bias from column 0 at the first tile of the window",
+    "bias",
+    "column 0.*first key tile that is visited",
+    causal=True,
+    window=(17, None),
+    options={"bias": bias_of(4, 37, 83)},
+    spans=lambda spans, at: [s for s in spans if s[1] > at.row.min() + at.offset - 17],
+    bias=lambda s, at: (
+        s
+        + at.bias[:, at.rows, at.span.start - max(at.row.min() + at.offset - 17, 0) // 16 * 16 :][
+            ..., : at.key.size
+        ]
+    ),
+)
+fault(
+    "bias of the last column beyond 64",
+    "bias",
+    "column 63",
+    options={"bias": bias_of(4, 37, 83)},
+    bias=lambda s, at: s + at.bias[:, at.rows][..., np.minimum(at.key[0, 0], 63)],
+)
+fault(
+    "ALiBi counts keys within tiles of 32",
+    "alibi",
+    "start of each tile of 32 keys",
+    alibi_slopes=SLOPES,
+    causal=True,
+    bias=lambda s, at: s - SLOPES[:, None, None] * np.abs(at.row + at.offset - at.key % 32),
+)
+fault(
+    "ALiBi distances of 16 at most",
+    "alibi",
+    "16 at most",
+    alibi_slopes=SLOPES,
+    causal=True,
+    bias=lambda s, at: s - SLOPES[:, None, None] * np.minimum(np.abs(at.row + at.offset - at.key), 16),
+)
+fault("scores in fixed point", "scores are rounded to", "1/16", score=lambda s, at: np.rint(s * 16) / 16)
+fault(
+    "negative scores bend",
+    "error depends on the score|multiplied by|number",
+    score=lambda s, at: np.where(s < -1, -np.sqrt(np.abs(s)), s),
+)
+fault(
+    "scales by tile of keys",
+    "tile of 16 keys",
+    "0.6",
+    "1.3",
+    score=lambda s, at: s * (1, 0.6, 1.3, 1, 0.8, 1)[at.tile],
+)
+fault(
+    "output ends at 0.5",
+    "cut off at 0.5",
+    output=lambda output, at: np.clip(output, -0.5, 0.5),
 )
 
 # visible keys
@@ -712,7 +765,6 @@ fault(
     "weights",
     "int8|127|8-bit",
     weigh=lambda p, at: np.rint(127 * p) / 127,
-    today="Located, nature unknown. Weights have other ratios than their scores give",
 )
 fault(
     "output of a tile of rows is not written",
