@@ -20,7 +20,7 @@ from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
-from refattn.oracle.imaging.other_scores import components, other_for_some_keys, other_scores
+from refattn.oracle.imaging.other_scores import components, curved, other_for_some_keys, other_scores
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import VALUE
 
@@ -82,7 +82,7 @@ class Estimated(Reading):
         self.determined = self._sensitive()
         self.explained, self.numbers, self.stopped = {}, {}, False
         self.pages_of_rows, self.value_changes, self.tile_moves, self.pairs = {}, {}, {}, {}
-        self.orders, self.displacements = {}, set()
+        self.orders, self.displacements, self.curves = {}, set(), {}
         self._helped, self._made_by = [], {}  # places in `_stages` of what explained rows
         self._plain_rows()
         self._coarse_rows()
@@ -355,6 +355,7 @@ class Estimated(Reading):
             lambda rows: other_scores(self, rows),
             lambda rows: other_for_some_keys(self, rows),
             lambda rows: components(self, rows),
+            lambda rows: curved(self, rows),
         ]
         yield [x.all_pieces]
         yield [

@@ -23,6 +23,7 @@ OF_THE_LEDGERS = (
     "factor",
     "rows that are",
 )
+NUMBER = r"[+-]?\d+"
 MOST_PAIRS = 6
 MOST_ROWS, IMPRECISE = 0.8, 0.01  # of all; a smaller difference is a matter of bits
 
@@ -49,7 +50,7 @@ def findings(reading, regions):
 
 def family_of(name):
     """A name without its numbers: what differs in a number only is one cause."""
-    return re.sub(r"[+-]?\d+", "#", name)
+    return re.sub(NUMBER, "#", name)
 
 
 def _of_several(reading, regions, names):
@@ -57,14 +58,14 @@ def _of_several(reading, regions, names):
     names = dict(sorted(names.items(), key=lambda item: -item[1].sum()))
     rows = np.logical_or.reduce([*names.values()])
     kind, nature, _ = _words(reading, next(iter(names)), names[next(iter(names))])
-    several = [re.findall(r"[+-]?\d+", name) for name in names]
+    several = [re.findall(NUMBER, name) for name in names]
     differs = [n for n, of in enumerate(zip(*several, strict=True)) if len(set(of)) > 1]
     places = []
     for numbers, of in zip(several, names.values(), strict=True):
         rule = regions.find(of[..., None], rows[..., None], True)
         places.append(f"{' and '.join(numbers[n] for n in differs)} where {rule}")
     counted = iter(range(len(several[0])))
-    some = re.sub(r"[+-]?\d+", lambda m: "N" if next(counted) in differs else m[0], next(iter(names)))
+    some = re.sub(NUMBER, lambda m: "N" if next(counted) in differs else m[0], next(iter(names)))
     nature = nature.replace(next(iter(names)), some)
     pairs = [reading.pairs[name] for name in names if name in reading.pairs]
     pairs = tuple(map(np.logical_or.reduce, zip(*pairs, strict=True))) if len(pairs) == len(names) else None
@@ -235,6 +236,8 @@ def _words(reading, name, rows):
         )
     if name.startswith("values rounded"):
         return "format", f"the weights are right, but multiply {name}", ""
+    if name in reading.curves:
+        return "scores", f"{name.replace('that are off', 'are off')}: {reading.curves[name]}", ""
     if "stored" in name:
         return "format", name, ""
     if name.startswith("the ") and " is " in name:

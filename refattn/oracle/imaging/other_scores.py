@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.imaging.curve_fits import curves
 from refattn.oracle.imaging.explanations import fitted, of_scores
 from refattn.oracle.imaging.foreign import displaced, in_words
 from refattn.oracle.imaging.part_scores import part_scores
@@ -46,6 +47,11 @@ def other_for_some_keys(reading, rows):
         for step in reading.displacements
     )
     yield from part_scores(reading, rows, chain(for_some_keys(steps), with_keys(steps, far)))
+
+
+def curved(reading, rows):
+    """Scores that are off by a function of one number."""
+    yield from curves(reading, rows, Steps.of(reading.view, rows))
 
 
 def _candidates(steps):

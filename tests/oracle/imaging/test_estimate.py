@@ -255,3 +255,10 @@ def test_products_of_few_bits():
     reading = estimated(call, applied(softmax(score, SEEN.astype(float)), call[2]))
     [first, *_] = reading.findings(Regions(reading.view))
     assert first.kind == "precision" and first.confident
+
+
+def test_a_function_of_the_score():
+    call = arrays()
+    score = scores(*call[:2])
+    found = told(call, applied(softmax(score + 0.1 * score**3, SEEN.astype(float)), call[2]))
+    assert "a function of the score" in found.nature and " at " in found.nature
