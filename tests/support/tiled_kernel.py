@@ -108,7 +108,7 @@ class TiledKernel:
         heads, (kv_heads, num_keys) = len(query), key.shape[:2]
         at = SimpleNamespace(b=b, T=query.shape[1], S=num_keys, D=query.shape[-1], H=heads)
         at.group, at.head = heads // max(kv_heads, 1), np.arange(heads)[:, None, None]
-        for name in ("causal", "window", "mask", "bias", "alibi_slopes", "scale", "sequences"):
+        for name in ("causal", "window", "chunk", "mask", "bias", "alibi_slopes", "scale", "sequences"):
             setattr(at, name, options.pop(name, None))
         if options:
             raise NotImplementedError(f"options {sorted(options)}")

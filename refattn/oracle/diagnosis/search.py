@@ -324,7 +324,7 @@ class Search:
         return more if self._explained([*fits, *more]) else more + self._fitted(self._later)
 
     def _predict_with_tiles(self, tiles):
-        """Fits of mistakes of the catalogue with tile sizes that were measured and are not among the usual."""
+        """Fits of mistakes of the catalogue with tile sizes that were measured, not among the usual."""
         tiles = tuple(tile for tile in tiles if tile not in TILES_TO_TRY)
         if not tiles:
             return []

@@ -14,7 +14,6 @@ from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
 from refattn.oracle.imaging.copies import copied_rows
 from refattn.oracle.imaging.counted_again import counted_again
-from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.imaging.kept_outputs import kept_outputs
@@ -22,7 +21,7 @@ from refattn.oracle.imaging.key_runs import find_key_runs
 from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.lost_rows import threshold_in_words
-from refattn.oracle.imaging.maps import most_common, ranges
+from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.overflows import overflow_in_words, saturation
 from refattn.oracle.imaging.pool_description import at_rows
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
@@ -31,8 +30,7 @@ from refattn.oracle.imaging.score_noise import noise_in_words
 from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments, first_tile_lost
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.value_changes import explain_values
-from refattn.oracle.imaging.view import last_key
-from refattn.oracle.imaging.visibility_models import explain_visibility
+from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
@@ -281,23 +279,7 @@ class Description:
         )
 
     def _unseen_rows(self):
-        """Rows that are 0 because a rule of visibility hides all their keys."""
-        l, view = self.ledgers, self.view
-        lost = l.zero & ~self.explained
-        seeing = view.visible.any(-1)
-        if not lost.any() or lost.sum() >= NEARLY_ALL * seeing.sum():  # a rule that hides all says nothing
-            return
-        open_rows = ~self.explained[..., None]
-        missing = ((l.labels == MISSING) & open_rows) | (lost[..., None] & view.visible)
-        extra = (l.labels == EXTRA) & open_rows
-        model = explain_visibility(l, missing, extra, l.judged | lost[..., None])
-        if model is None:
-            return
-        words, _, change = model
-        rule = self.regions.find(missing | extra, view.exists & open_rows)
-        note = f"{int(lost.sum()):,} rows lose all their keys and are 0."
-        yield self.finding(rule, "visible keys", words, note, model=True)
-        self.explained |= (change & (missing | extra)).any(-1)
+        yield from explain_unseen_rows(self)
 
     def _lost_rows(self):
         for rows, kind, nature in (
@@ -351,129 +333,15 @@ class Description:
         yield self.finding(self.of_rows(rows & ~self.explained), "past the length", nature, minor=minor)
         self.explained |= rows
 
-    # which keys count
-
     def _visible(self):
-        """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
-        l, view = self.ledgers, self.view
         for finding, pairs in counted_again(self):
             yield finding
             self.explained |= pairs.any(-1)
-        open_rows = ~self.explained[..., None]
-        missing, extra = (l.labels == MISSING) & open_rows, (l.labels == EXTRA) & open_rows
-        missing &= ~first_tile_lost(l)  # it follows from what is said of the others
-        if not missing.any() and not extra.any():
-            return
-        view.candidate_widths = self._widths(missing)
-        view.candidate_shifts = self._shifts(missing | extra)
-        model = explain_visibility(l, missing, extra)
-        if model is not None and self._constant_extra_score(extra) is None:
-            rule = self.regions.find(missing | extra, l.judged & view.exists & open_rows)
-            note = (
-                f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.",
-                self._sum_note(missing),
-                self._extra_score(extra),
-            )
-            yield self.finding(rule, "visible keys", model[0], " ".join(filter(None, note)), model=True)
-            return
-        yield from self._missing(missing, open_rows)
-        yield from self._extra(extra, open_rows)
+        yield from explain_visible_keys(self)
 
-    def _shifts(self, wrong):
-        """Shifts of the positions of each sequence, (B, 1, 1, 1), that the last keys used in its wrong rows
-        suggest.
-        """
-        view = self.view
-        there = (self.measured.weights > 4 * self.measured.floor) & view.exists
-        change = last_key(there) - last_key(view.visible)
-        shifts = np.zeros((view.shape[0], 1, 1, 1), int)
-        for n in range(view.shape[0]):
-            rows = wrong[n].any(-1) & there[n].any(-1) & view.visible[n].any(-1)
-            if rows.any():
-                shifts[n] = most_common(change[n][rows])
-        return shifts
-
-    def _widths(self, missing):
-        """Widths of a window that the first keys used in rows with missing keys suggest."""
-        view = self.view
-        there = self.measured.weights > 4 * self.measured.floor
-        some = missing.any(-1) & there.any(-1)
-        if not some.any():
-            return ()
-        widths = (view.position[..., 0] - there.argmax(-1))[some]
-        values, counts = np.unique(widths, return_counts=True)
-        return tuple(int(v) for v in values[np.argsort(-counts)][:2] if v >= 0)
-
-    def _missing(self, wrong, open_rows):
-        l = self.ledgers
-        if not wrong.any():
-            return
-        rule = self.regions.find(wrong, l.judged & (self.view.weights > 0) & open_rows)
-        note = " ".join(filter(None, (edges_in_words(l, wrong.any(-1)), self._sum_note(wrong))))
-        nature = "keys that should be seen get no weight"
-        yield self.finding(rule, "missing keys", nature, note, minor=self._minor(wrong))
-
-    def _sum_note(self, missing):
-        """Whether the sum of a row counts the keys that are missing, (B, H, T, S)."""
-        l, tolerance = self.ledgers, self.measured.tolerance[..., 0]
-        lost, rows = np.where(missing, self.view.weights, 0).sum(-1), missing.any(-1)
-        use = rows & (lost > 20 * tolerance) & ~l.zero & ~l.nan
-        if not use.any():
-            return ""
-        full = np.abs(l.sum - l.right_sum)[use]
-        less = np.abs(l.sum - (l.right_sum - lost))[use]
-        if (less <= 4 * tolerance[use]).mean() > MOST:
-            self.explained |= rows
-            return "The normaliser still counts them: the weights of these rows sum to less than 1."
-        if (full <= 4 * tolerance[use]).mean() > MOST:
-            return "The normaliser leaves them out too, as if they did not exist."
-        return ""
-
-    def _minor(self, wrong):
+    def is_minor(self, wrong):
+        """Whether so few pairs are wrong, beside others, that they may follow from those."""
         return wrong.sum() < MINOR * max((self.ledgers.wrong & ~self.explained[..., None]).sum(), 1)
-
-    def _extra(self, wrong, open_rows):
-        l, view = self.ledgers, self.view
-        if not wrong.any():
-            return
-        rule = self.regions.find(wrong, l.judged & (view.weights == 0) & open_rows)
-        note, nature = edges_in_words(l, wrong.any(-1)), "keys that should be hidden get weight"
-        constant = self._constant_extra_score(wrong)
-        if constant is None:
-            note = " ".join(filter(None, (note, self._extra_score(wrong))))
-        else:
-            cap, meaning = view.outline_of(0).softcap, ""
-            if cap and abs(constant + cap) < 1e-2 * cap:
-                meaning = " (minus the softcap: they are hidden before the softcap is applied)"
-            count = f"count with a score of {constant:.4g}{meaning} in place of -inf"
-            nature = f"keys that should be hidden {count}, whatever their key is"
-        yield self.finding(rule, "extra keys", nature, note, minor=self._minor(wrong))
-
-    def _extra_scores(self, wrong):
-        """Scores with which hidden keys count, up to what the right keys of the row share, where that is
-        known, and their tolerance; each (B, H, T, S).
-        """
-        score = np.log(self.measured.weights) - self.ledgers.shift[..., None] + self.view.lse[..., None]
-        tolerance = 3 * np.broadcast_to(self.measured.tolerance, self.view.shape)
-        return score, wrong & np.isfinite(score), tolerance
-
-    def _constant_extra_score(self, wrong):
-        """The one score with which all hidden keys count, or None."""
-        score, at, tolerance = self._extra_scores(wrong)
-        if at.sum() < 8:
-            return None
-        middle = float(np.median(score[at]))
-        near = np.abs(score[at] - middle) <= tolerance[at] + 1e-3
-        return middle if near.mean() > MOST else None
-
-    def _extra_score(self, wrong):
-        """Whether hidden keys count with their own score."""
-        score, at, tolerance = self._extra_scores(wrong)
-        at = at & np.isfinite(self.view.score)
-        if not at.any():
-            return ""
-        own = np.abs(score - self.view.score)[at] <= tolerance[at]
-        return "They count with their own score." if own.mean() > MOST else ""
 
     # how much they count
 
@@ -482,7 +350,7 @@ class Description:
         open_rows = ~self.explained[..., None]
         wrong = (l.labels == SCALED) & open_rows
         # a few pairs beyond the tolerance, in rows that are right otherwise, are rounding
-        if not wrong.any() or (self._minor(wrong) and self.found):
+        if not wrong.any() or (self.is_minor(wrong) and self.found):
             return
         tolerance = np.broadcast_to(self.measured.tolerance, view.shape)[wrong]
         off = np.abs(l.ratio - l.shift[..., None])[wrong]

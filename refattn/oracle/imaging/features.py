@@ -46,6 +46,8 @@ class Feature:
         Numbers that a kernel treats apart; -1 is the largest one where -1 itself does not occur.
     tile : int or None
         The tile size it speaks of.
+    counts : bool
+        It is the number of a row, key or position, of which multiples of a tile are no odd ones.
     """
 
     words: str
@@ -56,6 +58,7 @@ class Feature:
     ordered: bool = True
     landmarks: tuple = (0,)
     tile: int | None = None
+    counts: bool = False
 
     @property
     def truth(self):
@@ -214,9 +217,10 @@ def _features() -> Iterator[Feature]:
     for size in KEY_TILES:
         tables = (_key_tile, _lengths_in_tiles, _scores_in_tiles)
         for table in tables:
-            yield from _where(lambda view, size=size: view.num_keys > size, *table(size))
+            some = lambda view, size=size: view.num_keys > size
+            yield from (replace(feature, tile=size) for feature in _where(some, *table(size)))
     for size in ROW_TILES:
-        yield from _row_tile(size)
+        yield from (replace(feature, tile=size) for feature in _row_tile(size))
 
 
 def _of_heads():
@@ -246,10 +250,14 @@ def _of_heads():
 
 
 def _of_rows_and_keys():
-    yield Feature("the row", lambda view: view.row, {0: "the row is the first"}, landmarks=(0, 1))
+    yield Feature(
+        "the row", lambda view: view.row, {0: "the row is the first"}, landmarks=(0, 1), counts=True
+    )
     last_row = {0: "the row is the last of its sequence"}
     yield Feature("the number of rows behind this one", lambda view: _rows(view) - 1 - view.row, last_row)
-    yield Feature("the key", lambda view: view.key, {0: "the key is the first"}, landmarks=(0, 1))
+    yield Feature(
+        "the key", lambda view: view.key, {0: "the key is the first"}, landmarks=(0, 1), counts=True
+    )
     yield Feature(
         "the number of keys of the sequence behind this one",
         lambda view: _length(view) - 1 - view.key,
@@ -337,7 +345,9 @@ def _of_lengths():
         landmarks=(0, 1),
         cost=0.02,
     )
-    yield Feature("the position of the row", lambda view: view.position, landmarks=(0, -1), cost=0.02)
+    yield Feature(
+        "the position of the row", lambda view: view.position, landmarks=(0, -1), cost=0.005, counts=True
+    )
 
 
 def _of_scores():
@@ -520,7 +530,7 @@ def _scores_in_tiles(size):
         f"the first tile {of} is wholly hidden from the row",
         f"the first tile {of} is not wholly hidden from the row",
         lambda view: _first_visible(view) >= size,
-        0.005,
+        0.015,
     )
     yield _truth(
         f"the first tile {of} of those visited by position is wholly hidden from the row by mask or bias",
@@ -532,7 +542,7 @@ def _scores_in_tiles(size):
         f"the last tile {of} of the sequence is wholly hidden from the row",
         f"the last tile {of} of the sequence is not wholly hidden from the row",
         lambda view: (_length(view) - 1) // size > last_visible(view) // size,
-        0.01,
+        0.02,
     )
     yield Feature(
         f"the number of tiles {of} that the sequence has",
@@ -554,7 +564,7 @@ def _row_tile(size):
     )
     of = f"of the tile of {size} rows has scores more than {FAR} above this row's"
     yield from _where(
-        some, _truth(f"another row {of}", f"no row {of}", lambda view: _overshadowed(view, size), 0.01)
+        some, _truth(f"another row {of}", f"no row {of}", lambda view: _overshadowed(view, size), 0.015)
     )
     for keys in KEYS_OF_BOTH if size >= LEAST_ROWS_OF_BOTH else ():
         both = lambda view, keys=keys: some(view) and view.num_keys > keys

@@ -18,6 +18,10 @@ MOST_VALUES = 24  # thresholds of a feature that are tried
 WORD = 0.02  # of a statement
 ODD_NUMBER = 0.03  # of a number that is no landmark
 FEW = 8  # heads or sequences: none of them is odd
+ROUND_NUMBER, ROUND = 0.01, 16  # of a multiple of it, where the feature counts rows or keys
+TIE = 1e-6  # of features that say the same, the larger tile is taken, if a power of two
+NOT = 0.01  # of saying where something is not
+NEAR_NUMBER = 0.005  # of one beside a landmark
 MIN_GAIN = 0.002
 KEPT = 8  # arrays (B, H, T, S) of float64: the size of all features that are kept
 LEAST_KEPT = 2**26  # bytes
@@ -120,7 +124,7 @@ class Regions:
             array = np.broadcast_to(array, np.broadcast_shapes(array.shape, self.view.shape))
             of_bad, of_good = array[bad], array[good]
             for how, value, odd in _values(feature, of_bad, array):
-                statement = Statement(feature, how, value, WORD + feature.cost + ODD_NUMBER * odd)
+                statement = Statement(feature, how, value, WORD + feature.cost + odd - _likely(feature.tile))
                 a, b = statement.holds(of_bad), statement.holds(of_good)
                 if a.any() and not b.all():
                     statements.append(statement)
@@ -134,6 +138,11 @@ class Regions:
             inside = inside & statement.holds(self.array(statement.feature))
         hit = int((inside & wrong).sum())
         return Rule(statements, inside, int((wrong & universe).sum()), hit, int((inside & ~wrong).sum()))
+
+
+def _likely(tile):
+    """How much likelier a tile is than others that say the same."""
+    return TIE * tile if tile and tile & (tile - 1) == 0 else 0.0
 
 
 def _of_view(feature, view):
@@ -198,10 +207,10 @@ def _some(places, rng):
 
 
 def _values(feature, of_bad, array):
-    """Statements about a feature worth trying: (how, value, whether the value is an odd number)."""
+    """Statements about a feature worth trying: (how, value, what the number costs)."""
     if feature.truth:
-        yield "==", True, False
-        yield "==", False, False
+        yield "==", True, 0.0
+        yield "==", False, 0.0
         return
     landmarks = {
         int(array.max()) if mark == -1 and not (array == -1).any() else mark for mark in feature.landmarks
@@ -214,15 +223,23 @@ def _values(feature, of_bad, array):
     few = of_heads and int(array.max()) - int(array.min()) < FEW
     common = values[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
     for value in sorted({int(v) for v in common} | landmarks):
-        yield "==", value, value not in landmarks and not few
+        yield "==", value, 0.0 if value in landmarks or few else ODD_NUMBER
     for value in sorted(landmarks):
-        yield "!=", value, False
+        yield "!=", value, NOT
     if not feature.ordered:
         return
     if len(values) > MOST_VALUES:
         values = np.unique(np.quantile(values, np.linspace(0, 1, MOST_VALUES), method="nearest"))
     edges = {int(v) for v in values} | landmarks | {mark + step for mark in landmarks for step in (-1, 1)}
     for value in sorted(edges):
-        odd = landmarks.isdisjoint((value - 1, value, value + 1))
-        yield "<=", value, odd
-        yield ">=", value, odd
+        yield "<=", value, _odd(feature, value, value + 1, landmarks)
+        yield ">=", value, _odd(feature, value, value, landmarks)
+
+
+def _odd(feature, value, edge, landmarks):
+    """What a threshold costs: `edge` is the first number beyond or within it."""
+    if value in landmarks:
+        return NEAR_NUMBER / 2 if value == 1 else 0.0
+    if not landmarks.isdisjoint((value - 1, value + 1)):
+        return NEAR_NUMBER
+    return ROUND_NUMBER if feature.counts and edge % ROUND == 0 else ODD_NUMBER

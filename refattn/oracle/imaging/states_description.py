@@ -15,6 +15,7 @@ from refattn.oracle.imaging.maps import describe_map
 from refattn.oracle.imaging.region import Regions
 from refattn.oracle.imaging.states_features import STATE_FEATURES
 from refattn.oracle.imaging.states_models import explain_lse, explain_weights, lse_follows, nearest_weights
+from refattn.oracle.imaging.visible_keys import sum_note
 
 DIGIT = 256  # counts that bfloat16 holds exactly
 FEW = 8  # counts that survive the rounding of one state's part of an output in bfloat16
@@ -242,13 +243,13 @@ class StatesDescription(Description):
         ):
             wrong = (l.labels == label) & open_rows
             if wrong.any():
-                note = self._sum_note(wrong) if label == MISSING else ""
+                note = sum_note(self, wrong) if label == MISSING else ""
                 yield self.finding(
                     self.regions.find(wrong, l.judged & right & open_rows),
                     kind,
                     nature,
                     note,
-                    minor=self._minor(wrong),
+                    minor=self.is_minor(wrong),
                 )
 
     def _told(self, explained, rows, kind, end=""):

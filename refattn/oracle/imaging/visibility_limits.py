@@ -11,6 +11,8 @@ NAMES = {
     "right": "the causal limit (or right side of the window)",
     "chunk": "chunks",
 }
+FEW_ROWS = 3  # a shift of so few is a matter of keys
+PACKED_TILES = (16, 32, 64, 128)
 UNPACKED = "packed heads and rows are unpacked in the wrong order"
 
 
@@ -51,8 +53,10 @@ def _of_sequences(view):
     yield "row - offset: the offset is subtracted, not added", row - offset
     shifts = view.candidate_shifts
     if shifts is not None and shifts.any():
-        words = ", ".join(f"{step:+d} in sequence {n}" for n, step in enumerate(shifts.ravel()) if step)
-        yield f"off by {words}", view.position + shifts
+        each = enumerate(shifts.ravel())
+        words = ", ".join(f"{step:+d}" + f" in sequence {n}" * (shifts.size > 1) for n, step in each if step)
+        if view.num_rows > FEW_ROWS or len(view.sequences) > 1:
+            yield f"off by {words}", view.position + shifts
     count = len(view.sequences)
     for n in range(count if count > 1 else 0):
         yield f"that of sequence {n} (its offset)", row + offset[n, 0, 0, 0]
@@ -77,6 +81,14 @@ def _of_packed_heads(view):
             (f"(row + head * q_len) // group_size: {UNPACKED}", rows_first // group),
             (f"(row * group_size + head) % q_len: {UNPACKED}", packed % rows),
         ]
+        for size in PACKED_TILES if group & (group - 1) else ():
+            first = packed // size * size
+            words = (
+                f"first // group_size + r // group_size in tiles of {size} packed rows (first: the tile's "
+                "first; r: the place in it), not (first + r) // group_size: where the first one is no "
+                "multiple of the group size, some heads stand one position too early"
+            )
+            ways.append((words, first // group + (packed - first) // group))
     ways += [
         (f"(row * num_heads + head) % q_len: {UNPACKED}", (row * num + head) % np.maximum(rows, 1)),
         (f"(head * q_len + row) // num_heads: {UNPACKED}", (head * rows + row) // num),

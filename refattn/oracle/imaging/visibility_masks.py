@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.imaging.features import of_row_tile
+from refattn.oracle.imaging.mask_words import masks_in_words
 from refattn.oracle.imaging.planes import planes_from_elsewhere
 from refattn.oracle.imaging.visibility_tiles import ROW_TILES, key_tiles
 
@@ -18,6 +19,9 @@ def masks(view, rules):
         with_hidden = lambda hidden, rest=rest: rules.visible(holes=rest & ~hidden)
         yield from _read_otherwise(view, name, words, own, with_hidden)
         yield from _skipped_tiles(view, rules, words, own, with_hidden)
+        if any(side is not None for side in (rules.left, rules.right, rules.chunk)):
+            seen = rules.visible(holes=rest) | rules.visible(left=None, right=None, chunk=None)
+            yield f"a pair is seen where {words} or the other rules allow it, not where both do", 0.01, seen
     if view.dropped is not None:
         with_dropped = lambda dropped: rules.visible(dropped=dropped)
         words = "the keep mask of dropout"
@@ -31,6 +35,9 @@ def _read_otherwise(view, name, words, own, visible):
     for where, plane in planes_from_elsewhere(view, name):
         hidden = np.isneginf(plane) if name == "bias" else ~plane.astype(bool)
         yield f"{words} is {where}", 0.02, visible(hidden)
+    if name != "bias":
+        for where, plane in masks_in_words(view, name):
+            yield f"{words} is {where}", 0.02, visible(~plane)
 
 
 def _skipped_tiles(view, rules, words, own, visible):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from refattn.oracle.imaging.visibility_arithmetic import arithmetic
 from refattn.oracle.imaging.visibility_limits import lengths, positions, widths
 from refattn.oracle.imaging.visibility_masks import masks
+from refattn.oracle.imaging.visibility_rows import explain_rows
 from refattn.oracle.imaging.visibility_tiles import cells, tiles
 
 EXPLAINS = 0.94
 AS_GOOD = 0.02  # of fit: a model that is worse by no more than that is named beside the best
 SIDES = ("left", "right", "chunk")
 # Each yields words, what a model costs beside simpler ones, and the visible keys (B, H, T, S).
-FAMILIES = (positions, widths, cells, lengths, tiles, masks)
+FAMILIES = (positions, widths, cells, arithmetic, lengths, tiles, masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +36,11 @@ class Rules:
     left_position, right_position, chunk_position : ndarray, (B, 1, T, 1)
         Where each of the three takes a row to stand.
     length : ndarray, (B, 1, 1, 1)
-    unmasked : ndarray of bool, (B, H, T, S)
+    unmasked : ndarray of bool, (B, H or 1, T, S)
         Pairs that exist and that mask and bias leave.
-    holes : ndarray of bool, (B, H, T, S)
+    holes : ndarray of bool, (B, H or 1, T, S)
         Those of them that the form of the call leaves, too.
-    dropped : ndarray of bool, (B, H, T, S)
+    dropped : ndarray of bool, (B, H or 1, T, S)
         Pairs that dropout drops.
     """
 
@@ -56,28 +59,31 @@ class Rules:
     @classmethod
     def of(cls, view):
         rules = view.rules(0)
-        unmasked = np.ones(view.shape, bool) & view.exists
+        unmasked = np.ones((view.shape[0], 1, *view.shape[2:]), bool) & view.exists
         for what in ("mask", "bias"):
             if (hidden := view.hidden_by(what)) is not None:
-                unmasked &= ~hidden
+                unmasked = unmasked & ~hidden
         return cls(
             view,
             **{side: getattr(rules, side) for side in SIDES},
             **{f"{side}_position": view.position for side in SIDES},
             length=view.of_sequences("length"),
-            unmasked=unmasked,
-            holes=unmasked if view.drawn_holes is None else unmasked & view.drawn_holes,
-            dropped=_dropped(view),
+            unmasked=_of_one_head(unmasked),
+            holes=_of_one_head(unmasked if view.drawn_holes is None else unmasked & view.drawn_holes),
+            dropped=_of_one_head(_dropped(view)),
         )
 
     def visible(self, position=None, **changed):
         """The visible keys, (B, H, T, S), with some attributes changed; `position` changes all positions."""
         if position is not None:
             changed |= {f"{side}_position": position for side in SIDES}
-        return dataclasses.replace(self, **changed)._visible()
+        return dataclasses.replace(self, **changed)._visible(self.view.key)
 
-    def _visible(self):
-        key = self.view.key
+    def visible_of(self, key, **rows):
+        """The same of some rows, (n, S): what is an array is given by `rows`, (n, 1) or (n, S)."""
+        return dataclasses.replace(self, **rows)._visible(key)
+
+    def _visible(self, key):
         seen = (key < self.length) & self.holes
         if self.left is not None:
             seen = seen & (key >= self.left_position - self.left)
@@ -88,32 +94,84 @@ class Rules:
         return seen & ~self.dropped
 
 
-def explain_visibility(ledgers, missing, extra, judged=None):
-    """The best model: words, fit and the pairs that it changes, or None. All arrays are (B, H, T, S)."""
+class Explained(NamedTuple):
+    """A sentence without its end, how well it fits, the pairs (B, H, T, S) that it changes, whether the
+    sentence holds the place, and the name of the family of the model.
+    """
+
+    words: str
+    fit: float
+    change: np.ndarray
+    placed: bool = False
+    family: str = ""
+
+
+def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explained | None:
+    """The best model of other visible sets, or None. All arrays are (B, H, T, S). With `regions`, rows are
+    looked at one by one where no model holds.
+    """
     view = ledgers.view
-    wrong = missing | extra
     judged = (ledgers.judged if judged is None else judged) & view.exists
-    right = view.visible & ~_dropped(view)
     rules, found = Rules.of(view), []
+    counts = _Counts(rules.visible(), missing, extra, judged)
     for family in FAMILIES:
         for words, cost, visible in family(view, rules):
-            change = (np.broadcast_to(visible, view.shape) != right) & judged
-            union = max((change | wrong).sum(), 1)
-            # a change must go the way it was seen to go
-            against = (change & missing & visible) | (change & extra & ~visible)
-            fit = float((change & wrong).sum() / union - against.sum() / union)
+            fit, change = counts.fit(visible)
             if fit >= EXPLAINS:
-                found.append((fit - cost, words, fit, change))
+                found.append((fit - cost, words, fit, change, family.__name__))
     if not found:
-        return None
-    worth, words, fit, change = max(found, key=lambda model: model[0])
+        return None if regions is None else _row_by_row(rules, missing, extra, judged, regions)
+    worth, words, fit, change, family = max(found, key=lambda model: model[0])
     same = [
         other
-        for value, other, _, others in found
-        if other != words and value > worth - AS_GOOD and np.array_equal(change, others)
+        for value, other, _, others, name in found
+        if name == family
+        and other != words
+        and value > worth - AS_GOOD
+        and not (((change != others) & judged).any())
     ]
-    return words + "".join(f"; or, which is the same here, {other}" for other in same[:2]), fit, change
+    words += "".join(f"; or, which is the same here, {other}" for other in same[:1])
+    return Explained(words, fit, change & judged, family=family)
+
+
+class _Counts:
+    """How many pairs of each kind there are, for each head or, where a model is the same in all, in all."""
+
+    def __init__(self, right, missing, extra, judged):
+        self.right = right
+        self.wrong = int((missing | extra).sum())
+        full = [np.broadcast_to(x, missing.shape).astype(np.float32) for x in (missing, extra, judged)]
+        self.of = {1: [x.sum(1, keepdims=True) for x in full], missing.shape[1]: full}
+
+    def fit(self, visible):
+        """How well the pairs that a model changes are the wrong ones, and those pairs; a change must go the
+        way it was seen to go.
+        """
+        change = visible != self.right
+        missing, extra, judged = self.of[change.shape[1]]
+        lost, gained = change & ~visible, change & visible
+        total = lambda pairs, counts: float(np.dot(pairs.ravel(), counts.ravel()))
+        changed = total(np.ascontiguousarray(change), judged)
+        right_way = total(lost, missing) + total(gained, extra)
+        wrong_way = total(lost, extra) + total(gained, missing)
+        union = max(changed + self.wrong - right_way - wrong_way, 1)
+        return right_way / union, change
+
+
+def _row_by_row(rules, missing, extra, judged, regions):
+    found = explain_rows(rules, missing | extra, judged, regions)
+    if found is None:
+        return None
+    wrong = missing | extra
+    fit = float((found.change & wrong).sum() / max((found.change | wrong).sum(), 1))
+    return Explained(found.words, fit, found.change, True) if fit >= EXPLAINS else None
+
+
+def _of_one_head(pairs):
+    """Pairs (B, H, T, S) as (B, 1, T, S) where all heads are alike."""
+    first = pairs[:, :1]
+    return first if pairs.shape[1] == 1 or (pairs == first).all() else pairs
 
 
 def _dropped(view):
-    return np.zeros(view.shape, bool) if view.dropped is None else view.dropped
+    return np.zeros((view.shape[0], 1, *view.shape[2:]), bool) if view.dropped is None else view.dropped

@@ -7,6 +7,9 @@ import numpy as np
 from refattn.oracle.imaging.features import of_row_tile
 
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256)
+TIE = 1e-5  # of tiles that say the same, the larger ones are taken
+MOVED = 0.01  # what it costs that a tile is moved back
+LEAST_ROWS = 16  # of a tile, for its last one to be moved or some to be masked
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 256)
 
 
@@ -95,14 +98,19 @@ def tiles(view, rules):
     sizes = [size for size in ROW_TILES if size < view.num_rows + view.row.min()]
     keys = [tile for tile in key_tiles(view) if tile < view.num_keys]
     for size in sizes:
-        ends = _ends(view, size)
-        yield from _once_for_rows(rules, size, ends)
-        for tile in keys:
-            if rules.right is not None:
-                yield from _last_tiles(view, rules, size, tile, ends)
-                yield from _unmasked_tiles(view, rules, size, tile, ends)
-            if rules.left is not None:
-                yield from _first_tiles(view, rules, size, tile, ends)
+        for ends, moved in _ends_of_tiles(view, size):
+            rows = f"{size} rows{moved}"
+            if not moved:
+                yield from _once_for_rows(rules, size, ends)
+            for tile in keys if size >= LEAST_ROWS or not moved else ():
+                ways = []
+                if rules.right is not None:
+                    ways += [_last_tiles, _unmasked_tiles, *([_last_masked] if size >= LEAST_ROWS else [])]
+                if rules.left is not None:
+                    ways.append(_first_tiles)
+                for way in ways:
+                    for words, cost, visible in way(view, rules, rows, tile, ends):
+                        yield words, cost + MOVED * bool(moved) - TIE * (size + tile), visible
     if rules.chunk is not None:
         for size in sizes:
             yield from _chunks_of_rows(view, rules, size)
@@ -113,6 +121,20 @@ def tiles(view, rules):
 def _ends(view, size):
     """Positions (B, 1, T, 1) of the first and of the last row of each row's tile."""
     return [of_row_tile(view, view.position, size, which) for which in ("first", "last")]
+
+
+def _ends_of_tiles(view, size):
+    """The same, and words for tiles of which the last is moved back so that it is full."""
+    yield _ends(view, size), ""
+    rows = view.of_sequences("num_rows")
+    if size < LEAST_ROWS or not ((rows > size) & (rows % size > 0)).any():
+        return
+    start = np.where(
+        (view.row >= rows - size) & (rows > size) & (rows % size > 0), rows - size, view.row // size * size
+    )
+    first = start + view.position - view.row
+    last = np.minimum(start + size, rows) - 1 + view.position - view.row
+    yield [first, last], " (the last one moved back so that it is full)"
 
 
 def _once_for_rows(rules, size, ends):
@@ -130,23 +152,23 @@ def _last_tiles(view, rules, size, tile, ends):
     seen, of_key = rules.visible(), view.key // tile
     for words, stop in (
         (
-            f"the last tile of {tile} keys is that of the first row of the tile of {size} rows: "
+            f"the last tile of {tile} keys is that of the first row of the tile of {size}: "
             "later rows lose the tiles behind it",
             first // tile + 1,
         ),
         (
-            f"the loop over tiles of {tile} keys ends one tile early for a tile of {size} rows: "
+            f"the loop over tiles of {tile} keys ends one tile early for a tile of {size}: "
             "the tile with the end of its last row is not visited",
             last // tile,
         ),
         (
             f"the number of tiles of {tile} keys is (position of the last row) / {tile} rounded up, "
-            f"without + 1: a row tile of {size} whose last row stands at a tile's first key loses that tile",
+            f"without + 1: a tile of {size} whose last row stands at a tile's first key loses that tile",
             -(-last // tile),
         ),
         (
             f"the number of tiles of {tile} keys is counted from the row numbers "
-            f"of the tile of {size} rows without the offset",
+            f"of the tile of {size} without the offset",
             (last - view.of_sequences("offset")) // tile + 1,
         ),
     ):
@@ -158,33 +180,46 @@ def _unmasked_tiles(view, rules, size, tile, ends):
     first, last = ((end + rules.right) // tile for end in ends)
     seen, full, of_key = rules.visible(), rules.visible(right=None), view.key // tile
     yield (
-        f"tiles of {tile} keys up to the position of the first row of the tile of {size} rows "
+        f"tiles of {tile} keys up to the position of the first row of the tile of {size} "
         "are taken for wholly visible and not masked",
         0.015,
         np.where(of_key <= first, full, seen),
     )
     yield (
-        f"only the last tile of {tile} keys of a tile of {size} rows is masked; "
+        f"only the last tile of {tile} keys of a tile of {size} is masked; "
         "earlier ones that the diagonal crosses are taken for wholly visible",
         0.015,
         np.where(of_key < last, full, seen),
     )
     yield (
-        f"the tile of {tile} keys with the diagonal of the first row of the tile of {size} rows "
+        f"the tile of {tile} keys with the diagonal of the first row of the tile of {size} "
         "alone is masked; later ones are taken for wholly visible",
         0.02,
         np.where(of_key > first, full & (of_key <= last), seen),
     )
 
 
+def _last_masked(view, rules, size, tile, ends):
+    """A fixed number of last tiles of keys that are masked, whatever the diagonal crosses."""
+    last = np.minimum(ends[1] + rules.right, rules.length - 1) // tile
+    seen, full, of_key = rules.visible(), rules.visible(right=None), view.key // tile
+    for count in (2, 3, 4, 5, 6, 8):
+        yield (
+            f"only the last {count} tiles of {tile} keys of a tile of {size} are masked; earlier ones that "
+            "the diagonal crosses are taken for wholly visible",
+            0.017,
+            np.where(of_key <= last - count, full, seen),
+        )
+
+
 def _first_tiles(view, rules, size, tile, ends):
     """Loops over tiles of keys that begin late, or whose first tile is not masked."""
     first, last = (end - rules.left for end in ends)
     seen, of_key = rules.visible(), view.key // tile
-    of_rows = f"of a tile of {size} rows"
+    of_rows = f"of a tile of {size}"
     for words, start in (
         (
-            f"the first tile of {tile} keys is that of the last row's window in a tile of {size} rows: "
+            f"the first tile of {tile} keys is that of the last row's window in a tile of {size}: "
             "earlier rows lose their oldest keys",
             last // tile,
         ),
@@ -194,7 +229,7 @@ def _first_tiles(view, rules, size, tile, ends):
         yield words, 0.015, seen & (of_key >= start)
     yield (
         f"the left side of the window holds for whole tiles of {tile} keys only "
-        f"(from the first row of the tile of {size} rows): keys before it in the first tile count",
+        f"(from the first row of the tile of {size}): keys before it in the first tile count",
         0.015,
         rules.visible(left=None) & (of_key >= first // tile),
     )

@@ -299,9 +299,68 @@ fault(
     keep=lambda keep, at: keep & (at.key % 8 != 3),
 )
 fault(
+    "keep mask with its bits in reverse order",
+    "mask is (that of|read with).* (32|8) keys",
+    "revers|from the end",
+    size="square",
+    mask=mask_of(3, 53, 53),
+    keep=lambda keep, at: np.where(
+        (other := at.key // 32 * 32 + 31 - at.key % 32) < 53,
+        np.take(at.mask[:, at.rows], np.minimum(other, 52)[0, 0], axis=-1),
+        False,
+    ),
+)
+fault(
+    "limits or mask, not both",
+    "where the mask or the other rules allow it",
+    causal=True,
+    size="square",
+    mask=mask_of(3, 53, 53),
+    keep=lambda keep, at: (at.key <= at.row + at.offset) | at.mask[:, at.rows, at.span],
+)
+fault(
+    "positions of a moved tile",
+    "off by \\+3",
+    "row is at least 21",
+    causal=True,
+    keep=lambda keep, at: at.key <= at.row + at.offset + 3 * (at.row >= 21),
+)
+fault(
+    "positions of odd heads",
+    "position of a row is off by -1",
+    "odd|place in its group is 1",
+    causal=True,
+    window=(9, None),
+    keep=lambda keep, at: (
+        (at.key <= at.row + at.offset - at.head % 2) & (at.key >= at.row + at.offset - at.head % 2 - 9)
+    ),
+)
+fault(
+    "no causal limit from a position on",
+    "limit .*is not applied",
+    "position of the row is at least 64",
+    causal=True,
+    keep=lambda keep, at: keep | (at.row + at.offset >= 64),
+)
+fault(
+    "chunks by bits",
+    "position & ~\\(chunk - 1\\)",
+    causal=True,
+    options={"chunk": 12},
+    keep=lambda keep, at: (at.key <= at.row + at.offset) & (at.key & ~11 == (at.row + at.offset) & ~11),
+)
+fault(
+    "other keys are lost in each head",
+    "keys 16 to 31 in head 0; keys 48 to 52 in head 2",
+    size="square",
+    keep=lambda keep, at: (
+        keep & ~((at.key // 16 == 1) & (at.head == 0)) & ~((at.key // 16 == 3) & (at.head == 2))
+    ),
+)
+fault(
     "last key of every eighth row",
-    "no weight",
-    "row's place in its tile of 8 rows is 5|first row of its tile of 8 rows is 5 and the key is on the diagonal",
+    "miss the last 1 key",
+    "row's place in its tile of 8 rows is 5",
     causal=True,
     size="no batch axis",
     keep=lambda keep, at: keep & ((at.key != at.row + at.offset) | (at.row % 8 != 5)),
@@ -769,7 +828,7 @@ fault(
 fault(
     "output of a tile of rows is not written",
     "rows are 0",
-    "tile of 16 rows is (the last|2)|partial|tiles of 4 rows behind this one is at most 1",
+    "tile of (16|32) rows is (the last|2)|partial|tiles of 4 rows behind this one is at most 1",
     output=lambda o, at: o * (at.row.min() < 32),
 )
 
@@ -1051,7 +1110,7 @@ fault(
 fault(
     "latent: one tile is lost",
     "no weight",
-    "tile of 16 keys is 1|tiles of 16 keys from the first one the row sees to this one is 1",
+    "keys 16 to 31",
     form="latent",
     size="keys > rank",
     spans=lambda spans, at: [spans[0], *spans[2:]],
