@@ -20,6 +20,7 @@ from refattn.oracle.imaging.kept_outputs import kept_outputs
 from refattn.oracle.imaging.key_runs import find_key_runs
 from refattn.oracle.imaging.key_sources import find_key_sources
 from refattn.oracle.imaging.layouts import explain_layout
+from refattn.oracle.imaging.listed_keys import rule_or_list
 from refattn.oracle.imaging.lost_rows import threshold_in_words
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.overflows import overflow_in_words, saturation
@@ -27,7 +28,8 @@ from refattn.oracle.imaging.pool_description import at_rows
 from refattn.oracle.imaging.row_numbers import LSE, NORMALISER, explain_row_number, rows_changed
 from refattn.oracle.imaging.score_models import explain_scores
 from refattn.oracle.imaging.score_noise import noise_in_words
-from refattn.oracle.imaging.segments import Stretches, explain_segments, find_segments, first_tile_lost
+from refattn.oracle.imaging.segment_models import Stretches, explain_segments, first_tile_lost
+from refattn.oracle.imaging.segments import find_segments
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.value_changes import explain_values
 from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys
@@ -357,7 +359,7 @@ class Description:
         if wrong.sum() < SCALED_BY_CHANCE * l.judged.sum() and np.nanmax(off / tolerance) < BEYOND:
             return
         universe = (((l.labels == RIGHT) & (view.weights > 0)) | wrong) & open_rows
-        yield self._why_scaled(wrong, self.regions.find(wrong, universe))
+        yield self._why_scaled(wrong, rule_or_list(self.regions, wrong, universe))
 
     def _why_scaled(self, wrong, rule):
         l = self.ledgers
@@ -372,12 +374,17 @@ class Description:
         for segments in cuts:
             if not (best := explain_segments(l, segments)):
                 continue
-            words, _, *steps = best[0]
             if first_tile_lost(l).any():
                 spread += " The first tile is lost: no tile is before it."
-            if steps:
-                rule = self._steps_rule(steps[0], segments)
-            return self.finding(rule, "segments", f"in {segments.words}, {words}", spread)
+            if best.steps is not None:
+                rule = self._steps_rule(best.steps, segments)
+            else:
+                rows = wrong.any(-1)
+                rule = self.of_rows(
+                    rows, self.rows & (rows | Stretches(l, segments).changes(best.predicted))
+                )
+            note = f"{spread} {self._whether_summed(wrong.any(-1))}".rstrip()
+            return self.finding(rule, "segments", f"in {segments.words}, {best.words}", note)
         scores = lambda: explain_scores(WrongRows(l, wrong)) if wrong.sum() >= 3 else []
         if factors.size and np.abs(np.log(factors)).max() < SMALL:
             best = scores()
@@ -404,14 +411,29 @@ class Description:
             nature = f"weights are off by one factor in {each}: they are rescaled or joined wrongly"
         return self.finding(rule, kind, nature, spread, confident=False)
 
+    def _whether_summed(self, rows):
+        """Whether the normaliser of rows (B, H, T) has what the weights have."""
+        off = self.ledgers.sum_off[rows] != 0
+        if off.mean() < MINOR:
+            return "The row sums have it too: the weights still sum to 1."
+        if self.measured.lse is None or (self.ledgers.lse_off[rows] != 0).any():
+            return ""
+        self.explained |= rows
+        return "The row sums are right."
+
     def _steps_rule(self, near, segments):
         """Where rescaling went wrong: the tiles in which it should have happened. `near` are the stretches
         in which it went wrong, (B, H, T, stretches).
         """
-        tile = np.searchsorted(segments.edges, np.arange(self.view.num_keys), "right") - 1
+        tile = segments.number(self.view.num_keys)
         rises = np.diff(Stretches(self.ledgers, segments).running, axis=-1, prepend=np.inf) > 0
         rises[..., 0] = False
-        return self.regions.find(near[..., tile], (rises | near)[..., tile])
+        of_keys = lambda x: np.take_along_axis(x, np.broadcast_to(tile, self.view.shape), -1)
+        rule = self.regions.find(of_keys(near), of_keys(rises | near))
+        if rule.statements:  # the first stretch, in which nothing can rise, is no part of the place
+            rises[..., 0] = True
+            rule = self.regions.find(of_keys(near), of_keys(rises | near))
+        return rule
 
     # one number a row
 

@@ -105,6 +105,7 @@ def _rows_of_same_head(view, at):
     b, h, t = at
     num_rows = view.shape[2]
     ways = [(f"the row {step_away(step)}", t + step) for step in SHIFTS if abs(step) < num_rows]
+    ways.append(("the other row of its pair (bit 0 of its number flipped)", t ^ 1))
     for size in ROW_TILES:
         if size < num_rows:
             bit = size.bit_length() - 1

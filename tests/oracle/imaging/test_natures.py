@@ -572,6 +572,47 @@ fault(
     rescale=lambda f, at: f * f,
 )
 
+# stretches
+
+fault(
+    "the output is rescaled by the factor of the row beside it",
+    "rescaled by the factor of the other row of its pair",
+    size="long",
+    query_times=1.5,
+    rescale=lambda f, at: f[:, np.minimum(np.arange(f.shape[1]) ^ 1, f.shape[1] - 1)],
+)
+fault(
+    "the output is rescaled by the smallest factor of the tile",
+    "rescaled by the smallest factor of all rows of its tile of 16 rows",
+    rescale=lambda f, at: np.broadcast_to(f.min(1, keepdims=True), f.shape),
+)
+fault(
+    "the lse of splits is read transposed",
+    "16 in sequence 0, 32 in sequence 1",
+    "lse of other rows and heads: .* read in the order splits, rows, heads",
+    form="paged",
+    splits=3,
+    split_lse=lambda lse, at: np.swapaxes(lse, 0, 1).reshape(lse.shape),
+)
+fault(
+    "the last split counts with lse 0",
+    "from key 192 on is joined with the others as if its lse were",
+    size="long",
+    splits=4,
+    split_lse=lambda lse, at: lse if at.split < 3 else 0 * lse,
+)
+fault(
+    "splits overlap",
+    "multiplied by 2",
+    "16 to 18, 32 to 34 in sequence 0; 32 to 34 in sequence 1",
+    form="paged",
+    splits=3,
+    counted=(
+        twice := lambda p, at: p * (1 + ((at.key < at.span.start + 3) & (at.tile == 0) & (at.split > 0)))
+    ),
+    weigh=twice,
+)
+
 # the state of the sum alone
 
 fault(
