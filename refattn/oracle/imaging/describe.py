@@ -19,6 +19,7 @@ from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.imaging.kept_outputs import kept_outputs
 from refattn.oracle.imaging.key_runs import find_key_runs
 from refattn.oracle.imaging.key_sources import find_key_sources
+from refattn.oracle.imaging.lane_maxima import explain_lane_maxima
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.listed_keys import rule_or_list
 from refattn.oracle.imaging.lost_rows import threshold_in_words
@@ -404,6 +405,8 @@ class Description:
             if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
                 rule = dataclasses.replace(rule, statements=())
             return self.finding(rule, best[0].kind, _scores_in_words(best))
+        if wrong.sum() >= 3 and (words := explain_lane_maxima(WrongRows(l, wrong))):
+            return self.finding(self.of_rows(wrong.any(-1)), "maxima of lanes", words, spread)
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
             segments = cuts[0]

@@ -19,6 +19,8 @@ EXPLAINS, NOTHING_LEFT = 0.9, 0.995
 OVERLOOKED = 0.75  # of the tolerance (which is twice the rounding)
 LEAST_ROWS = 3  # fewer may be like others by chance
 MOST_TERMS = 2**22  # exponentials that are added up one by one
+ROW_TILES = (16, 32, 64, 128)
+MOST_PLACES, SHOWN_PLACES = 48, 6
 ACCUMULATED = (16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
 
 
@@ -284,6 +286,35 @@ def _by_head(rows):
         yield f"{rows.name} is off by one number in each head: {words}", np.array([level[h] for h in heads])
 
 
+def _by_place(rows):
+    """One factor for each sequence, tile of rows, or pair of them and of a head."""
+    view, (b, h, t) = rows.view, rows.at
+    row = view.row[b, 0, t, 0]
+    of = {"sequence": b, "head": view.heads[h]}
+    of |= {f"tile of {size} rows": row // size for size in ROW_TILES if size < 2 * view.num_rows}
+    single = [(name,) for name in of if name != "head"]
+    pairs = [
+        ("sequence", "head"),
+        *((first, name) for name in list(of)[2:] for first in ("sequence", "head")),
+    ]
+    for names in single + pairs:
+        places, group = np.unique(np.stack([of[name] for name in names]), axis=1, return_inverse=True)
+        count = places.shape[1]
+        if not 1 < count <= min(MOST_PLACES, len(row) // LEAST_ROWS):
+            continue
+        level = np.array([np.median(rows.delta[group.ravel() == n]) for n in range(count)])
+        factors = [
+            f"{np.exp(one):.4g} where {' and '.join(f'{name} is {n}' for name, n in zip(names, place))}"
+            for one, place in zip(level, places.T, strict=True)
+        ]
+        each, shown = " and ".join(names), ", ".join(factors[:SHOWN_PLACES])
+        more = f" and {count - SHOWN_PLACES} more" if count > SHOWN_PLACES else ""
+        yield (
+            f"{rows.name} is multiplied by one factor in each {each}: {shown}{more}",
+            level[group.ravel()],
+        )
+
+
 def _accumulated(rows):
     """Sums of exponentials, relative to the row's maximum, that are rounded after each term."""
     view = rows.view
@@ -336,6 +367,7 @@ FAMILIES = (
     _by_head,
     _accumulated,
     _rounded,
+    _by_place,
 )
 PLAIN = (_of_other_rows, _slips_of_lse, other_sinks)  # that say the same of all rows
 OF_FEW_ROWS = (_slips_of_lse, other_sinks, _constant, other_sums)

@@ -574,6 +574,26 @@ fault(
 
 # stretches
 
+
+def of_lanes(s, at):
+    """Scores relative to the maximum of the even and of the odd keys of a row of one tile."""
+    tops = np.stack([np.where(at.key % 2 == n, s, -np.inf).max(-1) for n in (0, 1)], -1)
+    return s - tops[..., at.key[0, 0] % 2]
+
+
+fault(
+    "even and odd keys have their own maxima",
+    "even and odd keys do not share a maximum",
+    size="grouped",
+    tile=96,
+    score=of_lanes,
+)
+fault(
+    "another factor in each tile of rows of a head",
+    "normaliser is multiplied by one factor in each head and tile of 16 rows: 1.1 where head is 1 and tile",
+    size="grouped",
+    finish=lambda total, at: total * (1 + 0.1 * (at.row.min() // 16) * at.head),
+)
 fault(
     "the output is rescaled by the factor of the row beside it",
     "rescaled by the factor of the other row of its pair",
