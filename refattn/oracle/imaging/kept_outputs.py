@@ -20,6 +20,7 @@ LEAST_ROWS, LEAST_CLEAR = 3, 0.3  # wrong rows; share of them that are so clearl
 SHARE = 0.75  # of the wrong rows whose source there is
 KNOWN = 0.5  # of the rows have a source
 FAR = 2.5  # times the rounding, that an error is to lie along a direction
+WHOLE = 0.999  # of a mean: a row that holds nothing of its own is a copy
 FACTOR = 0.02  # relative, of a factor that has a name
 
 
@@ -36,7 +37,8 @@ def kept_outputs(measured, rows):
     view = measured.view
     columns = np.flatnonzero(~measured.wrong_columns)
     wrong = rows & measured.off[..., columns].any(-1)
-    exists = view.row_exists & np.isfinite(measured.output[..., columns]).all(-1)
+    output = measured.output[..., columns]
+    exists = view.row_exists & np.isfinite(output).all(-1) & (output != 0).any(-1)
     wrong &= exists & np.isfinite(view.lse)
     places, every = np.argwhere(wrong), np.argwhere(exists & np.isfinite(view.lse))
     if len(columns) < LEAST_COLUMNS or len(places) < LEAST_ROWS or not 1 < len(every) <= MOST_ROWS:
@@ -55,6 +57,7 @@ def kept_outputs(measured, rows):
             for source in common_sources(view, at, near, some, every):
                 parallel, factor = search.of_source(at, source)
                 known = source.inside
+                parallel &= (factor < WHOLE) | (not mean)
                 if known.mean() >= KNOWN and parallel[known].mean() >= SHARE:
                     words = _in_words(measured, at, source, factor, parallel & known, mean)
                     return Kept(wrong, words)

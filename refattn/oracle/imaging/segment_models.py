@@ -296,7 +296,7 @@ def _numbers_of_stretches(stretches, count):
     if count > MOST_SINGLE:
         return
     for n in range(count):
-        others = np.nanmedian(np.where(np.arange(count) == n, np.nan, f), axis=-1)
+        others = _median(np.where(np.arange(count) == n, np.nan, f))
         beside = f[..., n] - others
         wrong = np.isfinite(beside) & (np.abs(beside) > stretches.tolerance[..., 0])
         if not wrong.any():
@@ -313,9 +313,16 @@ def _numbers_of_stretches(stretches, count):
             predicted[..., n] = one
             if (share := stretches.share(predicted)) >= FITS:
                 yield Explained(words, share, predicted=predicted)
-    level = np.nanmedian(f - f[..., :1], axis=(0, 1, 2))
+    level = _median((f - f[..., :1]).reshape(-1, count).T)
     predicted = np.broadcast_to(level, f.shape)
     if np.isfinite(level).all() and (share := stretches.share(predicted)) >= FITS:
         numbers = ", ".join(f"{number:.4g}" for number in np.exp(level))
         words = f"the stretches, in their order, count {numbers} times (beside the first), in every row"
         yield Explained(words, share, predicted=predicted)
+
+
+def _median(x):
+    """Medians of the numbers along the last axis that are not NaN; NaN where there are none."""
+    ordered, count = np.sort(x, axis=-1), np.isfinite(x).sum(-1)
+    middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[..., None], -1)[..., 0]
+    return np.where(count > 0, middle, np.nan)
