@@ -15,6 +15,7 @@ from refattn.oracle.imaging.segments import find_segments, over_stretches
 OF_TILE_BEFORE = "what was accumulated before a tile is rescaled with the factor of the tile before it"
 FITS = 0.9
 MOST_SINGLE = 12  # stretches of which each is looked at alone
+CLEAR, LEAST_CLEAR = 2, 4  # times the tolerance; rises that are followed
 ROW_TILES = (4, 8, 16, 32, 64, 128)
 
 
@@ -148,8 +149,8 @@ class Stretches:
 
 def _limit(wrong, rise, known, tolerance):
     """Whether steps are wrong where the maximum rises by less, or by more, than a number."""
-    right = known & ~wrong & (rise > np.maximum(tolerance, 1e-6))
-    if not right.any() or not wrong.any():
+    right = known & ~wrong & (rise > np.maximum(CLEAR * tolerance, 1e-6))
+    if right.sum() < LEAST_CLEAR or not wrong.any():
         return ""
     if rise[wrong].max() < rise[right].min():
         low, high = rise[wrong].max(), rise[right].min()

@@ -10,7 +10,7 @@ from refattn.oracle.imaging.compare import EXTRA, MISSING
 from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.lost_keys import gained_keys_in_words, lost_keys_in_words
 from refattn.oracle.imaging.maps import most_common
-from refattn.oracle.imaging.segments import first_tile_lost
+from refattn.oracle.imaging.segment_models import first_tile_lost
 from refattn.oracle.imaging.view import last_key
 from refattn.oracle.imaging.visibility_models import explain_visibility
 
