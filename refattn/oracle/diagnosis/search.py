@@ -34,7 +34,7 @@ from refattn.oracle.verdict.check import check
 
 ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
-ESTIMATE = 12.0  # seconds, at most, for estimating weights from a result
+ESTIMATE = 16.0  # seconds, at most, for estimating weights from a result
 JUDGED = 4  # explanations whose bound is that of `check`
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
 # times what the best explanation leaves, up to which others are compared with it when time is short
@@ -180,7 +180,7 @@ class Search:
         try:
             if self.kernel is None:
                 self.progress("estimating what the kernel does")
-                return xray_of_outputs(*what, min(0.6 * seconds, ESTIMATE))
+                return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE))
             self.progress("measuring what the kernel does")
             return xray_of_kernel(self.kernel, *what, seconds=seconds)
         except (NotImplementedError, CannotProbe):
