@@ -309,7 +309,7 @@ def _page_rule(reading):
             behind &= not missing and {*extra} <= {*named}
     if found and behind:
         return "those that it holds past the length of the sequence count too"
-    return page_rule(found, view).removesuffix(": ") if found else ""
+    return page_rule(found, view, sure=True).removesuffix(": ") if found else ""
 
 
 def _pages(reading, rows):

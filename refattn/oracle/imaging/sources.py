@@ -351,16 +351,21 @@ def _wrong_pages(view, pages_read) -> Iterator[Pages]:
             yield Pages(n, s.part, own, read, missing, extra)
 
 
-def page_rule(found, view):
+def page_rule(found, view, sure=False):
     """A rule that gives the pages that were read from those of the table, in words; "" if there is none.
 
-    It may hold for all places of the table, or for those alone whose page is not read.
+    It may hold for all places of the table, or for those alone whose page is not read. A number beyond the
+    pool is that of its last page, or begins again. `sure`: that pages are not read is no matter of masks.
     """
-    last = len(np.asarray(view.arrays[1])) - 1
+    count = len(np.asarray(view.arrays[1]))
     extra = any(pages.extra for pages in found)
     for words, rule in (*_other_pages(found[0]), *_other_places(view.checked.block_table)):
-        give = lambda pages, places, rule=rule: {min(max(rule(pages, t, p), 0), last) for t, p in places}
-        if extra and all(give(pages, enumerate(pages.own)) == pages.read for pages in found):
+        give = lambda pages, places, rule=rule: {
+            min(max(rule(pages, t, p), 0), count - 1) for t, p in places
+        }
+        begun_again = lambda pages, rule=rule: {rule(pages, t, p) % count for t, p in enumerate(pages.own)}
+        whole = (pages.read in (give(pages, enumerate(pages.own)), begun_again(pages)) for pages in found)
+        if (extra or sure) and all(whole):
             return words
         some = [give(pages, pages.missing) for pages in found]
         if extra and all({*pages.extra} <= given <= pages.read for pages, given in zip(found, some)):
