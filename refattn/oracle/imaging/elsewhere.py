@@ -37,6 +37,7 @@ def other_numbers(own, count, what, index, letter="h") -> Iterator[tuple[str, np
         (f"{what} {letter} // 2{of}", np.minimum(index // 2, count - 1)),
     ]
     ways += [(f"{what} {n} for all", np.full_like(own, n)) for n in range(1, min(count, 9))]
+    ways += [(f"{what} {letter} // {n}{of}", np.minimum(index // n, count - 1)) for n in (3, 4, 5, 6, 7, 8)]
     ways += [(f"{what} {letter} >> {n}", np.minimum(index >> n, count - 1)) for n in (1, 2, 3, 4)]
     for words, other in ways:
         if (other != own).any():

@@ -28,7 +28,11 @@ def gained_keys(pool, rows):
 def _other_lengths(pool, rows):
     """Words for rows that read more or fewer keys from the right first one on; "" where they do not."""
     view, read = pool.view, {}
-    if view.pages is not None or any(s.num_keys != s.length for s in view.sequences):
+    whole = len(view.sequences) > 1 and all(s.num_keys == s.length for s in view.sequences)
+    all_rows = all(
+        rows[n][:, : len(s.rows)].all() or not rows[n].any() for n, s in enumerate(view.sequences)
+    )
+    if view.pages is not None or not whole or not all_rows:
         return ""
     for b, h in zip(*np.nonzero(rows.any(-1)), strict=True):
         got = pool.weights[b, h][rows[b, h]] > 4 * pool.measured.floor[b, h][rows[b, h]]

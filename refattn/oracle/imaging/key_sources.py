@@ -64,7 +64,7 @@ def _some(keys):
 
 def _words(view, shape, own, found):
     """What is read in place of what, along each axis of the stored keys; both are numbers of stored keys."""
-    names = list(view.checked.form.arrays.values())[KEY].split()[: len(shape)]
+    names = list(view.checked.form.arrays.values())[KEY].split()[:-1][-len(shape) :]
     if len(names) < len(shape):
         names = [f"axis {n}" for n in range(len(shape))]
     before, after = np.unravel_index(own, shape), np.unravel_index(found, shape)

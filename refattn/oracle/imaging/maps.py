@@ -65,6 +65,12 @@ def _rules(wanted, got, what, sizes):
     yield f"{what} min(n, {largest}): the number is cut off at {largest}", np.minimum(wanted, largest)
     for size, name in [*sizes, *((size, str(size)) for size in TILES)]:
         yield from _in_tiles(wanted, what, size, name)
+    for size in (4, 8, 16, 32, 64):
+        place, first = wanted % size, wanted // size * size
+        for wide in (2, 4, 8, 16, 32):
+            if wide < size:
+                words = f"{what}s of each {size} in the order of {wide} by {size // wide}, transposed"
+                yield words, first + place % wide * (size // wide) + place // wide
     for bit in range(8):
         yield f"{what} n ^ {1 << bit} (bit {bit} of the number flipped)", wanted ^ (1 << bit)
     for low in range(4):

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from refattn.oracle.imaging.compare import EXTRA, MISSING
+from refattn.oracle.imaging.exchanged_keys import counted_again
 from refattn.oracle.imaging.foreign_keys import gained_keys
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.pool import Pool
@@ -33,10 +34,10 @@ def read_elsewhere(d):
         return
     best = pool.best(readings, wrong)
     if best is None or best[1].sum() < MOST * wrong.sum():
-        words = gained_keys(pool, wrong)
+        words, rows = _without_rule(pool, wrong)
         if words:
-            d.value_rows |= wrong
-            yield at_rows(d, wrong, "source", words), wrong
+            d.value_rows |= rows
+            yield at_rows(d, rows, "source", words), rows
         return
     while best is not None and best[1].sum() >= SOME * wrong.sum():
         reads, rows = best
@@ -44,6 +45,16 @@ def read_elsewhere(d):
         yield at_rows(d, rows, "source", reads.words), rows
         wrong = wrong & ~rows
         best = pool.best(readings, wrong)
+
+
+def _without_rule(pool, wrong):
+    """What wrong rows (B, H, T) read, as it was measured; and the rows of which that is said."""
+    if words := gained_keys(pool, wrong):
+        return words, wrong
+    words, rows = counted_again(pool, wrong)
+    if words:
+        return words, rows
+    return "", wrong
 
 
 def at_rows(d, rows, kind, words):

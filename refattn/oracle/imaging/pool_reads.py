@@ -325,7 +325,12 @@ def _layouts(pool):
 def starts_in_words(pool, starts):
     """Words for stretches of memory that begin some rows from where they should."""
     view = pool.view
-    kv = view.heads // view.group_size
+    kv, what = view.heads // view.group_size, "head"
+    if any(
+        delta != starts.get((n, h - 1), (delta,))[0] and kv[h] == kv[h - 1]
+        for (n, h), (delta, _) in starts.items()
+    ):
+        kv, what = view.heads, "query head"
     deltas = {(n, int(kv[h])): delta for (n, h), (delta, _) in starts.items()}
     values = sorted(set(deltas.values()))
     if len(values) == 1:
@@ -343,7 +348,7 @@ def starts_in_words(pool, starts):
                 + ", ".join(f"{_signed(d)} (head {k})" for k, d in sorted(by_head.items())[:4])
                 + " rows from their place"
             )
-        return f"read in memory at other places: {_deltas(by_head, 'head')}"
+        return f"read in memory at other places: {_deltas(by_head, what)}"
     if by_sequence and len(by_sequence) > 1:
         named = _named_starts(view, by_sequence)
         return f"read in memory at other places: {_deltas(by_sequence, 'sequence')}{named}"
@@ -435,6 +440,11 @@ def _wrapped(pool):
             yield words, np.where(there, own % rows, pool.count), None
             inside = np.minimum(first + (own - first) % rows, pool.count)
             yield f"{words}, counted within the head", np.where(there, inside, pool.count), None
+    for step in (1, -1, 2, -2, 3, -3, 4, -4):
+        for zero in (False, True):
+            ends = "; 0 where there is none" if zero else ""
+            words = f"those {_away(step, 'key')} than their own{ends}"
+            yield words, _of_keys(pool, view.key[0, 0, 0] + step, zero), None
     for size in (16, 32, 64, 128, 256):
         if size < view.num_keys:
             yield f"those of key j % {size}", _of_keys(pool, view.key[0, 0, 0] % size), None

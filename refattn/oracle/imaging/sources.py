@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.imaging.blocks import blocks_in_words
+from refattn.oracle.imaging.exchanged_keys import exchanged_keys
 from refattn.oracle.imaging.maps import describe_map, ranges
 from refattn.oracle.imaging.moved_values import moved_values
 from refattn.oracle.imaging.pointing import point
+from refattn.oracle.imaging.pool import Pool
 from refattn.oracle.imaging.pool_description import read_elsewhere
 from refattn.oracle.imaging.view import VALUE
 
@@ -94,6 +96,11 @@ def _elsewhere(d, shares, total, known, places, functions_of=None):
         share = 100 * float(np.median(1 - of_own[wrong]))
         weight = f"{share:.2g} % of the weight (median)"
         nature = f"{weight} lies on values of another {name}: some of the keys are read there"
+        pool = Pool.of(d.measured, d.ledgers)
+        if pool is not None and (words := exchanged_keys(pool, wrong)):
+            nature = words
+            yield d.finding(d.of_rows(wrong), "source", nature), wrong
+            return
     yield d.finding(d.of_rows(wrong), "source", nature), np.zeros_like(wrong)
 
 

@@ -163,6 +163,34 @@ FAULTS = {
         ),
         (r"laid out as \(slots, heads\)",),
     ),
+    "tail keys of the other head": (
+        lambda: paged(
+            lambda table, b, j, h, size, heads: (
+                (slot(table[b, j // size], np.where(j > j[-1] - 3, 1 - h, h), j % size, size, heads),) * 2
+            )
+        ),
+        (
+            "Rows read other keys and values",
+            "in sequence 0, head 0: its own keys 47 to 49 of head 1 in place of 47 to 49",
+        ),
+    ),
+    "slot 0 for the whole last page": (
+        lambda: paged(
+            lambda table, b, j, h, size, heads: (
+                (
+                    slot(
+                        table[b, j // size],
+                        h,
+                        np.where(j // size == j[-1] // size, 0, j % size),
+                        size,
+                        heads,
+                    ),
+                )
+                * 2
+            )
+        ),
+        ("count twice or more in their place", "keys 16 in place of 17 to 18"),
+    ),
     "values of the next pages": (
         lambda: paged(
             lambda table, b, j, h, size, heads: (
