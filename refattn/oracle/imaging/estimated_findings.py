@@ -211,6 +211,13 @@ def _words(reading, name, rows):
     if name == "results of other rows":
         return "other row", "rows hold the right result of another row", _places(reading, rows, numbers)
     if name.endswith("of another head or sequence"):
+        if reading.view.latent and (numbers["of sequence"] == np.nonzero(rows)[0]).all():
+            what = {
+                "keys": "up-projection of the keys (w_uk)",
+                "values": "up-projection of the values (w_uv)",
+            }
+            name = f"{what.get(name.split(' of ')[0], 'up-projections (w_uk, w_uv)')} of another head"
+            return "source", f"the {name} is used", _heads(reading, rows, numbers)
         return "source", f"the {name} are used", _heads(reading, rows, numbers)
     if name.startswith(("keys and values", "keys of", "values of memory", "values of rows")):
         beside = "with the right values" if name.startswith("keys of") else ""

@@ -79,6 +79,12 @@ def _fixed_maximum(run, s, top):
     return np.exp(s)
 
 
+def _started_at_zero(run, shape):
+    top, total = start(run, shape)
+    zero = np.maximum(top, 0).astype(top.dtype)
+    return zero, (total * np.exp(top - zero)).astype(total.dtype)
+
+
 def _unshifted_start(run, shape):
     """The sink without a maximum subtracted."""
     top, total = start(run, shape)
@@ -265,8 +271,16 @@ TILES = (
         issues=("deepseek-ai/FlashMLA docs/20250422",),
     ),
     Mistake(
+        "maximum_starts_at_zero",
+        "the running maximum starts at 0: rows whose scores are all far below 0 underflow and become empty",
+        "start it at -inf",
+        stages={"start": _started_at_zero},
+        rounding=True,
+        families=("low scores",),
+    ),
+    Mistake(
         "no_maximum_subtracted",
-        "the row maximum is not subtracted: large scores overflow",
+        "the row maximum is not subtracted: large scores overflow, very low ones underflow",
         stages={
             "start": _unshifted_start,
             "weigh": _fixed_maximum,
