@@ -17,8 +17,11 @@ from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.imaging.describe import describe, of_columns
 from refattn.oracle.imaging.estimate import Estimated
+from refattn.oracle.imaging.findings import Finding
+from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.measure import Measured
 from refattn.oracle.imaging.probes import Probes, call_once
+from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.region import Regions
 from refattn.oracle.imaging.report import AGREES, DESCRIBED, LOCATED, XRay
 from refattn.oracle.imaging.states_description import StateRegions, describe_states
@@ -126,6 +129,11 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
     view = View(arrays, options, row_samples(checked) if is_large(checked) else None)
     lse = view.cut(LSE, given[LSE]) if LSE in given else None
     results, regions = (view.cut(OUTPUT, given[OUTPUT]), lse), Regions(view)
+    if view.latent:  # found at once, where anything else takes seconds
+        reading = Reading(view, spec, *results)
+        if words := explain_layout(reading):
+            reading.weights, reading.determined = view.weights, np.False_
+            return _of([_everywhere(view, words)], reading, Ledgers(reading), started)
     estimated = Estimated(view, *results, spec, seconds)
     ledgers = Ledgers(estimated)
     findings = describe(estimated, ledgers, regions)
@@ -134,6 +142,12 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
         other = Estimated(view, *results, spec, seconds, columns)
         findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other), *findings]
     return _of(findings, estimated, ledgers, started)
+
+
+def _everywhere(view, words):
+    """The finding that arrays are read in another way, which gives the whole result."""
+    rows = np.broadcast_to(view.row_exists, view.shape[:3])
+    return Finding("layout", words, verified=True, region=rows)
 
 
 def _of(findings, measured, ledgers, started, probes=None):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from refattn.oracle import diagnose
 from refattn.oracle.imaging.xray import xray
 
 B, H, T, S, N, R, C, E, TILE = 2, 4, 3, 70, 16, 8, 32, 24, 16
@@ -167,3 +168,11 @@ def test_first_answer_says_what_and_where(name):
 
 def test_nothing_is_said_of_the_right_kernel():
     assert xray(kernel(), *arrays()).verdict == "agrees"
+
+
+@pytest.mark.parametrize("name", ["stride of the values", "joined projection"])
+def test_output_alone_shows_where_arrays_are_read(name):
+    stages, *words = FAULTS[name]
+    call = arrays()
+    found = diagnose(kernel(**stages)(*call), *call)
+    assert not [word for word in words if not re.search(word, str(found).lower())], found
