@@ -397,8 +397,7 @@ class Description:
             return self.finding(rule, "keys", nature)
         words, rows = find_key_runs(l, wrong) if wrong.sum() >= 3 else ("", None)
         if words:
-            nature = f"keys are read from other places, values from the right ones: {words}"
-            return self.finding(self.of_rows(rows), "keys", nature)
+            return at_rows(self, rows, "keys", words)
         if constant:
             return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
         if best := scores():

@@ -10,7 +10,7 @@ import numpy as np
 
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.pool import Pool, Reads
-from refattn.oracle.imaging.pool_reads import starts_in_words
+from refattn.oracle.imaging.pool_reads import readings, starts_in_words
 from refattn.oracle.imaging.view import KEY
 
 MOST_STORED = 6000  # keys that are compared
@@ -53,7 +53,15 @@ def find_key_runs(ledgers, wrong):
         return "", None
     explained = np.zeros_like(rows)
     explained[tuple(wrong_rows[holds].T)] = True
-    return _words(pool, found), explained
+    heads = kv.tolist()
+    own = {(b, k): pool.own[b, heads.index(k)] for b, k in found}
+    of_others = any(np.setdiff1d(places, own[at]).size for at, (_, places) in found.items())
+    if view.visible[explained].all() and not of_others:
+        # every row sees all keys: only which value goes with which key shows
+        paired = pool.best(readings, explained)
+        words = paired[0].words if paired is not None else f"as if {_words(pool, found)}"
+        return f"keys are paired with the values of other keys of the same head: {words}", explained
+    return f"keys are read from other places, values from the right ones: {_words(pool, found)}", explained
 
 
 def _places(pool, at):

@@ -13,6 +13,7 @@ import numpy as np
 from refattn.oracle.imaging.view import KEY, VALUE
 
 MOST_NUMBERS = 2**26  # of such weights
+MOSTLY = 0.2  # of a head's weight lies on another one's values: it reads that one
 FOREIGN = 0.005  # of the weight of a row
 PRESENT = 1e-5  # of a row's weight: what has more and should have none is read
 LOOKS, STRANGE = 5, 0.1  # rows on which the places alone are tried; those of them that may be wrong
@@ -97,6 +98,33 @@ class Pool:
         for b, h in np.ndindex(slots.shape[:2]):  # no row is stored twice
             placed[b, h][:, slots[b, h]] = weights[b, h]
         return placed[..., :-1]
+
+    @cached_property
+    def of_other_heads(self):
+        """Weight that each query head gives to other key/value heads than its own, (H, K)."""
+        heads = self.view.heads // self.view.group_size
+        given = self._given()
+        given[np.arange(len(heads)), heads] = 0.0
+        own = self.weights.sum((0, 2, 3))
+        return np.where(given > MOSTLY * own[:, None], given, 0.0)
+
+    @cached_property
+    def of_other_sequences(self):
+        """Weight that each sequence gives to others than itself, (B, B)."""
+        given = np.zeros((len(self.view.sequences),) * 2)
+        for m, s in enumerate(self.view.sequences):
+            slots = np.unique(self.view.slots[VALUE][s.part][s.entry][:, : s.length])
+            given[:, m] = self.weights[..., slots].sum((1, 2, 3))
+        np.fill_diagonal(given, 0.0)
+        return given
+
+    def _given(self):
+        """Weight of each query head on the stored rows of each key/value head, (H, K)."""
+        given = np.zeros((len(self.view.heads), self.view.num_kv_heads))
+        for s in self.view.sequences:
+            for k, slots in enumerate(self.view.slots[VALUE][s.part][s.entry]):
+                given[:, k] += self.weights[..., slots].sum((0, 2, 3))
+        return given
 
     # what readings predict
 

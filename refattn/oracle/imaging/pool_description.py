@@ -63,6 +63,9 @@ def at_rows(d, rows, kind, words):
     finding = d.finding(rule, kind, words)
     if whole := _whole_sequences(d.view, rows):
         return dataclasses.replace(finding, place=whole, hit=rule.wrong, right_inside=0, region=rows)
+    long = rule.fit < CLEAR or len(rule.statements) > 1
+    if long and (heads := _whole_heads(d.view, rows)):
+        return dataclasses.replace(finding, place=heads, hit=rule.wrong, right_inside=0, region=rows)
     if rule.fit < CLEAR or len(rule.statements) > 2:
         listed = rows_listed(d.view, rows)
         if listed:
@@ -84,6 +87,15 @@ def _whole_sequences(view, rows):
         return ""
     numbers = np.flatnonzero(whole).tolist()
     return f"the sequence is {ranges(numbers)}" if len(numbers) <= 2 * MOST_LISTED else ""
+
+
+def _whole_heads(view, rows):
+    """Some, but not all, query heads all of whose rows are among the rows (B, H, T), in words; else ""."""
+    exists = np.broadcast_to(view.row_exists, rows.shape)
+    some = rows.any((0, 2))
+    if some.all() or (exists & ~rows).any((0, 2))[some].any():
+        return ""
+    return f"the query head is {ranges(view.heads[some].tolist())}"
 
 
 def rows_listed(view, rows):

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.exact.visibility import row_bounds
 from refattn.oracle.imaging.elsewhere import other_key_heads, other_sequences
-from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.maps import describe_map, ranges
 from refattn.oracle.imaging.pool import Reads
 from refattn.oracle.imaging.view import KEY, QUERY
 
@@ -49,6 +49,9 @@ def _other_sequences(pool):
     before = np.maximum.accumulate(np.where(there, number, 0))
     before = np.concatenate([[0], before[:-1]])
     ways = list(other_sequences(view, number))
+    by_sequence = pool.of_other_sequences
+    measured = np.where(by_sequence.any(-1), by_sequence.argmax(-1), number)
+    ways.append(("another sequence", measured))
     if not there.all():
         ways.append(("the last sequence before it that has rows", before))
     for words, other in ways:
@@ -102,7 +105,13 @@ def _first_row(view, s):
 
 def _other_heads(pool):
     view = pool.view
-    for words, other in other_key_heads(view, view.heads):
+    by_head = pool.of_other_heads
+    own = view.heads // view.group_size
+    measured = np.where(by_head.any(-1), by_head.argmax(-1), own)
+    changed = measured != own
+    words, found = describe_map(own, measured, "key/value head", functions_of=(view.heads, "h"))
+    ways = [(words if found else "another key/value head", measured)] if changed.any() else []
+    for words, other in (*ways, *other_key_heads(view, view.heads)):
         moved = pool.own.copy()
         for n, s in enumerate(view.sequences):
             rows = view.slots[KEY][s.part][s.entry][other]
