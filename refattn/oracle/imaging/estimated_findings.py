@@ -77,11 +77,12 @@ def _of_rows(reading, regions, rows, kind, nature, note="", pairs=None, **more):
     """A finding of rows, or of the pairs of their keys for which an explanation holds."""
     right = np.broadcast_to(reading.view.row_exists, rows.shape)
     if pairs is None:
-        rule = regions.find(rows[..., None], right[..., None], True)
+        rule = regions.find_places(rows[..., None], right[..., None], True)
     else:
         applied, unclear = pairs
-        seen = reading.view.visible & ~unclear & rows[..., None]
-        rule = regions.find(applied & ~unclear, seen)
+        # of rows that are right all pairs are
+        seen = reading.view.visible & ~unclear & (rows | ~reading.wrong_rows)[..., None]
+        rule = regions.find_places(applied & ~unclear, seen)
     place = str(rule) if rule.statements else ""
     return Finding(
         kind, nature, place, note, rule.wrong, rule.hit, rule.right_inside, region=rule.inside, **more

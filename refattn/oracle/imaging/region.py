@@ -25,6 +25,7 @@ NEAR_NUMBER = 0.005  # of one beside a landmark
 MIN_GAIN = 0.002
 KEPT = 8  # arrays (B, H, T, S) of float64: the size of all features that are kept
 LEAST_KEPT = 2**26  # bytes
+MOSTLY = 0.95  # of the wrong pairs
 FAR = 1e9  # stands for infinite numbers
 COMPARE = {"==": np.equal, "!=": np.not_equal, "<=": np.less_equal, ">=": np.greater_equal}
 
@@ -75,6 +76,17 @@ class Rule:
         return " and ".join(said) or "everywhere"
 
 
+@dataclass(frozen=True, eq=False)
+class TwoPlaces(Rule):
+    """A rule, and a second one for most of what it leaves."""
+
+    other: Rule = None
+
+    def __str__(self):
+        first, second = super().__str__(), str(self.other)
+        return f"{first}, and {'' if second.startswith('not where') else 'where '}{second}"
+
+
 class Regions:
     """Regions of one view; its features are computed once, as far as they can be kept."""
 
@@ -111,6 +123,19 @@ class Regions:
         costs = np.array([statement.cost for statement in statements])
         chosen = _search(on_bad, on_good, costs, counts, (len(bad[0]), len(good[0])))
         return self._rule(tuple(statements[n] for n in chosen), wrong, universe)
+
+    def find_places(self, wrong, universe, row_level=False) -> Rule:
+        """The best rule, with a second one where the first leaves a good part of what is wrong."""
+        rule = self.find(wrong, universe, row_level)
+        left = wrong & universe & ~rule.inside
+        if rule.hit > MOSTLY * rule.wrong or not rule.statements or not left.any():
+            return rule
+        other = self.find(left, universe & ~rule.inside, row_level)
+        if not other.statements or other.fit < MOSTLY:
+            return rule
+        inside, hit = rule.inside | other.inside, rule.hit + other.hit
+        right = rule.right_inside + other.right_inside
+        return TwoPlaces(rule.statements, inside, rule.wrong, hit, right, other)
 
     def _statements(self, bad, good, row_level):
         """Statements that hold at some wrong pair and not at all right ones, and where among `bad` and
