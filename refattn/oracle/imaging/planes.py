@@ -38,6 +38,8 @@ def planes_from_elsewhere(view, name) -> Iterator[tuple[str, np.ndarray]]:
     if plane.num_rows > 1 and differs_by_key and differs_by_row:
         for size in TILES:
             if size < max(plane.num_rows, view.num_keys):
+                words = f"that of the pair with row and key exchanged within each tile of {size}"
+                yield words, plane.of_arrays(lambda array, s, size=size: _exchanged(array, size))
                 words = f"that of the places in the first tile of {size} rows and {size} keys"
                 place = lambda index, size=size: index % size
                 yield words, plane.read(row=place, key=place)
@@ -192,6 +194,13 @@ def _reordered_axes(plane):
             f"read as if its memory were {words}",
             plane.of_arrays(lambda array, s, order=order: _read_in_order(array, order)),
         )
+
+
+def _exchanged(array, size):
+    """An array (H, T, S) whose tiles of size x size are transposed."""
+    row, key = np.arange(array.shape[1])[:, None], np.arange(array.shape[2])
+    at = np.minimum(row // size * size + key % size, array.shape[1] - 1)
+    return array[:, at, np.minimum(key // size * size + row % size, array.shape[2] - 1)]
 
 
 def _read_in_order(array, order):

@@ -12,13 +12,6 @@ from refattn.oracle.imaging.wrong_rows import Model
 
 ACCUMULATORS = ("bfloat16", "float16")
 STEPS = (8, 16, 32, 64)  # components of head_dim that are multiplied at once
-# how many numbers share one scale of int8, and the axes (B, H, S, D) over which its largest is taken
-SCALES_OF_INT8 = (
-    ("one scale a key", (3,)),
-    ("one scale a head", (2, 3)),
-    ("one scale for all", (1, 2, 3)),
-    ("one scale a component", (2,)),
-)
 
 
 def rounded(rows) -> Iterator[Model]:
@@ -45,11 +38,6 @@ def rounded(rows) -> Iterator[Model]:
             yield Model("format", words, rows.of_products(rows.scale * products))
             scaled = _accumulated(query * rows.scale, key_of_rows, step, name)
             yield Model("format", f"{words} (of the scaled query)", rows.of_products(scaled))
-    for words, axes in SCALES_OF_INT8:
-        step = np.abs(key).max(axis=axes, keepdims=True) / 127
-        with np.errstate(all="ignore"):
-            k = np.where(step > 0, np.round(key / step) * step, 0)
-        yield Model("format", f"keys are rounded to int8 with {words}", of_operands(query, k))
 
 
 def _rounded_terms(rows):
@@ -62,6 +50,7 @@ def _rounded_terms(rows):
         for words, step in (("one scale for all", whole / 127), ("one scale a row", of_row / 127)):
             coarse = np.round(finite / step) * step
             yield Model("format", f"the bias is rounded to int8 with {words}", rows.score - bias + coarse)
+    coarse_of = lambda name: round_to(rows.distance.astype(float), name)
     for name in COARSE:
         if bias is not None:
             coarse = round_to(np.where(np.isfinite(bias), bias, 0), name)
@@ -70,6 +59,10 @@ def _rounded_terms(rows):
             alibi = slopes * rows.distance
             for words, coarse in (
                 ("what ALiBi takes off (slope times distance) is", round_to(alibi, name)),
+                (
+                    "the slopes and distances of ALiBi, and their product, are",
+                    round_to(round_to(slopes, name) * coarse_of(name), name),
+                ),
                 ("the slopes of ALiBi are", round_to(slopes, name) * rows.distance),
             ):
                 yield Model("format", f"{words} rounded to {name}", rows.score + alibi - coarse)
@@ -93,5 +86,7 @@ def _rounded_scores(rows, name):
     unscaled = round_to(rows.raw / rows.scale, name)
     yield f"scores are rounded to {name}", rows.of_products(unscaled * rows.scale)
     yield f"scaled scores are rounded to {name}", rows.of_products(round_to(rows.raw, name))
+    cut = round_to(rows.raw, name, truncate=True)
+    yield f"scaled scores are cut off (not rounded) to {name}", rows.of_products(cut)
     final = np.where(np.isfinite(rows.score), rows.score, 0)
     yield f"final scores are rounded to {name}", round_to(final, name)

@@ -15,8 +15,10 @@ from refattn.oracle.imaging.score_curves import curved
 from refattn.oracle.imaging.score_cuts import clipped, saturated
 from refattn.oracle.imaging.score_fits import components, multiplied, multiplied_by_part, multiplied_in_part
 from refattn.oracle.imaging.score_formats import rounded
+from refattn.oracle.imaging.score_offsets import one_number_each
 from refattn.oracle.imaging.score_operands import from_elsewhere
 from refattn.oracle.imaging.score_places import shifted_by_sequence, whole_distances
+from refattn.oracle.imaging.score_quantised import quantised
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
 from refattn.oracle.imaging.score_steps import stepped
 from refattn.oracle.imaging.score_terms import bias_of_one_place, bias_read_elsewhere
@@ -38,7 +40,9 @@ FAMILIES = (
     components,
     multiplied_by_part,
     rounded,
+    quantised,
     stepped,
+    one_number_each,
     bias_of_one_place,
     bias_read_elsewhere,
     curved,

@@ -67,9 +67,6 @@ def _ways(rows):
                 distance = np.abs(of_rows.numbers[:, None] - of_keys.numbers)
                 changes = bool(of_rows.words) + bool(of_keys.words)
                 yield _Way(f"measures distances between {between}", distance, changes)
-    for size in TILES:
-        words = f"measures distances with rows counted from the start of each tile of {size}"
-        yield _Way(words, np.abs(rows.row[:, None] % size - key))
     yield _Way("has distances with their sign (a key after the row gains)", row - key)
     yield _Way("has distances of row less key, none below 0", np.maximum(row - key, 0))
     yield _Way("has distances of key less row, none below 0", np.maximum(key - row, 0))
@@ -103,6 +100,10 @@ def _rows(rows):
     yield Count("the row number plus the stored keys less the rows, not the length less the rows", stored)
     yield Count("the length less the rows, plus the row", row + length - num_rows)
     yield Count("the row number plus twice the offset", 2 * position - row)
+    for size in TILES:
+        if size < max(s.num_rows for s in view.sequences):
+            yield Count(f"the row's place in its tile of {size} rows", row % size)
+            yield Count(f"the position of the first row of each tile of {size}", position - row % size)
     if len(view.sequences) > 1:
         words = "the row's number among the rows of all sequences (not within its own)"
         yield Count(words, position + first)

@@ -12,6 +12,7 @@ from refattn.oracle.imaging.wrong_rows import Model
 
 STEPS = (1.0, *(2.0**-n for n in range(1, 13)))
 OF_WEIGHTS = (255, 127, 128, 256, 15, 65535)  # steps up to the largest weight
+OF_FP8 = (("float8_e4m3fn", 448), ("float8_e4m3fn", 240), ("float8_e5m2", 57344))
 WAYS = (("rounded", np.rint), ("cut off toward 0", np.trunc), ("rounded down", np.floor))
 TILES = (16, 32, 64, 128)
 FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -38,6 +39,11 @@ def _models(rows):
         for form in FORMATS:
             yield Model("format", f"{what} are rounded to {form}", round_to(exponent, form) + top)
         weights = np.exp(exponent)
+        for form, largest in OF_FP8:
+            with np.errstate(all="ignore"):
+                scores = np.log(round_to(weights * largest, form) / largest) + top
+            words = f"weights exp(score less {name}) times {largest} are rounded to {form}"
+            yield Model("format", words, scores)
         for steps in OF_WEIGHTS:
             for how, function in WAYS[:2]:
                 with np.errstate(all="ignore"):
