@@ -52,8 +52,8 @@ def of_array(name, change):
     return lambda loaded, x, at: change(x) if loaded == name else x
 
 
-def to_int8(x, axes):
-    step = np.abs(x).max(axes, keepdims=True) / 127
+def in_levels(x, levels, axes=-1):
+    step = np.abs(x).max(axes, keepdims=True) / levels
     return np.rint(x / np.where(step == 0, 1, step)) * step
 
 
@@ -228,6 +228,19 @@ fault(
     "output ends at 0.5",
     "cut off at 0.5",
     output=lambda output, at: np.clip(output, -0.5, 0.5),
+)
+
+fault(
+    "keys in int4",
+    "keys are kept in int4",
+    "one scale a key",
+    load=of_array("key", lambda x: in_levels(x, 7)),
+)
+fault(
+    "zero point of even keys",
+    "zero point",
+    "one vector",
+    load=of_array("key", lambda x: x + 0.3 * (np.arange(x.shape[1]) % 2 == 0)[:, None]),
 )
 
 # visible keys
@@ -822,7 +835,7 @@ fault(
     "values",
     "8-bit|int8",
     size="long",
-    load=of_array("value", lambda x: to_int8(x, (1, 2))),
+    load=of_array("value", lambda x: in_levels(x, 127, (1, 2))),
     today="Located, nature unknown. The output is not what the weights make of the values",
 )
 fault(
@@ -871,7 +884,7 @@ fault(
     "output in int8 with one scale a row",
     "output",
     "int8|1/127",
-    output=lambda o, at: to_int8(o, -1),
+    output=lambda o, at: in_levels(o, 127),
 )
 fault(
     "weights in bfloat16",
