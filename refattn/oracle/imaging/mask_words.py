@@ -19,7 +19,7 @@ def masks_in_words(view, name):
     if not plane.differs(3):
         return
     for size in WORDS:
-        for words, change in (*_bit_orders(size), *_strides(size)):
+        for words, change in (*_bit_orders(size), *_flat_bits(size), *_strides(size)):
             yield words, plane.of_arrays(lambda array, s, change=change: change(array))
     for size in BLOCKS:
         if size < view.num_keys:
@@ -66,6 +66,29 @@ def _bit_orders(size):
         yield (
             f"read with the bytes of each {size} bits in reverse order",
             lambda array: _taken(array, np.arange(array.shape[-1]) ^ (size - 8)),
+        )
+
+
+def _flat_bits(size):
+    """Bits that are packed over the end of rows: word and bit of a flat index."""
+
+    def read(array, place, whole):
+        heads, rows, count = array.shape
+        stored = array.reshape(1 if whole else heads, -1)
+        flat = np.arange(heads * rows * count).reshape(array.shape) % stored.shape[1]
+        index = place(flat, np.arange(count))
+        of_head = 0 * index if whole else np.broadcast_to(np.arange(heads)[:, None, None], index.shape)
+        return stored[of_head, np.minimum(index, stored.shape[1] - 1)] & (index < stored.shape[1])
+
+    for whole, ends in ((False, "rows"), (True, "rows and heads")):
+        of = f"of words of {size} bits that run over the ends of {ends}"
+        yield (
+            f"read in the right one {of}, at the bit key % {size}, not (row * keys + key) % {size}",
+            lambda a, w=whole: read(a, lambda flat, key: flat // size * size + key % size, w),
+        )
+        yield (
+            f"read with the bits in reverse order {of}",
+            lambda a, w=whole: read(a, lambda flat, key: flat // size * size + size - 1 - flat % size, w),
         )
 
 

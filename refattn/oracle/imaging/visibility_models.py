@@ -14,6 +14,7 @@ import numpy as np
 
 from refattn.oracle.imaging.visibility_arithmetic import arithmetic
 from refattn.oracle.imaging.visibility_limits import lengths, positions, widths
+from refattn.oracle.imaging.visibility_maps import maps
 from refattn.oracle.imaging.visibility_masks import masks
 from refattn.oracle.imaging.visibility_rows import explain_rows
 from refattn.oracle.imaging.visibility_tiles import cells, tiles
@@ -120,7 +121,11 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
             if fit >= EXPLAINS:
                 found.append((fit - cost, words, fit, change, family.__name__))
     if not found:
-        return None if regions is None else _row_by_row(rules, missing, extra, judged, regions)
+        if regions is None:
+            return None
+        return _row_by_row(rules, missing, extra, judged, regions) or _mapped(
+            rules, counts, missing | extra, judged
+        )
     worth, words, fit, change, family = max(found, key=lambda model: model[0])
     same = [
         other
@@ -156,6 +161,16 @@ class _Counts:
         wrong_way = total(lost, extra) + total(gained, missing)
         union = max(changed + self.wrong - right_way - wrong_way, 1)
         return right_way / union, change
+
+
+def _mapped(rules, counts, wrong, judged):
+    """What map of rows or keys explains the wrong pairs, or None."""
+    found = []
+    for words, cost, visible in maps(rules, wrong, judged):
+        fit, change = counts.fit(np.broadcast_to(visible, wrong.shape))
+        if fit >= EXPLAINS:
+            found.append((fit - cost, Explained(words, fit, change & judged)))
+    return max(found, key=lambda model: model[0])[1] if found else None
 
 
 def _row_by_row(rules, missing, extra, judged, regions):

@@ -339,6 +339,21 @@ fault(
     keep=lambda keep, at: at.key <= at.row + at.offset + 3 * (at.row >= 21),
 )
 fault(
+    "keys of two tiles are masked as each other",
+    "causal limit takes keys to stand at other places",
+    r"n \^ 16|2 at 3",
+    causal=True,
+    size="square",
+    keep=lambda keep, at: np.where(at.key < 32, at.key, at.key ^ 16) <= at.row + at.offset,
+)
+fault(
+    "positions in reverse order within a tile",
+    "rows are taken to stand at other positions",
+    "reverse order",
+    causal=True,
+    keep=lambda keep, at: at.key <= at.row // 8 * 8 + 7 - at.row % 8 + at.offset,
+)
+fault(
     "positions of odd heads",
     "position of a row is off by -1",
     "odd|place in its group is 1",
