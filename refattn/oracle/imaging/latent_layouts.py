@@ -14,12 +14,15 @@ from refattn.oracle.imaging.latent_readings import (
     Arrays,
     other_projections,
     other_readings,
+    stored_otherwise,
     turned_again,
 )
+from refattn.oracle.imaging.maps import ranges
 
 MOST_HEADS = 32
 MOST_ROWS = 6  # about, on which other arrays are tried first
 RIGHT_SHARE = 0.98  # of the numbers of the output
+MOST_COLUMNS = 0.9  # of the columns of the output are wrong: more are all
 SHARE_OF_WRONG = 0.9  # of the wrong numbers, or of those of some rows
 LEAST_SINK = 1e-9  # of a row's normaliser
 HEAD_AXES = {"q_nope": 1, "q_rope": 1, "w_uk": 0, "w_uv": 0}
@@ -28,15 +31,18 @@ NAMES = {"key_latent": "kv_latent"}  # of arrays, where the caller's name is ano
 
 def explain_latent_layout(measured) -> str:
     """Words for the way to read the arrays that gives the kernel's output; "" if there is none."""
+    if not (measured.off & ~measured.dead_columns).any():
+        return ""
     calls = LatentCalls(measured)
     arrays = Arrays.of(measured.view)
     best, words = RIGHT_SHARE, ""
     for way, other in _ways(arrays, measured.view):
         if calls.promising(other):
             near = calls.near(other)
-            if near.mean() > best and near[calls.off].mean() > SHARE_OF_WRONG:
+            if near.mean() > best and near[calls.off[..., calls.columns]].mean() > SHARE_OF_WRONG:
                 best, words = near.mean(), way
-    return words or _heads_swapped(calls, arrays)
+    words = words or _heads_swapped(calls, arrays)
+    return f"{words}{calls.where}" if words else ""
 
 
 def _ways(arrays, view) -> Iterator[tuple[str, Arrays]]:
@@ -52,6 +58,7 @@ def _ways(arrays, view) -> Iterator[tuple[str, Arrays]]:
     for s in view.sequences:
         positions[s.entry] = np.arange(s.num_rows) + s.offset
     yield from turned_again(arrays, positions)
+    yield from stored_otherwise(arrays)
 
 
 class LatentCalls:
@@ -60,17 +67,27 @@ class LatentCalls:
     Attributes
     ----------
     off : ndarray of bool, (B, H, T, E)
-        Numbers of the output that are wrong.
+        Numbers of the output that are wrong, and not 0 in a whole column.
+    columns : ndarray of int
+        Of the output, that are computed: those that are wrong where others are right.
+    where : str
+        Words for them; "" for all.
     """
 
     def __init__(self, measured):
         self.measured, self.view = measured, measured.view
-        view, self.off = self.view, measured.off
+        view, self.off = self.view, measured.off & ~measured.dead_columns
+        wrong = self.off.any((0, 1, 2))
+        some = bool(0 < wrong.sum() < MOST_COLUMNS * len(wrong))
+        self.columns = np.flatnonzero(wrong) if some else np.arange(len(wrong))
+        self.where = (
+            f", in columns {ranges(self.columns.tolist())} of {len(wrong)} of the output" if some else ""
+        )
         self._place = np.unravel_index(self.off.any(-1).sum(-1).argmax(), view.shape[:2])
         self._rows = np.flatnonzero((self.off.any(-1) & view.visible.any(-1))[self._place])
         self._rows = self._rows[:: max(len(self._rows) // MOST_ROWS, 1)]
-        self._got = measured.output[self._place][self._rows]
-        self._allowed_there = measured.allowed_for_guesses(8, 0.04)[self._place][self._rows]
+        self._got = measured.output[self._place][self._rows][:, self.columns]
+        self._allowed_there = measured.allowed_for_guesses(8, 0.04)[self._place][self._rows][:, self.columns]
         self._rest = np.where(view.visible, view.score - view.capped, -np.inf)
         with np.errstate(all="ignore"):
             softmax = np.where(view.visible, np.exp(view.score - view.lse[..., None]), 0.0)
@@ -94,7 +111,7 @@ class LatentCalls:
         weights = np.exp(score - top[:, None])
         total = weights.sum(-1) + np.exp(sink - top)
         context = (weights * self._kept[b, h][own]) @ arrays.value_latent[s.entry]
-        return context @ arrays.w_uv[head].T / total[:, None]
+        return context @ arrays.w_uv[head][self.columns].T / total[:, None]
 
     def promising(self, arrays):
         """Whether they give most of some wrong rows of one head, which takes a fraction of the time."""
@@ -104,17 +121,17 @@ class LatentCalls:
 
     @cached_property
     def _allowed(self):
-        return self.measured.allowed_for_guesses()
+        return self.measured.allowed_for_guesses()[..., self.columns]
 
     def near(self, arrays):
-        """Where the output is that of other arrays, (B, H, T, E)."""
-        output = np.zeros_like(self.measured.output)
+        """Where the output is that of other arrays, (B, H, T, columns)."""
+        output = np.zeros_like(self.measured.output[..., self.columns])
         with np.errstate(all="ignore"):
             for b, s in enumerate(self.view.sequences):
                 for h in range(len(self.view.heads)):
                     output[b, h, : len(s.rows)] = self.output(arrays, b, h)
         output = np.where(self.view.visible.any(-1, keepdims=True), output, 0.0)
-        return np.abs(output - self.measured.output) <= self._allowed
+        return np.abs(output - self.measured.output[..., self.columns]) <= self._allowed
 
 
 # ways to read arrays: words, and a function of the array
@@ -125,6 +142,8 @@ def _changes(name, array):
         yield from COMPONENTS
     else:
         yield from PROJECTIONS
+    if name.startswith("q"):
+        yield from MEMORY
     if name in HEAD_AXES:
         of_axis = lambda change: lambda x: change(x, HEAD_AXES[name])
         for words, change in HEADS:
@@ -176,6 +195,18 @@ PROJECTIONS = (
     (
         "memory of (heads, dim, rank) read as (dim, heads, rank)",
         lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1),
+    ),
+)
+
+
+MEMORY = (
+    (
+        "memory of (rows, heads, dim) read as (heads, rows, dim)",
+        lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).reshape(x.shape),
+    ),
+    (
+        "memory of (heads, rows, dim) read as (rows, heads, dim)",
+        lambda x: x.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).swapaxes(1, 2),
     ),
 )
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.elsewhere import other_numbers
 from refattn.oracle.imaging.planes import other_key_places
 from refattn.oracle.imaging.view import KV_LATENT, W_UK
@@ -18,6 +19,8 @@ from refattn.oracle.imaging.view import KV_LATENT, W_UK
 ALIGNMENTS = (16, 32, 64, 128)  # numbers, to which the length of a row is rounded up
 TILES = (16, 32, 64, 128)  # keys
 ROPE_BASE = 10000.0
+FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 
 
 class Arrays(NamedTuple):
@@ -158,6 +161,44 @@ def _read_at(rows, width, words, stride, start, tile=None):
     yield words, read
     if places.max() >= flat.size:
         yield words, np.where(places < flat.size, read, 0.0)
+
+
+def stored_otherwise(arrays) -> Iterator[tuple[str, Arrays]]:
+    """Latents and rope parts in coarser formats, or divided by their root mean square."""
+    latent, rope = arrays.key_latent, arrays.k_rope
+    for words, change in _stored():
+        of_latent, of_rope = change(latent), change(rope)
+        for what, changed in (
+            ("the latents, of keys and values,", {"key_latent": of_latent, "value_latent": of_latent}),
+            ("the latents of the values (not those of the keys)", {"value_latent": of_latent}),
+            ("the latents of the keys (not those of the values)", {"key_latent": of_latent}),
+            ("the rope parts of the keys (k_rope)", {"k_rope": of_rope}),
+            (
+                "latents and rope parts",
+                {"key_latent": of_latent, "value_latent": of_latent, "k_rope": of_rope},
+            ),
+        ):
+            yield f"{what} are {words}", arrays._replace(**changed)
+
+
+def _stored():
+    for name in FORMATS:
+        yield f"rounded to {name}", lambda x, name=name: round_to(x, name)
+        if largest := LARGEST.get(name):
+            scaled = lambda step, x, name=name: round_to(x / step, name) * step
+            for words, step in (
+                ("one scale a key", lambda x, most=largest: np.abs(x).max(-1, keepdims=True) / most),
+                ("one scale in all", lambda x, most=largest: np.abs(x).max() / most),
+            ):
+                change = lambda x, step=step, scaled=scaled: scaled(np.maximum(step(x), 1e-30), x)
+                yield f"rounded to {name} with {words}", change
+    step = lambda x: np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-30)
+    yield "rounded to 8-bit integers with one scale a key", lambda x: np.rint(x / step(x)) * step(x)
+    size = lambda x: np.sqrt((x * x).mean(-1, keepdims=True))
+    yield (
+        "divided by their root mean square (normalised once more)",
+        lambda x: x / np.maximum(size(x), 1e-30),
+    )
 
 
 def turned_again(arrays, positions) -> Iterator[tuple[str, Arrays]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refattn.oracle import diagnose
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.xray import xray
 
 B, H, T, S, N, R, C, E, TILE = 2, 4, 3, 70, 16, 8, 32, 24, 16
@@ -125,6 +126,17 @@ FAULTS = {
         changed("w_uk", lambda x: x.transpose(0, 2, 1).reshape(x.shape)),
         "w_uk",
         "transposed",
+    ),
+    "latents of the values in eight bits": (
+        changed("v_latent", lambda x: round_to(x, "float8_e4m3fn")),
+        "latents of the values",
+        "rounded to float8_e4m3fn",
+    ),
+    "w_uv of the next head in some columns": (
+        changed("w_uv", lambda x: np.concatenate([x[:, :10], np.roll(x, -1, 0)[:, 10:]], 1)),
+        "w_uv",
+        "next head",
+        "columns 10 to 23 of 24",
     ),
     "no rope part in the last tile": (
         {"parts": lambda own, rope, tile: own if tile == 4 else own + rope},
