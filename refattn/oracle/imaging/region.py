@@ -146,8 +146,8 @@ class Regions:
             array = self.array(feature)
             if array is None or (row_level and array.shape[-1] > 1):
                 continue
-            array = np.broadcast_to(array, np.broadcast_shapes(array.shape, self.view.shape))
-            of_bad, of_good = array[bad], array[good]
+            pairs = np.broadcast_to(array, np.broadcast_shapes(array.shape, self.view.shape))
+            of_bad, of_good = pairs[bad], pairs[good]
             for how, value, odd in _values(feature, of_bad, array):
                 statement = Statement(feature, how, value, WORD + feature.cost + odd - _likely(feature.tile))
                 a, b = statement.holds(of_bad), statement.holds(of_good)

@@ -166,7 +166,7 @@ def _missing(description, wrong, open_rows):
     l = description.ledgers
     if not wrong.any():
         return
-    rule = description.regions.find(wrong, l.judged & (description.view.weights > 0) & open_rows)
+    rule = description.regions.find_places(wrong, l.judged & (description.view.weights > 0) & open_rows)
     note = " ".join(filter(None, (edges_in_words(l, wrong.any(-1)), sum_note(description, wrong))))
     nature = "keys that should be seen get no weight"
     yield description.finding(rule, "missing keys", nature, note, minor=description.is_minor(wrong))
@@ -194,7 +194,7 @@ def _extra(description, wrong, constant, open_rows):
     l, view = description.ledgers, description.view
     if not wrong.any():
         return
-    rule = description.regions.find(wrong, l.judged & (view.weights == 0) & open_rows)
+    rule = description.regions.find_places(wrong, l.judged & (view.weights == 0) & open_rows)
     note, nature = edges_in_words(l, wrong.any(-1)), "keys that should be hidden get weight"
     if constant is None:
         note = " ".join(filter(None, (note, _extra_score(description, wrong))))
