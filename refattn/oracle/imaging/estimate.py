@@ -20,7 +20,13 @@ from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
-from refattn.oracle.imaging.other_scores import components, curved, other_for_some_keys, other_scores
+from refattn.oracle.imaging.other_scores import (
+    components,
+    curved,
+    other_for_classes_of_keys,
+    other_for_some_keys,
+    other_scores,
+)
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import VALUE
 
@@ -354,6 +360,7 @@ class Estimated(Reading):
             lambda rows: foreign.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
             lambda rows: other_for_some_keys(self, rows),
+            lambda rows: other_for_classes_of_keys(self, rows),
             lambda rows: components(self, rows),
             lambda rows: curved(self, rows),
         ]

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.imaging.class_scores import class_scores, swizzled
 from refattn.oracle.imaging.curve_fits import curves
 from refattn.oracle.imaging.explanations import fitted, of_scores
 from refattn.oracle.imaging.foreign import displaced, in_words
@@ -47,6 +48,13 @@ def other_for_some_keys(reading, rows):
         for step in reading.displacements
     )
     yield from part_scores(reading, rows, chain(for_some_keys(steps), with_keys(steps, far)))
+
+
+def other_for_classes_of_keys(reading, rows):
+    """Candidates that hold for some tiles, or for some places of each few keys."""
+    steps = Steps.of(reading.view, rows)
+    yield from class_scores(reading, rows, for_some_keys(steps))
+    yield from swizzled(reading, rows, steps)
 
 
 def curved(reading, rows):

@@ -205,12 +205,18 @@ def _places(view, H, T, S):
             yield f"the first row of the tile of {size} rows", same, lambda i, h, s=size: i // s * s, keys
 
 
+def _next_rows(array):
+    """The row behind each of an array (heads, rows, .) in memory; 0 behind the last one."""
+    flat = array.reshape(-1, array.shape[-1])
+    return np.concatenate([flat[1:], 0 * flat[:1]]).reshape(array.shape)
+
+
 def _products(steps):
     """Scores of other queries and keys: neighbours, rounded ones, a part of the components of head_dim."""
     if steps.operands is None:
         return
     query, key = steps.operands
-    own, scale = np.asarray(steps.rows.rows), steps.scale
+    view, n, own, scale = steps.view, steps.rows.sequence, np.asarray(steps.rows.rows), steps.scale
     D, S, T = query.shape[-1], key.shape[1], query.shape[1]
 
     def products(q, k, rows=None):
@@ -220,6 +226,16 @@ def _products(steps):
     for c in range(8, D, 8):
         yield f"the products of components {c} and above left out", products(query[..., :c], key[..., :c])
         yield f"the products of components below {c} left out", products(query[..., c:], key[..., c:])
+    for unit in (8, 16, 32, 64):
+        if rest := -D % unit:
+            # the first components of the next row stand where nothing should
+            stored = query, view.operand("key")[n]
+            q, k = (np.concatenate([a, _next_rows(a)[..., :rest]], -1) for a in stored)
+            k = k[view.heads // max(view.num_heads // len(k), 1)]
+            words = (
+                f"products over {D + rest} components in place of {D} (rounded up to {unit}): the others are"
+            )
+            yield f"{words} the first ones of the next row of query and key", products(q, k)
     for form in FORMATS:
         q, k = round_to(query, form), round_to(key, form)
         if not np.array_equal(k, key):

@@ -262,3 +262,30 @@ def test_a_function_of_the_score():
     score = scores(*call[:2])
     found = told(call, applied(softmax(score + 0.1 * score**3, SEEN.astype(float)), call[2]))
     assert "a function of the score" in found.nature and " at " in found.nature
+
+
+def exchanged(k, times):
+    """Keys whose two halves are exchanged where `times` is odd."""
+    half = np.concatenate([k[..., D // 2 :], k[..., : D // 2]], -1)
+    return np.where((times % 2 == 1)[:, None], half, k)
+
+
+CLASSES = {
+    "a tile in the middle": lambda q, k: np.where(
+        KEY // 16 == 2, scores(q, np.roll(k, 16, axis=1)), scores(q, k)
+    ),
+    "every second key": lambda q, k: np.where(KEY % 2 == 1, np.log(2), 1.0) * scores(q, k),
+    "halves of some keys": lambda q, k: scores(q, exchanged(k, np.arange(S) // 4)),
+}
+SAID = {
+    "a tile in the middle": "The key is that of the key 16 before",
+    "every second key": "multiplied by ln 2",
+    "halves of some keys": "chunk c of 16 is read at c ^ x, x = 0, 0, 0, 0, 1, 1, 1, 1 by key % 8",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_scores_of_classes_of_keys(name):
+    call = arrays()
+    found = told(call, applied(softmax(CLASSES[name](*call[:2]), SEEN.astype(float)), call[2]))
+    assert SAID[name] in found.says and found.hit == found.wrong and not found.right_inside
