@@ -2,6 +2,9 @@
 
 A beam search over conjunctions of statements "feature == value", "!=", "<=", ">=". A rule is worth its F1
 score (how well it separates wrong pairs from right ones) less the cost of its words.
+
+What did not help: measuring a smaller call, too, and taking the rule that fits both best (4 of 120 places
+changed, none for the better).
 """
 
 from __future__ import annotations
