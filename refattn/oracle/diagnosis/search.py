@@ -41,6 +41,9 @@ CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
 TWINS = 4.0
 LEAST_WORK = 2**20  # multiplications of a hypothesis about a large problem when time is short
 LOCATION_WORK = 16  # times the work of a hypothesis, spent on where an error lives
+# of the error, that an explanation may leave where rounding does not make that much: one that leaves more is
+# within the bound because the bound is wide
+PARTLY = 0.05
 
 
 def diagnose(
@@ -162,10 +165,19 @@ class Search:
         self.budget.reserved = 0.0
         explanations = self.ranking.explanations(fits)
         if explanations and explanations[0].better:
-            return self._explain(explanations)
+            if not self._leaves_error(explanations[0]):
+                return self._explain(explanations)
+            for explanation in explanations:
+                explanation.better = False
+            seen = seen or self._measure()
         if seen is not None and seen.confident:
             return self._done("described", self._findings(explanations), xray=seen)
         return self._locate(explanations, seen)
+
+    def _leaves_error(self, explanation):
+        """Whether an explanation leaves a part of the error that rounding does not make."""
+        finding = self._finding(explanation, True)
+        return not finding.rounding and finding.bound_used > 1 and finding.left > PARTLY
 
     def _measure(self):
         """What the kernel does, measured where it can be called, else estimated from its result; None where
