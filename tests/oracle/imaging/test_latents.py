@@ -101,7 +101,7 @@ FAULTS = {
         read_at("k_rope", BEFORE_IN_LAST),
         "rope",
         "16 before",
-        "last of the sequence|key is at least 64|tile of 16 keys is",
+        "tile of (16|64) keys is|key is at least 64",
     ),
     "latents of the keys of the tile before in the last one": (
         read_at("k_latent", BEFORE_IN_LAST),
