@@ -45,6 +45,7 @@ REPRODUCED = 0.97  # of the rows of a place
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 SCALED_BY_CHANCE, BEYOND = 0.003, 4  # of the judged pairs; times the tolerance
 SAME_SHARE = 0.002  # of the wrong pairs: explanations that differ by less say the same here
+NOT_OF_SCORES = ("exp", "stale weights")  # kinds that speak of what comes after the scores
 RECORDS = {result.name: result for result in RESULTS}  # findings about a result are of the kind of its name
 
 
@@ -537,7 +538,7 @@ def _precision_in_words(factors):
 def _scores_in_words(explained):
     """The best explanation of scores, and the next one where it is as good."""
     best, *others = explained
-    words = best.words if best.kind == "exp" else f"scores are wrong: {best.words}"
+    words = best.words if best.kind in NOT_OF_SCORES else f"scores are wrong: {best.words}"
     same = others and others[0].share >= best.share - SAME_SHARE
     if same and others[0].numbers == best.numbers == 0:
         words += f"; or, which is the same here, {others[0].words}"

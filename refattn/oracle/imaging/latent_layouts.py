@@ -5,6 +5,7 @@ Outputs are computed from the arrays as they would be read, first of one wrong h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -22,6 +23,8 @@ from refattn.oracle.imaging.maps import ranges
 MOST_HEADS = 32
 MOST_ROWS = 6  # about, on which other arrays are tried first
 RIGHT_SHARE = 0.98  # of the numbers of the output
+LEAST_CLEAR = 24  # wrong numbers that are no matter of rounding
+LEFT = 0.1  # of the squared error, that an explanation may leave
 MOST_COLUMNS = 0.9  # of the columns of the output are wrong: more are all
 SHARE_OF_WRONG = 0.9  # of the wrong numbers, or of those of some rows
 LEAST_SINK = 1e-9  # of a row's normaliser
@@ -37,10 +40,8 @@ def explain_latent_layout(measured) -> str:
     arrays = Arrays.of(measured.view)
     best, words = RIGHT_SHARE, ""
     for way, other in _ways(arrays, measured.view):
-        if calls.promising(other):
-            near = calls.near(other)
-            if near.mean() > best and near[calls.off[..., calls.columns]].mean() > SHARE_OF_WRONG:
-                best, words = near.mean(), way
+        if calls.promising(other) and (share := calls.share(other)) > best:
+            best, words = share, way
     words = words or _heads_swapped(calls, arrays)
     return f"{words}{calls.where}" if words else ""
 
@@ -52,6 +53,16 @@ def _ways(arrays, view) -> Iterator[tuple[str, Arrays]]:
             if name == "key_latent":
                 changed = changed._replace(value_latent=changed.key_latent)
             yield f"{NAMES.get(name, name)} is {words}", changed
+    for words, change in _memory_orders("key_latent"):
+        read = change(arrays.key_latent)
+        yield (
+            f"the latents of the values (not those of the keys) are {words}",
+            arrays._replace(value_latent=read),
+        )
+        yield (
+            f"the latents of the keys (not those of the values) are {words}",
+            arrays._replace(key_latent=read),
+        )
     yield from other_projections(arrays)
     yield from other_readings(arrays)
     positions = np.zeros((len(arrays.q_nope), arrays.q_nope.shape[2]))
@@ -96,7 +107,7 @@ class LatentCalls:
             self._sink = np.where(sink > LEAST_SINK, np.log(sink) + view.lse, -np.inf)
 
     def output(self, arrays, b, h, rows=slice(None)):
-        """Of rows of one head of one sequence, (rows, E)."""
+        """Of rows of one head of one sequence: output (rows, columns) and lse (rows,)."""
         view, part = self.view, self.view.outline_of(b)
         s, head = view.sequences[b], view.heads[h]
         rows = np.arange(len(s.rows))[rows]
@@ -111,27 +122,66 @@ class LatentCalls:
         weights = np.exp(score - top[:, None])
         total = weights.sum(-1) + np.exp(sink - top)
         context = (weights * self._kept[b, h][own]) @ arrays.value_latent[s.entry]
-        return context @ arrays.w_uv[head][self.columns].T / total[:, None]
+        return context @ arrays.w_uv[head][self.columns].T / total[:, None], np.log(total) + top
 
     def promising(self, arrays):
         """Whether they give most of some wrong rows of one head, which takes a fraction of the time."""
         with np.errstate(all="ignore"):
-            off = np.abs(self.output(arrays, *self._place, self._rows) - self._got)
+            off = np.abs(self.output(arrays, *self._place, self._rows)[0] - self._got)
         return (off <= self._allowed_there).mean() > SHARE_OF_WRONG
 
     @cached_property
     def _allowed(self):
         return self.measured.allowed_for_guesses()[..., self.columns]
 
-    def near(self, arrays):
-        """Where the output is that of other arrays, (B, H, T, columns)."""
-        output = np.zeros_like(self.measured.output[..., self.columns])
+    @cached_property
+    def _clearly_off(self):
+        """Numbers that are off by more than a guess may be: what others are near to proves nothing."""
+        off = np.abs(self._of_columns(self.measured.output - self.measured.expected_output))
+        return (off > self._allowed) & self.off[..., self.columns]
+
+    def _of_columns(self, numbers):
+        return numbers[..., self.columns]
+
+    def _results(self, arrays):
+        """Output (B, H, T, columns) and lse (B, H, T)."""
+        output = np.zeros_like(self._allowed)
+        lse = np.full(output.shape[:3], -np.inf)
         with np.errstate(all="ignore"):
             for b, s in enumerate(self.view.sequences):
                 for h in range(len(self.view.heads)):
-                    output[b, h, : len(s.rows)] = self.output(arrays, b, h)
-        output = np.where(self.view.visible.any(-1, keepdims=True), output, 0.0)
-        return np.abs(output - self.measured.output[..., self.columns]) <= self._allowed
+                    results = self.output(arrays, b, h)
+                    output[b, h, : len(s.rows)], lse[b, h, : len(s.rows)] = results
+        return np.where(self.view.visible.any(-1, keepdims=True), output, 0.0), lse
+
+    def near(self, arrays):
+        """Where the output is that of other arrays, (B, H, T, columns)."""
+        return np.abs(self._results(arrays)[0] - self._of_columns(self.measured.output)) <= self._allowed
+
+    def share(self, arrays):
+        """Share of all numbers that are those of other arrays; 0 where what is wrong, or lse, is not."""
+        m, (output, lse) = self.measured, self._results(arrays)
+        off = np.abs(output - self._of_columns(m.output))
+        near, clear = off <= self._allowed, self._clearly_off
+        if clear.sum() < LEAST_CLEAR or near[clear].mean() <= SHARE_OF_WRONG or not self._right_lse(lse):
+            return 0.0
+        # and not by chance of what is allowed: nearly all of the error must be gone
+        before = np.abs(self._of_columns(m.output - m.expected_output))
+        cap = 50 * self._allowed
+        if (np.minimum(off, cap) ** 2)[clear].sum() > LEFT * (np.minimum(before, cap) ** 2)[clear].sum():
+            return 0.0
+        return float(near.mean())
+
+    def _right_lse(self, lse):
+        """Whether the kernel's lse is the given one, (B, H, T), or none is known."""
+        got = self.measured.lse
+        if got is None:
+            return True
+        rows = self.off.any(-1) & np.isfinite(got) & np.isfinite(lse)
+        tolerance = 4 * self.measured.tolerance[..., 0] + 1e-3
+        own = np.abs(got - lse) <= tolerance
+        right = np.abs(lse - self.view.lse) <= tolerance  # lse may have an error of its own
+        return bool(((own | right)[rows]).mean() > SHARE_OF_WRONG) if rows.any() else True
 
 
 # ways to read arrays: words, and a function of the array
@@ -142,8 +192,7 @@ def _changes(name, array):
         yield from COMPONENTS
     else:
         yield from PROJECTIONS
-    if name.startswith("q"):
-        yield from MEMORY
+    yield from _memory_orders(name)
     if name in HEAD_AXES:
         of_axis = lambda change: lambda x: change(x, HEAD_AXES[name])
         for words, change in HEADS:
@@ -180,35 +229,30 @@ HEADS = (
 PROJECTIONS = (
     ("its rows in two halves that are exchanged", lambda x: np.roll(x, x.shape[1] // 2, axis=1)),
     ("its columns in two halves that are exchanged", _halves_exchanged),
-    (
-        "memory of (heads, rank, dim) read as (heads, dim, rank): transposed",
-        lambda x: x.swapaxes(1, 2).reshape(x.shape),
-    ),
-    (
-        "memory of (heads, dim, rank) read as (heads, rank, dim): transposed",
-        lambda x: x.reshape(x.shape[0], x.shape[2], x.shape[1]).swapaxes(1, 2),
-    ),
-    (
-        "memory of (dim, heads, rank) read as (heads, dim, rank)",
-        lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape),
-    ),
-    (
-        "memory of (heads, dim, rank) read as (dim, heads, rank)",
-        lambda x: x.reshape(x.shape[1], x.shape[0], -1).swapaxes(0, 1),
-    ),
 )
+AXES = {"q": ("heads", "rows", "dim"), "k": ("batch", "keys", "dim"), "w": ("heads", "dim", "rank")}
 
 
-MEMORY = (
-    (
-        "memory of (rows, heads, dim) read as (heads, rows, dim)",
-        lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).reshape(x.shape),
-    ),
-    (
-        "memory of (heads, rows, dim) read as (rows, heads, dim)",
-        lambda x: x.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).swapaxes(1, 2),
-    ),
-)
+def _memory_orders(name):
+    """Arrays whose last three axes lie in memory in another order than they are read in."""
+    names = AXES[name[0]]
+    for order in itertools.permutations(range(3)):
+        if order != (0, 1, 2):
+            other = ", ".join(names[axis] for axis in order)
+            own = ", ".join(names)
+            yield f"memory of ({other}) read as ({own})", lambda x, order=order: _laid_out(x, order)
+            yield f"memory of ({own}) read as ({other})", lambda x, order=order: _taken_for(x, order)
+
+
+def _laid_out(x, order):
+    lead = x.ndim - 3
+    return x.transpose(*range(lead), *(lead + axis for axis in order)).reshape(x.shape)
+
+
+def _taken_for(x, order):
+    lead = x.ndim - 3
+    other = x.reshape(*x.shape[:lead], *(x.shape[lead + axis] for axis in order))
+    return other.transpose(*range(lead), *(lead + axis for axis in np.argsort(order)))
 
 
 def _some_components(width):

@@ -30,7 +30,7 @@ def parts_from_elsewhere(rows) -> Iterator[Model]:
             at = np.clip(key(np.arange(rows.view.num_keys)), 0, rows.view.num_keys - 1)
             what = "rope parts" if name is ROPE else "latents"
             words = f"the keys' {what} are those of {words}, while the other part of the key is right"
-            yield Model("keys", words, rows.of_products(own[:, at] + other))
+            yield Model("keys", words, rows.of_products(own[:, at] + other), 1)
     yield from _other_sequences(rows, parts)
     yield from _other_queries(rows, parts)
 

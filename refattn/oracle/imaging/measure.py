@@ -160,7 +160,7 @@ class Measured(Reading):
             right[n], size[n] = weights @ latent, weights @ np.abs(latent)
         with np.errstate(all="ignore"):
             off = ~(np.abs(context - right) <= 2 * self.tolerance * size + 1e-12)
-        return off.any((0, 1, 2))
+        return _filled(off.any((0, 1, 2)))
 
     def in_wrong_components(self):
         """The same as the components of the weighted latents see it that are wrong where others are right;
@@ -338,6 +338,15 @@ class Measured(Reading):
             output = self.probes.output("values that name their page", named)
             read[:, taken] = (np.nan_to_num(output[..., columns[: len(taken)]]) > 0).any((1, 2))
         return read
+
+
+def _filled(some):
+    """The stretch (n,) from the first to the last that is True, where most in it are: the errors of others
+    may be less than rounding.
+    """
+    first, last = some.argmax(), len(some) - some[::-1].argmax()
+    mostly = some.any() and 2 * some.sum() >= last - first
+    return (np.arange(len(some)) >= first) & (np.arange(len(some)) < last) if mostly else some
 
 
 def _chunks(total, size):

@@ -22,6 +22,7 @@ from refattn.oracle.imaging.score_quantised import quantised
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
 from refattn.oracle.imaging.score_steps import stepped
 from refattn.oracle.imaging.score_terms import bias_of_one_place, bias_read_elsewhere
+from refattn.oracle.imaging.stale_weights import weights_of_other_tiles
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 EXPLAINS = 0.9  # of the wrong pairs, at least
@@ -31,6 +32,7 @@ FAMILIES = (
     left_out_or_doubled,
     from_elsewhere,
     parts_from_elsewhere,
+    weights_of_other_tiles,
     saturated,
     multiplied,
     clipped,

@@ -200,6 +200,19 @@ def _groups_of_tiles(stretches):
             )
 
 
+def _tiles_at_a_time(stretches):
+    """Tiles that are taken several at a time, and not weighted by the maximum of all of them."""
+    count = stretches.running.shape[-1]
+    for size in (2, 3, 4):
+        if count > size:
+            last = np.minimum(np.arange(count) // size * size + size - 1, count - 1)
+            yield (
+                f"tiles are taken {size} at a time, and the weights of the earlier ones of {size} are not "
+                "rescaled when the later ones raise the running maximum (what came before them is)",
+                stretches.running[..., last] - stretches.running,
+            )
+
+
 def _wrong_joins(stretches):
     part, own = stretches.lse, stretches.maximum
     yield "stretches are joined by their maxima alone, not their lse", own - part
@@ -269,6 +282,7 @@ def _joins_of_other_rows(stretches):
 MODELS = (
     _own_maxima,
     _groups_of_tiles,
+    _tiles_at_a_time,
     _wrong_joins,
     _rounded_joins,
     _joins_of_other_stretches,

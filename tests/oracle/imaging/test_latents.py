@@ -23,11 +23,12 @@ def arrays():
     return *queries, of(B, S, C), of(B, S, R), of(H, N, C, size=C**-0.5), of(H, E, C, size=C**-0.5)
 
 
-def kernel(load=None, parts=None, factor=None, product=None):
+def kernel(load=None, parts=None, factor=None, product=None, weights=None):
     """An absorbed kernel in tiles of keys, of which a stage is replaced.
 
     `load` changes the arrays, a dict; `parts(latent part, rope part, tile)` the scores; `factor(factor (B, H,
-    T, C), tile, the factor before)` the rescaling of the accumulator; `product(product, tile)` what is added.
+    T, C), tile, the factor before)` the rescaling of the accumulator; `product(product, tile)` what is added; `weights(weights, those of the
+    tile before)` what the upper half of the accumulator takes.
     """
 
     def run(q_nope, q_rope, latent, k_rope, w_uk, w_uv):
@@ -35,7 +36,8 @@ def kernel(load=None, parts=None, factor=None, product=None):
         of |= {"w_uk": w_uk, "w_uv": w_uv}
         of |= load(of) if load else {}
         absorbed = of["q_nope"] @ of["w_uk"]
-        top, total, context, before = -np.inf, 0.0, np.zeros((B, H, T, C), np.float32), np.ones((B, H, T, C))
+        top, total, last_p = -np.inf, 0.0, None
+        context, before = np.zeros((B, H, T, C), np.float32), np.ones((B, H, T, C))
         for tile, first in enumerate(range(0, S, TILE)):
             keys = slice(first, first + TILE)
             own = absorbed @ of["k_latent"][:, None, keys].swapaxes(-1, -2)
@@ -45,6 +47,9 @@ def kernel(load=None, parts=None, factor=None, product=None):
             rescale, p = np.exp(top - new) * np.ones((B, H, T, C)), np.exp(score - new)
             total = total * rescale[..., :1] + p.sum(-1, keepdims=True)
             added = p @ of["v_latent"][:, None, keys]
+            if weights is not None:
+                added[..., C // 2 :] = weights(p, last_p) @ of["v_latent"][:, None, keys, C // 2 :]
+            last_p = p
             context = context * (rescale if factor is None else factor(rescale.copy(), tile, before))
             context = context + (added if product is None else product(added, tile))
             top, before = new, rescale
@@ -158,6 +163,16 @@ FAULTS = {
         {"factor": of_part(UPPER, lambda x, tile, before: before[..., UPPER])},
         "components 16 to 31",
         "factor of the tile before",
+    ),
+    "half of the accumulator takes the weights of the tile before": (
+        {"weights": lambda p, before: p if before is None else before[..., : p.shape[-1]]},
+        "components 16 to 31",
+        "weights of the tile before",
+    ),
+    "q_rope of memory in another order": (
+        changed("q_rope", lambda x: x.transpose(0, 2, 1, 3).reshape(x.shape)),
+        "q_rope",
+        "memory",
     ),
     "half of the accumulator takes a tile twice": (
         {"product": of_part(slice(0, C // 2), lambda x, tile: 2 * x if tile == 2 else x)},
