@@ -183,9 +183,12 @@ def lengths(view, rules):
 
 def _whole_tiles(rules, keys, size):
     length = rules.length
+    what = f"the last, partial tile of {size} keys is"
+    pages = rules.view.page_size if rules.view.pages is not None else 0
+    if pages and size > pages and size % pages == 0:
+        what = f"the pages of {pages} keys behind the last multiple of {size // pages} pages are"
     yield (
-        f"the length is rounded down to a multiple of {size}: "
-        f"the last, partial tile of {size} keys is left out",
+        f"the length is rounded down to a multiple of {size}: {what} left out",
         0.005,
         rules.visible(length=length // size * size),
     )

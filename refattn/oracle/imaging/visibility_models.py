@@ -12,18 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refattn.oracle.imaging.mask_maps import mask_map
 from refattn.oracle.imaging.visibility_arithmetic import arithmetic
+from refattn.oracle.imaging.visibility_full_tiles import full_tiles
 from refattn.oracle.imaging.visibility_limits import lengths, positions, widths
 from refattn.oracle.imaging.visibility_maps import maps
 from refattn.oracle.imaging.visibility_masks import masks
 from refattn.oracle.imaging.visibility_rows import explain_rows
+from refattn.oracle.imaging.visibility_skips import skipped_tiles
 from refattn.oracle.imaging.visibility_tiles import cells, tiles
 
 EXPLAINS = 0.94
 AS_GOOD = 0.02  # of fit: a model that is worse by no more than that is named beside the best
 SIDES = ("left", "right", "chunk")
 # Each yields words, what a model costs beside simpler ones, and the visible keys (B, H, T, S).
-FAMILIES = (positions, widths, cells, arithmetic, lengths, tiles, masks)
+FAMILIES = (positions, widths, cells, arithmetic, lengths, tiles, full_tiles, masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,10 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
     if not found:
         if regions is None:
             return None
+        if extra.any() and missing.any() and (words := _masks_elsewhere(rules, missing | extra, judged)):
+            return Explained(words, 1.0, missing | extra, placed=True)
+        if not extra.any() and (skipped := skipped_tiles(view, missing, judged)):
+            return Explained(*skipped, missing, family="tiles")
         return _row_by_row(rules, missing, extra, judged, regions) or _mapped(
             rules, counts, missing | extra, judged
         )
@@ -161,6 +168,20 @@ class _Counts:
         wrong_way = total(lost, extra) + total(gained, missing)
         union = max(changed + self.wrong - right_way - wrong_way, 1)
         return right_way / union, change
+
+
+def _masks_elsewhere(rules, wrong, judged):
+    """Where masks are read, in words; "" where they are read rightly, or nothing is known."""
+    view = rules.view
+    open_pairs = view.exists & (view.key < rules.length)
+    for name, words in (("mask", "the mask"), ("dropout_mask", "the keep mask of dropout")):
+        if getattr(view.outline_of(0), name) is None:
+            continue
+        is_mask = name == "mask"
+        limits = rules.visible(holes=open_pairs) if is_mask else view.visible
+        if told := mask_map(view, name, wrong, judged, np.broadcast_to(limits, wrong.shape)):
+            return f"{words} is read {told}"
+    return ""
 
 
 def _mapped(rules, counts, wrong, judged):

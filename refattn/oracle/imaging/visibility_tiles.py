@@ -8,6 +8,7 @@ from refattn.oracle.imaging.features import of_row_tile
 
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256)
 TIE = 1e-5  # of tiles that say the same, the larger ones are taken
+FEW_ROWS, PAGE = 16, 500
 MOVED = 0.01  # what it costs that a tile is moved back
 LEAST_ROWS = 16  # of a tile, for its last one to be moved or some to be masked
 KEY_TILES = (4, 8, 16, 32, 48, 64, 80, 96, 128, 256)
@@ -95,7 +96,10 @@ def _ends_of_cells(view, name, size, place):
 
 def tiles(view, rules):
     """A limit that holds for a whole tile of rows, or of keys."""
-    sizes = [size for size in ROW_TILES if size < view.num_rows + view.row.min()]
+    count = view.num_rows + view.row.min()
+    sizes = [size for size in ROW_TILES if size < count]
+    if 1 < count <= FEW_ROWS:
+        sizes.append(count)  # all rows are one tile
     keys = [tile for tile in key_tiles(view) if tile < view.num_keys]
     for size in sizes:
         for ends, moved in _ends_of_tiles(view, size):
@@ -103,6 +107,7 @@ def tiles(view, rules):
             if not moved:
                 yield from _once_for_rows(rules, size, ends)
             for tile in keys if size >= LEAST_ROWS or not moved else ():
+                likely = size + (PAGE if view.pages is not None and tile == view.page_size else tile)
                 ways = []
                 if rules.right is not None:
                     ways += [_last_tiles, _unmasked_tiles, *([_last_masked] if size >= LEAST_ROWS else [])]
@@ -110,7 +115,7 @@ def tiles(view, rules):
                     ways.append(_first_tiles)
                 for way in ways:
                     for words, cost, visible in way(view, rules, rows, tile, ends):
-                        yield words, cost + MOVED * bool(moved) - TIE * (size + tile), visible
+                        yield words, cost + MOVED * bool(moved) - TIE * likely, visible
     if rules.chunk is not None:
         for size in sizes:
             yield from _chunks_of_rows(view, rules, size)
@@ -252,6 +257,17 @@ def _chunks_of_rows(view, rules, size):
             0.01,
             rules.visible() & (view.key < start + rules.chunk),
         )
+        own, open_chunks = view.position // rules.chunk * rules.chunk, rules.visible(chunk=None)
+        for end, seen, others in (
+            ("start", (view.key >= start) & (view.key < own + rules.chunk), "before"),
+            ("end", (view.key >= own) & (view.key < start + rules.chunk), "behind"),
+        ):
+            yield (
+                f"the {end} of the chunk is that of {row}, for all rows of the tile: rows past a border of "
+                f"chunks see, or miss, keys {others} it",
+                0.006,
+                open_chunks & seen,
+            )
 
 
 def _once_for_keys(view, rules, tile):

@@ -21,6 +21,9 @@ SMALL = 0.05  # logarithm of a factor
 SAYING_MORE = ("lengths", "masks", "positions", "widths")  # families of models that say more than which keys
 
 
+SAYING_WHERE = ("tiles", "full_tiles", "arithmetic")  # and those that say in which tiles
+
+
 def explain_unseen_rows(description):
     """Rows that are 0 because a rule of visibility hides all their keys."""
     l, view = description.ledgers, description.view
@@ -101,7 +104,7 @@ def _counted_twice(description, extra):
 
 def _told(description, rule, model, words, note, minor=False):
     """The finding; where the words hold the place, the rule is not told."""
-    if model is None or model.placed:
+    if model is None or model.placed or model.family in SAYING_WHERE or len(rule.statements) > 1:
         rule = dataclasses.replace(rule, statements=())
     return description.finding(rule, KIND, words, note, model=True, minor=minor)
 

@@ -57,6 +57,14 @@ def in_levels(x, levels, axes=-1):
     return np.rint(x / np.where(step == 0, 1, step)) * step
 
 
+def skip_far_tiles(s, at):
+    """Scores (H, rows, keys) of a tile that is skipped where any row has seen scores 12 above."""
+    top = s.max(-1, keepdims=True)
+    before = np.full_like(top, -np.inf) if at.tile == 0 else at.peak
+    at.peak = np.maximum(before, top)
+    return np.where((top < before - 12).any(1, keepdims=True), -np.inf, s)
+
+
 MIDDLE_ROWS = "tile of 16 rows is 1|place in its tile of 32 rows is at least 16"  # 16 to 31 of 37
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
 
@@ -352,6 +360,54 @@ fault(
     "reverse order",
     causal=True,
     keep=lambda keep, at: at.key <= at.row // 8 * 8 + 7 - at.row % 8 + at.offset,
+)
+fault(
+    "mask of tiles with visible corners is not applied",
+    "its four corners are visible",
+    "tiles of 16 rows by 16 keys",
+    mask=mask_of(4, 37, 83, share=0.8),
+    keep=lambda keep, at: keep | keep[:, [0, 0, -1, -1], [0, -1, 0, -1]].all(-1)[:, None, None],
+)
+fault(
+    "mask of the keys 16 before in odd tiles of 32",
+    "mask is read at other keys: key - 16 for keys 32 to 52",
+    size="square",
+    mask=mask_of(3, 53, 53),
+    keep=lambda keep, at: np.take(
+        at.mask[:, at.rows], np.where(at.key // 32 == 1, at.key - 16, at.key)[0, 0], axis=-1
+    ),
+)
+fault(
+    "mask of row 20 for all later rows",
+    "mask is read at another place: always row 20",
+    size="square",
+    mask=mask_of(3, 53, 53),
+    keep=lambda keep, at: at.mask[:, np.minimum(at.row[0, :, 0], 20)][..., at.span],
+)
+fault(
+    "start of the chunk is that of the tile's first row",
+    "start of the chunk is that of the first row of the tile of 16 rows",
+    causal=True,
+    options={"chunk": 20},
+    keep=lambda keep, at: (at.key <= at.row + at.offset) & (at.key >= (at.row.min() + at.offset) // 20 * 20),
+)
+fault(
+    "left side of the window is not applied in tiles taken for full",
+    "count as full and are not masked",
+    "its first key is not before what the first row sees",
+    causal=True,
+    window=(40, None),
+    keep=lambda keep, at: np.where(
+        at.key.min() >= at.row.min() + at.offset - 40, at.key <= at.row + at.offset, keep
+    ),
+)
+fault(
+    "tiles are skipped where any row votes",
+    "tiles of 16 keys are skipped for a whole tile of rows where any row of a tile of 16 rows",
+    "running maximum",
+    size="square",
+    query_times=6.0,
+    bias=skip_far_tiles,
 )
 fault(
     "positions of odd heads",
