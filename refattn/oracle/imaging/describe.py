@@ -14,6 +14,7 @@ from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
 from refattn.oracle.imaging.copies import copied_rows
 from refattn.oracle.imaging.counted_again import counted_again
+from refattn.oracle.imaging.faint_numbers import faint_numbers
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
 from refattn.oracle.imaging.kept_outputs import kept_outputs
@@ -115,6 +116,8 @@ class Description:
             if not (self.explained | ~self.rows).all():
                 self.found.extend(stage())
         self.found.extend(self._lse())
+        if not self.found:
+            self.found.extend(faint_numbers(self))
         return sorted(
             self.found, key=lambda finding: (finding.minor, finding.minor and not finding.confident)
         )

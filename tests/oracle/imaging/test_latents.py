@@ -5,9 +5,11 @@ Words separated by | are alternatives; the first answer must hold them all.
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from refattn import latent_attention_with_lse
 from refattn.oracle import diagnose
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.xray import xray
@@ -27,8 +29,8 @@ def kernel(load=None, parts=None, factor=None, product=None, weights=None):
     """An absorbed kernel in tiles of keys, of which a stage is replaced.
 
     `load` changes the arrays, a dict; `parts(latent part, rope part, tile)` the scores; `factor(factor (B, H,
-    T, C), tile, the factor before)` the rescaling of the accumulator; `product(product, tile)` what is added; `weights(weights, those of the
-    tile before)` what the upper half of the accumulator takes.
+    T, C), tile, the factor before)` the rescaling of the accumulator; `product(product, tile)` what is added;
+    `weights(weights, those of the tile before)` what the upper half of the accumulator takes.
     """
 
     def run(q_nope, q_rope, latent, k_rope, w_uk, w_uv):
@@ -130,7 +132,7 @@ FAULTS = {
     "w_uk transposed": (
         changed("w_uk", lambda x: x.transpose(0, 2, 1).reshape(x.shape)),
         "w_uk",
-        "transposed",
+        "memory of",
     ),
     "latents of the values in eight bits": (
         changed("v_latent", lambda x: round_to(x, "float8_e4m3fn")),
@@ -203,3 +205,16 @@ def test_output_alone_shows_where_arrays_are_read(name):
     call = arrays()
     found = diagnose(kernel(**stages)(*call), *call)
     assert not [word for word in words if not re.search(word, str(found).lower())], found
+
+
+def test_what_is_less_than_rounding_is_said_where_all_rows_share_it():
+    """Three empty splits count with lse 0."""
+    call = [array.astype(ml_dtypes.bfloat16) for array in arrays()]
+
+    def empty_splits(*given):
+        output, lse = latent_attention_with_lse(*(array.astype(np.float32) for array in given))
+        total = np.logaddexp(lse, np.log(3))
+        return (output * np.exp(lse - total)[..., None]).astype(ml_dtypes.bfloat16), total.astype(np.float32)
+
+    found = xray(empty_splits, *call)
+    assert found.best.kind == "normaliser" and "3 empty splits" in found.sentence, found.text()
