@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.imaging.blocks import blocks_in_words
+from refattn.oracle.imaging.compare import MISSING, RIGHT
 from refattn.oracle.imaging.exchanged_keys import exchanged_keys
 from refattn.oracle.imaging.maps import describe_map, ranges
 from refattn.oracle.imaging.moved_values import moved_values
@@ -213,6 +214,10 @@ def _told(d, pointed, use, heads, moves):
     universe[b[use], h[use], t[use], pointed.key[use]] = True
     marks[b[shown], h[shown], t[shown], pointed.key[shown]] = True
     rule = d.regions.find(marks, universe)
+    if {move.name for move in moves} == {"key"}:  # what lost its weight, or kept it, is known of all pairs
+        lost = (ledgers.labels == MISSING) & ~d.explained[..., None]
+        of_all = d.regions.find(marks | lost, universe | lost | ((ledgers.labels == RIGHT) & view.visible))
+        rule = of_all if of_all.fit >= max(rule.fit, ALWAYS) else rule
     rows = rule.inside.any(-1) & (ledgers.wrong.any(-1) | (d.measured.unexplained > 1).any(-1))
     kinds, text = {move.name for move in moves}, "; ".join(move.words for move in moves)
     if kinds == {"block"}:
