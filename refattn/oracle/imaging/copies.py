@@ -27,8 +27,25 @@ def copied_rows(measured, rows):
     rng = np.random.default_rng(0)
     if len(places) > MOST:
         places = places[np.sort(rng.choice(len(places), MOST, replace=False))]
+    source, everywhere = _sources(measured, places, ~measured.wrong_columns)
+    copied = source >= 0
+    if copied.sum() < max(3, SHARE * len(places)):
+        return None
+    own, other = places[copied], everywhere[source[copied]]
+    if copied.mean() > ALMOST_ALL:
+        return wrong, _words(view, own, other)
+    rows = np.zeros(view.shape[:3], bool)
+    rows[tuple(own.T)] = True
+    return rows, _words(view, own, other)
+
+
+def _sources(measured, places, columns):
+    """For each of the rows at `places` the number of the row whose right result it holds, or -1; and the
+    places of these rows.
+    """
+    view = measured.view
     everywhere = np.argwhere(np.broadcast_to(view.row_exists & ~view.empty, view.shape[:3]))
-    columns = np.flatnonzero(~measured.wrong_columns)[:MOST_COLUMNS]
+    columns = np.flatnonzero(columns)[:MOST_COLUMNS]
     got = measured.output[tuple(places.T)][:, columns]
     right = measured.expected_output[tuple(everywhere.T)][:, columns]
     allowed = measured.output_tolerance[tuple(everywhere.T)][:, columns]
@@ -40,15 +57,24 @@ def copied_rows(measured, rows):
         near = (np.abs(right - row) <= 1.5 * allowed).all(-1)
         if near.sum() == 1 and np.abs(row).max() > 0.01 * scale:
             source[n] = int(near.argmax())
-    copied = source >= 0
-    if copied.sum() < max(3, SHARE * len(places)):
-        return None
-    own, other = places[copied], everywhere[source[copied]]
-    if copied.mean() > ALMOST_ALL:
-        return wrong, _words(view, own, other)
-    rows = np.zeros(view.shape[:3], bool)
-    rows[tuple(own.T)] = True
-    return rows, _words(view, own, other)
+    return source, everywhere
+
+
+def held_by_empty(measured, rows):
+    """Words for what rows (B, H, T) that see no key hold, where it is their query or other rows' result."""
+    view, got = measured.view, measured.output[rows]
+    if view.latent or view.checked.form.joins or not np.isfinite(got).all():
+        return ""
+    query = view.operand("query")[rows]
+    width = min(query.shape[-1], got.shape[-1])
+    allowed = 4 * measured.spec.output.unit_roundoff * np.abs(query[:, :width]) + 1e-30
+    if (np.abs(got[:, :width] - query[:, :width]) <= allowed).all():
+        return "hold their own query: nothing is stored, and the buffer of the output is that of the query"
+    other = _sources(measured, np.argwhere(rows), ~measured.wrong_columns)
+    if (other[0] >= 0).mean() >= ALMOST_ALL:
+        own = np.argwhere(rows)[other[0] >= 0]
+        return f"hold the right result of other rows: {_words(view, own, other[1][other[0][other[0] >= 0]])}"
+    return ""
 
 
 def _words(view, own, other):

@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
-from refattn.oracle.imaging.copies import copied_rows
+from refattn.oracle.imaging.copies import copied_rows, held_by_empty
 from refattn.oracle.imaging.counted_again import counted_again
 from refattn.oracle.imaging.faint_numbers import faint_numbers
 from refattn.oracle.imaging.findings import Finding
@@ -33,6 +33,7 @@ from refattn.oracle.imaging.score_noise import noise_in_words
 from refattn.oracle.imaging.segment_models import Stretches, explain_segments, first_tile_lost
 from refattn.oracle.imaging.segments import find_segments
 from refattn.oracle.imaging.sources import find_sources
+from refattn.oracle.imaging.stored_order import stored_order
 from refattn.oracle.imaging.value_changes import explain_values
 from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys
 from refattn.oracle.imaging.wrong_rows import WrongRows
@@ -99,6 +100,7 @@ class Description:
             self._dead_columns,
             self._formats,
             self._latents,
+            self._order,
             self._copies,
             self._kept,
             self._empty_rows,
@@ -253,6 +255,13 @@ class Description:
             yield self.finding(rule, "kept state", found.words)
             self.explained |= found.rows
 
+    def _order(self):
+        """Numbers of the output that are right but stored in other places."""
+        words = stored_order(self.measured)
+        if words and not self.explained.any():
+            yield self.finding(None, "layout", words)
+            self.explained |= self.view.row_exists
+
     def _empty_rows(self):
         """Rows that see no key, whose output is not 0."""
         m, view = self.measured, self.view
@@ -260,12 +269,15 @@ class Description:
         if not filled.any():
             return
         even, note = _is_even(m.weights[filled]), ""
-        if even:
+        held = held_by_empty(m, filled)
+        if held:
+            what = held
+        elif even:
             what = "hold the mean of all values, as if every hidden key had the same score"
         else:
             what = "are not 0" if np.isfinite(m.output[filled]).all() else "are NaN or infinite"
         extra = (self.ledgers.labels == EXTRA) & filled[..., None]
-        if extra.any() and not even:
+        if extra.any() and not even and not held:
             used = self.regions.find(extra, view.exists & filled[..., None])
             where = f", where {used}" if used.statements else ""
             note = f"They give weight to hidden keys{where}. {self._softmax_of_hidden(extra)}"
@@ -299,7 +311,7 @@ class Description:
                     kind, nature = "overflow", words
                 else:
                     note = threshold_in_words(self.measured, rows)
-                yield self.finding(self.of_rows(rows), kind, nature, note)
+                yield at_rows(self, rows, kind, nature, note)
                 self.explained |= rows
 
     # where arrays are read

@@ -6,16 +6,18 @@ import dataclasses
 
 import numpy as np
 
-from refattn.oracle.imaging.compare import EXTRA, MISSING
+from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED
 from refattn.oracle.imaging.exchanged_keys import counted_again
 from refattn.oracle.imaging.foreign_keys import gained_keys
 from refattn.oracle.imaging.maps import ranges
-from refattn.oracle.imaging.pool import Pool
+from refattn.oracle.imaging.pool import FOREIGN, Pool
 from refattn.oracle.imaging.pool_reads import readings
+from refattn.oracle.imaging.tile_values import moved_tiles
 
 MOST = 0.55  # of the wrong rows, that one reading must explain
 SOME = 0.2  # that another reading explains beside it
 CLEAR = 0.999
+MOST_ADDED = 2  # commas in rows that are listed beside a rule
 MOST_LISTED = 4  # sequences of which rows are listed
 
 
@@ -29,7 +31,7 @@ def read_elsewhere(d):
     pool = Pool.of(d.measured, l)
     if pool is None:
         return
-    wrong = pool.not_right(wrong)
+    wrong = pool.not_right(wrong) & _more_than_hidden(pool, wrong)
     if not wrong.any():
         return
     best = pool.best(readings, wrong)
@@ -47,35 +49,42 @@ def read_elsewhere(d):
         best = pool.best(readings, wrong)
 
 
+def _more_than_hidden(pool, rows):
+    """Rows (B, H, T) that read something else, not less: keys that are left out alone are no reading."""
+    l, view = pool.ledgers, pool.view
+    changed = ((l.labels == EXTRA) | (l.labels == SCALED)).any(-1)
+    for n, h in np.ndindex(changed.shape[:2]):
+        slots = pool.own[n, h, : view.sequences[n].num_keys]
+        total = pool.weights[n, h].sum(-1)
+        changed[n, h] |= total - pool.weights[n, h][:, slots].sum(-1) > FOREIGN * total
+    return rows & changed
+
+
 def _without_rule(pool, wrong):
     """What wrong rows (B, H, T) read, as it was measured; and the rows of which that is said."""
     if words := gained_keys(pool, wrong):
         return words, wrong
-    words, rows = counted_again(pool, wrong)
-    if words:
-        return words, rows
+    for of in (counted_again, moved_tiles):
+        words, rows = of(pool, wrong)
+        if words:
+            return words, rows
     return "", wrong
 
 
-def at_rows(d, rows, kind, words):
+def at_rows(d, rows, kind, words, note=""):
     """A finding at the place of rows (B, H, T), or with these rows listed where a rule for them is long."""
     rule = d.of_rows(rows)
-    finding = d.finding(rule, kind, words)
+    finding = d.finding(rule, kind, words, note)
     if whole := _whole_sequences(d.view, rows):
         return dataclasses.replace(finding, place=whole, hit=rule.wrong, right_inside=0, region=rows)
     long = rule.fit < CLEAR or len(rule.statements) > 1
     if long and (heads := _whole_heads(d.view, rows)):
         return dataclasses.replace(finding, place=heads, hit=rule.wrong, right_inside=0, region=rows)
-    if rule.fit < CLEAR or len(rule.statements) > 2:
-        listed = rows_listed(d.view, rows)
-        if listed:
-            return dataclasses.replace(finding, place=listed, hit=rule.wrong, right_inside=0, region=rows)
-    elif (
-        rule.statements and len(d.view.sequences) == 1 and "row is" in (listed := rows_listed(d.view, rows))
-    ):
-        return (
-            dataclasses.replace(finding, place=f"{finding.place} ({listed})") if finding.place else finding
-        )
+    listed = rows_listed(d.view, rows)
+    if listed and (rule.fit < CLEAR or len(rule.statements) > 2):
+        return dataclasses.replace(finding, place=listed, hit=rule.wrong, right_inside=0, region=rows)
+    if finding.place and "row" in listed and listed.count(",") <= MOST_ADDED:
+        return dataclasses.replace(finding, place=f"{finding.place} ({listed.removeprefix('these are ')})")
     return finding
 
 

@@ -10,7 +10,7 @@ from refattn.exact.visibility import row_bounds
 from refattn.oracle.imaging.elsewhere import other_key_heads, other_sequences
 from refattn.oracle.imaging.maps import describe_map, ranges
 from refattn.oracle.imaging.pool import Reads
-from refattn.oracle.imaging.view import KEY, QUERY
+from refattn.oracle.imaging.view import KEY, QUERY, VALUE
 
 TILES = (8, 16, 24, 32, 48, 64, 80, 96, 128)
 WAYS = ("keys and values", "values", "keys")
@@ -27,6 +27,7 @@ def readings(pool, promising) -> Iterator[Reads]:
         *_other_heads(pool),
         *_other_pages(pool),
         *_stretches(pool),
+        *_other_widths(pool),
         *_layouts(pool),
         *_wrapped(pool),
         *_other_tiles(pool),
@@ -312,6 +313,41 @@ def _stretches(pool):
         )
 
 
+def _other_widths(pool):
+    """Addresses made with the row width of another array, or a padded one, in some of the strides."""
+    view = pool.view
+    own_width, key_width = (np.shape(view.arrays[which])[-1] for which in (VALUE, KEY))
+    shape = np.shape(view.arrays[VALUE])[:-1]
+    padded = {-(-width // unit) * unit for width in (own_width, key_width) for unit in (32, 64, 128)}
+    places = np.unravel_index(np.minimum(pool.own, pool.count - 1), shape)
+    rows = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+    for width in sorted({key_width, *padded} - {own_width}):
+        whose = " (that of the keys)" if width == key_width else ""
+        for first in range(len(shape)):
+            for last in range(first + 1, len(shape) + 1):
+                strides = [n * (width if first <= a < last else own_width) for a, n in enumerate(rows)]
+                address = sum(place * stride for place, stride in zip(places, strides))
+                if (address % own_width).any():
+                    continue
+                axes = _axes_in_words(view, range(first, last))
+                of = f"{width} numbers a row{whose}, not {own_width}"
+                words = f"at addresses with {of}, in the strides of {axes}"
+                at = address // own_width
+                for ends, moved in (
+                    ("", np.where(at < pool.count, at, pool.count)),
+                    (", round the end of memory", at % pool.count),
+                    (", as far as memory reaches", np.minimum(at, pool.count - 1)),
+                ):
+                    yield words + ends, np.where(pool.own < pool.count, moved, pool.count), None
+
+
+def _axes_in_words(view, axes):
+    names = list(view.checked.form.arrays.values())[VALUE].split()[:-1]
+    names = names[-(np.ndim(view.arrays[VALUE]) - 1) :]
+    names = [names[axis].replace("_", " ") + "s" for axis in axes if axis < len(names)]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _layouts(pool):
     """Arrays without pages that are read with heads and rows exchanged."""
     view = pool.view
@@ -492,8 +528,7 @@ def _other_tiles(pool):
             ("the last tile but one", tile == last - 1),
             ("the second half of each tile", key % size >= size // 2),
             ("the first half of each tile", key % size < size // 2),
-            ("the odd tiles", tile % 2 == 1),
-            ("the even tiles", tile % 2 == 0),
+            *_residues(tile),
         )
         for step in STEPS:
             distance = step * size
@@ -522,6 +557,16 @@ def _other_tiles(pool):
                         else f" ({where} of {size})"
                     )
                     yield f"{words}, {_of_which(changed, view)}{which}", _of_keys(pool, other, zero), None
+
+
+def _residues(tile):
+    """Every second, third or fourth tile, as rings of buffers have it."""
+    for count in (2, 3, 4):
+        for rest in range(count):
+            words = f"tiles whose number is {rest} modulo {count}"
+            yield words, tile % count == rest
+            if not rest:
+                yield f"{words}, but the first", (tile % count == 0) & (tile > 0)
 
 
 def _of_head_before(pool, tile, last, size):

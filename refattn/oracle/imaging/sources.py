@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from refattn.oracle.imaging.view import VALUE
 LEAST = 0.03  # of the rows that were pointed, which must read elsewhere
 LEAST_ROWS = 5
 LEAST_MOVED = 0.05  # of what is read elsewhere: less is chance
+MUCH_MOVED = 0.25  # more than that without a rule, and what else was found is not all
 WHOLE = 0.9  # of a row's weight: it comes from one place
 SOME = 0.02  # of a row's weight
 LEAST_WEIGHT = 0.01  # of a row, so that shares of it mean something
@@ -180,17 +182,22 @@ def _addresses(d):
     if not use.any() or moved.any(1).sum() < max(LEAST_ROWS, LEAST * use.sum()):
         return
     moves = _in_memory(view, pointed, moved) or _in_blocks(view, places, moved)
-    moves = moves or _moves(view, pointed, places, wrong, moved)
+    complete = bool(moves)
+    if not moves:
+        moves, complete = _moves(view, pointed, places, wrong, moved)
     if moves:
         heads = next(got for name, _, _, got in places if name == "head")
         finding, rows = _told(d, pointed, use, heads, moves)
+        finding = dataclasses.replace(finding, confident=complete)
         if finding.share >= SEPARATED and finding.right_inside <= finding.wrong:
             yield finding, rows
 
 
 def _moves(view, pointed, places, wrong, moved):
-    """The coordinates in which values are read elsewhere, by a rule or so often that it is no chance."""
-    moves = []
+    """The coordinates in which values are read elsewhere, by a rule or so often that it is no chance; and
+    whether no other one changes.
+    """
+    moves, without_rule = [], set()
     for name, what, own, got in places:
         some = wrong[name]
         told = name == "page" and any(move.name == "place" for move in moves)
@@ -202,7 +209,12 @@ def _moves(view, pointed, places, wrong, moved):
         # a row that was pointed at a key that it does not see reads some other one: only a rule is believed
         if (found and _telling(before, after)) or _table(before, after, _readers(view, pointed, some)):
             moves.append(Move(name, words, some))
-    return moves
+        elif some.sum() > MUCH_MOVED * moved.sum():
+            without_rule.add(name)
+    by_page = {"place", "page"}
+    if by_page & {move.name for move in moves}:
+        without_rule -= by_page
+    return moves, not without_rule
 
 
 def _told(d, pointed, use, heads, moves):
