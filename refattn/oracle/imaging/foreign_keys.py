@@ -16,7 +16,7 @@ def gained_keys(pool, rows):
     """
     gained = _gained(pool, rows)
     if not gained:
-        return _other_lengths(pool, rows)
+        return ""
     own_scores = _with_own_scores(pool, rows)
     note = ", each with its own score" if own_scores else ""
     for words_of in (_whole_sequences, _beside, _named):
@@ -25,7 +25,7 @@ def gained_keys(pool, rows):
     return ""
 
 
-def _other_lengths(pool, rows):
+def other_lengths(pool, rows):
     """Words for rows that read more or fewer keys from the right first one on; "" where they do not."""
     view, read = pool.view, {}
     whole = len(view.sequences) > 1 and all(s.num_keys == s.length for s in view.sequences)

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED
 from refattn.oracle.imaging.exchanged_keys import counted_again
-from refattn.oracle.imaging.foreign_keys import gained_keys
+from refattn.oracle.imaging.foreign_keys import gained_keys, other_lengths
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.pool import FOREIGN, Pool
 from refattn.oracle.imaging.pool_reads import readings
@@ -31,12 +31,13 @@ def read_elsewhere(d):
     pool = Pool.of(d.measured, l)
     if pool is None:
         return
-    wrong = pool.not_right(wrong) & _more_than_hidden(pool, wrong)
+    all_wrong = pool.not_right(wrong)
+    wrong = _more_than_hidden(pool, all_wrong)
     if not wrong.any():
         return
     best = pool.best(readings, wrong)
     if best is None or best[1].sum() < MOST * wrong.sum():
-        words, rows = _without_rule(pool, wrong)
+        words, rows = _without_rule(pool, wrong, all_wrong)
         if words:
             d.value_rows |= rows
             yield at_rows(d, rows, "source", words), rows
@@ -60,8 +61,12 @@ def _more_than_hidden(pool, rows):
     return rows & changed
 
 
-def _without_rule(pool, wrong):
-    """What wrong rows (B, H, T) read, as it was measured; and the rows of which that is said."""
+def _without_rule(pool, wrong, all_wrong):
+    """What wrong rows (B, H, T) read, as it was measured; and the rows of which that is said. `all_wrong`
+    are also those that only lose keys.
+    """
+    if words := other_lengths(pool, all_wrong):
+        return words, all_wrong
     if words := gained_keys(pool, wrong):
         return words, wrong
     for of in (counted_again, moved_tiles):
