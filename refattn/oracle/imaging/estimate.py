@@ -16,6 +16,7 @@ import numpy as np
 from refattn.oracle.imaging import estimated_findings, explanations, foreign
 from refattn.oracle.imaging.estimated_findings import family_of
 from refattn.oracle.imaging.explanations import Rows
+from refattn.oracle.imaging.extra_keys import extra_keys
 from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
@@ -353,6 +354,7 @@ class Estimated(Reading):
             self._numbers,
             lambda rows: [foreign.other_rows(self, rows)],
             lambda rows: moved_columns(self, rows),
+            lambda rows: extra_keys(self, rows),
             lambda rows: added_rows(self, rows),
         ]
         yield [
@@ -399,6 +401,13 @@ class Estimated(Reading):
         if cap:
             linear = raw - capped
             yield fit(block, lambda a: (score + a * linear, linear), "part of softcap", (0.0, 1.0))
+
+            def other_cap(a):
+                c = cap * np.maximum(1 + a, 0.02)
+                t = np.tanh(raw / c)
+                return c * t + shift, cap * (t - raw / c * (1 - t**2))
+
+            yield fit(block, other_cap, "another softcap", (0.0, -0.3, 0.44))
         if np.abs(shift).max(initial=0.0) > 0:
             yield fit(
                 block,

@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 
+from refattn.oracle.imaging.extra_keys import in_words as extra_in_words
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.located import leaning
+from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.moved_outputs import added_in_words, orders_in_words
 from refattn.oracle.imaging.sources import Pages, page_rule
 
@@ -24,7 +26,7 @@ OF_THE_LEDGERS = (
     "rows that are",
 )
 NUMBER = r"[+-]?\d+"
-MOST_PAIRS = 6
+MOST_PAIRS, MOST_STEPS = 6, 4
 MOST_ROWS, IMPRECISE = 0.8, 0.01  # of all; a smaller difference is a matter of bits
 
 
@@ -41,11 +43,20 @@ def findings(reading, regions):
             continue
         [(name, rows)] = names.items()
         kind, nature, note = _words(reading, name, rows)
-        pairs = reading.pairs.get(name)
+        pairs = _pairs_of(reading, name, rows)
         found.append(_of_rows(reading, regions, rows, kind, nature, note, pairs, verified=True))
     if reading.unknown.any():
         found += _unknown(reading, regions)
     return found
+
+
+def _pairs_of(reading, name, rows):
+    """Pairs for which an explanation holds, and those of which nothing is known; None for one of rows."""
+    if name not in reading.pairs:
+        return None
+    applied, unclear = reading.pairs[name]
+    # rows that another fit of the same name explains have it for all keys
+    return applied | (rows & ~applied.any(-1))[..., None] & reading.view.visible, unclear
 
 
 def family_of(name):
@@ -67,7 +78,7 @@ def _of_several(reading, regions, names):
     counted = iter(range(len(several[0])))
     some = re.sub(NUMBER, lambda m: "N" if next(counted) in differs else m[0], next(iter(names)))
     nature = nature.replace(next(iter(names)), some)
-    pairs = [reading.pairs[name] for name in names if name in reading.pairs]
+    pairs = [_pairs_of(reading, name, of) for name, of in names.items() if name in reading.pairs]
     pairs = tuple(map(np.logical_or.reduce, zip(*pairs, strict=True))) if len(pairs) == len(names) else None
     note = f"N is {'; '.join(places[:MOST_PAIRS])}{'; ...' * (len(places) > MOST_PAIRS)}."
     return _of_rows(reading, regions, rows, kind, nature, note, pairs, verified=True)
@@ -187,6 +198,10 @@ def _words(reading, name, rows):
             f"the scaled products are {_middle(1 + numbers['number'])} times what they should be{factor}",
             "",
         )
+    if name == "another softcap":
+        cap = reading.view.options["softcap"]
+        words = f"the softcap is {_middle(cap * (1 + numbers['number']))}, it should be {cap:.4g}"
+        return "softcap", words, ""
     if name == "part of softcap":
         return "softcap", f"{_middle(100 * numbers['number'])} percent of softcap are missing", ""
     if name == "bias or ALiBi times a number":
@@ -200,6 +215,12 @@ def _words(reading, name, rows):
     if name == "columns in another order":
         return "columns", f"the right numbers stand in other columns: {orders_in_words(reading)}", ""
     if name == "results of other rows added":
+        if (np.abs(numbers["own"] + numbers["other"] - 1) < 1e-3).mean() > MOST_ROWS:
+            nature = (
+                "the row holds the merged result of its own keys and of another row's: the softmax state "
+                "(maximum, sum and accumulator) of that row is not cleared, or is joined with it"
+            )
+            return "other row", nature, _places(reading, rows, numbers)
         own, times = _middle(numbers["own"]), f"times {_middle(numbers['other'])}"
         own = "" if own == "1" else f" (times {own})"
         what = added_in_words(reading, rows, numbers)
@@ -209,6 +230,9 @@ def _words(reading, name, rows):
             "not cleared before"
         )
         return "other row", nature, _places(reading, rows, numbers)
+    if name.startswith("more keys, "):
+        nature = f"the row sees more keys than its own: those {name.removeprefix('more keys, ')}"
+        return "extra keys", nature, extra_in_words(reading, rows, numbers)
     if name == "results of other rows":
         return "other row", "rows hold the right result of another row", _places(reading, rows, numbers)
     if name.endswith("of another head or sequence"):
@@ -285,6 +309,13 @@ def _heads(reading, rows, numbers):
     return _few(pairs) + "."
 
 
+def _steps(what, at, away, steps):
+    """ "-32 for rows 64 to 95, -96 for rows 96 to 99"."""
+    found = [(np.unique(at[away == step]), int(step)) for step in steps]
+    found.sort(key=lambda entry: entry[0][0])
+    return ", ".join(f"{step:+d} for {what}s {ranges(of.tolist())}" for of, step in found)
+
+
 def _places(reading, rows, numbers):
     view = reading.view
     b, h, i = np.nonzero(rows)
@@ -294,6 +325,8 @@ def _places(reading, rows, numbers):
         away = numbers[what] - at
         if (away == away[0]).all():
             words += [f"{what[3:]} {int(away[0]):+d}"] if away[0] else []
+        elif len(steps := np.unique(away)) <= MOST_STEPS:
+            words += [f"{what[3:]} {_steps(what[3:], at, away, steps)}"]
         else:
             words.append(
                 f"{what[3:]}s "

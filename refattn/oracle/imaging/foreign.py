@@ -145,12 +145,12 @@ def displaced(view, n, step):
     """Keys and values (K, S, .) of a sequence, had it been stored some rows away in the caller's arrays."""
     moved = []
     for which in (KEY, VALUE):
-        memory, at = _memory(view, which, n)
+        memory, at = memory_of(view, which, n)
         moved.append(memory[np.clip(at + step, 0, len(memory) - 1)])
     return moved
 
 
-def _memory(view, which, n):
+def memory_of(view, which, n):
     """An array of the caller as rows in memory, and the rows (K, S) at which a sequence is stored."""
     flat = np.asarray(view.arrays[which], np.float64)
     flat = np.nan_to_num(flat.reshape(-1, flat.shape[-1]))
@@ -169,7 +169,7 @@ def displacements(reading, rows, steps):
     found = {sign * size: 0 for size in (1, 2, 4, 8, 16, 32, 64) for sign in (1, -1)}
     if view.latent or steps.operands is None or view.pages is not None:
         return list(found)
-    keys, values = (_memory(view, which, n) for which in (KEY, VALUE))
+    keys, values = (memory_of(view, which, n) for which in (KEY, VALUE))
     if np.abs(np.diff(keys[1][:, : view.sequences[n].length], axis=-1) - 1).any():
         return list(found)
     values = values[0][:, reading.columns], values[1]

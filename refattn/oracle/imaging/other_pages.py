@@ -14,7 +14,7 @@ MOST_ROWS = 64  # of which pages are looked for
 def other_pages(reading, rows):
     """Which pages of the pool each row reads: non-negative least squares over all, the heads stacked.
 
-    A page counts wholly, or as far as the sequence's last page is filled.
+    A page counts wholly, or as far as the last page that the row sees is filled.
     """
     view, n = reading.view, rows.sequence
     if view.pages is None or len(rows.rows) > MOST_ROWS or not np.array_equal(view.raw, view.score):
@@ -23,8 +23,6 @@ def other_pages(reading, rows):
     keys, values = (_of_heads(view, array) for array in view.arrays[1:3])
     if keys.shape[2] != size:
         return
-    rest = view.sequences[n].length % size
-    parts = [slice(0, size)] + ([slice(0, rest)] if rest else [])
     query = view.operand("query")[n][:, rows.rows] * view.outline_of(n).scale
     weights = np.where(rows.visible, rows.numerator, 0.0)
     holds, odds = np.zeros(rows.shape[:2], bool), np.full(rows.shape[:2], -np.inf)
@@ -32,6 +30,8 @@ def other_pages(reading, rows):
     for r in range(len(rows.rows)):
         if reading.left() < 0:
             break
+        stop = int(rows.stop[r])
+        parts = [slice(0, size)] + ([slice(0, stop % size)] if stop % size else [])
         p = np.einsum("hd,hpsd->hps", query[:, r], keys) - rows.base[:, r, None, None]
         p = np.exp(np.clip(p, -700, 60))
         mass = np.concatenate([p[..., part].sum(-1) for part in parts], axis=1)  # (H, pages)
@@ -47,7 +47,7 @@ def other_pages(reading, rows):
         of_page = times.reshape(len(parts), -1).sum(0)
         own = np.where(rows.visible[:, r], rows.denominator[:, r], 0.0) * of_page[np.maximum(pages, 0)]
         weights[:, r] = own / total[:, None]
-        named, used = set(pages[pages >= 0].tolist()), set(np.flatnonzero(of_page).tolist())
+        named, used = set(pages[:stop].tolist()) - {-1}, set(np.flatnonzero(of_page).tolist())
         read[int(rows.rows[r])] = {
             "instead of": sorted(named - used),
             "read": sorted(used - named),

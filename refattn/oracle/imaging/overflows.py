@@ -46,7 +46,12 @@ def saturation(measured):
     limit = output[known].max(initial=0.0)
     at = known & (output == limit)
     beyond = known & (expected > (1 + BEYOND) * limit)
-    if at.sum() < FEWEST or beyond.sum() < FEWEST or not (expected[at] > (1 - BEYOND) * limit).all():
+    if (
+        not limit
+        or at.sum() < FEWEST
+        or beyond.sum() < FEWEST
+        or not (expected[at] > (1 - BEYOND) * limit).all()
+    ):
         return None
     if (output[beyond] < limit).any():
         return None

@@ -88,16 +88,22 @@ def _biases(steps):
         [view.outline_of(m).bias[s.entry][np.ix_(s.heads, s.rows)] for m, s in enumerate(view.sequences)]
     )[n][:, own]
     rest = score - np.where(np.isfinite(bias), bias, 0.0)
-    whole = np.broadcast_to(
-        view.outline_of(n).bias[view.sequences[n].entry],
-        (view.num_heads, view.sequences[n].num_rows, view.num_keys),
-    )
-    here = np.ix_(view.heads, view.sequences[n].rows)
     for step in range(8, view.num_keys, 8):
         keys = np.maximum(np.arange(view.num_keys) - step, 0)
         yield (
             f"the bias is that of the key {step_away(-step)}",
-            lambda at, keys=keys: rest[:, at] + whole[here][:, own[at]][..., keys],
+            lambda at, keys=keys: rest[:, at] + bias[:, at][..., keys],
+        )
+    whole, s = np.asarray(view.options["bias"], np.float64), view.sequences[n]
+    if whole.shape[-1] > view.num_keys and whole.shape[-2] >= s.num_rows:
+        heads = view.heads % whole.shape[-3] if whole.ndim > 2 else None
+        first = whole[heads] if heads is not None else whole[None]
+        first = np.broadcast_to(
+            first[:, s.rows, : view.num_keys], (len(view.heads), len(s.rows), view.num_keys)
+        )
+        yield (
+            "the bias is that of the first rows and keys of the whole array",
+            lambda at: rest[:, at] + first[:, own[at]],
         )
     for words, plane in moved_planes(steps, "bias", "the bias is"):
         yield words, lambda at, plane=plane: rest[:, at] + plane(at)

@@ -5,6 +5,7 @@ import pytest
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.imaging.compare import UNJUDGED, Ledgers
 from refattn.oracle.imaging.estimate import Estimated
 from refattn.oracle.imaging.region import Regions
@@ -289,3 +290,37 @@ def test_scores_of_classes_of_keys(name):
     call = arrays()
     found = told(call, applied(softmax(CLASSES[name](*call[:2]), SEEN.astype(float)), call[2]))
     assert SAID[name] in found.says and found.hit == found.wrong and not found.right_inside
+
+
+def test_keys_before_the_sequence():
+    """A packed call whose second sequence also sees the last keys of the first."""
+    rng = np.random.default_rng(5)
+    q, k, v = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((H, 20, D), (K, 44, D), (K, 44, D))
+    )
+    starts = np.array([0, 8, 20]), np.array([0, 20, 44])
+    more = np.where(np.arange(20) < 8, 0, 4)
+    seen = (np.arange(44) >= np.where(np.arange(20) < 8, 0, 20)[:, None] - more[:, None]) & (
+        np.arange(44) < np.where(np.arange(20) < 8, 20, 44)[:, None]
+    )
+    out = applied(softmax(scores(q, k), np.broadcast_to(seen, (H, 20, 44)).astype(float)), v)
+    view = View([q, k, v], {"cu_q": starts[0], "cu_kv": starts[1]})
+    reading = Estimated(view, view.cut(OUTPUT, out.astype(np.float32)), None, kernel_spec("float32"), 60.0)
+    [found] = reading.findings(Regions(view))
+    assert "right before their own" in found.nature and "sequence 1 sees 4 keys" in found.note
+
+
+def test_merged_with_another_row():
+    call = arrays()
+    weights = softmax(scores(*call[:2]), SEEN.astype(float))
+    other = np.roll(weights, 8, axis=1)
+    weights[:, 16:] = 0.7 * weights[:, 16:] + 0.3 * other[:, 16:]
+    found = told(call, applied(weights, call[2]))
+    assert "merged" in found.nature and "row -8" in found.note
+
+
+def test_another_softcap():
+    call = arrays()
+    capped = 3.0 * np.tanh(scores(*call[:2]) / 3.0)
+    found = told(call, applied(softmax(capped, SEEN.astype(float)), call[2]), softcap=2.0)
+    assert "the softcap is 3, it should be 2" in found.nature
