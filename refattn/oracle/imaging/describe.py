@@ -35,7 +35,7 @@ from refattn.oracle.imaging.segments import find_segments
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.stored_order import stored_order
 from refattn.oracle.imaging.value_changes import explain_values
-from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys
+from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys, values_left_out
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
@@ -337,6 +337,8 @@ class Description:
         other = ((l.labels == EXTRA) | (l.labels == SCALED)).any(-1)
         if not ((doubtful | other) & ~self.explained).any() and not (lost & (l.sum_off != 0)).any():
             return
+        if values_left_out(self):
+            return  # nothing else is read
         for finding, rows in find_sources(self):
             yield finding
             self.explained |= rows

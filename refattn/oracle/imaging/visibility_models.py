@@ -23,6 +23,7 @@ from refattn.oracle.imaging.visibility_skips import skipped_tiles
 from refattn.oracle.imaging.visibility_tiles import cells, tiles
 
 EXPLAINS = 0.94
+WORD = 18  # letters of a sentence by which kinds of models are told apart
 AS_GOOD = 0.02  # of fit: a model that is worse by no more than that is named beside the best
 SIDES = ("left", "right", "chunk")
 # Each yields words, what a model costs beside simpler ones, and the visible keys (B, H, T, S).
@@ -142,6 +143,7 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
         and value > worth - AS_GOOD
         and not (((change != others) & judged).any())
     ]
+    same.sort(key=lambda other: other[:WORD] == words[:WORD])  # another kind says more than another size
     words += "".join(f"; or, which is the same here, {other}" for other in same[:1])
     return Explained(words, fit, change & judged, family=family)
 

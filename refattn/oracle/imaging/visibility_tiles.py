@@ -8,6 +8,7 @@ from refattn.oracle.imaging.features import of_row_tile
 
 ROW_TILES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256)
 TIE = 1e-5  # of tiles that say the same, the larger ones are taken
+LARGE = 0.01  # what it costs that a tile of keys is larger than one of rows
 FEW_ROWS, PAGE = 16, 500
 MOVED = 0.01  # what it costs that a tile is moved back
 LEAST_ROWS = 16  # of a tile, for its last one to be moved or some to be masked
@@ -183,6 +184,7 @@ def _last_tiles(view, rules, size, tile, ends):
 def _unmasked_tiles(view, rules, size, tile, ends):
     """Tiles of keys across the diagonal that are taken for wholly visible."""
     first, last = ((end + rules.right) // tile for end in ends)
+    rows = int(size.split()[0])
     seen, full, of_key = rules.visible(), rules.visible(right=None), view.key // tile
     yield (
         f"tiles of {tile} keys up to the position of the first row of the tile of {size} "
@@ -193,7 +195,7 @@ def _unmasked_tiles(view, rules, size, tile, ends):
     yield (
         f"only the last tile of {tile} keys of a tile of {size} is masked; "
         "earlier ones that the diagonal crosses are taken for wholly visible",
-        0.015,
+        0.015 + LARGE * (tile > rows),
         np.where(of_key < last, full, seen),
     )
     yield (

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from refattn.oracle.imaging.compare import EXTRA, MISSING
+from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT
 from refattn.oracle.imaging.edges import edges_in_words
 from refattn.oracle.imaging.lost_keys import gained_keys_in_words, lost_keys_in_words
 from refattn.oracle.imaging.maps import most_common
@@ -18,6 +18,7 @@ NEARLY_ALL = 0.9
 MOST = 0.8  # of the rows or pairs that a sentence speaks of
 KIND = "visible keys"
 SMALL = 0.05  # logarithm of a factor
+FEW, MANY = 0.2, 32  # a share; rows over which an average is taken
 SAYING_MORE = ("lengths", "masks", "positions", "widths")  # families of models that say more than which keys
 
 
@@ -81,6 +82,18 @@ def _plain(description, missing, extra, judged, model):
         return "", ""
     keys_in_words = gained_keys_in_words if extra.any() else lost_keys_in_words
     words, entries, tiles = keys_in_words(description.view, missing | extra, judged)
+    if (
+        words
+        and missing.any()
+        and description.view.dropped is None
+        and _counted(description.ledgers, missing)
+    ):
+        for verb, whose in (
+            ("get no weight", "count in the normaliser, but their values are"),
+            ("gets no weight", "counts in the normaliser, but its value is"),
+        ):
+            words = words.replace(f" {verb} ", f" {whose} not added ")
+        return words + tiles, ""
     if not words or (model is not None and entries > 1 and (model.placed or model.family in SAYING_MORE)):
         return "", ""
     if model is not None and not tiles and model.family not in SAYING_MORE and missing.any():
@@ -177,19 +190,39 @@ def _missing(description, wrong, open_rows):
 
 def sum_note(description, missing):
     """Whether the sum of a row counts the keys that are missing, (B, H, T, S)."""
-    l, tolerance = description.ledgers, description.measured.tolerance[..., 0]
-    lost, rows = np.where(missing, description.view.weights, 0).sum(-1), missing.any(-1)
-    use = rows & (lost > 20 * tolerance) & ~l.zero & ~l.nan
-    if not use.any():
-        return ""
-    full = np.abs(l.sum - l.right_sum)[use]
-    less = np.abs(l.sum - (l.right_sum - lost))[use]
-    if (less <= 4 * tolerance[use]).mean() > MOST:
-        description.explained |= rows
+    counts = _counted(description.ledgers, missing)
+    if counts:
+        description.explained |= missing.any(-1)
         return "The normaliser still counts them: the weights of these rows sum to less than 1."
-    if (full <= 4 * tolerance[use]).mean() > MOST:
-        return "The normaliser leaves them out too, as if they did not exist."
-    return ""
+    return "" if counts is None else "The normaliser leaves them out too, as if they did not exist."
+
+
+def _counted(ledgers, missing):
+    """Whether the sums of rows with missing keys are less by what these should weigh; None if unknown."""
+    tolerance = ledgers.measured.tolerance[..., 0]
+    lost = np.where(missing, ledgers.view.weights, 0).sum(-1)
+    rows = missing.any(-1) & ~ledgers.zero & ~ledgers.nan
+    use, off = rows & (lost > 20 * tolerance), ledgers.sum - ledgers.right_sum
+    if use.any():
+        near = lambda change: (np.abs(off - change)[use] <= 4 * tolerance[use]).mean() > MOST
+        return True if near(-lost) else False if near(0) else None
+    if rows.sum() < MANY:
+        return None
+    share = -(off * lost)[rows].sum() / (lost[rows] ** 2).sum()  # over many rows, rounding evens out
+    return True if abs(share - 1) < FEW else False if abs(share) < FEW else None
+
+
+def values_left_out(description):
+    """Whether rows are right but for the same few keys, whose weight is counted and whose values are not."""
+    l = description.ledgers
+    open_rows = ~description.explained[..., None]
+    missing, other = (
+        (l.labels == MISSING) & open_rows,
+        (l.labels > RIGHT) & (l.labels != MISSING) & open_rows,
+    )
+    if not missing.any() or other.sum() > FEW * missing.sum() or not _counted(l, missing):
+        return False
+    return bool(lost_keys_in_words(description.view, missing, l.judged & open_rows)[0])
 
 
 def _extra(description, wrong, constant, open_rows):

@@ -410,6 +410,13 @@ fault(
     bias=skip_far_tiles,
 )
 fault(
+    "the last value is not added",
+    "key 52 of 53 counts in the normaliser, but its value is not added",
+    dtype="bfloat16",
+    size="square",
+    weigh=lambda p, at: p * (at.key < 52),
+)
+fault(
     "positions of odd heads",
     "position of a row is off by -1",
     "odd|place in its group is 1",
