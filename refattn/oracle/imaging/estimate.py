@@ -33,7 +33,7 @@ from refattn.oracle.imaging.view import VALUE
 
 LEAST_EVIDENCE = 7.0  # logarithm of the odds that a fit of a row is no chance
 TRIAL = 24  # rows on which an explanation is tried first
-WITH_TRIALS = 1  # the stage whose explanations try some rows first themselves
+WITH_TRIALS = (1, 3)  # the stages whose explanations try some rows first themselves
 MOSTLY = 0.7
 FREE = 0.1  # cost from which an explanation is a free one
 LIKE_ONE = 0.95  # of the rows that explanations which differ in a number explain together
@@ -284,7 +284,7 @@ class Estimated(Reading):
                     self.stopped |= self.left() < 0
                     break
                 explanations_of = stages[n][m]
-                own_trial = n == WITH_TRIALS or explanations_of is self._of_all_rows
+                own_trial = n in WITH_TRIALS or explanations_of is self._of_all_rows
                 tried = len(block.rows) > 2 * TRIAL and not own_trial
                 if tried and not any(_believed(fit).any() for fit in explanations_of(some)):
                     continue
@@ -361,6 +361,9 @@ class Estimated(Reading):
             lambda rows: other_pages(self, rows),
             lambda rows: foreign.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
+        ]
+        yield [lambda rows: x.any_set(rows, self.left)]
+        yield [
             lambda rows: other_for_some_keys(self, rows),
             lambda rows: other_for_classes_of_keys(self, rows),
             lambda rows: components(self, rows),
@@ -368,7 +371,6 @@ class Estimated(Reading):
         ]
         yield [x.all_pieces]
         yield [
-            lambda rows: x.any_set(rows, self.left),
             *self._values(),
             lambda rows: other_tiles(self, rows),
             self._of_all_rows,
