@@ -244,6 +244,10 @@ def _words(reading, name, rows):
             name = f"{what.get(name.split(' of ')[0], 'up-projections (w_uk, w_uv)')} of another head"
             return "source", f"the {name} is used", _heads(reading, rows, numbers)
         return "source", f"the {name} are used", _heads(reading, rows, numbers)
+    if " of memory: " in name:
+        what, words = name.split(" of memory: ")
+        right = "weights" if what == "values" else "values"
+        return "source", f"the {what} are read from memory with {words}; the {right} are right", ""
     if name.startswith(("keys and values", "keys of", "values of memory", "values of rows")):
         beside = "with the right values" if name.startswith("keys of") else ""
         beside = "with the right weights" if name.startswith("values of") else beside

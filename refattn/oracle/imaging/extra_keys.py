@@ -97,7 +97,7 @@ def _best(reading, steps, runs, h, i):
         at = at[(at >= 0) & (at < len(keys))]
         if not len(at):
             continue
-        p = np.exp(np.clip(keys[at] @ query - rows.base[h, i], -700, 60))
+        p = np.exp(np.clip(steps.capped_of(keys[at] @ query) - rows.base[h, i], -700, 60))
         total = base + np.cumsum(p)
         flow = np.cumsum(p[:, None] * values[at][:, reading.columns], axis=0)
         got = (base * rows.right[h, i] + flow) / total[:, None]

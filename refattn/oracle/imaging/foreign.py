@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.imaging.cache_layouts import other_layouts
 from refattn.oracle.imaging.explanations import FITS_MOST, Fit, fitted, of_scores
 from refattn.oracle.imaging.score_candidates import Steps
 from refattn.oracle.imaging.view import K_ROPE, KEY, KV_LATENT, VALUE, W_UV
 
 TRIAL = 10  # rows on which an explanation is tried first
-MOST_SOURCES = 128
+MOST_SOURCES = 192
 TRIALS_OF_A_HEAD = 2  # rows of which all places in memory are tried
 MOST_COLUMNS = 12  # that these are compared in
 ELSEWHERE = "another head or sequence"
@@ -74,6 +75,9 @@ def other_heads(reading, rows):
 
 def _ways(source, steps, n):
     """What may be taken from a source."""
+    if source.only:
+        yield source.only
+        return
     yield "values"
     if source.moved and steps.operands is not None:
         yield "keys and values"
@@ -85,10 +89,8 @@ def _ways(source, steps, n):
 def _weights(steps, source, far, at):
     """Weights of the rows `at` with the keys of a source."""
     view, rows = steps.view, steps.rows
-    scores = (
-        steps.operands[0][:, rows.rows[at]] @ np.swapaxes(source.key, -1, -2) * steps.scale
-        + steps.shift[:, at]
-    )
+    products = steps.operands[0][:, rows.rows[at]] @ np.swapaxes(source.key, -1, -2) * steps.scale
+    scores = steps.of_raw(products, at)
     visible = rows.visible[:, at]
     if far:
         within = np.arange(view.num_keys) < view.sequences[source.sequence].length
@@ -117,6 +119,7 @@ class Source:
     key: np.ndarray
     value: np.ndarray
     moved: bool = True  # not the right values in another format
+    only: str = ""  # what of it is wrong, where that is known
 
 
 def _sources(view, key, value, n, steps):
@@ -131,6 +134,9 @@ def _sources(view, key, value, n, steps):
     else:
         for name, values in _latent_readings(view, n):
             yield Source(name, n, -1, key[n], values, moved=False)
+    if view.pages is not None and view.arrays[2].shape[2] == view.page_size:
+        for what, words, keys, values in other_layouts(view, n):
+            yield Source(f"memory: {words}", n, -1, of_heads(keys), of_heads(values), only=what)
     for name, rounded in _rounded(value[n]):
         yield Source(name, n, -1, of_heads(key[n]), of_heads(rounded), moved=False)
     for name, read in _readings(key[n].shape, value[n].shape):
@@ -194,7 +200,7 @@ def _displacements_of_row(steps, h, i, k, keys, values):
         return
     some = slice(0, MOST_COLUMNS)
     query = steps.operands[0][h, rows.rows[i]] * steps.scale
-    p = np.exp(np.clip(memory @ query - rows.base[h, i], -700, 60))
+    p = np.exp(np.clip(steps.capped_of(memory @ query) - rows.base[h, i], -700, 60))
     window = np.lib.stride_tricks.sliding_window_view
     seen = rows.visible[h, i] * rows.kept[h, i]
     shift = np.where(rows.visible[h, i], np.exp(np.clip(steps.shift[h, i], -700, 60)), 0.0)

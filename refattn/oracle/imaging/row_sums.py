@@ -9,6 +9,7 @@ import numpy as np
 
 from refattn.oracle.imaging.features import FEATURES, KEY_TILES
 
+LANES = (16, 32, 64, 128)  # threads over which a sum is taken
 KNOWN = 0.9  # of the rows hold a whole number of terms
 ADDED = "as of keys of score 0 or of empty parts whose lse is 0"  # where terms of exp(0) come from
 
@@ -50,6 +51,14 @@ def _other_keys(rows):
                     words = f"the keys count {round(times) + 1} times {where}"
                     yield words, np.log1p(round(times) * mass)
             yield f"only the keys count {where}", np.log(mass)
+    key = np.arange(view.num_keys)
+    for tile in KEY_TILES:
+        for lanes in LANES:
+            left_out = key % tile >= lanes
+            if lanes < tile and left_out.any():
+                where = f"the key's place in its tile of {tile} keys is at least {lanes}"
+                mass = np.where(left_out, weights, 0).sum(-1)
+                yield f"the keys are left out of {name} where {where}", np.log1p(-mass)
     hidden = np.where(view.exists & ~view.visible, share, 0.0)[rows.at].sum(-1)
     yield f"hidden keys count in {name}", np.log1p(hidden)
 

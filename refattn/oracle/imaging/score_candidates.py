@@ -50,8 +50,12 @@ class Steps:
 
     def of_raw(self, raw, at):
         """Scores of other scaled products (H, n, S) of the rows `at`."""
+        return self.capped_of(raw) + self.shift[:, at]
+
+    def capped_of(self, raw):
+        """Scaled products after softcap."""
         cap = self.view.options.get("softcap")
-        return (cap * np.tanh(raw / cap) if cap else raw) + self.shift[:, at]
+        return cap * np.tanh(raw / cap) if cap else raw
 
 
 def _moved(steps, whole):

@@ -324,3 +324,40 @@ def test_another_softcap():
     capped = 3.0 * np.tanh(scores(*call[:2]) / 3.0)
     found = told(call, applied(softmax(capped, SEEN.astype(float)), call[2]), softcap=2.0)
     assert "the softcap is 3, it should be 2" in found.nature
+
+
+def paged(seed=2, dims=(D, 24)):
+    """A paged call of two sequences in pages of 8 keys, and the softmax of one of them over other pools."""
+    rng = np.random.default_rng(seed)
+    query = rng.standard_normal((2, H, 2, D)).astype(np.float32)
+    pools = [rng.standard_normal((10, K, 8, dim)).astype(np.float32) for dim in dims]
+    table = np.array([[3, 8, 1, 4], [7, 2, 9, 0]])
+
+    def output(keys, values):
+        k, v = (np.swapaxes(pool[table], 1, 2).reshape(2, K, 32, -1) for pool in (keys, values))
+        score = np.float64(query) @ np.swapaxes(np.repeat(np.float64(k), H // K, 1), -1, -2) * D**-0.5
+        return softmax(score, np.ones(score.shape)) @ np.repeat(np.float64(v), H // K, 1)
+
+    return [query, *pools], {"block_table": table, "kv_lengths": np.array([32, 32])}, output
+
+
+def told_of_pages(call, options, output):
+    view = View(call, options)
+    reading = Estimated(
+        view, view.cut(OUTPUT, output.astype(np.float32)), None, kernel_spec("float32"), 60.0
+    )
+    assert not reading.unknown.any()
+    return reading.findings(Regions(view))[0].says
+
+
+def test_layouts_of_pages():
+    call, options, output = paged()
+    keys, values = call[1:]
+    vectors = np.swapaxes(keys.reshape(10, K, 8, D // 4, 4), 2, 3).reshape(10, K, -1)
+    read = np.swapaxes(vectors.reshape(10, K, D // 8, 8, 8), 2, 3).reshape(keys.shape)
+    says = told_of_pages(call, options, output(read, values))
+    assert "keys are read from memory" in says and "read with 8 instead" in says
+    at = np.arange(10)[:, None, None, None] * K * 8 * D + np.arange(K)[:, None, None] * 8 * 24
+    at = at + np.arange(8)[:, None] * 24 + np.arange(24)
+    says = told_of_pages(call, options, output(keys, values.reshape(-1)[at % values.size]))
+    assert "strides of pages as if they had 32 columns in place of 24" in says
