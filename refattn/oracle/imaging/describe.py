@@ -48,6 +48,18 @@ MINOR = 0.1  # of all wrong pairs: less than that is what follows from something
 SCALED_BY_CHANCE, BEYOND = 0.003, 4  # of the judged pairs; times the tolerance
 SAME_SHARE = 0.002  # of the wrong pairs: explanations that differ by less say the same here
 NOT_OF_SCORES = ("exp", "stale weights")  # kinds that speak of what comes after the scores
+OF_WEIGHTS = (  # kinds of findings that weights alone decide
+    "missing keys",
+    "extra keys",
+    "visible keys",
+    "components",
+    "keys",
+    "query",
+    "scale",
+    "scores",
+    "segments",
+    "weight factor",
+)
 RECORDS = {result.name: result for result in RESULTS}  # findings about a result are of the kind of its name
 
 
@@ -117,12 +129,19 @@ class Description:
         ):
             if not (self.explained | ~self.rows).all():
                 self.found.extend(stage())
+        if self.view.latent and self.measured.probes is not None:
+            # weights are read with other latents: what does not give the call itself may come from them
+            self.found = [self._doubted(finding) for finding in self.found]
         self.found.extend(self._lse())
         if not self.found:
             self.found.extend(faint_numbers(self))
         return sorted(
             self.found, key=lambda finding: (finding.minor, finding.minor and not finding.confident)
         )
+
+    def _doubted(self, finding):
+        doubt = finding.region is not None and not finding.verified and finding.kind in OF_WEIGHTS
+        return dataclasses.replace(finding, confident=False) if doubt else finding
 
     def finding(self, rule, kind, nature, note="", model=False, **more):
         """A finding at the place of a rule, or everywhere without one. `model`: the nature says which pairs

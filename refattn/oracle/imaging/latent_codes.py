@@ -73,8 +73,8 @@ class LatentCode:
             for first in range(0, self.sequence.num_keys, self.free):
                 keys = np.arange(first, min(first + self.free, self.sequence.num_keys))
                 code, down = np.zeros(latents.shape), np.zeros(w_uv.shape)
+                code[..., carriers[: held.shape[-1]]] = held  # also of other sequences, which may be read
                 own = code.reshape(-1, *code.shape[-2:])[self.sequence.entry]
-                own[: len(held), carriers[: held.shape[1]]] = held
                 own[keys, one_hot[: len(keys)]] = 1.0
                 down[:, self.columns[: len(keys)], one_hot[: len(keys)]] = 1.0
                 yield group, keys, {Q_NOPE: query, KV_LATENT: code, W_UK: up, W_UV: down}
@@ -84,7 +84,7 @@ class LatentCode:
         q_nope, latents, w_uk = (self.arrays[of] for of in (Q_NOPE, KV_LATENT, W_UK))
         s, carriers = self.sequence, self.places[0]
         of_sequence = lambda array, axes: array.reshape(-1, *array.shape[array.ndim - axes :])[s.entry]
-        latent = np.nan_to_num(of_sequence(latents, 2)[: s.num_keys].astype(np.float64))
+        latent = np.nan_to_num(latents.astype(np.float64))
         query, up = (q_nope if not self.of_scores else np.zeros(q_nope.shape)), np.zeros(w_uk.shape)
         held = []
         for n, h in enumerate(group):

@@ -16,7 +16,7 @@ from refattn.oracle.imaging.latent_readings import (
     other_projections,
     other_readings,
     stored_otherwise,
-    turned_again,
+    turned_otherwise,
 )
 from refattn.oracle.imaging.maps import ranges
 
@@ -68,7 +68,7 @@ def _ways(arrays, view) -> Iterator[tuple[str, Arrays]]:
     positions = np.zeros((len(arrays.q_nope), arrays.q_nope.shape[2]))
     for s in view.sequences:
         positions[s.entry] = np.arange(s.num_rows) + s.offset
-    yield from turned_again(arrays, positions)
+    yield from turned_otherwise(arrays, positions, positions[:, 0] if positions.size else positions.sum(1))
     yield from stored_otherwise(arrays)
 
 

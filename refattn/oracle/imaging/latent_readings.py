@@ -18,6 +18,7 @@ from refattn.oracle.imaging.view import KV_LATENT, W_UK
 
 ALIGNMENTS = (16, 32, 64, 128)  # numbers, to which the length of a row is rounded up
 TILES = (16, 32, 64, 128)  # keys
+PADDED = (4, 8, 16, 32, 64, 128)  # rows of a projection, to which those of a head are rounded up
 ROPE_BASE = 10000.0
 FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
@@ -163,6 +164,25 @@ def _read_at(rows, width, words, stride, start, tile=None):
         yield words, np.where(places < flat.size, read, 0.0)
 
 
+def _head_strides(arrays):
+    """Heads of a projection read with another distance from head to head."""
+    for name, beside in (("w_uk", arrays.w_uv), ("w_uv", arrays.w_uk)):
+        own = getattr(arrays, name)
+        heads, dims, rank = own.shape
+        flat = own.reshape(heads * dims, rank)
+        for rows in dict.fromkeys(
+            [beside.shape[1], dims + beside.shape[1], *(-(-dims // n) * n for n in PADDED)]
+        ):
+            if rows != dims:
+                places = np.arange(heads)[:, None] * rows + np.arange(dims)
+                words = f"{name} is read with {rows} rows from head to head, where there are {dims}"
+                for behind in ("again", "0"):
+                    read = flat[places % len(flat)]
+                    if behind == "0":
+                        read = np.where((places < len(flat))[..., None], read, 0.0)
+                    yield words, arrays._replace(**{name: read})
+
+
 def stored_otherwise(arrays) -> Iterator[tuple[str, Arrays]]:
     """Latents and rope parts in coarser formats, or divided by their root mean square."""
     latent, rope = arrays.key_latent, arrays.k_rope
@@ -201,26 +221,43 @@ def _stored():
     )
 
 
-def turned_again(arrays, positions) -> Iterator[tuple[str, Arrays]]:
-    """Rope parts that are turned by their position once more, or back. `positions` of the rows, (B, T)."""
-    keys = np.broadcast_to(np.arange(arrays.k_rope.shape[1]), arrays.k_rope.shape[:2])
-    if arrays.k_rope.shape[-1] % 2:
+def turned_otherwise(arrays, positions, offsets) -> Iterator[tuple[str, Arrays]]:
+    """Parts that are turned by rotary embedding at other positions, or that should not be turned.
+    `positions` of the rows, (B, T), and `offsets`, (B,), of the first ones.
+    """
+    rope = arrays.k_rope.shape[-1]
+    if rope % 2:
         return
+    keys = np.broadcast_to(np.arange(arrays.k_rope.shape[1]), arrays.k_rope.shape[:2])
+    rows, zero = positions[:, None], 0 * positions[:, None]
     for pairs, axis in (("components n and n + half", 0), ("components 2n and 2n + 1", 1)):
-        for sign, way in (
-            (1, "turned by their positions once more"),
-            (-1, "turned back by their positions"),
+        told = f"(rotary embedding in pairs of {pairs})"
+        for words, of_rows, of_keys in (
+            ("turned by their positions once more", rows, keys),
+            ("turned back by their positions: as if they were not turned", -rows, -keys),
         ):
-            query = _turned(arrays.q_rope, positions[:, None], sign, axis)
-            key = _turned(arrays.k_rope, keys, sign, axis)
-            words = f"{way} (rotary embedding in pairs of {pairs})"
-            yield f"the rope parts of the queries (q_rope) are {words}", arrays._replace(q_rope=query)
-            yield f"the rope parts of the keys (k_rope) are {words}", arrays._replace(k_rope=key)
+            query = _turned(arrays.q_rope, of_rows, axis)
+            yield f"the rope parts of the queries (q_rope) are {words} {told}", arrays._replace(q_rope=query)
+            key = _turned(arrays.k_rope, of_keys, axis)
+            yield f"the rope parts of the keys (k_rope) are {words} {told}", arrays._replace(k_rope=key)
+        for words, away in (
+            ("as of a position 1 further on (or k_rope of 1 before)", zero + 1),
+            ("as of a position 1 before (or k_rope of 1 further on)", zero - 1),
+            ("by the row number, not its position", zero - offsets[:, None, None]),
+        ):
+            query = _turned(arrays.q_rope, away, axis)
+            yield f"q_rope is turned {words} {told}", arrays._replace(q_rope=query)
+        for words, part in (("first", slice(0, rope)), ("last", slice(-rope, None))):
+            if arrays.q_nope.shape[-1] >= rope:
+                query = arrays.q_nope.copy()
+                query[..., part] = _turned(query[..., part], rows, axis)
+                words = f"q_nope is turned by its position in its {words} {rope} components {told}"
+                yield words, arrays._replace(q_nope=query)
 
 
-def _turned(x, positions, sign, axis):
+def _turned(x, positions, axis):
     half = x.shape[-1] // 2
-    angle = sign * positions[..., None] * ROPE_BASE ** (-np.arange(half) / half)
+    angle = positions[..., None] * ROPE_BASE ** (-np.arange(half) / half)
     a, b = (x[..., :half], x[..., half:]) if axis == 0 else (x[..., ::2], x[..., 1::2])
     pair = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
     return np.concatenate(pair, -1) if axis == 0 else np.stack(pair, -1).reshape(x.shape)
@@ -241,6 +278,7 @@ def other_projections(arrays) -> Iterator[tuple[str, Arrays]]:
         if first:
             where = f"rows {first} to {first + nope - 1} {told}; they are rows 0 to {nope - 1}"
             yield f"w_uk is taken from {where}", arrays._replace(w_uk=rows[:, :nope])
+    yield from _head_strides(arrays)
     other = np.concatenate([w_uv, w_uk], 1)
     words = "w_uk and w_uv of a head lie in one array in the other order (values first)"
     yield words, arrays._replace(w_uk=other[:, :nope], w_uv=other[:, nope:])
