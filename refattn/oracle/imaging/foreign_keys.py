@@ -25,8 +25,10 @@ def gained_keys(pool, rows):
     return ""
 
 
-def other_lengths(pool, rows):
-    """Words for rows that read more or fewer keys from the right first one on; "" where they do not."""
+def other_lengths(pool, rows, named):
+    """Words for rows that read more or fewer keys from the right first one on; "" where they do not. `named`:
+    only where their numbers are the lengths of something.
+    """
     view, read = pool.view, {}
     whole = len(view.sequences) > 1 and all(s.num_keys == s.length for s in view.sequences)
     all_rows = all(
@@ -58,7 +60,7 @@ def other_lengths(pool, rows):
             return (
                 f"rows read the length of {name} in place of their own: {listed} keys from the first one on"
             )
-    return f"rows read other numbers of keys from the right first one on: {listed}"
+    return "" if named else f"rows read other numbers of keys from the right first one on: {listed}"
 
 
 def _gained(pool, rows):

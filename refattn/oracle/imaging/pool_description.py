@@ -65,10 +65,12 @@ def _without_rule(pool, wrong, all_wrong):
     """What wrong rows (B, H, T) read, as it was measured; and the rows of which that is said. `all_wrong`
     are also those that only lose keys.
     """
-    if words := other_lengths(pool, all_wrong):
+    if words := other_lengths(pool, all_wrong, named=True):
         return words, all_wrong
     if words := gained_keys(pool, wrong):
         return words, wrong
+    if words := other_lengths(pool, all_wrong, named=False):
+        return words, all_wrong
     for of in (counted_again, moved_tiles):
         words, rows = of(pool, wrong)
         if words:
