@@ -26,8 +26,9 @@ def gained_keys(pool, rows):
 
 
 def other_lengths(pool, rows, named):
-    """Words for rows that read more or fewer keys from the right first one on; "" where they do not. `named`:
-    only where their numbers are the lengths of something.
+    """Words for rows that read more or fewer keys from the right first one on; "" where they do not.
+
+    `named`: only where their numbers are the lengths of something.
     """
     view, read = pool.view, {}
     whole = len(view.sequences) > 1 and all(s.num_keys == s.length for s in view.sequences)
