@@ -14,6 +14,7 @@ MOST = 512  # wrong rows that are compared with all others
 SHARE = 0.6  # of the wrong rows that must be copies
 ALMOST_ALL = 0.95  # of those that were compared: then all wrong rows are
 MOST_COLUMNS = 64
+MOST_PAIRS = 8  # that are listed
 TILES = (2, 4, 8, 16, 32, 64)
 
 
@@ -116,4 +117,12 @@ def _parts(own, other):
         changed = own[:, axis] != other[:, axis]
         if changed.any():
             words, found = describe_map(own[changed, axis], other[changed, axis], name)
-            yield words if found else f"another {name}"
+            yield words if found else _listed(own[:, axis], other[:, axis], name)
+
+
+def _listed(own, other, name):
+    """Which number holds which, where each holds one alone."""
+    pairs = sorted({*zip(own.tolist(), other.tolist(), strict=True)})
+    if len(pairs) > MOST_PAIRS or len({a for a, _ in pairs}) < len(pairs):
+        return f"another {name}"
+    return f"another {name} ({', '.join(f'{a} holds {b}' for a, b in pairs)})"

@@ -126,10 +126,10 @@ def rows_listed(view, rows):
         if not (rows[n] == rows[n][heads.argmax()])[heads].all() or not heads.all():
             return ""
         of = s.rows[rows[n][0][: len(s.rows)]]
-        every = len(of) == len(s.rows)
-        told.append(f"{'all rows' if every else 'rows ' + ranges(of.tolist())} of sequence {n}")
-    if len(view.sequences) == 1 and told and told[0].startswith("rows "):
-        return f"the row is {told[0].removeprefix('rows ').removesuffix(' of sequence 0')}"
+        which = "all rows" if len(of) == len(s.rows) else f"row{'s' * (len(of) > 1)} {ranges(of.tolist())}"
+        told.append(f"{which} of sequence {n}")
+    if len(view.sequences) == 1 and told and told[0].startswith("row"):
+        return f"the row is {told[0].removesuffix(' of sequence 0').partition(' ')[2]}"
     return f"these are {', '.join(told)}" if 0 < len(told) <= MOST_LISTED else ""
 
 

@@ -144,7 +144,7 @@ def _other_pages(pool):
     first = np.array([_first_key(view, n) for n in range(len(view.sequences))])[:, None]
     place = key[None] // size
     count = np.array([[-(-s.length // size)] for s in view.sequences])
-    at = lambda place: table[part, np.clip(place, 0, width - 1)]
+    at = lambda place, row=part: table[row, np.clip(place, 0, width - 1)]
     own = at(place)
     for words, pages in _of_places(place, first // size, count, size, at):
         yield words if words.startswith(("in ", "those ")) else f"read at {words}", slots(pages), None
@@ -248,7 +248,10 @@ def _of_places(place, first, count, size, at):
                 f"those of {whose} where the {where} of the sequence should be read",
                 at(np.where(inside, moved, place)),
             )
+    of_first = at(place, 0)
     for n in range(1, 9):
+        words = f"those of sequence 0 in the first {_count(n, 'page')} of every sequence (a shared prefix)"
+        yield words, np.where(place < n, of_first, at(place))
         for step in (1, -1):
             moved = np.where(place >= n, place + step, place)
             yield f"{_away(step, 'place')} in the block table, from place {n} on", at(moved)
@@ -421,11 +424,13 @@ def _named_starts(view, deltas):
     starts, rows = ([_start(view, n, which) for n in numbers] for which in (KEY, QUERY))
     read = [start + deltas.get(n, 0) for n, start in enumerate(starts)]
     longest = max(s.num_keys for s in view.sequences)
+    before = np.cumsum([0, *(s.length for s in view.sequences[:-1])])
     for words, other in (
         ("where its query rows begin in theirs", rows),
         ("where the sequence before begins", [starts[max(n - 1, 0)] for n in range(len(starts))]),
         ("where the next sequence begins", [*starts[1:], starts[-1]]),
         ("at the first sequence", [starts[0]] * len(starts)),
+        ("after the lengths of those before it, not at its own start", [starts[0] + n for n in before]),
         ("at n times the length of the longest sequence", [n * longest for n in range(len(starts))]),
     ):
         if all(a == b or not deltas.get(n) for n, (a, b) in enumerate(zip(read, other))):
