@@ -27,21 +27,22 @@ def read(rows, at):
     return np.where(inside[:, None], rows[np.clip(at, 0, len(rows) - 1)], 0)
 
 
-def dense(keys, values=None, kv_heads=3, num_rows=20, num_keys=72):
+def dense(keys, values=None, kv_heads=3, num_rows=20, num_keys=72, causal=False):
     """A dense call; `keys` and `values` give the stored rows that a head reads for its keys."""
     arrays = (drawn(0, kv_heads, num_rows, DIM), *(drawn(n, kv_heads, num_keys, DIM) for n in (1, 2)))
     own = lambda head, j: head * num_keys + j
     keys, values = keys or own, values or keys
 
-    def kernel(query, key, value):
+    def kernel(query, key, value, causal=False):
         j = np.arange(num_keys)
+        seen = j <= np.arange(num_rows)[:, None] + num_keys - num_rows if causal else True
         pairs = [
             (read(key.reshape(-1, DIM), keys(h, j)), read(value.reshape(-1, DIM), values(h, j)))
             for h in range(kv_heads)
         ]
-        return np.stack([attend(query[h], k, v, True) for h, (k, v) in enumerate(pairs)])
+        return np.stack([attend(query[h], k, v, seen) for h, (k, v) in enumerate(pairs)])
 
-    return kernel, arrays, {}
+    return kernel, arrays, {"causal": True} if causal else {}
 
 
 def packed(stretch, causal=False, rows=(12, 7, 15), lengths=(22, 13, 30), heads=2):
@@ -111,6 +112,18 @@ FAULTS = {
     "half of the last value tile is stale": (
         lambda: dense(None, lambda h, j: np.where(j >= 68, h * 72 + j - 48, h * 72 + j)),
         ("[Vv]alues", "48 keys further back", "keys 68 to 71"),
+    ),
+    "values of tiles in another order": (
+        lambda: dense(
+            None, lambda h, j: h * 72 + np.array([2, 1, 3, 0, 4])[j // 16] * 16 + j % 16, causal=True
+        ),
+        ("[Vv]alues of other tiles of 16 keys", "keys 0 to 15 take those of keys 32 to 47"),
+    ),
+    "keys and values of a tile moved back": (
+        lambda: dense(lambda h, j: h * 72 + np.where(j >= 64, j - 24, j), causal=True),
+        (
+            "[Kk]eys 64 to 71 and their values are not read: those 24 keys further back count twice|24 keys further back",
+        ),
     ),
     "key addresses wrap": (
         lambda: dense(lambda h, j: (h * 72 + j) % 128, lambda h, j: h * 72 + j),
@@ -191,6 +204,10 @@ FAULTS = {
         ),
         ("count twice or more in their place", "keys 16 in place of 17 to 18"),
     ),
+    "prefix of the first sequence": (
+        lambda: paged(at_pages(lambda table, b, t: np.where(t < 2, table[0, t], table[b, t]))),
+        ("those of sequence 0 in the first 2 pages",),
+    ),
     "values of the next pages": (
         lambda: paged(
             lambda table, b, j, h, size, heads: (
@@ -220,3 +237,48 @@ def test_blocks():
         swizzled == "bits 0 to 1 of the key number are added (XOR) to bits 2 to 3 of the column: a swizzle"
     )
     assert blocks_in_words(key, column, key[::-1], np.roll(column, 7)) == ""
+
+
+def test_value_addresses_with_the_width_of_the_keys():
+    _, (query, key, _), options = paged(at_pages(lambda table, b, t: table[b, t]))
+    value = drawn(3, *key.shape[:-1], 8)
+
+    def wrong(query, key, value, block_table, kv_lengths):
+        heads, size, width = value.shape[1:]
+        output = np.zeros((*query.shape[:-1], width), np.float32)
+        rows = value.reshape(-1, width)
+        for b, h in np.ndindex(query.shape[:2]):
+            j = np.arange(kv_lengths[b])
+            page, at = block_table[b, j // size], j % size
+            read_at = ((page * heads + h) * size * (DIM // width) + at) % len(rows)
+            output[b, h] = attend(query[b, h], key[page, h, at], rows[read_at], True)
+        return output
+
+    said = " ".join(xray(wrong, query, key, value, **options).sentence.split())
+    assert said.startswith("Values are at addresses with 16 numbers a row (that of the keys), not 8"), said
+
+
+def test_output_stored_in_exchanged_blocks():
+    kernel, arrays, options = dense(lambda h, j: h * 72 + j)
+
+    def wrong(*arrays, **options):
+        right = kernel(*arrays, **options)
+        blocks = right.reshape(3, 5, 4, 4, 4)
+        return blocks.swapaxes(2, 4).reshape(right.shape)
+
+    said = " ".join(xray(wrong, *arrays, **options).sentence.split())
+    assert "rows and columns exchanged within each block of 4 rows and 4 columns" in said
+
+
+def test_empty_rows_that_hold_the_query():
+    kernel, (query, key, value), options = paged(
+        at_pages(lambda table, b, t: table[b, t]), lengths=(20, 1, 35)
+    )
+    options["kv_lengths"] = np.array((20, 0, 35))
+
+    def wrong(query, key, value, block_table, kv_lengths):
+        output = kernel(query, key, value, block_table, np.maximum(kv_lengths, 1))
+        output[kv_lengths == 0] = query[kv_lengths == 0]
+        return output
+
+    assert "hold their own query" in xray(wrong, query, key, value, **options).sentence
