@@ -16,7 +16,7 @@ from refattn.oracle.imaging.copies import copied_rows, held_by_empty
 from refattn.oracle.imaging.counted_again import counted_again
 from refattn.oracle.imaging.faint_numbers import faint_numbers
 from refattn.oracle.imaging.findings import Finding
-from refattn.oracle.imaging.formats_seen import grid_of, steps_of, weights_grid
+from refattn.oracle.imaging.formats_seen import grid_of, parts_grid, steps_of, weights_grid
 from refattn.oracle.imaging.kept_outputs import kept_outputs
 from refattn.oracle.imaging.key_runs import find_key_runs
 from refattn.oracle.imaging.key_sources import find_key_sources
@@ -223,6 +223,13 @@ class Description:
         elif name := weights_grid(self.ledgers):
             before = "before the product with the values"
             nature = f"weights are rounded to {name} {before}: all of them lie on its grid"
+            if not self._reproduced(self.rows):  # the sums of what was measured one by one are no sums
+                nature = (
+                    f"the accumulator is kept in {name}: each weight alone lies on its grid, and what they "
+                    "add up to is rounded to it too"
+                )
+        elif (parts := parts_grid(self.ledgers))[0]:
+            nature = f"the results of splits of {parts[1]} are stored as {parts[0]} before they are joined"
         else:
             return
         yield self.finding(None, "format", nature)

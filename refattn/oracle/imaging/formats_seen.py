@@ -8,6 +8,10 @@ from refattn.oracle.arithmetic.formats import FORMATS, round_to
 
 LEAST = 24  # numbers that must lie on a grid, so that it is no accident
 LEAST_DIFFERENT = 8  # of them: a constant lies on every grid
+ON_GRID = 0.9
+SMALL = 0.1  # logarithm of a factor that rounding may be
+MOST_SPLITS, SIZES = 17, (16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
+PART = 0.1  # of the roundoff, by which numbers may lie beside a grid
 STEPS = (7, 127, 128)  # of int4 and int8
 COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # coarsest first
 
@@ -53,11 +57,40 @@ def weights_grid(ledgers):
     values = relative[here]
     if values.size < LEAST:
         return ""
-    for name in COARSE:
-        u = FORMATS[name].unit_roundoff
-        if u < 16 * roundoff or u <= 2 * ledgers.measured.spec.weight.unit_roundoff:
+    return next((name for name in _coarser(ledgers) if _on_grid(values, name, 4 * roundoff)), "")
+
+
+def _coarser(ledgers):
+    """Formats that are coarser than those of the output and of the weights, the coarsest first."""
+    spec = ledgers.measured.spec
+    least = max(16 * spec.output.unit_roundoff, 2.1 * spec.weight.unit_roundoff)
+    return [name for name in COARSE if FORMATS[name].unit_roundoff >= least]
+
+
+def _on_grid(values, name, bound):
+    return (np.abs(round_to(values, name) - values) <= bound * values).mean() > ON_GRID
+
+
+def parts_grid(ledgers) -> tuple[str, str]:
+    """The format in which the weights of each split lie, normalised by the split itself, and which splits
+    those are; "" and "" where none are found.
+    """
+    view, measured = ledgers.view, ledgers.measured
+    small = np.abs(ledgers.ratio - ledgers.shift[..., None])
+    formats, known = _coarser(ledgers), np.isfinite(ledgers.ratio)
+    if not formats or known.sum() < LEAST or np.nanmax(small) > SMALL:
+        return "", ""
+    keys, hidden = np.arange(view.num_keys), np.where(view.visible, view.score, -np.inf)
+    ceil = {-(-view.num_keys // count) for count in range(2, MOST_SPLITS)}
+    for size in sorted({*ceil, *SIZES}, reverse=True):
+        if not 2 < size < view.num_keys:
             continue
-        near = np.abs(round_to(values, name) - values) <= 4 * roundoff * values
-        if near.mean() > 0.9:
-            return name
-    return ""
+        edges = np.arange(0, view.num_keys, size)
+        with np.errstate(all="ignore"):
+            own = np.logaddexp.reduceat(hidden, edges, axis=-1)[..., keys // size]
+            values = (measured.weights * np.exp(view.lse[..., None] - own))[known & (np.isfinite(own))]
+        values = values[(values > 2**-6) & (values < 0.99)]
+        for name in formats if values.size >= LEAST else ():
+            if _on_grid(values, name, PART * FORMATS[name].unit_roundoff):
+                return name, f"{size} keys"
+    return "", ""

@@ -36,6 +36,8 @@ def _near(measured, arrays, back=None):
     shape. `back` is what is done to the output.
     """
     view = measured.view
+    if back is None and all(map(np.array_equal, arrays, view.arrays)):  # read as they should be
+        return None
     try:
         checked = checked_call(*arrays, **view.options)
     except (TypeError, ValueError):

@@ -199,6 +199,20 @@ def _slips_of_lse(rows):
     yield "lse is 1 / sum", np.exp(-inner) - lse
 
 
+def _slips_of_normaliser(rows):
+    if rows.returned:
+        return
+    top, inner = rows.top, rows.inner
+    yield "rows are not divided by the normaliser, the sum of exponentials relative to the maximum", -inner
+    yield "rows are divided by the normaliser twice", inner
+    yield "rows are divided by the square root of the normaliser", -inner / 2
+    yield "rows are multiplied by the normaliser, not divided by it", -2 * inner
+    yield "rows are divided by exp(lse), as if they were not relative to the maximum already", top
+    yield "rows are divided by lse, not by its exponential", np.log(np.abs(rows.lse)) - inner
+    yield "1 is added to the normaliser", np.log1p(np.exp(-inner))
+    yield "1 is taken from the normaliser", np.log1p(-np.exp(-inner))
+
+
 def _constant(rows):
     constant = float(np.median(rows.delta))
     yield (
@@ -358,6 +372,7 @@ FAMILIES = (
     _stored_elsewhere,
     _slips_of_lse,
     other_sinks,
+    _slips_of_normaliser,
     _constant,
     wrong_steps,
     _rescaled_tiles,
@@ -369,5 +384,5 @@ FAMILIES = (
     _rounded,
     _by_place,
 )
-PLAIN = (_of_other_rows, _slips_of_lse, other_sinks)  # that say the same of all rows
+PLAIN = (_of_other_rows, _slips_of_lse, other_sinks, _slips_of_normaliser)  # that say the same of all rows
 OF_FEW_ROWS = (_slips_of_lse, other_sinks, _constant, other_sums)

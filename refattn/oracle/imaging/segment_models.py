@@ -125,6 +125,9 @@ class Stretches:
         yield f"{what} rescaled once too often {when}", 2 * rise, 1
         yield f"{what} {inverse} {when}", -rise, 1
         yield f"{what} rescaled by exp2 of a difference in base e {when}", rise * np.log(2), 1
+        for name in ("bfloat16", "float16", "float8_e4m3fn"):
+            rounded = -np.log(round_to(np.exp(-rise), name))
+            yield f"the factor by which what was accumulated is rescaled is rounded to {name}", rounded, 1
         before, after = np.roll(rise, 1, -1), np.roll(rise, -1, -1)
         before[..., 0] = after[..., -1] = 0.0
         yield OF_TILE_BEFORE, before, 2
@@ -216,6 +219,7 @@ def _tiles_at_a_time(stretches):
 def _wrong_joins(stretches):
     part, own = stretches.lse, stretches.maximum
     yield "stretches are joined by their maxima alone, not their lse", own - part
+    yield "stretches are not divided by their row sums before they are joined by their lse", part - own
     yield "stretches are joined by exp of the wrong sign of their lse", -2 * part
     yield "stretches are joined by the sums of their exponentials without their maxima", part - own - part
     yield "stretches are joined with lse in base 2 taken for base e", (np.log2(np.e) - 1) * part

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
+
 
 class TileStates:
     """Maxima and sums of n rows over tiles of keys, in the order in which they are visited.
@@ -71,6 +73,9 @@ class TileStates:
         later = np.cumsum(decay[:, ::-1], -1)[:, ::-1] - decay
         return np.log(np.exp((self.sums if sums is None else sums) + later).sum(-1))
 
+    def _rounded(self, tiles, name):
+        return np.where(tiles, np.log(round_to(np.exp(self.decay), name)), self.decay)
+
     def slips(self):
         """Words, with a gap for where, and logarithms of sums (n,) of which a step is wrong."""
         decay, moved = self.decay, self.decay < 0
@@ -86,6 +91,10 @@ class TileStates:
                 ("is rescaled twice", np.where(here, 2 * decay, decay)),
                 ("is rescaled by the inverse of the right factor", np.where(here, -decay, decay)),
                 ("is rescaled by exp2 of a difference in base e", np.where(here, decay * np.log(2), decay)),
+                *(
+                    (f"is rescaled by a factor that is rounded to {name}", self._rounded(tiles, name))
+                    for name in ("bfloat16", "float16")
+                ),
                 ("is rescaled by the factor of the tile before", np.where(tiles, before, decay)),
                 ("is rescaled by the factor of the tile after", np.where(tiles, after, decay)),
             ):
