@@ -34,10 +34,12 @@ from refattn.oracle.imaging.segment_models import Stretches, explain_segments, f
 from refattn.oracle.imaging.segments import find_segments
 from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.stored_order import stored_order
+from refattn.oracle.imaging.underflows import underflow_in_words
 from refattn.oracle.imaging.value_changes import explain_values
 from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys, values_left_out
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
+NO_CAUSE = "off by one number in each row, from"
 FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
 FEW = 0.3
@@ -335,6 +337,8 @@ class Description:
                 note = ""
                 if words := overflow_in_words(self.measured, rows):
                     kind, nature = "overflow", words
+                elif kind == "zero rows" and (words := underflow_in_words(self.view, rows)):
+                    kind, nature = "underflow", words
                 else:
                     note = threshold_in_words(self.measured, rows)
                 yield at_rows(self, rows, kind, nature, note)
@@ -444,12 +448,15 @@ class Description:
             return at_rows(self, rows, "keys", words)
         if constant:
             return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
-        if best := scores():
+        best = scores()
+        # a number of its own in each row names no cause
+        look = (not best or NO_CAUSE in best[0].words) and wrong.sum() >= 3
+        if look and (words := explain_lane_maxima(WrongRows(l, wrong))):
+            return self.finding(self.of_rows(wrong.any(-1)), "maxima of lanes", words, spread)
+        if best:
             if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
                 rule = dataclasses.replace(rule, statements=())
             return self.finding(rule, best[0].kind, _scores_in_words(best))
-        if wrong.sum() >= 3 and (words := explain_lane_maxima(WrongRows(l, wrong))):
-            return self.finding(self.of_rows(wrong.any(-1)), "maxima of lanes", words, spread)
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
             segments = cuts[0]
@@ -476,8 +483,11 @@ class Description:
         rises[..., 0] = False
         of_keys = lambda x: np.take_along_axis(x, np.broadcast_to(tile, self.view.shape), -1)
         rule = self.regions.find(of_keys(near), of_keys(rises | near))
-        if rule.statements:  # the first stretch, in which nothing can rise, is no part of the place
-            rises[..., 0] = True
+        first = inside = (tile == 0) & self.view.visible
+        for statement in rule.statements:
+            inside = inside & statement.holds(self.regions.array(statement.feature))
+        if rule.statements and inside.sum() > FEW * first.sum():
+            rises[..., 0] = True  # nothing can rise in the first stretch, which is no part of the place
             rule = self.regions.find(of_keys(near), of_keys(rises | near))
         return rule
 
@@ -514,7 +524,10 @@ class Description:
         changed = None
         if words:
             changed = rows_changed(self.ledgers, delta, self.regions, number, words, recipe)
-        return self.of_rows(wrong, None if changed is None else self.rows & (changed | wrong))
+        rule = self.of_rows(wrong, None if changed is None else self.rows & (changed | wrong))
+        if words and rule.fit < MOST:  # a place that says little beside a nature that is known
+            rule = dataclasses.replace(rule, statements=())
+        return rule
 
     def _values(self):
         yield from explain_values(self)

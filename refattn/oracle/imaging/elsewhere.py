@@ -97,6 +97,17 @@ def _rows_of_other_heads(view, at):
     for words, other in other_query_heads(view, head):
         yield words, Rows(view, at, (b, np.array([place[int(n)] for n in other]), t))
     if 1 < group < view.num_heads:
+        groups = view.num_heads // group
+        yield (
+            f"query head {groups} * (h % {group}) + h // {group}: the group of a head and its place in it "
+            "are exchanged",
+            Rows(view, at, (b, head % group * groups + head // group, t)),
+        )
+        yield (
+            f"query head {group} * (h % {groups}) + h // {groups}: the place of a head in its group and the "
+            "group are exchanged",
+            Rows(view, at, (b, head % groups * group + head // groups, t)),
+        )
         yield "query head h % group_size", Rows(view, at, (b, head % group, t))
         yield "the first head of its group", Rows(view, at, (b, head // group * group, t))
         yield "the last head of its group", Rows(view, at, (b, head // group * group + group - 1, t))
@@ -141,6 +152,13 @@ def _rows_of_other_strides(view, at):
             "an array of shape (all rows, heads) read as (heads, all rows)",
             Rows(view, at, (part, head, row - starts[part])),
         )
+    if count > 1:
+        number = b * num_heads + h
+        for words, (head, sequence) in (
+            ("(heads, sequences) read as (sequences, heads)", np.divmod(number, count)),
+            ("(sequences, heads) read as (heads, sequences)", np.divmod(h * count + b, num_heads)[::-1]),
+        ):
+            yield f"an array of shape {words}", Rows(view, at, (sequence, head, t))
     row, head = np.divmod(flat, num_heads)
     yield (
         "an array of shape (rows, heads) read as (heads, rows)",

@@ -9,7 +9,8 @@ from refattn.oracle.imaging.region import Rule
 
 GOOD, BETTER = 0.97, 0.02  # F1 of a list; by which it exceeds that of a rule
 MANY = 3  # statements of a rule
-MOST_SEQUENCES, MOST_KEYS = 6, 24
+MOST_SEQUENCES, MOST_RUNS = 6, 8
+LISTED = "the key is one of "
 LEAST_TERMS = 3  # of a progression
 
 
@@ -25,7 +26,9 @@ def rule_or_list(regions, wrong, universe) -> Rule:
     inside = universe & keys[:, None, None]
     hit = int((inside & wrong).sum())
     listed = Rule((_words(keys, seen > 0),), inside, int(wrong.sum()), hit, int((inside & ~wrong).sum()))
-    short = (keys.any(-1).sum() <= MOST_SEQUENCES) and keys.sum(-1).max() <= MOST_KEYS
+    runs = (np.diff(keys.astype(int), prepend=0, axis=-1) > 0).sum(-1)
+    regular = not listed.statements[0].startswith(LISTED)
+    short = regular or (keys.any(-1).sum() <= MOST_SEQUENCES and runs.max() <= MOST_RUNS)
     if short and listed.fit > GOOD and listed.fit >= rule.fit - BETTER / 2:
         return listed
     return rule
@@ -41,8 +44,8 @@ def _words(keys, seen):
         return f"{words}, or the last one of its sequence"
     own = {n: ranges(of.tolist()) for n, of in enumerate(every) if len(of)}
     if len(set(own.values())) == 1 and len(own) == len(every):
-        return f"the key is one of {next(iter(own.values()))}"
-    return "the key is one of " + "; ".join(f"{of} in sequence {n}" for n, of in own.items())
+        return LISTED + next(iter(own.values()))
+    return LISTED + "; ".join(f"{of} in sequence {n}" for n, of in own.items())
 
 
 def _progression(keys, seen):

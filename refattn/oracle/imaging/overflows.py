@@ -44,6 +44,8 @@ def saturation(measured):
     output, expected = np.abs(measured.output), np.abs(measured.expected_output)
     known = measured.view.row_exists[..., None] & np.isfinite(output)
     limit = output[known].max(initial=0.0)
+    if not limit > 0:
+        return None
     at = known & (output == limit)
     beyond = known & (expected > (1 + BEYOND) * limit)
     if (

@@ -9,19 +9,20 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.elsewhere import other_rows
 from refattn.oracle.imaging.factors_in_words import ratio
-from refattn.oracle.imaging.features import KEY_TILES
-from refattn.oracle.imaging.rounding import COARSE, REFERENCE_TILES, rounded_weights, tile_maximum
+from refattn.oracle.imaging.rounding import COARSE, REFERENCE_TILES, rounded_weights
 from refattn.oracle.imaging.row_sinks import other_sinks
 from refattn.oracle.imaging.row_states import carried, wrong_steps
 from refattn.oracle.imaging.row_sums import other_sums
 
-EXPLAINS, NOTHING_LEFT = 0.9, 0.995
+EXPLAINS, NOTHING_LEFT = 0.9, 0.985
+MISFIT = 0.25  # what a tolerance of difference counts beside the share
 OVERLOOKED = 0.75  # of the tolerance (which is twice the rounding)
+SEVERAL = 0.7  # of the rows are others
 LEAST_ROWS = 3  # fewer may be like others by chance
 MOST_TERMS = 2**22  # exponentials that are added up one by one
 ROW_TILES = (16, 32, 64, 128)
 MOST_PLACES, SHOWN_PLACES = 48, 6
-ACCUMULATED = (16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
+ACCUMULATED = (2, 4, 8, 16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class WrongNumbers:
         telling = np.abs(self.delta) > 5 * self.tolerance
         self.telling = telling if telling.sum() >= 3 else np.ones(len(telling), bool)
 
+    def misfit(self, predicted):
+        """How far the telling rows are from the prediction, in tolerances: less than 1."""
+        off = np.abs(self.delta - predicted) / self.tolerance
+        return float(np.minimum(off[self.telling], 1.0).mean())
+
     def share(self, predicted):
         """Share of the rows whose `delta` is the predicted one."""
         near = np.abs(self.delta - predicted) <= self.tolerance
@@ -82,8 +88,8 @@ class WrongNumbers:
 
 
 def explain_row_number(ledgers, delta, wrong, regions, number) -> list[tuple]:
-    """Words for what explains `delta` (B, H, T) in the wrong rows, the share of them that it explains, and
-    for some a function that says of any `WrongNumbers` what it predicts.
+    """Words for what explains `delta` (B, H, T) in the wrong rows, how well it does (the share of the rows,
+    less what it is beside them), and for some a function that says of any `WrongNumbers` what it predicts.
 
     `number` is `NORMALISER` or `LSE`.
     """
@@ -94,10 +100,12 @@ def explain_row_number(ledgers, delta, wrong, regions, number) -> list[tuple]:
     models = []
     with np.errstate(all="ignore"):
         for family in families:
-            models += [(words, rows.share(predicted)) for words, predicted in family(rows)]
-            if any(share > NOTHING_LEFT for _, share in models):
+            for words, predicted in family(rows):
+                if (share := rows.share(predicted)) >= EXPLAINS:
+                    models.append((words, share - MISFIT * rows.misfit(predicted), rows.recipes.get(words)))
+            if any(share > NOTHING_LEFT for _, share, _ in models):
                 break
-    return [(words, share, rows.recipes.get(words)) for words, share in models if share >= EXPLAINS]
+    return models
 
 
 def rows_changed(ledgers, delta, regions, number, words, recipe):
@@ -126,10 +134,25 @@ def rows_changed(ledgers, delta, regions, number, words, recipe):
 def _of_other_rows(rows):
     view = rows.view
     for words, other in other_rows(view, rows.at):
-        yield f"{rows.name} is that of {words}", other.change(view.lse)
+        change = other.change(view.lse)
+        if rows.returned and not np.isfinite(change).all() and np.isfinite(change).any():
+            change, fill = _with_fill(rows, change)
+            yield f"{rows.name} is that of {words}{fill}", change
+        else:
+            yield f"{rows.name} is that of {words}", change
         if not rows.returned:
             note = "(the sum of exponentials; its maximum is right)"
             yield f"{rows.name} is that of {words} {note}", other.change(view.lse - view.top)
+
+
+def _with_fill(rows, change):
+    """What is seen where there is no other row: one number, if it is one; and words for it."""
+    none, got = ~np.isfinite(change), rows.lse + rows.delta
+    fill = np.median(got[none])
+    if (np.abs(got[none] - fill) > rows.tolerance[none]).any():
+        return change, ""
+    words = f"{fill + 0.0:.4g}" if abs(fill) > 1e-6 else "0"
+    return np.where(none, fill - rows.lse, change), f" (and {words} where that holds no row)"
 
 
 def _stored_elsewhere(rows):
@@ -148,6 +171,8 @@ def _stored_elsewhere(rows):
     if same.mean() < 0.5 or rows.tolerance.max() * len(values) > 0.1 * np.ptp(values):
         return  # by chance: some right number is near any number
     source = finite[best]
+    if len(np.unique(best[same])) < SEVERAL * same.sum():
+        return  # one number in many rows comes from no row
     starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])
     place = lambda b, h, t: h * starts[-1] + starts[b] + t
     steps = place(*source.T) - place(b, h, t)
@@ -243,28 +268,6 @@ def _product_with_mean_key(rows):
     mean = np.where(inside, np.nan_to_num(key), 0).sum(2) / np.maximum(length[:, 0, 0], 1)[:, None]
     own = mean[rows.at[0], view.heads[rows.at[1]] // view.group_size]
     return view.outline_of(0).scale * (query[rows.at] * own).sum(-1)
-
-
-def _rescaled_tiles(rows):
-    """Sums of tiles of keys that are brought to another maximum than the row's."""
-    view, name = rows.view, rows.name
-    for size in KEY_TILES:
-        if size >= view.num_keys:
-            continue
-        tops = tile_maximum(view, size)[rows.at]
-        running = np.maximum.accumulate(tops, axis=-1)
-        rise = running[..., -1] - running[..., -2]
-        rise = np.where(np.isfinite(rise), rise, 0)
-        yield f"{name} misses the last rescaling (tiles of {size} keys)", rise
-        yield f"{name} is rescaled once too often at the last tile (tiles of {size} keys)", -rise
-        yield (
-            f"{name} is relative to the maximum of the first tile of {size} keys",
-            running[..., -1] - tops[..., 0],
-        )
-        yield (
-            f"{name} is relative to the maximum of the last tile of {size} keys",
-            tops[..., -1] - running[..., -1],
-        )
 
 
 def _by_head(rows):
@@ -375,7 +378,6 @@ FAMILIES = (
     _slips_of_normaliser,
     _constant,
     wrong_steps,
-    _rescaled_tiles,
     carried,
     other_sums,
     _multiples,

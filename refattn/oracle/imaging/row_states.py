@@ -55,6 +55,10 @@ def _slips(rows, size):
         order += "; the sink starts the sum" if states.starts else ""
         for words, total in states.slips():
             yield (words, order), _beside_sink(rows, total, right)
+        for words, reference in states.references():
+            moved = np.where(np.isfinite(reference), reference - rows.top, 0.0)
+            yield (f"is relative to {words}, the sum of exponentials to the row's", order), moved
+            yield (f"is relative to the row's maximum, the sum of exponentials to {words}", order), -moved
 
 
 def _seen_in_part(view, size):

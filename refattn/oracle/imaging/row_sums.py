@@ -9,7 +9,7 @@ import numpy as np
 
 from refattn.oracle.imaging.features import FEATURES, KEY_TILES
 
-LANES = (16, 32, 64, 128)  # threads over which a sum is taken
+PART_TILES = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 176, 192, 224, 256, 384, 512)
 KNOWN = 0.9  # of the rows hold a whole number of terms
 ADDED = "as of keys of score 0 or of empty parts whose lse is 0"  # where terms of exp(0) come from
 
@@ -51,16 +51,26 @@ def _other_keys(rows):
                     words = f"the keys count {round(times) + 1} times {where}"
                     yield words, np.log1p(round(times) * mass)
             yield f"only the keys count {where}", np.log(mass)
-    key = np.arange(view.num_keys)
-    for tile in KEY_TILES:
-        for lanes in LANES:
-            left_out = key % tile >= lanes
-            if lanes < tile and left_out.any():
-                where = f"the key's place in its tile of {tile} keys is at least {lanes}"
-                mass = np.where(left_out, weights, 0).sum(-1)
-                yield f"the keys are left out of {name} where {where}", np.log1p(-mass)
+    yield from _parts_of_tiles(rows, weights)
     hidden = np.where(view.exists & ~view.visible, share, 0.0)[rows.at].sum(-1)
     yield f"hidden keys count in {name}", np.log1p(hidden)
+
+
+def _parts_of_tiles(rows, weights):
+    """Keys from one place on of each tile: weights (n, S) of the right ones."""
+    name, key = rows.name, np.arange(weights.shape[1])
+    for size in PART_TILES:
+        powers = {1 << bit for bit in range(2, 9)}
+        for part in sorted({size // 4, size // 2, size * 3 // 4, size * 2 // 3, *powers}):
+            if not 0 < part < size or size > 2 * len(key):
+                continue
+            mass = weights[:, key % size >= part].sum(-1)
+            where = f"where the key's place in its tile of {size} keys is at least {part}"
+            yield f"the keys are left out of {name} {where}", np.log1p(-mass)
+            yield f"the keys count twice in {name} {where}", np.log1p(mass)
+            where = where.replace(f"at least {part}", f"below {part}")
+            yield f"the keys are left out of {name} {where}", np.log(mass)
+            yield f"the keys count twice in {name} {where}", np.log(2 - mass)
 
 
 def _terms_of_zero(rows):

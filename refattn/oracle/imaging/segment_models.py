@@ -15,6 +15,7 @@ from refattn.oracle.imaging.segments import find_segments, over_stretches
 OF_TILE_BEFORE = "what was accumulated before a tile is rescaled with the factor of the tile before it"
 FITS = 0.9
 MOST_SINGLE = 12  # stretches of which each is looked at alone
+WHOLE = 0.01  # keys that count a whole number of times are told as such
 CLEAR, LEAST_CLEAR = 2, 4  # times the tolerance; rises that are followed
 ROW_TILES = (4, 8, 16, 32, 64, 128)
 
@@ -311,6 +312,7 @@ def _in_some_stretches(stretches):
 
 
 def _numbers_of_stretches(stretches, count):
+    """One number of a stretch, beside the others; or a number of each that is the same in all rows."""
     f, lse = stretches.factor, stretches.lse
     if count > MOST_SINGLE:
         return
@@ -324,7 +326,9 @@ def _numbers_of_stretches(stretches, count):
         which = f"the stretch from key {starts.pop()} on" if len(starts) == 1 else f"stretch {n} (from 0)"
         level = round(float(np.median((beside + lse[..., n])[wrong])), 5) + 0.0
         times = float(np.median(beside[wrong]))
+        whole = stretches.view.lse - lse[..., n]
         for words, one in (
+            (f"{which} is joined with weight 1, not exp(its lse - the lse of the row)", whole),
             (f"{which} counts {np.exp(times):.4g} times", np.full(beside.shape, times)),
             (f"{which} is joined with the others as if its lse were {level:.4g}", level - lse[..., n]),
         ):
@@ -334,7 +338,8 @@ def _numbers_of_stretches(stretches, count):
                 yield Explained(words, share, predicted=predicted)
     level = _median((f - f[..., :1]).reshape(-1, count).T)
     predicted = np.broadcast_to(level, f.shape)
-    if np.isfinite(level).all() and (share := stretches.share(predicted)) >= FITS:
+    counted = np.abs(np.exp(level) - np.round(np.exp(level))).max() < WHOLE
+    if np.isfinite(level).all() and not counted and (share := stretches.share(predicted)) >= FITS:
         numbers = ", ".join(f"{number:.4g}" for number in np.exp(level))
         words = f"the stretches, in their order, count {numbers} times (beside the first), in every row"
         yield Explained(words, share, predicted=predicted)

@@ -67,6 +67,18 @@ class TileStates:
         yield "tiles of odd number", number % 2 == 1
         yield "tiles of even number", keys & (number % 2 == 0)
 
+    def references(self):
+        """Words and maxima (n,) that may be taken for the last running one."""
+        last = np.where(self.seen, np.arange(self.seen.shape[1]), 0).max(-1)[:, None]
+        at = lambda x, tile: np.take_along_axis(x, np.maximum(tile, 0), -1)[:, 0]
+        starts = np.unique(self.first_key[last[:, 0]])
+        which = f" (from key {starts[0]} on)" if len(starts) == 1 else ""
+        before = f"the running maximum of before the last tile that the row sees{which}"
+        yield before, np.where(last[:, 0] > 0, at(self.running, last - 1), np.nan)
+        yield f"the maximum of the last tile that the row sees{which}", at(self.maximum, last)
+        first = self.seen.argmax(-1)[:, None]
+        yield "the maximum of the first tile that the row sees", at(self.maximum, first)
+
     def total(self, decay=None, sums=None):
         """Logarithm of the sum over all tiles, relative to the last running maximum, (n,)."""
         decay = self.decay if decay is None else decay

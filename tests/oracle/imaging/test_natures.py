@@ -594,7 +594,7 @@ fault(
 fault(
     "the maximum starts at 0",
     "rows are 0",
-    "maximum started near (-|0)",
+    "maximum starts at 0",
     size="square",
     causal=True,
     query_times=600.0,
@@ -605,7 +605,7 @@ fault(
 fault(
     "the maximum starts at 0, a bias is far below",
     "rows are 0",
-    "largest score is negative",
+    "maximum starts at 0",
     size="square",
     options={
         "bias": np.where(np.arange(53) % 5 == 3, -150.0, 0.0).astype(np.float32)[:, None]
@@ -821,11 +821,10 @@ fault(
 )
 fault(
     "not normalised",
-    "not divided|not normalised|no normaliser",
+    "rows are not divided by the normaliser",
     dtype="bfloat16",
     size="square",
     finish=lambda total, at: 1.0,
-    today="Only the keys count in the normaliser where the key has the row's largest score",
 )
 fault(
     "sum of the next head",
