@@ -40,11 +40,17 @@ def _keys(view, own, got, wrong, known):
             of_tile = rows & (tile == n)
             if of_tile.any():
                 found = _of_keys(own, got, wrong & of_tile[..., None], known, of_tile)
-                steps[int(n)] = set() if found is None else set((found[1] - found[0]).tolist())
-        if len(steps) > 1 and all(len(of) == 1 for of in steps.values()):
-            told = ", ".join(f"{of.pop():+d} in tile {n}" for n, of in list(steps.items())[:EXAMPLES])
+                steps[int(n)] = None if found is None else _step(found[1] - found[0])
+        if len(steps) > 1 and None not in steps.values():
+            told = ", ".join(f"{step:+d} in tile {n}" for n, step in list(steps.items())[:EXAMPLES])
             return f"at other keys, by tile of {size} rows: key {told}"
     return ""
+
+
+def _step(steps):
+    """The step that nearly all keys share, or None."""
+    common = most_common(steps)
+    return common if (steps == common).mean() > AGREE else None
 
 
 def _of_keys(own, got, wrong, known, rows):
@@ -58,7 +64,9 @@ def _of_keys(own, got, wrong, known, rows):
         return None
     best = unlike[at].argmin(-1)
     fits = unlike[at, best] <= (1 - EXACT) * counts[at]
-    return None if fits.mean() < AGREE else (at[fits], best[fits])
+    off = flat(wrong)[:, at]
+    explained = (off * (mine[:, best] == seen[:, at])).sum() / max(off.sum(), 1)
+    return None if min(fits.mean(), explained) < AGREE else (at[fits], best[fits])
 
 
 def _rows(view, own, got, wrong, known):
@@ -79,7 +87,9 @@ def _rows(view, own, got, wrong, known):
     elsewhere = (sequence != b[:, None]) * 0.3 + (head != h[:, None]) * 0.2
     best = (unlike + elsewhere).argmin(-1)
     fits = (unlike[np.arange(len(b)), best] <= (1 - EXACT) * counts) & (counts >= LEAST)
-    if fits.mean() < AGREE:
+    off = wrong[at][:, keys]
+    explained = (off & (masks[best] == seen)).sum() / max(off.sum(), 1)
+    if min(fits.mean(), explained) < AGREE:
         return ""
     told = []
     for what, wanted, taken in (
@@ -117,7 +127,7 @@ def _map(wanted, got, what):
         return f"{step} for {what}s {ranges(wanted.tolist())}"
     common = most_common(got - wanted)
     if (np.clip(wanted + common, got.min(), got.max()) == got).mean() > EXACT:
-        return f"{what} {'+' if common > 0 else '-'} {abs(common)}, but from {got.min()} to {got.max()} only"
+        return f"{what} {'+' if common > 0 else '-'} {abs(common)}, no less than {got.min()} and no more than {got.max()}"
     for size in TILES:
         tiles, step = wanted // size, got - wanted
         each = [(n, np.unique(step[tiles == n])) for n in np.unique(tiles)]
