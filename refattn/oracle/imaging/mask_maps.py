@@ -127,7 +127,8 @@ def _map(wanted, got, what):
         return f"{step} for {what}s {ranges(wanted.tolist())}"
     common = most_common(got - wanted)
     if (np.clip(wanted + common, got.min(), got.max()) == got).mean() > EXACT:
-        return f"{what} {'+' if common > 0 else '-'} {abs(common)}, no less than {got.min()} and no more than {got.max()}"
+        step = f"{what} {'+' if common > 0 else '-'} {abs(common)}"
+        return f"{step}, no less than {got.min()} and no more than {got.max()}"
     for size in TILES:
         tiles, step = wanted // size, got - wanted
         each = [(n, np.unique(step[tiles == n])) for n in np.unique(tiles)]
