@@ -20,6 +20,7 @@ from refattn.oracle.imaging.extra_keys import extra_keys
 from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
+from refattn.oracle.imaging.number_fits import scores_with_a_number
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
 from refattn.oracle.imaging.other_scores import (
     components,
@@ -351,7 +352,7 @@ class Estimated(Reading):
             *(partial(x.ranges, what=what, masked=masked) for masked in (True, False) for what in x.RANGES),
             x.one_key,
             lambda rows: [x.hidden_alike(rows)],
-            self._numbers,
+            lambda rows: scores_with_a_number(self.view, rows),
             lambda rows: [foreign.other_rows(self, rows)],
             lambda rows: moved_columns(self, rows),
             lambda rows: extra_keys(self, rows),
@@ -381,44 +382,6 @@ class Estimated(Reading):
     def _of_all_rows(self):
         """What takes more rows than a trial has."""
         return lambda rows: value_tables(self, rows)
-
-    def _numbers(self, block):
-        """Scores with one number in them."""
-        view, n = self.view, block.sequence
-        take = lambda array: np.broadcast_to(array, view.shape)[n][:, block.rows]
-        score, capped, raw = take(view.score), take(view.capped), take(view.raw)
-        shift = np.where(np.isfinite(score), score - capped, 0.0)
-        cap = view.options.get("softcap")
-
-        def scaled(a):
-            x = raw * (1 + a)
-            if not cap:
-                return x + shift, raw
-            t = np.tanh(x / cap)
-            return cap * t + shift, raw * (1 - t**2)
-
-        fit = explanations.score_numbers
-        yield fit(block, scaled, "another scale", (0.0, -0.7, 1.0))
-        yield fit(block, scaled, "another scale and factor", (0.0, -0.7, 1.0), scaled=True)
-        if cap:
-            linear = raw - capped
-            yield fit(block, lambda a: (score + a * linear, linear), "part of softcap", (0.0, 1.0))
-
-            def other_cap(a):
-                c = cap * np.maximum(1 + a, 0.02)
-                t = np.tanh(raw / c)
-                return c * t + shift, cap * (t - raw / c * (1 - t**2))
-
-            yield fit(block, other_cap, "another softcap", (0.0, -0.3, 0.44))
-        if np.abs(shift).max(initial=0.0) > 0:
-            yield fit(
-                block,
-                lambda a: (capped + shift * (1 + a), shift),
-                "bias or ALiBi times a number",
-                (0.0, -1.0),
-            )
-        away = (view.key - view.position[n, :, block.rows]).astype(float).reshape(1, len(block.rows), -1)
-        yield fit(block, lambda a: (score + a * away, away), "a slope along the keys")
 
     def _values(self):
         sizes = [size for size in (16, 32, 48, 64, 96, 128) if size < self.view.num_keys]

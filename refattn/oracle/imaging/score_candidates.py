@@ -290,6 +290,38 @@ def _keys(steps):
                     yield f"the {what} is that of {words}", changed(taken)
 
 
+def _queries(steps):
+    """Products with queries of other places in memory; of MLA in the latent or rotary part."""
+    view = steps.view
+    if steps.operands is None or view.shape[2] != view.sequences[steps.rows.sequence].num_rows:
+        return
+    query, key = steps.operands
+    H, T, _ = query.shape
+    if len(view.heads) != view.num_heads:
+        return
+    own = np.asarray(steps.rows.rows)
+    nope = view.arrays[0].shape[-1] if view.latent else 0
+    parts = [("rotary part of the ", slice(nope, None)), ("latent part of the ", slice(0, nope))]
+    h, t = np.arange(H)[:, None], np.arange(T)
+    places = [("the first head", 0 * h + 0 * t, t + 0 * h), ("the first row", h + 0 * t, 0 * t + 0 * h)]
+    for words, head in other_head_places(view):
+        places.append((words, np.clip(head(h), 0, H - 1) + 0 * t, t + 0 * h))
+    for words, flat in (
+        ("memory of (heads, rows) read as (rows, heads)", t * H + h),
+        ("memory of (rows, heads) read as (heads, rows)", (h * T + t) % H * T + (h * T + t) // H),
+    ):
+        places.append((words, flat // T, flat % T))
+    for part, which in parts if view.latent else [("", slice(None))]:
+        q, k = query[..., which], np.swapaxes(key[..., which], -1, -2) * steps.scale
+        for words, head, row in places:
+            change = q[head, row] - q
+            if change.any():
+                yield (
+                    f"the {part}query is that of {words}",
+                    lambda at, c=change, k=k: steps.of_raw(steps.raw[:, at] + c[:, own[at]] @ k, at),
+                )
+
+
 def with_keys(steps, named):
     """Scores with other keys (K, S, D), each of a name."""
     if steps.operands is None:
@@ -326,7 +358,7 @@ def _multiples(steps):
             )
 
 
-FAMILIES = (_biases, _shifts, _multiples, _softcaps, _alibis, _rounded, _products, _keys)
+FAMILIES = (_biases, _shifts, _multiples, _softcaps, _alibis, _rounded, _products, _keys, _queries)
 
 
 def for_some_keys(steps):
