@@ -665,6 +665,34 @@ fault(
 
 # stretches
 
+fault(
+    "factors in bfloat16",
+    "factor by which what was accumulated is rescaled is rounded to bfloat16",
+    size="long",
+    query_times=1.5,
+    rescale=lambda f, at: round_to(f, "bfloat16"),
+)
+fault(
+    "the sum takes 16 lanes of a tile of 24",
+    "keys are left out of the normaliser where the key's place in its tile of 24 keys is at least 16",
+    size="grouped",
+    tile=24,
+    counted=lambda p, at: p * (at.key % 24 < 16),
+)
+fault(
+    "the maximum is that of hidden keys too",
+    "rows are 0",
+    "maximum is taken over keys too that are hidden",
+    size="square",
+    causal=True,
+    query_times=600.0,
+    score=lambda s, at: s - s.max(-1, keepdims=True),
+    tile=96,
+    top=lambda new, old, at: np.zeros_like(new),
+    weigh=lambda p, at: np.float64(np.float32(p)),
+    counted=lambda p, at: np.float64(np.float32(p)),
+)
+
 
 def of_lanes(s, at):
     """Scores relative to the maximum of the even and of the odd keys of a row of one tile."""
