@@ -105,12 +105,15 @@ class _Curve:
         self.off = (y - number) * variable.size
         period = 1.0 if variable.periodic else None
         self.elsewhere = np.interp(variable.x, self.x, self.y, period=period) * variable.size
-        plain = np.where(self.held[:, None], np.where(where, y - own, 0), centred(y, where))
+        plain = centred(y, where)  # a number of each row's own is no function of a score
         # what is left beside the nearest pairs: steps and jumps are a function too
         order = np.argsort(x[where], kind="stable")
         rest = np.diff((y - number)[where][order]) / np.sqrt(2)
         size = lambda z: (np.median(z**2), np.mean(np.minimum(z**2, np.quantile(z**2, MOST))))
         self.left = max(a / max(b, 1e-300) for a, b in zip(size(rest), size(plain[where]), strict=True))
+        noise = np.median((rows.tolerance / np.abs(variable.size))[where])
+        if size(plain[where])[1] < noise**2:  # nothing that is more than rounding
+            self.left = np.inf
 
     def in_words(self):
         return self._periodic() if self.variable.periodic else self._table()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.rounding import running_maximum
 from refattn.oracle.imaging.wrong_rows import Model
 
@@ -21,6 +22,14 @@ LARGEST = (
 def saturated(rows) -> Iterator[Model]:
     """Products of query and key that are cut off at both ends, as in a format that holds no larger ones."""
     cut = lambda limit: rows.of_products(np.clip(rows.raw, -limit, limit))
+    half, largest = round_to(rows.raw / rows.scale, "float16"), LARGEST[0][0]
+    if (np.abs(rows.raw / rows.scale) > largest).any():
+        words = (
+            "products of query and key, before the scale, are rounded to float16 and cut off at 65504, "
+            "its largest number"
+        )
+        scores = rows.of_products(np.clip(half, -largest, largest) * rows.scale)
+        yield Model("scores", words, scores)
     for largest, words in LARGEST:
         for limit, when in ((largest * abs(rows.scale), ", before the scale"), (largest, "")):
             if (np.abs(rows.raw) > limit).any():

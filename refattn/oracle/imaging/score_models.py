@@ -22,6 +22,7 @@ from refattn.oracle.imaging.score_quantised import quantised
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
 from refattn.oracle.imaging.score_steps import stepped
 from refattn.oracle.imaging.score_terms import bias_of_one_place, bias_read_elsewhere
+from refattn.oracle.imaging.score_tiles import other_tile_layouts
 from refattn.oracle.imaging.stale_weights import weights_of_other_tiles
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
@@ -42,6 +43,7 @@ FAMILIES = (
     components,
     multiplied_by_part,
     rounded,
+    other_tile_layouts,
     quantised,
     stepped,
     one_number_each,

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.oracle.imaging.wrong_rows import HELD, Model, centred
 
-LEAST = 3  # wrong pairs of a row or of a key
+LEAST = 8  # wrong pairs of a row or of a key
 EXACT = 0.02  # of the size of the numbers: what is left when they are a product with one vector
 
 
@@ -66,12 +66,14 @@ def _number_of_rows(rows):
         return
     number = np.where(known, np.nanmedian(np.where(known[:, None], off, 0), -1), 0)
     scores = np.where(rows.wrong, rows.score + number[:, None], rows.score)
-    words = f"wrong pairs have scores that are off by one number in each row, {_range(number[known])}"
-    if (vector := _vector(rows, number, known)) is not None:
-        words += (
-            ": the product of the query with one vector that is added to these keys (components "
-            f"{', '.join(f'{v:.2g}' for v in vector[:4])}, ...), as a wrong zero point"
-        )
+    vector = _vector(rows, number, known)
+    if vector is None:  # a factor of weights, not of scores
+        return
+    words = (
+        f"wrong pairs have scores that are off by one number in each row, {_range(number[known])}: the "
+        "product of the query with one vector that is added to these keys (components "
+        f"{', '.join(f'{v:.2g}' for v in vector[:4])}, ...), as a wrong zero point"
+    )
     yield Model("scores", words, scores, 2, False)
 
 

@@ -6,6 +6,7 @@ Where a row of the bias is read is looked for along the whole memory of its head
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ EXPLAINED = 0.9  # of the wrong pairs of a row
 KEY_TILES = (256, 128, 96, 80, 64, 48, 32, 16)  # the largest that fits is the one that is meant
 ROW_TILES = (1, 16, 32, 48, 64, 96, 128)
 FITS = 0.85  # of the places that a rule for them must give
+VECTORS = (2, 4, 8, 16, 32)  # numbers that are loaded at once
 SHOWN = 6  # runs of rows that are told
 
 
@@ -56,25 +58,48 @@ def bias_read_elsewhere(rows) -> Iterator[Model]:
     view, bias = rows.view, rows.bias
     if bias is None:
         return
-    planes = [np.asarray(view.outline_of(n).bias)[s.entry] for n, s in enumerate(view.sequences)]
+    memory = [_Memory.of(view, n) for n in range(len(view.sequences))]
     scores, moves = rows.score.copy(), []
     for n, (b, h, i) in enumerate(zip(rows.b, rows.head, rows.row, strict=True)):
-        memory = np.nan_to_num(planes[b][h : h + 2], posinf=0, neginf=0)  # a row may run into the next head
-        line = _Line(rows, n, memory, bias[n], i)
+        line = _Line(rows, n, memory[b], bias[n], h, i)
         for keys, step in line.places():
             scores[n, keys] = line.read(keys, step)
             moves.append((n, keys, step))
     if not moves or all(step == 0 for _, _, step in moves):
         return
-    yield Model("bias", _moves_in_words(rows, moves, planes[0].shape[-1]), scores, 1, whole=False)
+    yield Model("bias", _moves_in_words(rows, moves, memory), scores, 1, whole=False)
+
+
+class _Memory(NamedTuple):
+    """A bias (H, rows, keys) in memory, and the row and column at which a sequence's own begins."""
+
+    array: np.ndarray
+    row: int = 0
+    column: int = 0
+
+    @classmethod
+    def of(cls, view, n):
+        """That of sequence n. Packed sequences share one array."""
+        s, given = view.sequences[n], np.asarray(view.options.get("bias"))
+        starts = [view.options.get(name) for name in ("cu_q", "cu_kv")]
+        own = np.asarray(view.outline_of(n).bias)[s.entry]
+        if given.ndim < 2 or any(start is None for start in starts):
+            return cls(own)
+        starts = [np.asarray(start) for start in starts]
+        if given.shape[-2:] != tuple(int(start[-1]) for start in starts):
+            return cls(own)
+        whole = np.broadcast_to(given.astype(np.float64), (len(own), *given.shape[-2:]))
+        return cls(whole, *(int(start[s.part]) for start in starts))
 
 
 class _Line:
     """One row of scores, and the memory from which its bias may be read."""
 
-    def __init__(self, rows, n, memory, bias, row):
-        _, count, self.width = memory.shape
-        self.flat, self.start = memory.reshape(-1), min(row, count - 1) * self.width
+    def __init__(self, rows, n, memory, bias, head, row):
+        _, count, self.width = memory.array.shape
+        array = memory.array[head : head + 2]  # a row may run into the next head
+        self.flat = np.nan_to_num(array, posinf=0, neginf=0).reshape(-1)
+        self.start = min(row + memory.row, count - 1) * self.width + memory.column
         self.ends = False  # whether what lies beyond the row's last column is that column
         self.rest, self.measured = rows.score[n] - bias, rows.measured[n]
         self.tolerance = rows.tolerance[n]
@@ -138,14 +163,14 @@ class _Line:
         return (int(place) - self.size - self.start for place in nearest)
 
 
-def _moves_in_words(rows, moves, width):
+def _moves_in_words(rows, moves, memory):
     """What the places have in common at which the bias is read."""
     n = np.array([move[0] for move in moves])
     steps = np.array([move[2] for move in moves])
     first = np.array([move[1][0] for move in moves])
     keys = np.array([len(move[1]) for move in moves])
-    row = rows.row[n]
-    for words, rule in _rules(rows, n, row, first, width, steps):
+    row, width = rows.row[n], memory[0].array.shape[-1]
+    for words, rule in (*_rules(rows, n, row, first, width, steps), *_starts(rows, n, memory)):
         if np.average(rule == steps, weights=keys) >= FITS:
             return f"the bias is read {words}"
     return f"rows of the bias are read from other places in memory: {_steps_by_row(row, steps)}"
@@ -174,9 +199,7 @@ def _rules(rows, n, row, first, width, steps):
         )
         yield words, stride * row
     head = rows.head[n]
-    for stride in (
-        np.unique(np.round(steps[head > 0] / head[head > 0]).astype(int)) if (head > 0).any() else ()
-    ):
+    for stride in _strides(steps, head):
         words = (
             f"with another head stride: head h is read {abs(stride)} * h numbers "
             f"{'further on' if stride > 0 else 'before'} ({_away(stride, width)} for each head)"
@@ -185,6 +208,24 @@ def _rules(rows, n, row, first, width, steps):
     offset = rows.position[n] - rows.row[n]
     for sign, words in ((1, "further on"), (-1, "before")):
         yield f"at the column that is {words} by the offset of the rows (keys less rows)", sign * offset
+
+
+def _starts(rows, n, memory):
+    """Rules of where rows begin: at other starts of a packed sequence, or at whole vectors."""
+    count, width = memory[0].array.shape[-2:]
+    row = np.array([memory[b].row for b in rows.b])[n]
+    column = np.array([memory[b].column for b in rows.b])[n]
+    own = "at the sequence's own {}, not at those of the packed array ({})"
+    yield own.format("rows and columns", "from its top left corner on"), -(row * width + column)
+    yield own.format("columns", "from column 0 on"), -column
+    yield own.format("rows", "from row 0 on"), -row * width
+    start = ((rows.head[n] * count + rows.row[n] + row) * width + column).astype(int)
+    for size in VECTORS:
+        words = (
+            f"from the multiple of {size} numbers {{}} the start of each row on (rows have {width} numbers)"
+        )
+        yield words.format("before"), -(start % size)
+        yield words.format("after"), -start % size
 
 
 def _strides(steps, number):

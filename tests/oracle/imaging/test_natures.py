@@ -65,6 +65,23 @@ def skip_far_tiles(s, at):
     return np.where((top < before - 12).any(1, keepdims=True), -np.inf, s)
 
 
+def in_other_vectors(key, stored, read, size=16):
+    """Keys (K, S, D) stored as (D / stored, size, stored) in each tile and read as (D / read, size, read)."""
+    tiles, moved = key[:, : key.shape[1] // size * size], key.copy()
+    heads, count, dims = tiles.shape
+    packed = tiles.reshape(heads, count // size, size, dims // stored, stored).swapaxes(2, 3)
+    packed = packed.reshape(heads, count // size, dims // read, size, read).swapaxes(2, 3)
+    moved[:, :count] = packed.reshape(heads, count, dims)
+    return moved
+
+
+def from_vectors(bias, size):
+    """A bias (H, T, S) of which each row is read from the multiple of `size` before its start on."""
+    starts = np.arange(bias.shape[0] * bias.shape[1]) * bias.shape[2]
+    places = (starts - starts % size)[:, None] + np.arange(bias.shape[2])
+    return bias.reshape(-1)[places].reshape(bias.shape)
+
+
 MIDDLE_ROWS = "tile of 16 rows is 1|place in its tile of 32 rows is at least 16"  # 16 to 31 of 37
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
 
@@ -249,6 +266,21 @@ fault(
     "zero point",
     "one vector",
     load=of_array("key", lambda x: x + 0.3 * (np.arange(x.shape[1]) % 2 == 0)[:, None]),
+)
+
+fault(
+    "keys lie in vectors of 4 and are read in vectors of 8",
+    "components / 4, slots, 4",
+    "components / 8, slots, 8",
+    size="long",
+    load=of_array("key", lambda x: in_other_vectors(x, 4, 8)),
+)
+fault(
+    "rows of the bias are read from whole vectors of 4 on",
+    "bias",
+    "multiple of 4 numbers before",
+    options={"bias": bias_of(4, 37, 83)},
+    bias=lambda s, at: s + from_vectors(at.bias, 4)[:, at.rows, at.span],
 )
 
 # visible keys
