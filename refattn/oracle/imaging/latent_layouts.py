@@ -25,6 +25,7 @@ MOST_ROWS = 6  # about, on which other arrays are tried first
 RIGHT_SHARE = 0.98  # of the numbers of the output
 LEAST_CLEAR = 24  # wrong numbers that are no matter of rounding
 LEFT = 0.1  # of the squared error, that an explanation may leave
+LEFT_OF_TRIAL = 0.3
 MOST_COLUMNS = 0.9  # of the columns of the output are wrong: more are all
 SHARE_OF_WRONG = 0.9  # of the wrong numbers, or of those of some rows
 LEAST_SINK = 1e-9  # of a row's normaliser
@@ -98,6 +99,8 @@ class LatentCalls:
         self._rows = np.flatnonzero((self.off.any(-1) & view.visible.any(-1))[self._place])
         self._rows = self._rows[:: max(len(self._rows) // MOST_ROWS, 1)]
         self._got = measured.output[self._place][self._rows][:, self.columns]
+        expected = measured.expected_output[self._place][self._rows][:, self.columns]
+        self._error_there = ((self._got - expected) ** 2).sum()
         self._allowed_there = measured.allowed_for_guesses(8, 0.04)[self._place][self._rows][:, self.columns]
         self._rest = np.where(view.visible, view.score - view.capped, -np.inf)
         with np.errstate(all="ignore"):
@@ -128,7 +131,8 @@ class LatentCalls:
         """Whether they give most of some wrong rows of one head, which takes a fraction of the time."""
         with np.errstate(all="ignore"):
             off = np.abs(self.output(arrays, *self._place, self._rows)[0] - self._got)
-        return (off <= self._allowed_there).mean() > SHARE_OF_WRONG
+        fits = (off <= self._allowed_there).mean() > SHARE_OF_WRONG
+        return fits and (off**2).sum() <= LEFT_OF_TRIAL * self._error_there
 
     @cached_property
     def _allowed(self):
