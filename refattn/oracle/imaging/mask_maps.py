@@ -38,7 +38,7 @@ def _keys(view, own, got, wrong, known):
         tile, steps = view.row[0, 0, :, 0] // size, {}
         for n in np.unique(tile):
             of_tile = rows & (tile == n)
-            if of_tile.any():
+            if of_tile.sum() >= LEAST:
                 found = _of_keys(own, got, wrong & of_tile[..., None], known, of_tile)
                 steps[int(n)] = None if found is None else _step(found[1] - found[0])
         if len(steps) > 1 and None not in steps.values():
