@@ -17,6 +17,7 @@ MOSTLY = 0.2  # of a head's weight lies on another one's values: it reads that o
 FOREIGN = 0.005  # of the weight of a row
 PRESENT = 1e-5  # of a row's weight: what has more and should have none is read
 LOOKS, STRANGE = 5, 0.1  # rows on which the places alone are tried; those of them that may be wrong
+TIMES = 4  # the tolerance of a weight
 TRIAL = 12  # rows on which a reading is tried first
 LEAST_OF_TRIAL = 0.2
 MOST_TRIED, NEARLY = 12, 0.98  # readings that are tried on all rows; of the rows of the best one
@@ -186,7 +187,17 @@ class Pool:
         """In which of the rows (R, 3) the measured weights are those of a reading."""
         b, h, _ = rows.T
         moved = ((reads.key != self.own) | (reads.value != self.own)).any(-1)[b, h]
-        return moved & self._near(self.predicted(reads, rows, scores), rows)
+        return moved & ~self._other_set(reads, rows) & self._near(self.predicted(reads, rows, scores), rows)
+
+    def _other_set(self, reads, rows):
+        """Rows (R, 3) whose reading is no more than another visible set: own keys and values, each once."""
+        nothing = np.zeros(len(rows), bool)
+        if reads.key is not reads.value or reads.visible is not None or self.view.pages is not None:
+            return nothing
+        for n, (b, h, t) in enumerate(rows):
+            slots = reads.value[b, h][self.view.visible[b, h, t]]
+            nothing[n] = len(np.unique(slots)) == len(slots) and np.isin(slots, self.own[b, h]).all()
+        return nothing
 
     def _near(self, predicted, rows):
         b, h, t = rows.T
@@ -195,6 +206,8 @@ class Pool:
         with np.errstate(all="ignore"):
             off = 0.5 * np.abs(predicted - got).sum(-1)
             strange = ((predicted == 0) & (got > floor)) | ((predicted > 4 * floor) & (got == 0))
+            size = np.maximum(predicted, got)  # each weight by itself: one that counts twice is one of many
+            strange |= np.abs(predicted - got) > TIMES * tolerance[:, None] * size + 4 * floor
         return (off <= 2 * tolerance + 1e-4) & ~strange.any(-1)
 
     def first_look(self, wrong):
