@@ -329,7 +329,7 @@ def _places(reading, rows, numbers):
         away = numbers[what] - at
         if (away == away[0]).all():
             words += [f"{what[3:]} {int(away[0]):+d}"] if away[0] else []
-        elif len(steps := np.unique(away)) <= MOST_STEPS:
+        elif what == "of row" and len(steps := np.unique(away)) <= MOST_STEPS:
             words += [f"{what[3:]} {_steps(what[3:], at, away, steps)}"]
         else:
             words.append(
