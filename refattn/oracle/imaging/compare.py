@@ -100,11 +100,12 @@ class Ledgers:
 
         With lse a weight gives its score itself: what most weights share may be an error of most of them.
         """
-        if self.measured.lse is None:
+        if self.measured.lse is None or self.view.checked.form.joins:
             return shift
         own = self.view.lse - self.measured.lse
+        other = np.abs(own - shift) > self.measured.tolerance[..., 0]
         near = (np.abs(self.ratio - own[..., None]) <= self.measured.tolerance).sum(-1)
-        return np.where(near >= np.maximum(SOME_RIGHT * count, 3), own, shift)
+        return np.where(other & (near >= np.maximum(SOME_RIGHT * count, 3)), own, shift)
 
     @property
     def wrong(self):

@@ -10,6 +10,7 @@ import numpy as np
 LEAST_ROWS = 8
 COARSE = 2.0**-8  # roundings above it lean to one side in right kernels too
 SAME_SIGN, DEVIATIONS = 0.9, 4.0  # of the rows; of the mean, from 0
+LEAST = 0.5  # roundings: the roundings of weights lean to one side by a part of one
 ALIKE = 0.35  # relative difference of what lse and what outputs say
 WHOLE = 0.1  # as near to a whole number
 
@@ -22,16 +23,17 @@ def faint_numbers(d):
         return
     rows = np.broadcast_to(view.row_exists, view.shape[:3]) & np.isfinite(view.lse) & ~d.ledgers.nan
     with np.errstate(all="ignore"):
-        size = (m.expected_output**2).sum(-1)
-        factor = np.log((m.output * m.expected_output).sum(-1) / size)  # of each row of the output
+        output, right = (array[..., ~m.wrong_columns] for array in (m.output, m.expected_output))
+        factor = np.log((output * right).sum(-1) / (right**2).sum(-1))  # of each row of the output
     rows &= np.isfinite(factor)
     of_lse = None if m.lse is None else m.lse - view.lse
     if of_lse is not None:
         rows &= np.isfinite(of_lse)
     if rows.sum() < LEAST_ROWS:
         return
-    of_lse = None if of_lse is None or not _one_side(of_lse[rows]) else of_lse[rows]
-    of_output = -factor[rows] if _one_side(factor[rows]) else None
+    least = LEAST * max(m.spec.weight.unit_roundoff, m.spec.output.unit_roundoff)
+    of_lse = None if of_lse is None or not _one_side(of_lse[rows], least) else of_lse[rows]
+    of_output = -factor[rows] if _one_side(factor[rows], least) else None
     side = lambda mean: "large" if mean > 0 else "small"
     if of_output is not None:
         mean = of_output.mean()
@@ -46,11 +48,11 @@ def faint_numbers(d):
         yield d.finding(None, "lse", f"{too}, the output is right: its sum {held}")
 
 
-def _one_side(numbers):
-    """Whether numbers (n,) are off to one side by no chance."""
+def _one_side(numbers, least):
+    """Whether numbers (n,) are off to one side by no chance, and by `least`."""
     spread = numbers.std() / len(numbers) ** 0.5
     same = (np.sign(numbers) == np.sign(numbers.mean())).mean() >= SAME_SIGN
-    return bool(same and abs(numbers.mean()) > DEVIATIONS * max(spread, 1e-12))
+    return bool(same and abs(numbers.mean()) > max(DEVIATIONS * spread, least))
 
 
 def _in_words(delta, lse):

@@ -76,7 +76,9 @@ class XRay:
     def complete(self) -> bool:
         """Whether the nature is known, and of nearly all the rows that are wrong."""
         unknown = self.measured.unknown.sum() if self.confident else 0
-        return self.confident and bool(not unknown or unknown <= REST * self.measured.wrong_rows.sum())
+        # rows that one result leaves unexplained may be those that tell two causes from one
+        rest = REST * self.measured.wrong_rows.sum() if self.called else 0
+        return self.confident and bool(unknown <= rest)
 
     @property
     def tiles(self) -> tuple[int, ...]:

@@ -217,7 +217,7 @@ WRONG = (
     (wrong_sign, "lse is taken with the wrong sign"),
     (
         first_state_dropped_in_odd_heads,
-        "the first state is left out, not where the number of the head is even",
+        "the first state is left out, where the head is 1",
     ),
     (lse_carried_on_is_the_larger, "the lse carried on is the larger of the two"),
     (
