@@ -189,7 +189,7 @@ def _factor_per_key_head(evidence) -> Mistake | None:
         size = float((want[:, at] ** 2).sum())
         if size:
             factors[kv_head] = float((want[:, at] * got[:, at]).sum()) / size
-    if np.ptp(factors) < 1e-6:
+    if np.ptp(factors) < 1e-6 or np.abs(factors).min() < 1e-6:  # a head of zeros is not written
         return None
     words = ", ".join(f"{factor:.4g}" for factor in factors[:8])
     return Mistake(

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 UNJUDGED, RIGHT, MISSING, EXTRA, SCALED = -1, 0, 1, 2, 3
+MOST_RIGHT = 0.9  # of the weights of a row: as many of the same factor are right
 SOME_RIGHT = 0.1  # of the weights of a row: more than that are right by no accident
 
 
@@ -83,7 +84,8 @@ class Ledgers:
                 near = (np.abs(self.ratio - candidate[..., None]) <= self.measured.tolerance).sum(-1)
                 better = near > best + 0.02 * count
                 shift, best = np.where(better, candidate, shift), np.where(better, near, best)
-            shift = self._factor_of_lse(shift, count)
+            some_wrong = best < MOST_RIGHT * count
+            shift = np.where(some_wrong, self._factor_of_lse(shift, count), shift)
         return np.where(np.isfinite(shift), shift, 0.0)
 
     def _predicted(self, right):

@@ -36,7 +36,12 @@ from refattn.oracle.imaging.sources import find_sources
 from refattn.oracle.imaging.stored_order import stored_order
 from refattn.oracle.imaging.underflows import underflow_in_words
 from refattn.oracle.imaging.value_changes import explain_values
-from refattn.oracle.imaging.visible_keys import explain_unseen_rows, explain_visible_keys, values_left_out
+from refattn.oracle.imaging.visible_keys import (
+    explain_filled_rows,
+    explain_unseen_rows,
+    explain_visible_keys,
+    values_left_out,
+)
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 NO_CAUSE = "off by one number in each row, from"
@@ -117,6 +122,7 @@ class Description:
             self._order,
             self._copies,
             self._kept,
+            self._filled_rows,
             self._empty_rows,
             self._unseen_rows,
             self._lost_rows,
@@ -293,7 +299,7 @@ class Description:
     def _empty_rows(self):
         """Rows that see no key, whose output is not 0."""
         m, view = self.measured, self.view
-        filled = view.empty & ~(m.output == 0).all(-1)
+        filled = view.empty & ~self.explained & ~(m.output == 0).all(-1)
         if not filled.any():
             return
         even, note = _is_even(m.weights[filled]), ""
@@ -324,6 +330,9 @@ class Description:
             "Those weights are the softmax of their own scores: what hides is a large finite number, not "
             "-inf, so that a row of which everything is hidden sees what is hidden least."
         )
+
+    def _filled_rows(self):
+        yield from explain_filled_rows(self)
 
     def _unseen_rows(self):
         yield from explain_unseen_rows(self)

@@ -25,8 +25,10 @@ def explain_layout(measured) -> str:
     if view.checked.form.name != "dense":
         return ""
     for words, arrays, back in _layouts([np.asarray(array) for array in view.arrays]):
+        if back is _same and all(map(np.array_equal, arrays, view.arrays)):  # an axis of length 1
+            continue
         near = _near(measured, arrays, back)
-        if near is not None and near.mean() > RIGHT_SHARE:
+        if near is not None and near.mean() > RIGHT_SHARE and near[measured.off].mean() > RIGHT_SHARE:
             return words
     return ""
 

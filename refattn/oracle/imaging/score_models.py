@@ -27,6 +27,7 @@ from refattn.oracle.imaging.stale_weights import weights_of_other_tiles
 from refattn.oracle.imaging.wrong_rows import WrongRows
 
 EXPLAINS = 0.9  # of the wrong pairs, at least
+SURE, CLEARLY = 0.98, 0.02  # below the first, less simple families may explain more, by the second at least
 
 # The simplest first: a family is asked only where none before it explains the scores.
 FAMILIES = (
@@ -68,6 +69,7 @@ class Explanation:
 
 def explain_scores(rows: WrongRows) -> list[Explanation]:
     """What explains the wrong scores, best first; empty where nothing does."""
+    best = []
     for family in FAMILIES:
         found = []
         for model in family(rows):
@@ -76,8 +78,9 @@ def explain_scores(rows: WrongRows) -> list[Explanation]:
             if share >= EXPLAINS:
                 whole = model.whole and rows.holds_where_right(model.scores)
                 found.append(Explanation(model.kind, model.words, share, model.numbers, whole))
-        if found:
-            return sorted(
-                found, key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers, not e.whole)
-            )
-    return []
+        found.sort(key=lambda e: (-round(e.share - 0.02 * e.numbers, 2), e.numbers, not e.whole))
+        if found and (not best or found[0].share > best[0].share + CLEARLY):
+            best = found
+        if best and best[0].share >= SURE:
+            break
+    return best

@@ -45,6 +45,24 @@ def explain_unseen_rows(description):
     description.explained |= (model.change & (missing | extra)).any(-1)
 
 
+def explain_filled_rows(description):
+    """Rows that should see nothing and see keys by a rule that gives keys to other rows, too."""
+    l, view = description.ledgers, description.view
+    open_rows = ~description.explained[..., None]
+    missing, extra = (l.labels == MISSING) & open_rows, (l.labels == EXTRA) & open_rows
+    of_empty = extra & view.empty[..., None]
+    if not of_empty.any() or np.array_equal(of_empty, extra):
+        return
+    view.candidate_widths, view.candidate_shifts = _widths(description, missing), None
+    model = explain_visibility(l, missing, extra, None)
+    if model is None:
+        return
+    rule = description.regions.find(missing | extra, l.judged & view.exists & open_rows)
+    rows = int((of_empty.any(-1)).sum())
+    yield _told(description, rule, model, model.words, f"{rows:,} rows that should see no key see some.")
+    description.explained |= (model.change & (missing | extra)).any(-1)
+
+
 def explain_visible_keys(description):
     """Visible sets that are other ones, as a rule says, or as the region of missing and extra keys."""
     l, view = description.ledgers, description.view
