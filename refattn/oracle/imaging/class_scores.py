@@ -1,4 +1,4 @@
-"""Scores that are other ones for some classes of keys: some tiles, or some places of each few keys.
+"""Explanations of a wrong row by other scores for some classes of keys: tiles, or places of each few keys.
 
 Whether a class has the other scores is 0 or 1 in all rows alike: one linear system for the outputs of some
 rows, which is solved, rounded and tested in all.
@@ -32,7 +32,7 @@ def class_scores(reading, rows, candidates) -> Iterator[Fit]:
         for classes in (key % PERIOD, key // TILE):
             table = _classes(trial, [other], classes)
             if table is not None and 0 < table.sum() < len(table):
-                yield _of_all(reading, rows, name, {0: None, 1: scores}, table[classes])
+                yield _of_all(rows, name, {0: None, 1: scores}, table[classes])
                 return
 
 
@@ -66,7 +66,7 @@ def swizzled(reading, rows, steps) -> Iterator[Fit]:
                     f"keys whose components stand in another order: chunk c of {width} is read at c ^ x, "
                     + (by if shortest > 1 else f"x = {table[0]}")
                 )
-                yield _of_all(reading, rows, name, scores, table[places % period])
+                yield _of_all(rows, name, scores, table[places % period])
                 return
 
 
@@ -109,7 +109,7 @@ def _classes(trial, others, classes):
     return table if fits.mean() > 0.5 else None
 
 
-def _of_all(reading, rows, name, scores, which):
+def _of_all(rows, name, scores, which):
     """The fit in all rows of a block; `which` (S,) is the number of the scores that each key has."""
     at = np.arange(rows.shape[1])
     p = np.where(rows.visible, rows.denominator, 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.imaging.elsewhere import Rows, other_rows
+from refattn.oracle.imaging.elsewhere import OtherRows, other_rows
 from refattn.oracle.imaging.maps import describe_map
 
 MOST = 512  # wrong rows that are compared with all others
@@ -109,7 +109,7 @@ def _reversed_rows(view, own):
     b, h, t = own.T
     for size in TILES:
         rows = t // size * size + size - 1 - t % size
-        yield f"the rows of each tile of {size} in reverse", Rows(view, (b, h, t), (b, h, rows))
+        yield f"the rows of each tile of {size} in reverse", OtherRows(view, (b, h, t), (b, h, rows))
 
 
 def _parts(own, other):

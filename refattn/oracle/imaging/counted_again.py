@@ -1,4 +1,4 @@
-"""Keys that count once more than they should: twice where they are visible, once where they are hidden."""
+"""Findings about keys that count once more than they should: twice where visible, once where hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that are off by a function of one number, told from outputs: of the score, or of the exponent.
+"""Explanations of a wrong row by scores off by a function of one number: of the score, or of the exponent.
 
 The function is fitted, as a smooth curve or a periodic one, to the outputs of some rows at once, and tested
 in the columns that were not fitted.

@@ -59,7 +59,7 @@ def other_sequences(view, sequence):
     yield from other_numbers(sequence, len(view.sequences), "sequence", sequence, letter="b")
 
 
-def other_rows(view, at) -> Iterator[tuple[str, Rows]]:
+def other_rows(view, at) -> Iterator[tuple[str, OtherRows]]:
     """Words and other rows that a kernel may take in place of those at `at`, places in arrays (B, H, T)."""
     b, h, t = at
     all_heads = len(view.heads) == view.num_heads
@@ -67,12 +67,12 @@ def other_rows(view, at) -> Iterator[tuple[str, Rows]]:
         yield from _rows_of_other_heads(view, at)
     yield from _rows_of_same_head(view, at)
     for words, other in other_sequences(view, b):
-        yield words, Rows(view, at, (other, h, t))
+        yield words, OtherRows(view, at, (other, h, t))
     if all_heads:
         yield from _rows_of_other_strides(view, at)
 
 
-class Rows:
+class OtherRows:
     """Rows `at` of a view, and those that a kernel takes in place of them."""
 
     def __init__(self, view, at, other):
@@ -95,22 +95,22 @@ def _rows_of_other_heads(view, at):
     head, group = view.heads[h], view.group_size
     place = {int(head): n for n, head in enumerate(view.heads)}
     for words, other in other_query_heads(view, head):
-        yield words, Rows(view, at, (b, np.array([place[int(n)] for n in other]), t))
+        yield words, OtherRows(view, at, (b, np.array([place[int(n)] for n in other]), t))
     if 1 < group < view.num_heads:
         groups = view.num_heads // group
         yield (
             f"query head {groups} * (h % {group}) + h // {group}: the group of a head and its place in it "
             "are exchanged",
-            Rows(view, at, (b, head % group * groups + head // group, t)),
+            OtherRows(view, at, (b, head % group * groups + head // group, t)),
         )
         yield (
             f"query head {group} * (h % {groups}) + h // {groups}: the place of a head in its group and the "
             "group are exchanged",
-            Rows(view, at, (b, head % groups * group + head // groups, t)),
+            OtherRows(view, at, (b, head % groups * group + head // groups, t)),
         )
-        yield "query head h % group_size", Rows(view, at, (b, head % group, t))
-        yield "the first head of its group", Rows(view, at, (b, head // group * group, t))
-        yield "the last head of its group", Rows(view, at, (b, head // group * group + group - 1, t))
+        yield "query head h % group_size", OtherRows(view, at, (b, head % group, t))
+        yield "the first head of its group", OtherRows(view, at, (b, head // group * group, t))
+        yield "the last head of its group", OtherRows(view, at, (b, head // group * group + group - 1, t))
 
 
 def _rows_of_same_head(view, at):
@@ -129,7 +129,7 @@ def _rows_of_same_head(view, at):
             ]
     ways += [("the first row", np.zeros_like(t)), ("the last row", np.full_like(t, num_rows - 1))]
     for words, other in ways:
-        yield words, Rows(view, at, (b, h, other))
+        yield words, OtherRows(view, at, (b, h, other))
 
 
 def _rows_of_other_strides(view, at):
@@ -142,7 +142,7 @@ def _rows_of_other_strides(view, at):
         head, row = np.divmod(flat, padded)
         yield (
             f"an array whose rows are padded to {padded}, read as if they were not",
-            Rows(view, at, (b, head, row)),
+            OtherRows(view, at, (b, head, row)),
         )
     starts = np.cumsum([0, *(s.num_rows for s in view.sequences)])
     if count > 1 and count == view.checked.num_parts:
@@ -150,7 +150,7 @@ def _rows_of_other_strides(view, at):
         part = np.minimum(np.searchsorted(starts, row, "right") - 1, count - 1)
         yield (
             "an array of shape (all rows, heads) read as (heads, all rows)",
-            Rows(view, at, (part, head, row - starts[part])),
+            OtherRows(view, at, (part, head, row - starts[part])),
         )
     if count > 1:
         number = b * num_heads + h
@@ -158,9 +158,9 @@ def _rows_of_other_strides(view, at):
             ("(heads, sequences) read as (sequences, heads)", np.divmod(number, count)),
             ("(sequences, heads) read as (heads, sequences)", np.divmod(h * count + b, num_heads)[::-1]),
         ):
-            yield f"an array of shape {words}", Rows(view, at, (sequence, head, t))
+            yield f"an array of shape {words}", OtherRows(view, at, (sequence, head, t))
     row, head = np.divmod(flat, num_heads)
     yield (
         "an array of shape (rows, heads) read as (heads, rows)",
-        Rows(view, at, (b, head, np.minimum(row, num_rows - 1))),
+        OtherRows(view, at, (b, head, np.minimum(row, num_rows - 1))),
     )

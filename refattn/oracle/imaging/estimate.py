@@ -13,15 +13,15 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from refattn.oracle.imaging import estimated_findings, explanations, foreign
+from refattn.oracle.imaging import estimated_findings, foreign
 from refattn.oracle.imaging.estimated_findings import family_of
-from refattn.oracle.imaging.explanations import Rows
+from refattn.oracle.imaging.explanations import FITS_MOST, Rows
 from refattn.oracle.imaging.extra_keys import extra_keys
 from refattn.oracle.imaging.features import first_seen, last_seen
 from refattn.oracle.imaging.grids import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
 from refattn.oracle.imaging.number_fits import scores_with_a_number
-from refattn.oracle.imaging.other_pages import other_pages, other_tiles, value_tables
+from refattn.oracle.imaging.other_pages import other_pages, other_tiles, shifted_values, value_tables
 from refattn.oracle.imaging.other_scores import (
     components,
     curved,
@@ -30,7 +30,9 @@ from refattn.oracle.imaging.other_scores import (
     other_scores,
 )
 from refattn.oracle.imaging.reading import Reading
+from refattn.oracle.imaging.set_explanations import RANGES, any_set, hidden_alike, key_ranges, one_key
 from refattn.oracle.imaging.view import VALUE
+from refattn.oracle.imaging.weight_explanations import all_pieces, any_weights, factor
 
 LEAST_EVIDENCE = 7.0  # logarithm of the odds that a fit of a row is no chance
 TRIAL = 24  # rows on which an explanation is tried first
@@ -84,7 +86,7 @@ class Estimated(Reading):
                 / self.deviation[..., self.columns]
             )
         off = np.where(np.isnan(off), np.inf, off)
-        self.wrong_rows = view.row_exists & (off.max(-1, initial=0.0) > explanations.FITS_MOST)
+        self.wrong_rows = view.row_exists & (off.max(-1, initial=0.0) > FITS_MOST)
         self.weights = view.weights.copy()
         self.unknown = self.wrong_rows.copy()
         self.determined = self._sensitive()
@@ -274,7 +276,7 @@ class Estimated(Reading):
         """Explain the rows of a block by as few explanations as possible: first that which explains most."""
         wrong, fits = block.wrong, []
         some = block.some(np.random.default_rng(0).permutation(len(block.rows))[:TRIAL])
-        stages = [list(stage) for stage in self._stages(block.sequence)]
+        stages = [list(stage) for stage in self._stages()]
         places = [[(n, m) for m in range(len(stage))] for n, stage in enumerate(stages)]
         # what explained other rows comes first
         for place in (self._helped, *places):
@@ -344,14 +346,13 @@ class Estimated(Reading):
         taken_at[n][:, rows] = taken
         self._note(fit.name, taken_at, says)
 
-    def _stages(self, n):
+    def _stages(self):
         """Explanations, the simple ones first: lists of functions of rows that give fits."""
-        x = explanations
         yield [
-            lambda rows: [x.factor(rows)],
-            *(partial(x.ranges, what=what, masked=masked) for masked in (True, False) for what in x.RANGES),
-            x.one_key,
-            lambda rows: [x.hidden_alike(rows)],
+            lambda rows: [factor(rows)],
+            *(partial(key_ranges, what=what, masked=masked) for masked in (True, False) for what in RANGES),
+            one_key,
+            lambda rows: [hidden_alike(rows)],
             lambda rows: scores_with_a_number(self.view, rows),
             lambda rows: [foreign.other_rows(self, rows)],
             lambda rows: moved_columns(self, rows),
@@ -363,19 +364,19 @@ class Estimated(Reading):
             lambda rows: foreign.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
         ]
-        yield [lambda rows: x.any_set(rows, self.left)]
+        yield [lambda rows: any_set(rows, self.left)]
         yield [
             lambda rows: other_for_some_keys(self, rows),
             lambda rows: other_for_classes_of_keys(self, rows),
             lambda rows: components(self, rows),
             lambda rows: curved(self, rows),
         ]
-        yield [x.all_pieces]
+        yield [all_pieces]
         yield [
             *self._values(),
             lambda rows: other_tiles(self, rows),
             self._of_all_rows,
-            lambda rows: [x.any_weights(rows)],
+            lambda rows: [any_weights(rows)],
         ]
 
     @cached_property
@@ -386,7 +387,7 @@ class Estimated(Reading):
     def _values(self):
         sizes = [size for size in (16, 32, 48, 64, 96, 128) if size < self.view.num_keys]
         for shift in (1, -1, 2, -2, *(sign * size for size in sizes for sign in (1, -1))):
-            yield lambda rows, shift=shift: explanations.shifted_values(
+            yield lambda rows, shift=shift: shifted_values(
                 rows,
                 shift,
                 f"values of the key {shift} further" if shift > 0 else f"values of the key {-shift} before",

@@ -13,7 +13,7 @@ FITS = 0.9  # of the rows
 ROWS = 96
 
 
-def counted_again(pool, rows):
+def keys_counted_again(pool, rows):
     """Words for rows that count some of their keys twice or more, in place of others; and these rows."""
     view, found = pool.view, {}
     places = np.argwhere(rows)
@@ -65,11 +65,11 @@ def _again_in_words(found, several):
         which = f"keys {lost.pop()}" if len(lost) == 1 else "some keys"
         return f"{which} and their values are not read: those {away} count twice in their place"
     told = {}
-    for (_, _, t), (of, again) in found.items():
-        told.setdefault((ranges(of.tolist()), ranges(np.unique(again).tolist())), []).append(int(t))
+    for (b, _, t), (of, again) in found.items():
+        row = f"sequence {b}, row {t}" if several else f"row {t}"
+        told.setdefault((ranges(of.tolist()), ranges(np.unique(again).tolist())), []).append(row)
     listed = "; ".join(
-        f"row {rows[0]}: keys {again} in place of {of}"
-        for (of, again), rows in list(told.items())[:MOST_LISTED]
+        f"{rows[0]}: keys {again} in place of {of}" for (of, again), rows in list(told.items())[:MOST_LISTED]
     )
     return f"some keys and their values are not read, others count twice or more in their place ({listed})"
 

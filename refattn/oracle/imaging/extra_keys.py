@@ -1,5 +1,5 @@
-"""Rows that see, beside their own keys, a run of keys that lies elsewhere in memory: right before or behind
-their sequence, or at the start of another one.
+"""Explanations of a wrong row by keys that it sees beside its own: a run that lies elsewhere in memory,
+right before or behind its sequence, or at the start of another one.
 """
 
 from __future__ import annotations

@@ -18,3 +18,14 @@ def ratio(a) -> str:
 def step_away(step) -> str:
     """A step from a row or key to another one: "16 further on", "1 before"."""
     return f"{abs(step)} {'further on' if step > 0 else 'before'}"
+
+
+def away(step, what) -> str:
+    """A step with what is counted: "one page further on", "3 keys further back"."""
+    some = "one" if abs(step) == 1 else str(abs(step))
+    return f"{some} {what}{'s' * (abs(step) > 1)} {'further on' if step > 0 else 'further back'}"
+
+
+def count_of(number, what) -> str:
+    """How many: "1 tile", "2 tiles"."""
+    return f"{number} {what}{'s' * (number != 1)}"

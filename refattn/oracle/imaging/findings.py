@@ -1,4 +1,4 @@
-"""What an X-ray found: descriptions in order of their place in the kernel, and everything measured."""
+"""One thing that an X-ray found, a `Finding`: what happens, where, and how many pairs say so."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.cache_layouts import other_layouts
 from refattn.oracle.imaging.explanations import FITS_MOST, Fit, fitted, of_scores
+from refattn.oracle.imaging.rounding import COARSE
 from refattn.oracle.imaging.score_candidates import Steps
 from refattn.oracle.imaging.view import K_ROPE, KEY, KV_LATENT, VALUE, W_UV
 
@@ -246,7 +247,7 @@ def _latent_readings(view, n):
 
 def _rounded(value):
     """Values (K, S, E) rounded to coarser formats, and to 8-bit integers with scales of several kinds."""
-    for name in ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16"):
+    for name in COARSE:
         rounded = round_to(value, name)
         if not np.array_equal(rounded, value):
             yield f"values rounded to {name}", rounded

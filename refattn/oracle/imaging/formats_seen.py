@@ -1,4 +1,4 @@
-"""Numbers that all lie on the grid of a coarser format: what was stored in it on the way."""
+"""Weights and outputs that all lie on the grid of a coarser format: what was stored in it on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats that an output went through on its way, told by the grid on which its numbers lie."""
+"""Explanations of wrong rows by a format that the output went through: their numbers lie on its grid."""
 
 from __future__ import annotations
 

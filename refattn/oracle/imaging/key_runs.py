@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.imaging.key_sources import MOST_STORED
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.pool import Pool, Reads
-from refattn.oracle.imaging.pool_reads import readings, starts_in_words
+from refattn.oracle.imaging.pool_memory import starts_in_words
+from refattn.oracle.imaging.pool_reads import readings
 from refattn.oracle.imaging.view import KEY
 
-MOST_STORED = 6000  # keys that are compared
 ROWS, LEAST_ROWS = 24, 4
 SHARE = 0.6  # of wrong rows that must be explained
 MOST_TOLD = 6

@@ -204,7 +204,7 @@ def _changes(name, array):
         yield from _some_components(array.shape[-1])
 
 
-def _halves_exchanged(x):
+def halves_exchanged(x):
     return np.roll(x, x.shape[-1] // 2, axis=-1)
 
 
@@ -216,7 +216,7 @@ def _interleaved(x):
 
 
 COMPONENTS = (
-    ("its halves exchanged", _halves_exchanged),
+    ("its halves exchanged", halves_exchanged),
     (
         "even and odd components apart (interleaved read as halves)",
         lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1),
@@ -232,7 +232,7 @@ HEADS = (
 )
 PROJECTIONS = (
     ("its rows in two halves that are exchanged", lambda x: np.roll(x, x.shape[1] // 2, axis=1)),
-    ("its columns in two halves that are exchanged", _halves_exchanged),
+    ("its columns in two halves that are exchanged", halves_exchanged),
 )
 AXES = {"q": ("heads", "rows", "dim"), "k": ("batch", "keys", "dim"), "w": ("heads", "dim", "rank")}
 

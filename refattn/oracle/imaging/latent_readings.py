@@ -14,13 +14,13 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.elsewhere import other_numbers
 from refattn.oracle.imaging.planes import other_key_places
+from refattn.oracle.imaging.rounding import SHORT_FORMATS
 from refattn.oracle.imaging.view import KV_LATENT, W_UK
 
 ALIGNMENTS = (16, 32, 64, 128)  # numbers, to which the length of a row is rounded up
 TILES = (16, 32, 64, 128)  # keys
 PADDED = (4, 8, 16, 32, 64, 128)  # rows of a projection, to which those of a head are rounded up
 ROPE_BASE = 10000.0
-FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 
 
@@ -202,7 +202,7 @@ def stored_otherwise(arrays) -> Iterator[tuple[str, Arrays]]:
 
 
 def _stored():
-    for name in FORMATS:
+    for name in SHORT_FORMATS:
         yield f"rounded to {name}", lambda x, name=name: round_to(x, name)
         if largest := LARGEST.get(name):
             scaled = lambda step, x, name=name: round_to(x / step, name) * step

@@ -8,11 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.bounds.results import OUTPUT
-from refattn.oracle.imaging.latent_layouts import explain_latent_layout
+from refattn.oracle.imaging.latent_layouts import RIGHT_SHARE, explain_latent_layout, halves_exchanged
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.simulated.staged import Arithmetic, run_stages
-
-RIGHT_SHARE = 0.98  # of the numbers of the output
 
 
 def explain_layout(measured) -> str:
@@ -74,10 +72,6 @@ def _backwards(x):
     return _swap(x.reshape(*x.shape[:-3], x.shape[-2], x.shape[-3], x.shape[-1]))
 
 
-def _halves_exchanged(x):
-    return np.roll(x, x.shape[-1] // 2, axis=-1)
-
-
 def _layouts(arrays):
     query, key, value = arrays
     exchanged = "the axes of heads and rows (length) are exchanged in query, key and value"
@@ -96,7 +90,7 @@ def _layouts(arrays):
         yield f"output: {words}", (query, key, value), read
     for words, change in (
         ("the components of each head are read in reverse", lambda x: x[..., ::-1]),
-        ("the two halves of the components are exchanged", _halves_exchanged),
+        ("the two halves of the components are exchanged", halves_exchanged),
     ):
         yield f"query: {words}", (change(query), key, value), _same
         yield f"value: {words}", (query, key, change(value)), _same

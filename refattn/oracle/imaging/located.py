@@ -1,4 +1,4 @@
-"""Where rows that nothing explains go wrong: the keys whose weights, changed by a factor, help most."""
+"""Where rows that no explanation of one output fits go wrong: the keys of which a factor helps most."""
 
 from __future__ import annotations
 

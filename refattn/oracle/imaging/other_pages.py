@@ -1,10 +1,10 @@
-"""Explanations of a wrong row by other pages or tiles of keys and values."""
+"""Explanations of a wrong row by other pages, tiles or places of keys and values."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from refattn.oracle.imaging.explanations import FITS_MOST, FITS_RMS, LEAST, Fit, counts_of
+from refattn.oracle.imaging.explanations import FITS_MOST, FITS_RMS, LEAST, Fit, best_of, counts_of, cumsum
 
 MOST_UNKNOWNS = 700
 SPARE_ROWS = 8  # rows that are left to test values solved for
@@ -206,3 +206,33 @@ def _tiles(value, size):
     padded = np.zeros((H, -(-S // size) * size, E))
     padded[:, :S] = value
     return padded.reshape(H, -1, size, E)
+
+
+def shifted_values(rows, shift, name, budget):
+    """The right weights on values `shift` keys further from some key on (or up to it)."""
+    H, N, S = rows.shape
+    E = rows.output.shape[-1]
+    source = (np.arange(S) + shift) % S
+    right = np.where(rows.visible, rows.numerator, 0.0)
+    squares, most = np.full((2, H, N, S + 1), np.inf), np.full((2, H, N, S + 1), np.inf)
+    for h in range(H):
+        change = rows.value[h][source] - rows.value[h]
+        for part in rows.chunks(S * E):
+            if budget() < 0:
+                break
+            cum = cumsum(right[h, part, :, None] * change)
+            off = (rows.output[h, part] - rows.right[h, part])[:, None]
+            for way, got in enumerate((cum, cum[:, -1:] - cum)):
+                left = ((got - off) / rows.deviation[h, part, None]) ** 2
+                squares[way, h, part], most[way, h, part] = left.sum(-1), np.sqrt(left.max(-1))
+    fits = []
+    for way, words in enumerate(("up to", "from")):
+        for fit in best_of(
+            f"{name} {words} a key", rows, squares[way], most[way], lambda choice: rows.visible
+        ):
+            fit.weights = lambda: right
+            fit.determined = None
+            fit.cost += 0.05
+            fit.says["shift"] = np.full((H, N), shift)
+            fits.append(fit)
+    return fits

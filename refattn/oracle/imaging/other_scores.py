@@ -12,9 +12,9 @@ from refattn.oracle.imaging.curve_fits import curves
 from refattn.oracle.imaging.explanations import fitted, of_scores
 from refattn.oracle.imaging.foreign import displaced, in_words
 from refattn.oracle.imaging.part_scores import part_scores
+from refattn.oracle.imaging.rounding import SHORT_FORMATS
 from refattn.oracle.imaging.score_candidates import (
     FAMILIES,
-    FORMATS,
     Steps,
     for_some_keys,
     moved_planes,
@@ -121,7 +121,7 @@ def _cut_weights(rows):
     """Weights rounded to a coarse format before they meet the values."""
     p = np.where(rows.visible, rows.numerator, 0.0)
     top = np.where(rows.visible, rows.denominator, 0.0).max(-1, keepdims=True, initial=1e-300)
-    for form in FORMATS:
+    for form in SHORT_FORMATS:
         for how, cut in (("rounded", False), ("cut", True)):
             yield (
                 f"weights {how} to {form}",

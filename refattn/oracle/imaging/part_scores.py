@@ -1,4 +1,4 @@
-"""Scores that are other ones for some keys of a row only: from a key on, up to a key, or in some tiles.
+"""Explanations of a wrong row by other scores for some keys: from a key on, up to one, or in some tiles.
 
 An explanation that gives other scores is mixed with the right ones: the first keys of a row have one kind,
 the others the other. All places where they may change are tested at once, by cumulative sums over the keys.

@@ -310,7 +310,7 @@ def _draw_weights(xray, page):
         if n:
             panel.tick_params(labelleft=False)
             _outline(panel, outline, cut, "#c62828" if n == 1 else "black")
-        _tile_edges(panel, cut, tiles, n)
+        _tile_edges(panel, cut, tiles)
         panel.set(xlim=cut.extent[:2], ylim=cut.extent[2:])
         panel.set_xlabel(_keys_in_words(cut), fontsize=9.5)
     cut.label(axes[0])
@@ -442,7 +442,7 @@ def _tiles(finding):
     return [None if match is None else int(next(filter(None, match.groups()))) for match in (keys, rows)]
 
 
-def _tile_edges(axes, cut, tiles, n):
+def _tile_edges(axes, cut, tiles):
     keys, rows = tiles
     if keys is not None:
         edges = np.arange(0, cut.keys.stop + keys, keys)

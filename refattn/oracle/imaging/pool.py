@@ -17,6 +17,7 @@ MOSTLY = 0.2  # of a head's weight lies on another one's values: it reads that o
 FOREIGN = 0.005  # of the weight of a row
 PRESENT = 1e-5  # of a row's weight: what has more and should have none is read
 LOOKS, STRANGE = 5, 0.1  # rows on which the places alone are tried; those of them that may be wrong
+STEPS = (1, -1, 2, -2, 3, -3)  # by which a place may be missed
 TIMES = 4  # the tolerance of a weight
 TRIAL = 12  # rows on which a reading is tried first
 LEAST_OF_TRIAL = 0.2
@@ -260,3 +261,16 @@ class Pool:
         rows = np.zeros(wrong.shape, bool)
         rows[tuple(places[best[4]].T)] = True
         return best[3], rows
+
+
+def first_slot(view, n, which):
+    """Where a sequence begins within a head, in the order of memory."""
+    s = view.sequences[n]
+    slots = view.slots[which][s.part][s.entry]
+    return int(slots[0, 0]) if slots.size else 0
+
+
+def first_key(view, n):
+    """The first key that some row of a sequence sees."""
+    seen = view.visible[n].any((0, 1))
+    return int(seen.argmax())

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED
-from refattn.oracle.imaging.exchanged_keys import counted_again
+from refattn.oracle.imaging.exchanged_keys import keys_counted_again
 from refattn.oracle.imaging.foreign_keys import gained_keys, other_lengths
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.pool import FOREIGN, Pool
@@ -71,7 +71,7 @@ def _without_rule(pool, wrong, all_wrong):
         return words, wrong
     if words := other_lengths(pool, all_wrong, named=False):
         return words, all_wrong
-    for of in (counted_again, moved_tiles):
+    for of in (keys_counted_again, moved_tiles):
         words, rows = of(pool, wrong)
         if words:
             return words, rows

@@ -7,6 +7,7 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import round_to
 
 COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16")  # formats of weights, coarsest first
+SHORT_FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")  # the commonest first
 REFERENCE_TILES = (0, 16, 32, 64, 128)  # tiles of a running maximum; 0 where it is that of the whole row
 
 

@@ -11,7 +11,7 @@ from refattn.oracle.imaging.elsewhere import other_rows
 from refattn.oracle.imaging.factors_in_words import ratio
 from refattn.oracle.imaging.rounding import COARSE, REFERENCE_TILES, rounded_weights
 from refattn.oracle.imaging.row_sinks import other_sinks
-from refattn.oracle.imaging.row_states import carried, wrong_steps
+from refattn.oracle.imaging.row_states import ROW_TILES, carried, wrong_steps
 from refattn.oracle.imaging.row_sums import other_sums
 
 EXPLAINS, NOTHING_LEFT = 0.9, 0.985
@@ -20,7 +20,6 @@ OVERLOOKED = 0.75  # of the tolerance (which is twice the rounding)
 SEVERAL = 0.7  # of the rows are others
 LEAST_ROWS = 3  # fewer may be like others by chance
 MOST_TERMS = 2**22  # exponentials that are added up one by one
-ROW_TILES = (16, 32, 64, 128)
 MOST_PLACES, SHOWN_PLACES = 48, 6
 ACCUMULATED = (2, 4, 8, 16, 32, 64, 128)  # keys of a tile whose sum is added to a running one
 

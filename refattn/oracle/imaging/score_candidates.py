@@ -1,4 +1,4 @@
-"""Scores that a wrong kernel may have: terms of another row, head or key, rounded, left out, counted twice.
+"""Scores of a wrong kernel, tried on one output: of another row, head or key, rounded, left out or doubled.
 
 A candidate is a name and a function of rows `at` of a block to their scores, (H, n, S).
 """
@@ -14,8 +14,7 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.explanations import TILES, Rows
 from refattn.oracle.imaging.factors_in_words import step_away
 from refattn.oracle.imaging.planes import other_head_places, other_key_places, planes_from_elsewhere
-
-FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+from refattn.oracle.imaging.rounding import SHORT_FORMATS
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +175,7 @@ def _alibis(steps, shifts=True):
 def _rounded(steps):
     score, raw = steps.capped + steps.shift, steps.raw
     rest = score - raw
-    for form in FORMATS:
+    for form in SHORT_FORMATS:
         for how, cut in (("rounded", False), ("cut", True)):
             yield f"scores {how} to {form}", lambda at, f=form, t=cut: round_to(score[:, at], f, truncate=t)
             yield (
@@ -246,7 +245,7 @@ def _products(steps):
                 f"products over {D + rest} components in place of {D} (rounded up to {unit}): the others are"
             )
             yield f"{words} the first ones of the next row of query and key", products(q, k)
-    for form in FORMATS:
+    for form in SHORT_FORMATS:
         q, k = round_to(query, form), round_to(key, form)
         if not np.array_equal(k, key):
             yield f"keys rounded to {form}", products(query, k)

@@ -8,11 +8,10 @@ import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.rounding import running_maximum
-from refattn.oracle.imaging.wrong_rows import Model
+from refattn.oracle.imaging.wrong_rows import TILES, Model
 
 NONE = 1e-5  # of a score: a limit of that size is 0
 CUT = 0.9  # of the wrong pairs lie beyond the number
-TILES = (16, 32, 64, 128)
 LARGEST = (
     (65504.0, "65504, the largest number of float16"),
     (448.0, "448, the largest number of float8 e4m3"),

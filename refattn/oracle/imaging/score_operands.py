@@ -10,9 +10,8 @@ from refattn.oracle.imaging.elsewhere import other_key_heads, other_query_heads,
 from refattn.oracle.imaging.factors_in_words import step_away
 from refattn.oracle.imaging.planes import planes_from_elsewhere
 from refattn.oracle.imaging.score_positions import other_positions
-from refattn.oracle.imaging.wrong_rows import Model
+from refattn.oracle.imaging.wrong_rows import TILES, Model
 
-TILES = (16, 32, 64, 128)
 STEPS = (1, -1, *TILES, *(-size for size in TILES))
 
 

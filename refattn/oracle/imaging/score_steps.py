@@ -7,15 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.imaging.rounding import running_maximum
-from refattn.oracle.imaging.wrong_rows import Model
+from refattn.oracle.imaging.rounding import SHORT_FORMATS, running_maximum
+from refattn.oracle.imaging.wrong_rows import TILES, Model
 
 STEPS = (1.0, *(2.0**-n for n in range(1, 13)))
 OF_WEIGHTS = (255, 127, 128, 256, 15, 65535)  # steps up to the largest weight
 OF_FP8 = (("float8_e4m3fn", 448), ("float8_e4m3fn", 240), ("float8_e5m2", 57344))
 WAYS = (("rounded", np.rint), ("cut off toward 0", np.trunc), ("rounded down", np.floor))
-TILES = (16, 32, 64, 128)
-FORMATS = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 KEPT = 4  # models that are compared in all rows
 
 
@@ -36,7 +34,7 @@ def _models(rows):
         exponent = finite(rows.score - top)
         what = f"exponents (score less {name})"
         yield from _rounded(what, exponent, lambda x, top=top: x + top)
-        for form in FORMATS:
+        for form in SHORT_FORMATS:
             yield Model("format", f"{what} are rounded to {form}", round_to(exponent, form) + top)
         weights = np.exp(exponent)
         for form, largest in OF_FP8:

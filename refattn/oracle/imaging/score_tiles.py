@@ -7,9 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from refattn.oracle.imaging.wrong_rows import Model
+from refattn.oracle.imaging.wrong_rows import TILES, Model
 
-TILES = (16, 32, 64, 128)
 VECTORS = (1, 2, 4, 8, 16, 32)  # components that lie together
 CHUNKS = (8, 4, 16)
 KEPT = 3  # models that are compared in all rows
@@ -38,7 +37,7 @@ def _places(view, dims):
     vectors = [x for x in (*VECTORS, dims) if x <= dims and dims % x == 0]
     for (size, name), (stored, read) in product(tiles, product(dict.fromkeys(vectors), repeat=2)):
         if stored != read:
-            slot, component = _repacked(slots % size, components, size, dims, stored, read)
+            slot, component = _repacked(slots % size, components, size, stored, read)
             if name.endswith("keys") and "block_table" in view.checked.form.structure:
                 continue
             words = (
@@ -50,7 +49,7 @@ def _places(view, dims):
         yield from _swizzles(slots, components, chunk, dims // chunk)
 
 
-def _repacked(slot, component, size, dims, stored, read):
+def _repacked(slot, component, size, stored, read):
     """Slot and component of what lies where (slot, component) is looked for."""
     place = component // read * (size * read) + slot * read + component % read
     return place // stored % size, place // (size * stored) * stored + place % stored

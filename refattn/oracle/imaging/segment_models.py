@@ -11,6 +11,7 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.compare import MISSING
 from refattn.oracle.imaging.elsewhere import other_rows
 from refattn.oracle.imaging.segments import find_segments, over_stretches
+from refattn.oracle.imaging.wrong_rows import medians
 
 OF_TILE_BEFORE = "what was accumulated before a tile is rescaled with the factor of the tile before it"
 FITS = 0.9
@@ -317,7 +318,7 @@ def _numbers_of_stretches(stretches, count):
     if count > MOST_SINGLE:
         return
     for n in range(count):
-        others = _median(np.where(np.arange(count) == n, np.nan, f))
+        others = medians(np.where(np.arange(count) == n, np.nan, f))
         beside = f[..., n] - others
         wrong = np.isfinite(beside) & (np.abs(beside) > stretches.tolerance[..., 0])
         if not wrong.any():
@@ -336,17 +337,10 @@ def _numbers_of_stretches(stretches, count):
             predicted[..., n] = one
             if (share := stretches.share(predicted)) >= FITS:
                 yield Explained(words, share, predicted=predicted)
-    level = _median((f - f[..., :1]).reshape(-1, count).T)
+    level = medians((f - f[..., :1]).reshape(-1, count).T)
     predicted = np.broadcast_to(level, f.shape)
     counted = np.abs(np.exp(level) - np.round(np.exp(level))).max() < WHOLE
     if np.isfinite(level).all() and not counted and (share := stretches.share(predicted)) >= FITS:
         numbers = ", ".join(f"{number:.4g}" for number in np.exp(level))
         words = f"the stretches, in their order, count {numbers} times (beside the first), in every row"
         yield Explained(words, share, predicted=predicted)
-
-
-def _median(x):
-    """Medians of the numbers along the last axis that are not NaN; NaN where there are none."""
-    ordered, count = np.sort(x, axis=-1), np.isfinite(x).sum(-1)
-    middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[..., None], -1)[..., 0]
-    return np.where(count > 0, middle, np.nan)

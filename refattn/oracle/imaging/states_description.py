@@ -12,12 +12,12 @@ from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED
 from refattn.oracle.imaging.describe import Description
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.maps import describe_map
+from refattn.oracle.imaging.pointing import DIGIT
 from refattn.oracle.imaging.region import Regions
 from refattn.oracle.imaging.states_features import STATE_FEATURES
 from refattn.oracle.imaging.states_models import explain_lse, explain_weights, lse_follows, nearest_weights
 from refattn.oracle.imaging.visible_keys import sum_note
 
-DIGIT = 256  # counts that bfloat16 holds exactly
 FEW = 8  # counts that survive the rounding of one state's part of an output in bfloat16
 HALVINGS = 10
 SAME = 2  # other models that say the same, told beside the first

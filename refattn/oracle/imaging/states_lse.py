@@ -128,7 +128,7 @@ def _as_if(view):
         "the merged lse is stored with wrong strides: (rows, heads) as (heads, rows)",
         np.swapaxes(lse.reshape(batch, rows, heads), 1, 2),
     )
-    for words, moved in other_order(view, np.where(view.visible, view.lses, -np.inf)):
+    for words, moved in other_order(np.where(view.visible, view.lses, -np.inf)):
         yield f"the merged lse is that of lses that are read with wrong strides: {words}", softmax(moved)[1]
     for name in ("bfloat16", "float16", "float8_e4m3fn"):
         finite = np.where(np.isfinite(lse), lse, 0)

@@ -208,7 +208,7 @@ def _from_elsewhere(view):
     lses = np.where(view.visible, view.lses, -np.inf)
     for words, moved in moved_places(lses):
         yield _joined(f"the lses used are those of {words}", moved)
-    for words, moved in (*other_order(view, lses), *other_stride(lses)):
+    for words, moved in (*other_order(lses), *other_stride(lses)):
         yield _joined(f"the lses are read with wrong strides: {words}", moved)
 
 
@@ -263,7 +263,7 @@ def other_stride(array):
         yield words, np.moveaxis(flat.ravel()[at], 0, -1)
 
 
-def other_order(view, array):
+def other_order(array):
     """(words, an array (B, H, T, P) whose memory is read as if its axes stood in another order)."""
     flat = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     axes = ("states", "batch", "heads", "rows")

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 
 from refattn.oracle.imaging.features import of_row_tile
+from refattn.oracle.imaging.visibility_tiles import TIE
 
 ROWS = (16, 32, 64, 128)
 KEYS = (16, 32, 48, 64, 128)
-TIE = 1e-5  # of tiles that say the same, the larger ones are taken
 
 
 def full_tiles(view, rules):

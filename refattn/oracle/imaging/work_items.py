@@ -107,7 +107,7 @@ def common_sources(view, at, near, some, source):
         if counts[n] >= HALF * len(some):
             share, before = round(counts[n] / len(some), 1), int(values[n])
             best.append((-share, abs(before), len(best), Source(order, at, before)))
-    if not best and (table := _table(view, at, some, own, other, row)) is not None:
+    if not best and (table := _table(view, at, some, own, other)) is not None:
         return [table]
     return [entry for *_, entry in sorted(best, key=lambda entry: entry[:3])[:2]]
 
@@ -142,7 +142,7 @@ def _item_in_words(order, item):
     return f"{of}head {h[0]}, rows {t[0]} to {min(t[0] + order.tile, order.num_rows) - 1}"
 
 
-def _table(view, at, some, own, other, row):
+def _table(view, at, some, own, other):
     """The source of each tile of rows, where nearly all tiles have one; None where that is not so."""
     for order in orders(view):
         if order.by != HEADS or order.tile < LEAST_TILE:

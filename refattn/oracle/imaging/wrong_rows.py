@@ -11,6 +11,7 @@ from refattn.oracle.imaging.compare import RIGHT, SCALED
 ROWS = 96  # of a sample
 TRIAL = 16  # of them, on which many models are compared
 HELD = 0.25  # of the pairs of a row must be right, so that they are no accident
+TILES = (16, 32, 64, 128)  # of rows or keys, as most kernels have them
 QUANTILES = (0.5, 0.3, 0.7, 0.15, 0.85)  # of a row, where the number that it may be off by is looked for
 
 
@@ -158,7 +159,7 @@ class WrongRows:
                 number = np.where(held, own, candidate)
                 best = np.maximum(best, (near(number) & self.wrong).sum(-1))
             # a model of the whole row may move what is right by one number
-            moved = near(_median(np.where(right, off, np.nan)))
+            moved = near(medians(np.where(right, off, np.nan), none=0.0))
             whole = held & ((moved & right).sum(-1) >= 0.9 * right.sum(-1))
             best = np.where(whole, np.maximum(best, (moved & self.wrong).sum(-1)), best)
         return float(best.sum() / max(self.wrong.sum(), 1))
@@ -168,7 +169,7 @@ class WrongRows:
         with np.errstate(all="ignore"):
             off = self.measured - scores
         right = self.judged & ~self.wrong & np.isfinite(off)
-        number = _median(np.where(self.wrong & np.isfinite(off), off, np.nan))
+        number = medians(np.where(self.wrong & np.isfinite(off), off, np.nan), none=0.0)
         near = np.abs(np.where(right, off - number[:, None], 0)) <= self.tolerance
         return bool((near & right).sum() >= 0.95 * right.sum())
 
@@ -244,11 +245,11 @@ def _sampled(wrong):
     return tuple(places.T)
 
 
-def _median(x):
-    """Medians of the numbers of each row that are not NaN; 0 where there are none."""
+def medians(x, none=np.nan):
+    """Medians of the numbers along the last axis that are not NaN; `none` where there are none."""
     ordered, count = np.sort(x, axis=-1), np.isfinite(x).sum(-1)
-    middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[:, None], -1)[:, 0]
-    return np.where(count > 0, middle, 0.0)
+    middle = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[..., None], -1)[..., 0]
+    return np.where(count > 0, middle, none)
 
 
 def _slope(x, y, use):

@@ -44,8 +44,7 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     Parameters
     ----------
     kernel : callable
-        Called with `arrays` and `options`; returns output or (output, lse). It is called some twenty times,
-        and up to a hundred times where the difference is hard to describe.
+        Called with `arrays` and `options`; returns output or (output, lse). See Notes for how often.
     *arrays : array_like
         query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`), `paged_attention`
         (with `block_table`) or `block_local_attention` (with `block_size`); or the six arrays of
@@ -76,6 +75,14 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         As the function itself. What the kernel raises is passed on.
     CannotProbe
         The kernel returns arrays of another shape.
+
+    Notes
+    -----
+    Cost: the kernel is called once for each E keys, E the columns of its output, and five to thirty times
+    more (MLA most); a hundred to two hundred times where every stored value is looked at by itself. Beside
+    the calls, the result is judged once, and describing takes some seconds and arrays of float64 of as many
+    numbers as there are pairs of a row and a key. Of more than three million pairs, some tiles of rows are
+    looked at, of a smaller call where that is wrong too. What no X-ray sees: `XRay`, Notes.
 
     Examples
     --------
