@@ -181,6 +181,23 @@ def _how_wrong(reading):
 def _words(reading, name, rows):
     """Kind, nature and note of an explanation."""
     numbers = {word: values[rows] for word, values in reading.numbers.get(name, {}).items()}
+    for told in (_of_a_number, _of_other_rows, _of_sources, _of_values):
+        if words := told(reading, name, rows, numbers):
+            return words
+    if name == "columns in another order":
+        return "columns", f"the right numbers stand in other columns: {orders_in_words(reading)}", ""
+    if name in reading.curves:
+        return "scores", f"{name.replace('that are off', 'are off')}: {reading.curves[name]}", ""
+    if "stored" in name:
+        return "format", name, ""
+    if name.startswith("the ") and " is " in name:
+        what = name.split(" is ")[0].removeprefix("the ")
+        return what, name + ("; values are those of the right keys" if "key" in what else ""), ""
+    return "scores", f"the result is that of {name}", ""
+
+
+def _of_a_number(reading, name, rows, numbers):
+    """Explanations by scores with one number in them."""
     if name == "hidden keys of one score":
         return (
             "extra keys",
@@ -212,8 +229,11 @@ def _words(reading, name, rows):
         )
     if name == "a slope along the keys":
         return "slope", f"the scores rise by {_middle(numbers['number'])} with each key", ""
-    if name == "columns in another order":
-        return "columns", f"the right numbers stand in other columns: {orders_in_words(reading)}", ""
+    return None
+
+
+def _of_other_rows(reading, name, rows, numbers):
+    """Explanations by results of other rows, or by more keys than the row's own."""
     if name == "results of other rows added":
         if (np.abs(numbers["own"] + numbers["other"] - 1) < 1e-3).mean() > MOST_ROWS:
             nature = (
@@ -235,6 +255,11 @@ def _words(reading, name, rows):
         return "extra keys", nature, extra_in_words(reading, rows, numbers)
     if name == "results of other rows":
         return "other row", "rows hold the right result of another row", _places(reading, rows, numbers)
+    return None
+
+
+def _of_sources(reading, name, rows, numbers):
+    """Explanations by keys and values from elsewhere."""
     if name.endswith("of another head or sequence"):
         if reading.view.latent and (numbers["of sequence"] == np.nonzero(rows)[0]).all():
             what = {
@@ -252,14 +277,19 @@ def _words(reading, name, rows):
         beside = "with the right values" if name.startswith("keys of") else ""
         beside = "with the right weights" if name.startswith("values of") else beside
         return "source", f"the {name} are used {beside}".rstrip(), ""
-    if name.startswith("rows of"):
-        return "values", f"the weights are right, but values are {name}", ""
-    if name.startswith("values of other"):
-        return "values", f"the weights are right, but multiply the {name}", _moves(reading, name)
     if name == "other pages":
         nature = "other pages are read than the block table names"
         rule = _page_rule(reading)
         return "pages", f"{nature}: {rule}" if rule else nature, _pages(reading, rows)
+    return None
+
+
+def _of_values(reading, name, rows, numbers):
+    """Explanations by right weights on other values."""
+    if name.startswith("rows of"):
+        return "values", f"the weights are right, but values are {name}", ""
+    if name.startswith("values of other"):
+        return "values", f"the weights are right, but multiply the {name}", _moves(reading, name)
     if name == "other values":
         return "values", "the weights are right, but other values are multiplied", _values(reading)
     if name.startswith("values of"):
@@ -272,14 +302,7 @@ def _words(reading, name, rows):
         )
     if name.startswith("values rounded"):
         return "format", f"the weights are right, but multiply {name}", ""
-    if name in reading.curves:
-        return "scores", f"{name.replace('that are off', 'are off')}: {reading.curves[name]}", ""
-    if "stored" in name:
-        return "format", name, ""
-    if name.startswith("the ") and " is " in name:
-        what = name.split(" is ")[0].removeprefix("the ")
-        return what, name + ("; values are those of the right keys" if "key" in what else ""), ""
-    return "scores", f"the result is that of {name}", ""
+    return None
 
 
 def _middle(values):

@@ -57,6 +57,12 @@ def other_pages_read(pool):
         pages = flat[np.minimum(part * stride + place, flat.size - 1)]
         words = f"read with rows of the block table {stride} entries apart, not {width}"
         yield words, slots(pages), None
+    yield from _once_a_tile(pool, at, place, slots)
+
+
+def _once_a_tile(pool, at, place, slots):
+    """Pages of a kernel that looks into the block table once for each tile of keys."""
+    size, key = pool.view.page_size, pool.view.key[0, 0, 0]
     for tile in (16, 32, 48, 64, 96, 128, 256):
         begin = key // tile * tile
         pages = at(begin[None] // size) + place - begin // size
