@@ -38,9 +38,10 @@ class Ledgers:
         exists = np.broadcast_to(view.exists, view.shape)
         right, got = view.weights, measured.weights
         finite = np.isfinite(measured.output[..., ~measured.wrong_columns]).all(-1)
-        self.nan = ~(np.isfinite(got).all(-1) & finite) & view.row_exists
+        self.nan = ~finite & view.row_exists & ~measured.rightly_lost
+        known = np.isfinite(got).all(-1) & ~self.nan & ~measured.rightly_lost
         floor = measured.floor
-        self.judged = exists & ((right > 16 * floor) | (right == 0)) & ~self.nan[..., None]
+        self.judged = exists & ((right > 16 * floor) | (right == 0)) & known[..., None]
         self.judged &= measured.determined & ~measured.unknown[..., None]
         there = got > 4 * floor
         self.zero = view.row_exists & ~self.nan & ~(np.abs(got) > 0).any(-1) & (right > 16 * floor).any(-1)
@@ -136,7 +137,7 @@ class Ledgers:
         size = measured.spec.lse.unit_roundoff * (np.abs(np.where(np.isfinite(view.lse), view.lse, 0)) + 4)
         bound = measured.tolerance[..., 0] + 4 * size
         near = np.abs(off) <= bound
-        return np.where(same | near | ~view.row_exists, 0.0, off)
+        return np.where(same | near | ~view.row_exists | measured.rightly_lost, 0.0, off)
 
     @cached_property
     def sum_off(self):
@@ -144,4 +145,5 @@ class Ledgers:
         with np.errstate(all="ignore"):
             off = np.log(self.sum / self.right_sum)
         known = self.view.row_exists & ~self.nan & ~self.zero & (self.right_sum > 0)
+        known &= np.isfinite(self.measured.weights).all(-1)
         return np.where(known & (np.abs(off) > self.measured.tolerance[..., 0]), off, 0.0)

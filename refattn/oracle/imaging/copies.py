@@ -56,7 +56,8 @@ def _sources(measured, places, columns):
         if not np.isfinite(row).all() or np.abs(row).max() == 0:
             continue
         near = (np.abs(right - row) <= 1.5 * allowed).all(-1)
-        if near.sum() == 1 and np.abs(row).max() > 0.01 * scale:
+        # a row that is near its own result is less exact, and no copy
+        if near.sum() == 1 and np.abs(row).max() > 0.01 * scale and (everywhere[near] != places[n]).any():
             source[n] = int(near.argmax())
     return source, everywhere
 

@@ -33,7 +33,7 @@ from refattn.oracle.imaging.score_noise import noise_in_words
 from refattn.oracle.imaging.segment_models import Stretches, explain_segments, first_tile_lost
 from refattn.oracle.imaging.segments import find_segments
 from refattn.oracle.imaging.sources import find_sources
-from refattn.oracle.imaging.stored_order import stored_order
+from refattn.oracle.imaging.stored_order import copied_columns, stored_order
 from refattn.oracle.imaging.underflows import underflow_in_words
 from refattn.oracle.imaging.value_changes import explain_values
 from refattn.oracle.imaging.visible_keys import (
@@ -54,7 +54,7 @@ REPRODUCED = 0.97  # of the rows of a place
 MINOR = 0.1  # of all wrong pairs: less than that is what follows from something else
 SCALED_BY_CHANCE, BEYOND = 0.003, 4  # of the judged pairs; times the tolerance
 SAME_SHARE = 0.002  # of the wrong pairs: explanations that differ by less say the same here
-NOT_OF_SCORES = ("exp", "stale weights")  # kinds that speak of what comes after the scores
+NOT_OF_SCORES = ("exp", "stale weights", "softmax")  # kinds that speak of what comes after the scores
 OF_WEIGHTS = (  # kinds of findings that weights alone decide
     "missing keys",
     "extra keys",
@@ -104,7 +104,7 @@ class Description:
         self.measured, self.ledgers, self.regions, self.view = measured, ledgers, regions, measured.view
         self.found = []
         self.rows = self.view.row_exists & np.ones(self.view.shape[:3], bool)
-        self.explained = np.zeros(self.view.shape[:3], bool)
+        self.explained = measured.rightly_lost.copy()
         self.value_rows = np.zeros(self.view.shape[:3], bool)
         self.stray = None
 
@@ -141,6 +141,12 @@ class Description:
             # weights are read with other latents: what does not give the call itself may come from them
             self.found = [self._doubted(finding) for finding in self.found]
         self.found.extend(self._lse())
+        if self.measured.nan_of_zeros is not None:
+            nature = (
+                "rows are NaN when rows of the values are all 0, as in a division by a scale of 0 (0 / 0); "
+                "in this call no row of the values is"
+            )
+            self.found.append(Finding("zeros", nature, minor=bool(self.found)))
         if not self.found:
             self.found.extend(faint_numbers(self))
         return sorted(
@@ -274,7 +280,12 @@ class Description:
         if found is not None:
             rows, words = found
             nature = f"rows hold the right result of other rows: {words}"
-            yield at_rows(self, rows, "copies", nature)
+            finding = at_rows(self, rows, "copies", nature)
+            if finding.right_inside > FEW * finding.hit:  # right rows are no copies
+                finding = self.finding(
+                    dataclasses.replace(self.of_rows(rows), statements=()), "copies", nature
+                )
+            yield finding
             self.explained |= rows
 
     def _kept(self):
@@ -291,9 +302,10 @@ class Description:
 
     def _order(self):
         """Numbers of the output that are right but stored in other places."""
-        words = stored_order(self.measured)
-        if words and not self.explained.any():
-            yield self.finding(None, "layout", words)
+        copied = copied_columns(self.measured)
+        words = copied or stored_order(self.measured)
+        if words and not (self.explained & ~self.measured.rightly_lost).any():
+            yield self.finding(None, "copied columns" if copied else "layout", words)
             self.explained |= self.view.row_exists
 
     def _empty_rows(self):
@@ -428,7 +440,8 @@ class Description:
             spread = f"Factors of single weights, beside the rest of their row: {span}."
             constant = np.ptp(factors) < 0.03 * factors.mean()
         whole = constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01
-        cuts = [] if whole else find_segments(l)
+        # one key in a row is no stretch
+        cuts = [] if whole or wrong.sum(-1).max() == 1 else find_segments(l)
         for segments in cuts:
             if not (best := explain_segments(l, segments)):
                 continue
@@ -456,7 +469,10 @@ class Description:
         if words:
             return at_rows(self, rows, "keys", words)
         if constant:
-            return self.finding(rule, "weight factor", f"weights are multiplied by {factors.mean():.4g}")
+            words = self._times_in_words(factors, wrong)
+            if wrong.sum() == 1:  # the words hold the place
+                rule = dataclasses.replace(rule, statements=())
+            return self.finding(rule, "weight factor", words)
         best = scores()
         # a number of its own in each row names no cause
         look = (not best or NO_CAUSE in best[0].words) and wrong.sum() >= 3
@@ -465,6 +481,8 @@ class Description:
         if best:
             if best[0].whole and rule.fit < REPRODUCED:  # it says itself which pairs are wrong
                 rule = dataclasses.replace(rule, statements=())
+            if best[0].kind == "softmax":  # what such weights sum to follows
+                self.explained |= wrong.any(-1)
             return self.finding(rule, best[0].kind, _scores_in_words(best))
         kind, nature = "scaled weights", "weights have other ratios than their scores give"
         if cuts:
@@ -472,6 +490,21 @@ class Description:
             kind, each = "segments", f"each of the {segments.words}"
             nature = f"weights are off by one factor in {each}: they are rescaled or joined wrongly"
         return self.finding(rule, kind, nature, spread, confident=False)
+
+    def _times_in_words(self, factors, wrong):
+        """Words for one factor of weights, of one key in a row also as a change of its score."""
+        words, off = (
+            f"weights are multiplied by {factors.mean():.4g}",
+            f"off by {np.log(factors.mean()):+.3g}",
+        )
+        if wrong.sum(-1).max() > 1 or self.ledgers.sum_off[wrong.any(-1)].any():
+            return words
+        if wrong.sum() > 1:
+            return f"{words} beside the rest of their row: their scores are {off}"
+        b, h, t, key = np.argwhere(wrong)[0]
+        where = f"row {self.view.row[b, 0, t, 0]} of query head {self.view.heads[h]}"
+        where += f" of sequence {b}" if len(self.view.sequences) > 1 else ""
+        return f"the score of key {key} is {off} in {where}"
 
     def _whether_summed(self, rows):
         """Whether the normaliser of rows (B, H, T) has what the weights have."""
@@ -505,6 +538,8 @@ class Description:
     def _sums(self):
         l = self.ledgers
         wrong = (l.sum_off != 0) & ~self.explained & ~(l.labels == MISSING).any(-1)
+        if self.view.dropped is not None:  # the sum of weights that are not dropped is another one
+            wrong &= ~((l.labels == EXTRA) & self.view.dropped).any(-1)
         if not wrong.any():
             return
         sums = l.sum[wrong]

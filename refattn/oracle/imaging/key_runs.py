@@ -40,8 +40,8 @@ def find_key_runs(ledgers, wrong):
                 continue
             at = at[np.unique(np.linspace(0, len(at) - 1, ROWS).astype(int))]
             at = np.stack([np.full(len(at), b), heads[at[:, 0]], at[:, 1]], 1)
-            places = _places(pool, at)
             own = pool.own[b, heads[0]]
+            places = _continued(_places(pool, at), own, view.sequences[b].length, pool.count)
             changed = (places >= 0) & (places != own)
             if changed.sum() >= LEAST_FOUND:
                 found[b, int(k)] = np.flatnonzero(changed), places[changed]
@@ -90,8 +90,40 @@ def _places(pool, at):
     return places
 
 
+def _continued(places, own, length, count):
+    """Places of the keys of a sequence, those too that few rows see, where the others are one step away."""
+    there = np.arange(len(own)) < length
+    known = (places >= 0) & there
+    steps = np.unique((places - own)[known])
+    if len(steps) != 1 or not known.any():
+        return places
+    other = own + steps[0]
+    return np.where(there & (other >= 0) & (other < count), other, places)
+
+
+def _of_other_sequences(pool, found):
+    """Words for sequences all of whose keys are the same ones of another sequence; "" for others."""
+    view, read = pool.view, {}
+    for (b, k), (keys, places) in found.items():
+        own = view.sequences[b]
+        holds = [
+            n
+            for n, s in enumerate(view.sequences)
+            if n != b
+            and len(keys) == own.length <= s.num_keys
+            and np.array_equal(view.slots[KEY][s.part][s.entry, k, keys], places)
+        ]
+        read.setdefault(b, []).append(holds[0] if len(holds) == 1 else -1)
+    if any(len(ns) < view.num_kv_heads or len({*ns}) > 1 or -1 in ns for ns in read.values()):
+        return ""
+    told = [f"sequence {b} reads the keys of sequence {ns[0]}" for b, ns in list(read.items())[:MOST_TOLD]]
+    return ", ".join(told) + (", ..." if len(read) > MOST_TOLD else "")
+
+
 def _words(pool, found):
     """What is read in place of what: one rule for all, or stretches of keys."""
+    if words := _of_other_sequences(pool, found):
+        return words
     view = pool.view
     kv = (view.heads // view.group_size).tolist()
     own = np.concatenate([pool.own[b, kv.index(k)][keys] for (b, k), (keys, _) in found.items()])

@@ -49,6 +49,9 @@ def _recover_without_nan(measured, rows):
     for which, name in ((VALUE, "values"), (KEY, "keys")):
         array = np.asarray(view.arrays[which])
         bad = ~np.isfinite(array.astype(np.float32))
+        of_key = view.of_heads(~np.isfinite(view.operand("value" if which == VALUE else "key")).all(-1))
+        if (view.visible & of_key[:, :, None])[rows].any():
+            continue  # they see some of them
         if not bad.any() or not probes.have_time(f"{name} that are not finite made 0"):
             continue
         clean = np.where(bad, 0, array).astype(array.dtype)

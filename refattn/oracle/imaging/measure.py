@@ -95,7 +95,17 @@ class Measured(Reading):
     # weights
 
     def _weights(self):
-        view, columns = self.view, self.columns
+        """Weights from one-hot values; with a column of ones beside them where rows of zeros make NaN."""
+        weights = self._one_hot(self.columns)
+        lost = ~np.isfinite(weights).all(-1) & np.isfinite(self.output).all(-1)
+        if lost.any() and len(self.columns) > 1:
+            again = self._one_hot(self.columns[1:], ones=self.columns[0])
+            if (~np.isfinite(again).all(-1) & lost).sum() < lost.sum():
+                self.nan_of_zeros, weights = lost, again
+        return weights
+
+    def _one_hot(self, columns, ones=None):
+        view = self.view
         weights = np.zeros(view.shape)
         calls = max(-(-view.num_keys // len(columns)), 1)
         for keys in np.array_split(np.arange(view.num_keys), calls):
@@ -107,6 +117,8 @@ class Measured(Reading):
             def fill(part, shape, keys=keys):
                 values = np.zeros(shape)
                 there = keys[keys < shape[-2]]
+                if ones is not None:
+                    values[..., ones] = self.amplitude
                 values[..., there, columns[: len(there)]] = self.amplitude
                 return values
 

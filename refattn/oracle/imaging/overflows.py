@@ -41,27 +41,42 @@ def overflow_in_words(measured, rows) -> str:
 
 def saturation(measured):
     """Rows (B, H, T) whose output is cut off at a number, and words for it; or None."""
-    output, expected = np.abs(measured.output), np.abs(measured.expected_output)
-    known = measured.view.row_exists[..., None] & np.isfinite(output)
-    limit = output[known].max(initial=0.0)
-    if not limit > 0:
-        return None
-    at = known & (output == limit)
-    beyond = known & (expected > (1 + BEYOND) * limit)
-    if (
-        not limit
-        or at.sum() < FEWEST
-        or beyond.sum() < FEWEST
-        or not (expected[at] > (1 - BEYOND) * limit).all()
+    for words, size in (
+        ("", np.abs),
+        (" from above: what should be larger is that number", np.positive),
+        (" from below: what should be smaller is that number", np.negative),
     ):
+        if (found := _cut_off(measured, size)) is not None:
+            limit, at = found
+            number = float(size(limit)) + 0.0
+            name = next((f", the largest number of {name}" for x, name in LARGEST if x == limit), "")
+            if words and not number:
+                words += (
+                    f", as if {'positive' if size is np.positive else 'negative'} numbers were not allowed"
+                )
+            columns = np.flatnonzero(at.any((0, 1, 2))).tolist()
+            where = f", in columns {ranges(columns)} of {at.shape[-1]}"
+            return at.any(-1), f"the output is cut off at {number:.6g}{name}{words}{where}"
+    return None
+
+
+def _cut_off(measured, size):
+    """The largest number of `size` of the output, and where (B, H, T, E) it stands in place of larger ones;
+    or None.
+    """
+    output, expected = size(measured.output), size(measured.expected_output)
+    known = measured.view.row_exists[..., None] & np.isfinite(output)
+    limit = output[known].max(initial=-np.inf)
+    if not np.isfinite(limit):
         return None
-    if (output[beyond] < limit).any():
+    at, slack = known & (output == limit), BEYOND * abs(limit)
+    beyond, rest = known & (expected > limit + slack + measured.output_tolerance), known & ~at
+    if min(at.sum(), beyond.sum()) < FEWEST or (output[beyond] < limit).any():
         return None
-    name = next((f", the largest number of {name}" for x, name in LARGEST if x == limit), "")
-    columns = ranges(np.flatnonzero(at.any((0, 1, 2))).tolist())
-    return at.any(
-        -1
-    ), f"the output is cut off at {limit:.6g}{name}, in columns {columns} of {output.shape[-1]}"
+    if not (expected[at] > (limit - slack - measured.output_tolerance[at])).all():
+        return None
+    # of an output that is nothing but that number it is not said
+    return (limit, at) if rest.sum() >= FEWEST and (~measured.off)[rest].mean() > ENOUGH else None
 
 
 def _ends(limit, size, bad, good):

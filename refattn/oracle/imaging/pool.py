@@ -94,6 +94,16 @@ class Pool:
             other = np.minimum(*shares) < (1 - FOREIGN) * total
         return bool((other & self.view.row_exists).any())
 
+    def own_weights(self):
+        """Weights (B, H, T, S) on a row's own keys alone, where its weights on every stored row were
+        measured, and some lie elsewhere; else None. One-hot values of several sequences share a column.
+        """
+        on_all = self.measured.__dict__.get("weights_on_all")
+        if on_all is None or not self._reads_elsewhere():
+            return None
+        on_all = np.concatenate([on_all, np.zeros((*on_all.shape[:3], 1))], -1)
+        return np.take_along_axis(on_all, self.own[:, :, None], -1)
+
     def placed(self, slots, weights):
         """Weights (B, H, T, S) put where their values are stored (B, H, S): (B, H, T, N)."""
         placed = np.zeros((*weights.shape[:3], self.count + 1))

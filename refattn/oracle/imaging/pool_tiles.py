@@ -64,6 +64,8 @@ def other_tiles_read(pool):
                 for zero in (False, True):
                     ends = " (0 where there are none)" if zero else ""
                     changed = (other != key) & (key < length) & (zero | (other >= 0) & (other < length))
+                    if not (changed & (other >= 0) & (other < length)).any():
+                        continue  # there are no such keys
                     words = f"those {away(distance, 'key')}{_as_tiles(distance)}{ends}"
                     which = (
                         ""

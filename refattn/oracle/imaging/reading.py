@@ -40,6 +40,8 @@ class Reading:
         Rows of which `findings` speaks.
     probes : Probes or None
         Where the kernel can be called.
+    nan_of_zeros : ndarray of bool, (B, H, T), or None
+        Rows that are NaN where rows of values are all 0.
     pages_read : ndarray of bool or None
         Physical pages that each sequence reads, where that was measured.
     """
@@ -47,7 +49,7 @@ class Reading:
     determined = np.True_
     told = np.False_
     partial = False
-    probes = pages_read = None
+    probes = pages_read = nan_of_zeros = None
 
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse
@@ -111,8 +113,16 @@ class Reading:
     @property
     def off(self):
         """Numbers of the output that are off by more than rounding, (B, H, T, E)."""
+        got, right = self.output, self.expected_output
         with np.errstate(all="ignore"):
-            return ~(np.abs(self.output - self.expected_output) <= self.output_tolerance)
+            near = np.abs(got - right) <= self.output_tolerance
+        return ~(near | (got == right) | (np.isnan(got) & np.isnan(right)))
+
+    @cached_property
+    def rightly_lost(self):
+        """Rows that are NaN or infinite, and should be, (B, H, T)."""
+        lost = ~np.isfinite(self.expected_output) & ~np.isfinite(self.output)
+        return self.view.row_exists & lost.any(-1)
 
     # values
 
@@ -150,4 +160,5 @@ class Reading:
             left = np.abs(self.output - self.applied(self.weights))
             left = left / np.maximum(self.output_tolerance, 1e-300)
         left[..., self.other_columns] = 0.0
-        return np.where(self.view.row_exists[..., None], np.nan_to_num(left, nan=np.inf), 0.0)
+        judged = self.view.row_exists & ~self.rightly_lost
+        return np.where(judged[..., None], np.nan_to_num(left, nan=np.inf), 0.0)

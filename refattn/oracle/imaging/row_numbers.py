@@ -237,6 +237,16 @@ def _slips_of_normaliser(rows):
     yield "1 is taken from the normaliser", np.log1p(-np.exp(-inner))
 
 
+def _dropout(rows):
+    """Weights that are rescaled otherwise where dropout keeps them."""
+    rate = float(rows.view.options.get("dropout_rate") or 0.0)
+    if rows.view.dropped is None or not rate or rows.returned:
+        return
+    ways = (("not divided by 1 - dropout_rate", -1), ("divided by 1 - dropout_rate twice", 1))
+    for words, times in (*ways, ("multiplied by 1 - dropout_rate, not divided by it", -2)):
+        yield f"the kept weights are {words}", np.full_like(rows.delta, times * np.log1p(-rate))
+
+
 def _constant(rows):
     constant = float(np.median(rows.delta))
     yield (
@@ -375,6 +385,7 @@ FAMILIES = (
     _slips_of_lse,
     other_sinks,
     _slips_of_normaliser,
+    _dropout,
     _constant,
     wrong_steps,
     carried,
@@ -386,4 +397,4 @@ FAMILIES = (
     _by_place,
 )
 PLAIN = (_of_other_rows, _slips_of_lse, other_sinks, _slips_of_normaliser)  # that say the same of all rows
-OF_FEW_ROWS = (_slips_of_lse, other_sinks, _constant, other_sums)
+OF_FEW_ROWS = (_slips_of_lse, other_sinks, _dropout, _constant, other_sums)

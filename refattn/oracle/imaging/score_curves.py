@@ -19,6 +19,9 @@ MOST = 0.99  # of the pairs: the others may jump
 LEAST = 64  # pairs
 LEFT = 0.1  # of the variance of the errors that may be left
 BETTER = 0.7  # of what another variable leaves, for one that comes later
+PROVEN = 0.8  # of the errors must be those of the nearest pairs of other keys and rows
+PART = 0.1  # of the spread of errors: neighbours that differ by less are the same
+NEIGHBOURS = 4  # pairs on each side, among which one of another key and row is looked for
 ROUNDS = 6
 TILES = (16, 32, 64, 128)
 TOLD = 5  # places of a curve that are told
@@ -32,6 +35,7 @@ class Variable(NamedTuple):
     x: np.ndarray
     periodic: bool = False
     size: object = 1.0
+    of_key: bool = False  # it is a number of the key alone: rows say the same again and again
 
 
 def curved(rows) -> Iterator[Model]:
@@ -45,7 +49,7 @@ def curved(rows) -> Iterator[Model]:
         where = rows.wrong & np.isfinite(y) & np.isfinite(variable.x)
         if where.sum() >= LEAST:
             curve = _Curve(rows, variable, y, where)
-            if curve.left < (LEFT if best is None else BETTER * best.left):
+            if curve.left < (LEFT if best is None else BETTER * best.left) and curve.proven() > PROVEN:
                 best = curve
     if best is not None:
         scores = rows.score + np.where(best.where, best.off, best.elsewhere)
@@ -66,10 +70,11 @@ def _variables(rows):
         yield Variable("bias", "the bias", rows.bias)
     query, key = rows.view.operand("query")[rows.at], np.nan_to_num(rows.view.operand("key"))
     key = key[rows.b, rows.head // rows.view.group_size]
-    yield Variable("scores", "the sum of the key's components", key.sum(-1))
-    yield Variable("scores", "the key's squared length", (key**2).sum(-1))
+    yield Variable("scores", "the sum of the key's components", key.sum(-1), of_key=True)
+    yield Variable("scores", "the key's squared length", (key**2).sum(-1), of_key=True)
     size = (rows.scale * query.sum(-1))[:, None]
-    yield Variable("scores", "the key (times the sum of the query's components)", key.sum(-1), size=size)
+    of_both = "the sum of the key's components (times that of the query's)"
+    yield Variable("scores", of_both, key.sum(-1), size=size, of_key=True)
     references = [(f"the running maximum, tiles of {tile} keys", tile) for tile in TILES]
     for name, tile in (("the row's largest", 0), *references):
         if tile < rows.view.num_keys:
@@ -84,6 +89,8 @@ class _Curve:
 
     def __init__(self, rows, variable, y, where):
         self.variable, self.where = variable, where
+        with np.errstate(all="ignore"):
+            self.tolerance = rows.tolerance / np.abs(variable.size)
         x = np.where(where, variable.x, 0)
         count = int(np.clip(where.sum() // OF_BIN, BINS, MOST_BINS))
         if variable.periodic:
@@ -115,6 +122,30 @@ class _Curve:
         if size(plain[where])[1] < noise**2:  # nothing that is more than rounding
             self.left = np.inf
 
+    def proven(self):
+        """Share of the errors that the nearest pairs of other keys and rows have, or those between them."""
+        x, y, allowed = (
+            z[self.where] for z in (self.variable.x, self.off / self.variable.size, 2 * self.tolerance)
+        )
+        row, key = np.nonzero(self.where)
+        allowed = np.maximum(allowed, PART * np.std(y))
+        if self.variable.of_key:
+            x, own = np.unique(x, return_inverse=True)
+            of_key = np.bincount(own, y) / np.bincount(own)
+            agree = np.abs(y - of_key[own]) <= allowed
+            count = len(x)
+            inner = (own > 0) & (own < count - 1)
+            before, after = np.maximum(np.arange(count) - 1, 0), np.minimum(np.arange(count) + 1, count - 1)
+            near = _between(of_key, x, before, after)[own] <= allowed
+            return float((agree & near)[inner].mean()) if inner.any() else 0.0
+        order = np.random.default_rng(0).permutation(len(x))
+        order = order[np.argsort(x[order], kind="stable")]
+        x, y, allowed, row, key = (z[order] for z in (x, y, allowed, row, key))
+        before, after = (_others(row, key, side) for side in (-1, 1))
+        known = (before >= 0) & (after >= 0)
+        near = _between(y, x, before, after) <= allowed
+        return float(near[known].mean()) if known.any() else 0.0
+
     def in_words(self):
         return self._periodic() if self.variable.periodic else self._table()
 
@@ -135,6 +166,23 @@ class _Curve:
         table = ", ".join(f"{y[n]:+.3g} at {x[n]:.3g}" for n in places)
         unit = " keys" if self.variable.kind == "ALiBi" else ""
         return f"the error depends on {self.variable.words} alone: {table}{unit}"
+
+
+def _others(row, key, side):
+    """The place of the next pair on a side that is of another row and key; -1 where none is near."""
+    found, places = np.full(len(row), -1), np.arange(len(row))
+    for step in range(NEIGHBOURS, 0, -1):
+        at = np.clip(places + side * step, 0, len(row) - 1)
+        found = np.where((row[at] != row) & (key[at] != key), at, found)
+    return found
+
+
+def _between(y, x, before, after):
+    """How far each number is from the ones before and after it in x, or from the line between them."""
+    with np.errstate(all="ignore"):
+        share = np.nan_to_num((x - x[before]) / (x[after] - x[before]), nan=0.5)
+    between = y[before] + share * (y[after] - y[before])
+    return np.minimum.reduce([np.abs(y - other) for other in (y[before], y[after], between)])
 
 
 def _mean(y, where):

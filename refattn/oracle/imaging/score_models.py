@@ -21,6 +21,7 @@ from refattn.oracle.imaging.score_places import shifted_by_sequence, whole_dista
 from refattn.oracle.imaging.score_quantised import quantised
 from refattn.oracle.imaging.score_slips import left_out_or_doubled
 from refattn.oracle.imaging.score_steps import stepped
+from refattn.oracle.imaging.score_tables import over_other_axes, tables
 from refattn.oracle.imaging.score_terms import bias_of_one_place, bias_read_elsewhere
 from refattn.oracle.imaging.score_tiles import other_tile_layouts
 from refattn.oracle.imaging.stale_weights import weights_of_other_tiles
@@ -35,6 +36,7 @@ FAMILIES = (
     from_elsewhere,
     parts_from_elsewhere,
     weights_of_other_tiles,
+    over_other_axes,
     saturated,
     multiplied,
     clipped,
@@ -51,6 +53,7 @@ FAMILIES = (
     bias_of_one_place,
     bias_read_elsewhere,
     curved,
+    tables,
 )
 
 

@@ -25,24 +25,24 @@ def _models(rows):
     kv = rows.head // view.group_size
     own_query, own_key = query[rows.at], key[rows.b, kv]
     for name, levels in BITS:
-        for words, scale in _scales(key, "key"):
-            of = lambda by, scale=scale, levels=levels: _quantised(key, scale, by, levels)[rows.b, kv]
+        for words, scale in scales(key, "key"):
+            of = lambda by, scale=scale, levels=levels: in_multiples(key, scale, by, levels)[rows.b, kv]
             yield Model(
                 "format", f"keys are kept in {name}, {words}", rows.of_operands(own_query, of(scale))
             )
-        for words, scale in _scales(query, "row"):
-            q = _quantised(query, scale, scale, levels)[rows.at]
+        for words, scale in scales(query, "row"):
+            q = in_multiples(query, scale, scale, levels)[rows.at]
             yield Model("format", f"queries are kept in {name}, {words}", rows.of_operands(q, own_key))
-    for words, scale in _scales(key, "key"):
+    for words, scale in scales(key, "key"):
         for which, other in _of_others(scale):
             k = _times(key, other, scale)[rows.b, kv]
-            q8 = _quantised(key, scale, other, 127)[rows.b, kv]
+            q8 = in_multiples(key, scale, other, 127)[rows.b, kv]
             said = f"keys ({words}) have {which}"
             yield Model("keys", said, rows.of_operands(own_query, k))
             yield Model("keys", f"keys kept in int8 ({words}) have {which}", rows.of_operands(own_query, q8))
 
 
-def _scales(x, what):
+def scales(x, what):
     """Words, and the largest number of each group of an operand (B, K, S, D) that shares a scale."""
     size = np.abs(x)
     yield f"one scale a {what}", size.max(3, keepdims=True)
@@ -77,7 +77,7 @@ def _of_others(scale):
         yield "the scale of the first key/value head", scale[:, :1] + 0 * scale
 
 
-def _quantised(x, scale, by, levels):
+def in_multiples(x, scale, by, levels):
     """Whole multiples of scale / levels, read as multiples of by / levels."""
     with np.errstate(all="ignore"):
         return np.where(scale > 0, np.round(x / scale * levels) * by / levels, 0)

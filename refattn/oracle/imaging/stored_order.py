@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.oracle.imaging.maps import ranges
+
 SIZES = (2, 4, 8, 16, 32)
 SHARE = 0.97  # of the wrong numbers that an order must explain
+ROWS, LEAST_ROWS = 256, 6  # that are compared
 
 
 def stored_order(measured):
@@ -28,6 +31,35 @@ def stored_order(measured):
         ):
             return words
     return ""
+
+
+def copied_columns(measured):
+    """Words for wrong columns of the output that hold what belongs in other columns, some of which hold it
+    too; "" where that is not so.
+    """
+    exists = np.broadcast_to(measured.view.row_exists, measured.output.shape[:3])
+    wrong = np.flatnonzero((measured.off & exists[..., None]).any((0, 1, 2)))
+    rows = np.argwhere(exists)
+    if len(rows) > ROWS:
+        rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), ROWS, replace=False))]
+    arrays = measured.output, measured.expected_output, measured.output_tolerance
+    got, right, allowed = (array[tuple(rows.T)] for array in arrays)
+    if not 0 < len(wrong) < got.shape[-1] or len(rows) < LEAST_ROWS:
+        return ""
+    source = []
+    for column in wrong:
+        with np.errstate(all="ignore"):
+            near = np.abs(got[:, column, None] - right) <= 1.5 * allowed
+        same = np.flatnonzero(near.mean(0) >= SHARE)
+        if len(same) != 1 or same[0] == column:
+            return ""
+        source.append(int(same[0]))
+    if {*source} == {*wrong.tolist()}:  # in another order: nothing is lost
+        return ""
+    return (
+        f"columns {ranges(wrong.tolist())} of {got.shape[-1]} of the output hold what belongs in columns "
+        f"{ranges(source)}, and their own numbers are nowhere"
+    )
 
 
 def _orders(num_rows, width):

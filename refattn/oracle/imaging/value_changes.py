@@ -6,6 +6,7 @@ import numpy as np
 
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
 from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.score_quantised import BITS, in_multiples, scales
 
 MOST = 0.9  # of the wrong numbers are explained
 
@@ -16,13 +17,16 @@ def explain_values(description):
     explained = d.explained | d.value_rows | d.ledgers.nan | d.ledgers.zero
     off = (m.unexplained > 1) & ~m.dead_columns & ~explained[..., None]
     if off.any():
-        kind, words = _change(m, off)
+        told = " ".join(finding.nature for finding in d.found)
+        kind, words = _change(m, off, told)
         confident = bool(kind)
         yield d.finding(d.of_rows(off.any(-1)), kind or "values", words, confident=confident)
 
 
-def _change(m, off):
-    """Kind, "" if not known, and words for what happened to the outputs at `off` (B, H, T, E)."""
+def _change(m, off, told=""):
+    """Kind, "" if not known, and words for what happened to the outputs at `off` (B, H, T, E). `told` is
+    what is known of other operands: values may have the same format.
+    """
     got, predicted = m.output, m.applied(m.weights)
     columns = off.any((0, 1, 2))
     changed = ranges(np.flatnonzero(columns).tolist())
@@ -35,20 +39,37 @@ def _change(m, off):
     if words := _other_projection(m, off.any(-1)):
         return "values", words
     is_that = lambda other: (np.abs(got - other) <= 2 * m.output_tolerance)[at].mean() > MOST
+    if words := _rounded_in_words(m, predicted, is_that, told):
+        return "format", words
     factor = float((predicted[at] * got[at]).sum() / max((predicted[at] ** 2).sum(), 1e-300))
     if is_that(factor * predicted):
         words = f"the output is multiplied by {factor:.5g}{where}, which one-hot values do not show"
         return "values", words
-    for name in FORMATS:
-        value = round_to(m.value, name)
-        if np.array_equal(value, m.value):
-            continue
-        if is_that(m.view.applied(m.weights, np.nan_to_num(value))):
-            return "format", f"values are rounded to {name}"
-        if is_that(round_to(predicted, name)):
-            return "format", f"the output is stored as {name} in between"
     words = f"the output is not what the weights make of the values{where}"
     return "", f"{words}: values are changed or come from elsewhere"
+
+
+def _rounded_in_words(m, predicted, is_that, told):
+    """Words for a coarser format of the values or of the output; "" where it is none. That which other
+    operands have comes first: on many numbers two formats do the same.
+    """
+    for name in sorted(FORMATS, key=lambda name: f" {name}" not in told):
+        for how, cut in (("rounded", False), ("cut off (truncated)", True)):
+            value = round_to(m.value, name, truncate=cut)
+            if np.array_equal(value, m.value):
+                continue
+            if is_that(m.view.applied(m.weights, np.nan_to_num(value))):
+                return f"values are {how} to {name}"
+            if is_that(round_to(predicted, name, truncate=cut)):
+                return f"the output is {'' if not cut else how + ' and '}stored as {name} in between"
+    if m.view.latent:
+        return ""
+    value = np.nan_to_num(m.value)
+    for name, levels in BITS:
+        for words, scale in scales(value, "key"):
+            if is_that(m.view.applied(m.weights, in_multiples(value, scale, scale, levels))):
+                return f"values are kept in {name}, {words}"
+    return ""
 
 
 def _other_projection(m, rows):

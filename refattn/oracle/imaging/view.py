@@ -125,7 +125,7 @@ class View:
     @cached_property
     def empty(self):
         """Rows that see nothing and have no sink, (B, H, T)."""
-        return self.row_exists & np.isneginf(self.lse)
+        return self.row_exists & np.isneginf(self.lse) & ~self.visible.any(-1)
 
     def of_sequences(self, name):
         """A number of each sequence, (B, 1, 1, 1)."""

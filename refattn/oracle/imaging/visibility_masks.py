@@ -30,7 +30,8 @@ def masks(view, rules):
 
 def _read_otherwise(view, name, words, own, visible):
     """`own` (B, H, T, S) is what the mask hides; `visible(hidden)` is what is seen if it hides others."""
-    yield f"{words} is not applied", 0.0, visible(np.zeros_like(own))
+    not_applied = "dropout is not applied" if name == "dropout_mask" else f"{words} is not applied"
+    yield not_applied, 0.0, visible(np.zeros_like(own))
     yield f"{words} is inverted", 0.0, visible(~own & view.exists)
     for where, plane in planes_from_elsewhere(view, name):
         hidden = np.isneginf(plane) if name == "bias" else ~plane.astype(bool)

@@ -162,7 +162,7 @@ def _positions(rows):
                 lambda n, side=names[0]: f"{NAMES[side]} is not applied",
                 lambda view, n, side=names[0]: {side: None},
                 np.zeros(1, int),
-                0.005,
+                -0.002,  # where rows see all that is left, any large number explains them too
                 1,
             )
 

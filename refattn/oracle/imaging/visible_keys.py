@@ -117,6 +117,9 @@ def _plain(description, missing, extra, judged, model):
     if model is not None and not tiles and model.family not in SAYING_MORE and missing.any():
         return "", ""
     note = _counted_twice(description, extra) if extra.any() else ""
+    every_key = words.startswith(f"keys 0 to {description.view.num_keys - 1} of")
+    if model is not None and model.words.endswith("is not applied") and every_key:
+        return "", ""
     more = model is not None and (model.family in SAYING_MORE or (extra.any() and not note))
     return words + (f", as if {model.words}" if more else tiles), note
 

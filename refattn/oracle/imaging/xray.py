@@ -20,6 +20,7 @@ from refattn.oracle.imaging.estimate import Estimated
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.measure import Measured
+from refattn.oracle.imaging.pool import Pool
 from refattn.oracle.imaging.probes import Probes, call_once
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.region import Regions
@@ -123,9 +124,14 @@ def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=6
         measured.lse = view.cut(LSE, given[LSE])  # that of the caller; the kernel returns none
     ledgers = Ledgers(measured)
     findings = describing(measured, ledgers, regions)
-    if (other := measured.in_other_columns()) is not None:
+    copied = any(finding.kind == "copied columns" for finding in findings)
+    if not copied and (other := measured.in_other_columns()) is not None:
         findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured)
         findings.sort(key=lambda finding: finding.minor)
+    pool = Pool.of(measured, ledgers) if "weights_on_all" in measured.__dict__ else None
+    if pool is not None and (own := pool.own_weights()) is not None:
+        measured.weights = own
+        ledgers = Ledgers(measured)
     return _of(findings, measured, ledgers, started, probes)
 
 
