@@ -973,7 +973,6 @@ fault(
     "8-bit|int8",
     size="long",
     load=of_array("value", lambda x: in_levels(x, 127, (1, 2))),
-    today="Located, nature unknown. The output is not what the weights make of the values",
 )
 fault(
     "values one key late",
