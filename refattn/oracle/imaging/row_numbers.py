@@ -141,7 +141,9 @@ def _of_other_rows(rows):
             yield f"{rows.name} is that of {words}", change
         if not rows.returned:
             note = "(the sum of exponentials; its maximum is right)"
-            yield f"{rows.name} is that of {words} {note}", other.change(view.lse - view.top)
+            change = other.change(view.lse - view.top)
+            yield f"{rows.name} is that of {words} {note}", change
+            yield f"{rows.name} holds the sum of {words} beside its own", np.log1p(np.exp(change))
 
 
 def _with_fill(rows, change):

@@ -25,7 +25,8 @@ def other_sinks(rows):
     replaced = lambda other: np.log1p(np.exp(other - lse) - share)
     yield f"the sink is left out of {name}", np.log1p(-share)
     yield f"the sink counts twice in {name}", np.log1p(share)
-    yield f"the sink counts in {name} relative to 0, not to the row's maximum", replaced(sinks + rows.top)
+    for of_what, top in (("row's maximum", rows.top), ("largest score of its keys", _top_of_keys(rows))):
+        yield f"the sink counts in {name} relative to 0, not to the {of_what}", replaced(sinks + top)
     yield f"the sink counts in {name} as exp(0), relative to the row's maximum", replaced(rows.top)
     for words, other in other_rows(view, rows.at):
         if not words.startswith(("the row", "row")):  # all rows of a head have one sink
@@ -51,6 +52,12 @@ def other_sinks(rows):
     size = (sinks * sinks).sum()
     a = float(np.nansum(sinks * np.where(known, implied, sinks)) / size) if size else 1.0
     yield f"the sink in {name} is multiplied by {a:.4g}", replaced(a * sinks)
+
+
+def _top_of_keys(rows):
+    """The largest score of each row without the sink, (n,)."""
+    view = rows.view
+    return np.where(view.visible, view.score, -np.inf).max(-1, initial=-np.inf)[rows.at]
 
 
 def _sinks_of_heads(rows, of_heads):
