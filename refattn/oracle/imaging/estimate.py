@@ -13,12 +13,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from refattn.oracle.imaging import estimated_findings, foreign
+from refattn.oracle.imaging import estimated_findings, source_explanations
 from refattn.oracle.imaging.estimated_findings import family_of
 from refattn.oracle.imaging.explanations import FITS_MOST, Rows
 from refattn.oracle.imaging.extra_keys import extra_keys
 from refattn.oracle.imaging.features import first_seen, last_seen
-from refattn.oracle.imaging.grids import coarse_formats
+from refattn.oracle.imaging.format_explanations import coarse_formats
 from refattn.oracle.imaging.moved_outputs import added_rows, moved_columns
 from refattn.oracle.imaging.number_fits import scores_with_a_number
 from refattn.oracle.imaging.other_pages import other_pages, other_tiles, shifted_values, value_tables
@@ -354,14 +354,14 @@ class Estimated(Reading):
             one_key,
             lambda rows: [hidden_alike(rows)],
             lambda rows: scores_with_a_number(self.view, rows),
-            lambda rows: [foreign.other_rows(self, rows)],
+            lambda rows: [source_explanations.other_rows(self, rows)],
             lambda rows: moved_columns(self, rows),
             lambda rows: extra_keys(self, rows),
             lambda rows: added_rows(self, rows),
         ]
         yield [
             lambda rows: other_pages(self, rows),
-            lambda rows: foreign.other_heads(self, rows),
+            lambda rows: source_explanations.other_heads(self, rows),
             lambda rows: other_scores(self, rows),
         ]
         yield [lambda rows: any_set(rows, self.left)]

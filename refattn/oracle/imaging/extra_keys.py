@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.imaging.explanations import fitted
-from refattn.oracle.imaging.foreign import memory_of
 from refattn.oracle.imaging.score_candidates import Steps
+from refattn.oracle.imaging.source_explanations import memory_of
 from refattn.oracle.imaging.view import KEY, VALUE
 
 MOST_BESIDE = 128  # keys right before or behind a sequence

@@ -10,7 +10,6 @@ from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.imaging.class_scores import class_scores, swizzled
 from refattn.oracle.imaging.curve_fits import curves
 from refattn.oracle.imaging.explanations import fitted, of_scores
-from refattn.oracle.imaging.foreign import displaced, in_words
 from refattn.oracle.imaging.part_scores import part_scores
 from refattn.oracle.imaging.rounding import SHORT_FORMATS
 from refattn.oracle.imaging.score_candidates import (
@@ -20,6 +19,7 @@ from refattn.oracle.imaging.score_candidates import (
     moved_planes,
     with_keys,
 )
+from refattn.oracle.imaging.source_explanations import displaced, in_words
 
 TRIAL = 10
 CANDIDATES = 300
