@@ -176,8 +176,8 @@ def test_xray_real_kernels(printed):
         )
     )
     assert set(said) == {"torch", "numba", "falcon"}
-    assert re.search(
-        r"tiles? of 32 keys", said["numba"]
-    ) and "168 pairs lose their weight and 0 gain one" in " ".join(said["numba"].split())
+    assert re.search(r"tiles? of 32 keys", said["numba"]) and "168 pairs lose their weight." in " ".join(
+        said["numba"].split()
+    )
     assert "skipped" in said["torch"] or "top-left" in said["torch"]
     assert "skipped" in said["falcon"] or "ALiBi is added twice" in said["falcon"]

@@ -60,7 +60,7 @@ def test_a_kernel_is_found_by_module_and_by_file(capsys, folder, spelled):
     where = spelled.format(folder=folder[0], name=folder[1])
     code, output, _ = run(capsys, f"{where}:Holder.kernel")
     assert code == 1 and output.startswith("normal causal\nThe position of a row is counted from key 0")
-    assert "calls: " in output and str(folder[0]) not in sys.path
+    assert "calls of the kernel" in output and str(folder[0]) not in sys.path
 
 
 def test_a_right_kernel_agrees_on_all_calls_that_it_takes(capsys, folder):

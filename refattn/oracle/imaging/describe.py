@@ -14,6 +14,7 @@ from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED, Ledgers
 from refattn.oracle.imaging.copies import copied_rows, held_by_empty
 from refattn.oracle.imaging.counted_again import counted_again
+from refattn.oracle.imaging.factors_in_words import same_here, sentence_case, span
 from refattn.oracle.imaging.faint_numbers import faint_numbers
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.formats_seen import grid_of, parts_grid, steps_of, weights_grid
@@ -76,13 +77,13 @@ def describe(measured, ledgers, regions):
         return Description(measured, ledgers, regions).run()
 
 
-def of_columns(findings, columns, measured):
-    """Findings that hold in some columns of the output only; what has no columns is told without them."""
+def of_columns(findings, columns, measured, told=()):
+    """Findings that hold in some columns of the output only, other than those told of other columns."""
     words = f"in columns {ranges(columns.tolist())} of {len(measured.wrong_columns)} of the output"
     return [
         dataclasses.replace(finding, nature=f"{words}, {finding.nature}")
         for finding in findings
-        if RECORDS.get(finding.kind, OUTPUT).has_dims
+        if RECORDS.get(finding.kind, OUTPUT).has_dims and (finding.kind, finding.nature) not in told
     ]
 
 
@@ -436,8 +437,7 @@ class Description:
         factors = np.exp((l.ratio - l.shift[..., None])[wrong & np.isfinite(l.ratio)])
         spread, constant = "", False
         if factors.size:
-            span = f"{factors.min():.3g} to {factors.max():.3g}"
-            spread = f"Factors of single weights, beside the rest of their row: {span}."
+            spread = f"Factors of single weights, beside the rest of their row: {span(factors, '.3g')}."
             constant = np.ptp(factors) < 0.03 * factors.mean()
         whole = constant and rule.fit > 0.97 and abs(factors.mean() - round(factors.mean())) < 0.01
         # one key in a row is no stretch
@@ -543,7 +543,7 @@ class Description:
         if not wrong.any():
             return
         sums = l.sum[wrong]
-        spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
+        spread = f"The weights of such a row sum to {span(sums)}."
         nature, recipe = self._row_number(-l.sum_off, wrong, NORMALISER)
         rule = self._rule_of_number(-l.sum_off, wrong, NORMALISER, nature, recipe)
         unknown = "rows are divided by a wrong normaliser, or multiplied by a wrong factor"
@@ -612,11 +612,11 @@ class Description:
             nature = f"lse is stored as {name}: all its numbers lie on that grid{right}"
             return self.finding(rule, "format", nature)
         off = l.lse_off[wrong & np.isfinite(l.lse_off)]
-        spread = f"lse is off by {off.min():.4g} to {off.max():.4g}" if off.size else "lse is not finite"
+        spread = f"lse is off by {span(off)}" if off.size else "lse is not finite"
         words, recipe = self._row_number(l.lse_off, wrong, LSE)
         if words:
             rule = self._rule_of_number(l.lse_off, wrong, LSE, words, recipe)
-            return self.finding(rule, "lse", words + right, spread + ".")
+            return self.finding(rule, "lse", words + right, f"{sentence_case(spread)}.")
         return self.finding(rule, "lse", spread + right, confident=False)
 
 
@@ -641,5 +641,5 @@ def _scores_in_words(explained):
     words = best.words if best.kind in NOT_OF_SCORES else f"scores are wrong: {best.words}"
     same = others and others[0].share >= best.share - SAME_SHARE
     if same and others[0].numbers == best.numbers == 0:
-        words += f"; or, which is the same here, {others[0].words}"
+        return same_here(words, [others[0].words])
     return words

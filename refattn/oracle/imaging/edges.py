@@ -48,7 +48,7 @@ def _relation(view, sequence, got, right, row, name):
         return f"The {name} key used is key {most_common(got)} in all of them."
     of_sequences = [(b, change[sequence == b]) for b in np.unique(sequence)]
     told = [f"{most_common(shift):+d} in sequence {b}" for b, shift in of_sequences if _alike(shift)]
-    if len(told) > 1:
+    if len(told) > 1:  # they differ: what is alike in all was told
         return f"The {name} key used is off by {', '.join(told[:4])}."
     return ""
 

@@ -13,6 +13,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from refattn.exact.visibility import row_bounds
+from refattn.oracle.imaging.place_words import (
+    apart,
+    from_the_first,
+    from_the_last,
+    in_tile,
+    negated,
+    rounded_down,
+    seen_keys,
+    share_of_largest,
+)
 from refattn.oracle.imaging.rounding import tile_maximum
 from refattn.oracle.imaging.view import last_key
 
@@ -48,6 +58,8 @@ class Feature:
         The tile size it speaks of.
     counts : bool
         It is the number of a row, key or position, of which multiples of a tile are no odd ones.
+    said : callable (how, value) -> str or None, or None
+        Other words for a statement than "the number is at most 3"; `place_words` has them.
     """
 
     words: str
@@ -59,19 +71,27 @@ class Feature:
     landmarks: tuple = (0,)
     tile: int | None = None
     counts: bool = False
+    said: Callable | None = None
 
     @property
     def truth(self):
         return bool(self.otherwise)
 
     def says(self, how, value):
-        """The statement that the number is (==), is not (!=), is at most (<=) or at least (>=) a value."""
+        """The statement that the number is (==), is not (!=), is at most (<=) or at least (>=) a value, or
+        that it is one of a range ("in"), whose ends are the value.
+        """
         if self.truth:
             return self.words if bool(value) == (how == "==") else self.otherwise
-        if value in self.named and how == "==":
-            return self.named[value]
-        if value in self.named and how == "!=":
-            return f"not where {self.named[value]}"
+        if how == "in":
+            low, high = value
+            if self.said is None:
+                return f"{self.words} is {low} to {high}"
+            return f"{self.says('>=', low)} and {self.says('<=', high)}"
+        if value in self.named and how in ("==", "!="):
+            return self.named[value] if how == "==" else negated(self.named[value])
+        if self.said is not None and (words := self.said(how, value)):
+            return words
         relation = {"==": "is", "!=": "is not", "<=": "is at most", ">=": "is at least"}[how]
         return f"{self.words} {relation} {value}"
 
@@ -105,6 +125,17 @@ def _head(view):
 
 def _sequence(view):
     return np.arange(len(view.sequences)).reshape(-1, 1, 1, 1)
+
+
+def _limits(view):
+    """What hides keys before and behind those of a row by position, each in words; "" where nothing does."""
+    rules = view.rules(0)
+    sides = (
+        "window" if rules.left is not None else "",
+        {None: "", 0: "causal limit"}.get(rules.right, "window"),
+    )
+    chunk = "chunk" if rules.chunk is not None else ""
+    return [" or ".join(filter(None, (side, chunk))) for side in sides]
 
 
 def _length(view):
@@ -206,8 +237,8 @@ def _straddling(view, size):
 
 def _features() -> Iterator[Feature]:
     yield from _of_heads()
-    yield from _of_rows_and_keys()
     yield from _of_what_hides()
+    yield from _of_rows_and_keys()
     yield from _of_lengths()
     yield from _of_scores()
     yield from _of_pages()
@@ -254,7 +285,12 @@ def _of_rows_and_keys():
         "the row", lambda view: view.row, {0: "the row is the first"}, landmarks=(0, 1), counts=True
     )
     last_row = {0: "the row is the last of its sequence"}
-    yield Feature("the number of rows behind this one", lambda view: _rows(view) - 1 - view.row, last_row)
+    yield Feature(
+        "the number of rows behind this one",
+        lambda view: _rows(view) - 1 - view.row,
+        last_row,
+        said=from_the_last("the row", "of its sequence"),
+    )
     yield Feature(
         "the key", lambda view: view.key, {0: "the key is the first"}, landmarks=(0, 1), counts=True
     )
@@ -263,6 +299,7 @@ def _of_rows_and_keys():
         lambda view: _length(view) - 1 - view.key,
         {0: "the key is the last of its sequence", -1: "the key is the first one past the length"},
         landmarks=(0, -1, 1),
+        said=from_the_last("the key", "of its sequence"),
     )
     yield Feature(
         "key minus the row's position",
@@ -273,6 +310,7 @@ def _of_rows_and_keys():
             -1: "the key is the one before the row's own position",
         },
         landmarks=(0, 1, -1),
+        said=apart("the key", "the row's own position"),
     )
     yield Feature(
         "key minus row",
@@ -280,6 +318,7 @@ def _of_rows_and_keys():
         {0: "the key has the row's own number"},
         landmarks=(0, 1),
         cost=0.02,
+        said=apart("the number of the key", "that of the row", "above", "below"),
     )
     yield Feature(
         "the number of keys from the first one the row sees to this one",
@@ -289,6 +328,7 @@ def _of_rows_and_keys():
             -1: "the key is the one before the first that the row sees",
         },
         landmarks=(0, -1),
+        said=apart("the key", "the first that the row sees"),
     )
     yield Feature(
         "the number of keys from this one to the last one the row sees",
@@ -298,6 +338,22 @@ def _of_rows_and_keys():
             -1: "the key is the one after the last that the row sees",
         },
         landmarks=(0, -1),
+        said=apart("the key", "the last that the row sees", "before", "after"),
+    )
+    yield from _where(
+        lambda view: view.drawn_holes is not None,
+        Feature(
+            "the key's block minus the row's own",
+            lambda view: view.key // view.checked.block_size - view.row // view.checked.block_size,
+            {0: "the key is in the row's own block"},
+            said=apart("the key's block", "the row's own"),
+        ),
+        Feature(
+            "the number of blocks behind that of the row",
+            lambda view: (_rows(view) - 1 - view.row) // view.checked.block_size,
+            {0: "the row's block is the last"},
+            said=from_the_last("the row's block", "of its sequence"),
+        ),
     )
 
 
@@ -307,16 +363,24 @@ def _of_what_hides():
         "the key is within the length of its sequence",
         lambda view: view.key >= _length(view),
     )
-    yield _truth(
-        "the key lies before the window or chunk",
-        "the key does not lie before the window or chunk",
-        lambda view: (view.key < first_seen(view)) & (view.key < _length(view)),
-    )
-    yield _truth(
-        "the key lies behind the causal limit, window or chunk",
-        "the key does not lie behind the causal limit, window or chunk",
-        lambda view: (view.key > last_seen(view)) & (view.key < _length(view)),
-    )
+    for limit in ("window", "chunk", "window or chunk"):
+        yield from _where(
+            lambda view, limit=limit: _limits(view)[0] == limit,
+            _truth(
+                f"the key lies before the {limit}",
+                f"the key does not lie before the {limit}",
+                lambda view: (view.key < first_seen(view)) & (view.key < _length(view)),
+            ),
+        )
+    for limit in ("causal limit", "window", "chunk", "causal limit or chunk", "window or chunk"):
+        yield from _where(
+            lambda view, limit=limit: _limits(view)[1] == limit,
+            _truth(
+                f"the key lies behind the {limit}",
+                f"the key does not lie behind the {limit}",
+                lambda view: (view.key > last_seen(view)) & (view.key < _length(view)),
+            ),
+        )
     yield _truth(
         "the mask hides the pair", "the mask does not hide the pair", lambda view: view.hidden_by("mask")
     )
@@ -344,6 +408,7 @@ def _of_lengths():
         {0: "the row sees no key", 1: "the row sees one key only"},
         landmarks=(0, 1),
         cost=0.02,
+        said=seen_keys,
     )
     yield Feature(
         "the position of the row", lambda view: view.position, landmarks=(0, -1), cost=0.005, counts=True
@@ -358,16 +423,23 @@ def _of_scores():
         lambda view: view.top[..., None] < 0,
         0.01,
     )
-    yield Feature("the score, rounded down,", lambda view: _rounded_down(view.score, view.exists), cost=0.03)
     yield Feature(
-        "the score below the row's largest one, rounded down,",
-        lambda view: np.maximum(_rounded_down(view.top[..., None] - view.score, view.visible), 0),
+        "the score",
+        lambda view: _rounded_down(view.score, view.exists),
         cost=0.03,
+        said=rounded_down("the score"),
     )
     yield Feature(
-        "the row's largest score, rounded down,",
+        "the score below the row's largest one",
+        lambda view: np.maximum(_rounded_down(view.top[..., None] - view.score, view.visible), 0),
+        cost=0.03,
+        said=share_of_largest,
+    )
+    yield Feature(
+        "the row's largest score",
         lambda view: _rounded_down(view.top, np.isfinite(view.top))[..., None],
         cost=0.03,
+        said=rounded_down("the row's largest score"),
     )
     yield _truth(
         "the key has the row's largest score",
@@ -388,11 +460,13 @@ def _of_pages():
             place,
             {0: "the page is the first of its sequence"},
             landmarks=(0, 1),
+            said=from_the_first("the page", "of its sequence"),
         ),
         Feature(
             "the number of pages of the sequence behind this one",
             lambda view: (_length(view) - 1) // view.page_size - place(view),
             {0: "the page is the last of its sequence"},
+            said=from_the_last("the page", "of its sequence"),
         ),
         Feature(
             "the slot in its page",
@@ -425,12 +499,14 @@ def _split(count):
         {0: f"the split is the first {of}", count - 1: f"the split is the last {of}"},
         landmarks=(0, count - 1),
         cost=0.02,
+        said=from_the_first("the split", of),
     )
     yield Feature(
         f"the key's place in its split, {of},",
         lambda view: view.key % size(view),
         {0: f"the key is the first of its split, {of}"},
         cost=0.025,
+        said=from_the_first("the key", f"of its split, {of}", plain=True),
     )
     yield _truth(
         f"the key is the last of its split, {of}",
@@ -454,8 +530,15 @@ def _place_and_tile(what, size, number):
         named,
         landmarks=(0, size - 1, size // 2),
         cost=0.01,
+        said=in_tile(f"the {what}", f"of its tile {of}", size),
     )
-    yield Feature(f"the tile {of}", tile, {0: f"the tile {of} is the first"}, cost=0.005)
+    yield Feature(
+        f"the tile {of}",
+        tile,
+        {0: f"the tile {of} is the first"},
+        cost=0.005,
+        said=from_the_first(f"the tile {of}", "of its sequence", plain=True),
+    )
     yield parity(f"the number of the tile {of}", tile, 0.015)
 
 
@@ -473,6 +556,7 @@ def _key_tile(size):
         },
         landmarks=(0, 1),
         cost=0.005,
+        said=from_the_last(f"the tile {of}", "of its sequence"),
     )
     yield Feature(
         f"the number of tiles {of} from the first one the row sees to this one",
@@ -480,6 +564,7 @@ def _key_tile(size):
         {0: f"the tile {of} is the first that the row sees"},
         landmarks=(0, 1),
         cost=0.01,
+        said=from_the_first(f"the tile {of}", "that the row sees"),
     )
     yield Feature(
         f"the number of tiles {of} from this one to the last one the row sees",
@@ -490,6 +575,7 @@ def _key_tile(size):
         },
         landmarks=(0, 1),
         cost=0.01,
+        said=from_the_last(f"the tile {of}", "that the row sees"),
     )
 
 
@@ -532,11 +618,14 @@ def _scores_in_tiles(size):
         lambda view: _first_visible(view) >= size,
         0.015,
     )
-    yield _truth(
-        f"the first tile {of} of those visited by position is wholly hidden from the row by mask or bias",
-        f"the first visited tile {of} has a key that the row sees",
-        lambda view: _first_visible(view) // size > first_seen(view) // size,
-        0.005,
+    yield from _where(
+        lambda view: view.drawn_holes is None,  # else the form hides keys, and no mask
+        _truth(
+            f"the mask or bias hides all of the first tile {of} that the row would see",
+            f"the mask or bias does not hide all of the first tile {of} that the row would see",
+            lambda view: _first_visible(view) // size > first_seen(view) // size,
+            0.005,
+        ),
     )
     yield _truth(
         f"the last tile {of} of the sequence is wholly hidden from the row",
@@ -580,6 +669,7 @@ def _row_tile(size):
                 {0: f"the key is at {row} the tile of {size} rows"},
                 landmarks=(0, 1, -1),
                 cost=0.02,
+                said=apart("the key", f"{row} the tile of {size} rows"),
             ),
         )
 
@@ -593,6 +683,7 @@ def _place_in_row_tile(size):
         lambda view: (_rows(view) - 1) // size - tile(view),
         {0: f"the tile {of} is the last of its sequence"},
         cost=0.005,
+        said=from_the_last(f"the tile {of}", "of its sequence"),
     )
     yield _truth(
         f"the tile {of} is a partial one: the rows end inside it",
@@ -614,6 +705,7 @@ def _both_tiles(rows, keys, which):
         },
         landmarks=(0, -1),
         cost=0.025,
+        said=from_the_first(f"the tile {of}", f"seen {by}"),
     )
     yield Feature(
         f"the number of tiles {of} from this one to the last one seen {by}",
@@ -624,6 +716,7 @@ def _both_tiles(rows, keys, which):
         },
         landmarks=(0, -1),
         cost=0.025,
+        said=from_the_last(f"the tile {of}", f"seen {by}"),
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from refattn.oracle.imaging.factors_in_words import sentence_case
+
 SHOWN = 4  # findings that are printed
 IN_JSON = (
     "kind",
@@ -67,10 +69,17 @@ class Finding:
         return self.hit / self.wrong if self.wrong else 1.0
 
     @property
+    def located(self):
+        """Whether it says where: a place, or that nothing there is right."""
+        return bool(self.place) or bool(self.wrong and not self.right_inside)
+
+    @property
     def says(self):
-        text = self.nature[:1].upper() + self.nature[1:]
+        text = sentence_case(self.nature)
         if self.place:
-            text += f", {'' if self.place.startswith('not where') else 'where '}{self.place}"
+            text += f", where {self.place}"
+        elif not self.confident and self.located:
+            text += ", in all rows and heads"
         return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
 
     def to_json(self):

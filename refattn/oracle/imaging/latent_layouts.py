@@ -216,23 +216,23 @@ def _interleaved(x):
 
 
 COMPONENTS = (
-    ("its halves exchanged", halves_exchanged),
+    ("read with its halves exchanged", halves_exchanged),
     (
-        "even and odd components apart (interleaved read as halves)",
+        "read with even and odd components apart (interleaved read as halves)",
         lambda x: np.concatenate([x[..., ::2], x[..., 1::2]], -1),
     ),
-    ("halves read as interleaved", _interleaved),
-    ("0 in its place", np.zeros_like),
+    ("read as interleaved where it has halves", _interleaved),
+    ("taken as 0", np.zeros_like),
 )
 HEADS = (
     ("that of head 0 for all heads", lambda x, axis: np.take(x, np.zeros(x.shape[axis], int), axis)),
     ("that of the next head", lambda x, axis: np.roll(x, -1, axis)),
     ("that of the head before", lambda x, axis: np.roll(x, 1, axis)),
-    ("that of the heads in reverse", lambda x, axis: np.flip(x, axis)),
+    ("that of the heads in reverse order", lambda x, axis: np.flip(x, axis)),
 )
 PROJECTIONS = (
-    ("its rows in two halves that are exchanged", lambda x: np.roll(x, x.shape[1] // 2, axis=1)),
-    ("its columns in two halves that are exchanged", halves_exchanged),
+    ("read with the two halves of its rows exchanged", lambda x: np.roll(x, x.shape[1] // 2, axis=1)),
+    ("read with the two halves of its columns exchanged", halves_exchanged),
 )
 AXES = {"q": ("heads", "rows", "dim"), "k": ("batch", "keys", "dim"), "w": ("heads", "dim", "rank")}
 
@@ -244,8 +244,8 @@ def _memory_orders(name):
         if order != (0, 1, 2):
             other = ", ".join(names[axis] for axis in order)
             own = ", ".join(names)
-            yield f"memory of ({other}) read as ({own})", lambda x, order=order: _laid_out(x, order)
-            yield f"memory of ({own}) read as ({other})", lambda x, order=order: _taken_for(x, order)
+            yield f"in memory as ({other}) and read as ({own})", lambda x, order=order: _laid_out(x, order)
+            yield f"in memory as ({own}) and read as ({other})", lambda x, order=order: _taken_for(x, order)
 
 
 def _laid_out(x, order):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.place_words import ordinal
 from refattn.oracle.imaging.region import Rule
 
 GOOD, BETTER = 0.97, 0.02  # F1 of a list; by which it exceeds that of a rule
@@ -24,6 +25,8 @@ def rule_or_list(regions, wrong, universe) -> Rule:
     seen = universe.sum((1, 2))
     keys = wrong.sum((1, 2)) > 0.5 * np.maximum(seen, 1)  # (B, S)
     inside = universe & keys[:, None, None]
+    if (keys | ~(seen > 0)).all():  # all of them are no list
+        return rule
     hit = int((inside & wrong).sum())
     listed = Rule((_words(keys, seen > 0),), inside, int(wrong.sum()), hit, int((inside & ~wrong).sum()))
     runs = (np.diff(keys.astype(int), prepend=0, axis=-1) > 0).sum(-1)
@@ -61,6 +64,8 @@ def _progression(keys, seen):
     )
     if (keys != (seen & (numbers >= first) & ((numbers - first) % step == 0))).any():
         return ""
+    if step == 1:
+        return f"the key is at least {first}"
     if first % step == 0:
         return f"the key is a multiple of {step}" + (f", from key {first} on" if first else "")
-    return f"the key is {first}, {first + step}, {first + 2 * step} and so on (each {step}th)"
+    return f"the key is {first}, {first + step}, {first + 2 * step} and so on (every {ordinal(step - 1)})"

@@ -82,6 +82,15 @@ def _rules(wanted, got, what, sizes):
     yield f"{what} counted from the end ({number} - n)", number - wanted
 
 
+def _reversed(size, name):
+    """That numbers run backwards within stretches of a size that goes by a name."""
+    if name == "2":
+        return "of each pair exchanged"
+    if name.isdigit():
+        return f"of each {name} in reverse order"
+    return f"in reverse order within {name}"
+
+
 def _in_tiles(wanted, what, size, name):
     """Functions of the number and a size, which goes by a name."""
     tile, place = np.divmod(wanted, max(size, 1))
@@ -91,7 +100,7 @@ def _in_tiles(wanted, what, size, name):
         yield f"{what} n // {name}", tile
         yield f"the first {what} of its {name} for all of them", first
         yield f"{what} n * {name}", wanted * size
-        yield f"{what}s of each {name} in reverse order", first + size - 1 - place
+        yield f"{what}s {_reversed(size, name)}", first + size - 1 - place
     for step in (1, -1):
         rotated = first + (place + step) % max(size, 1)
         yield f"{what}s rotated by {abs(step)} within each {name}", rotated

@@ -7,8 +7,8 @@ What is drawn depends on the finding: weights by row and key (`_draw_weights`), 
 
 from __future__ import annotations
 
+import dataclasses
 import re
-import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,10 @@ from refattn.oracle.imaging.report import counted
 
 # inches: of the picture; of its panels, up and down; of what stands below them
 WIDTH, PANELS, BELOW = 16.5, 2.5, 1.0
-HEAD_CHARS, SMALL_CHARS = 165, 240  # that fit in a line
+LEFT, MARGIN_RIGHT = 0.72, 0.3  # margins of the words
+HEAD_LINES, SMALL_LINES = 3, 2
+DPI = 100
+EVEN = 1.06  # of the mean width of lines: they are of about the same length
 MOST = 300  # rows and keys shown
 FEW_ROWS, BANDS = 4, 64  # up to so many, the rows of all heads are drawn, one band each
 MARGIN = 0.25  # of what is wrong, shown around it
@@ -67,7 +70,7 @@ def draw(xray, path):
     page = _Page(Figure, head, small)
     FigureCanvasAgg(page.figure)
     {"weights": _draw_weights, "rows": _draw_row_numbers, "output": _draw_output}[_subject(xray)](xray, page)
-    page.figure.savefig(path, dpi=100)
+    page.figure.savefig(path, dpi=DPI)
 
 
 def _subject(xray):
@@ -87,15 +90,37 @@ def _words(xray):
     """The lines of the headline and the small ones below it."""
     best = xray.best
     if best is None:
-        return [xray.sentence], []
+        return _lines(xray.sentence, HEAD_LINES, size=12.5, weight="bold"), []
     nature, *same = best.nature.split(SAME)
-    head = nature[:1].upper() + nature[1:] + (f", where {best.place}" if best.place else "") + "."
-    if not best.confident:
-        head = f"Located, nature unknown. {head}"
+    head = dataclasses.replace(xray, findings=(dataclasses.replace(best, nature=nature, note=""),)).sentence
     more = [best.note, f"The same here: {'; '.join(same)}." if same else ""]
-    small = textwrap.wrap(" ".join(filter(None, more)), SMALL_CHARS, max_lines=2, placeholder=" ...")
-    even = len(head) // -(-len(head) // HEAD_CHARS) + 12  # lines of about the same length
-    return textwrap.wrap(head, min(even, HEAD_CHARS), max_lines=3, placeholder=" ..."), small
+    return _lines(head, HEAD_LINES, size=12.5, weight="bold"), _lines(
+        " ".join(filter(None, more)), SMALL_LINES, size=9
+    )
+
+
+def _lines(words, most, **font):
+    """At most so many lines of words that fit into the width of the picture."""
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+
+    font, measure = FontProperties(**font), RendererAgg(1, 1, DPI).get_text_width_height_descent
+    width = lambda line: measure(line, font, ismath=False)[0] / DPI
+    room, whole = WIDTH - LEFT - MARGIN_RIGHT, width(words)
+    even = min(room, EVEN * whole / max(np.ceil(whole / room), 1))
+    lines = [""] * bool(words)
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or width(longer) <= (even if len(lines) < most else room):
+            lines[-1] = longer
+        elif len(lines) < most:
+            lines.append(word)
+        else:
+            while width(f"{lines[-1]} ...") > room:
+                lines[-1] = lines[-1].rsplit(" ", 1)[0]
+            lines[-1] += " ..."
+            break
+    return lines
 
 
 class _Page:
@@ -107,10 +132,10 @@ class _Page:
         self.figure = figure(figsize=(WIDTH, self.height), facecolor="white")
         y = self.height - 0.12
         for line in head:
-            self.text(0.72, y, line, fontsize=12.5, weight="bold", color=INK, va="top")
+            self.text(LEFT, y, line, fontsize=12.5, weight="bold", color=INK, va="top")
             y -= 0.25
         for line in small:
-            self.text(0.72, y, line, fontsize=9, color=FAINT, va="top")
+            self.text(LEFT, y, line, fontsize=9, color=FAINT, va="top")
             y -= 0.19
 
     def text(self, x, y, words, **how):
@@ -346,9 +371,9 @@ def _factors(name, cut, ledgers):
 
 def _closing(xray):
     best = xray.best
-    behind = [f"In the whole call {words}" if best is not None and (words := counted(best)) else ""]
-    behind += ["verified on it" if best is not None and best.verified else ""]
-    behind += [f"{xray.calls} calls" if xray.called else xray.called_in_words]
+    behind = [f"in the whole call {words}" if best is not None and (words := counted(best)) else ""]
+    behind += ["verified on the call itself" if best is not None and best.verified else ""]
+    behind += [xray.called_in_words]
     words = "; ".join(filter(None, behind))
     return f"{words[:1].upper()}{words[1:]}."
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from refattn.oracle.imaging.factors_in_words import away, count_of
 from refattn.oracle.imaging.maps import ranges
+from refattn.oracle.imaging.place_words import ordinal
 from refattn.oracle.imaging.pool import STEPS
 
 TILES = (8, 16, 24, 32, 48, 64, 80, 96, 128)
@@ -79,10 +80,13 @@ def _residues(tile):
     """Every second, third or fourth tile, as rings of buffers have it."""
     for count in (2, 3, 4):
         for rest in range(count):
-            words = f"tiles whose number is {rest} modulo {count}"
+            words = f"every {ordinal(count - 1)} tile, from tile {rest} on"
             yield words, tile % count == rest
             if not rest:
-                yield f"{words}, but the first", (tile % count == 0) & (tile > 0)
+                yield (
+                    f"every {ordinal(count - 1)} tile, from tile {count} on",
+                    (tile % count == 0) & (tile > 0),
+                )
 
 
 def _of_head_before(pool, tile, last, size):

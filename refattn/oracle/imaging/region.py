@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.oracle.imaging.features import FEATURES, Feature
+from refattn.oracle.imaging.place_words import FLIPPED
 
 SAMPLE = 2**13  # wrong pairs, and as many right ones, on which statements are compared
 BEAM, DEPTH = 10, 4
@@ -30,16 +31,23 @@ KEPT = 8  # arrays (B, H, T, S) of float64: the size of all features that are ke
 LEAST_KEPT = 2**26  # bytes
 MOSTLY = 0.95  # of the wrong pairs
 FAR = 1e9  # stands for infinite numbers
-COMPARE = {"==": np.equal, "!=": np.not_equal, "<=": np.less_equal, ">=": np.greater_equal}
+RANGE = 0.045  # of both ends of a range of rows or keys
+COMPARE = {
+    "==": np.equal,
+    "!=": np.not_equal,
+    "<=": np.less_equal,
+    ">=": np.greater_equal,
+    "in": lambda array, ends: (array >= ends[0]) & (array <= ends[1]),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Statement:
-    """That a feature has, has not, does not exceed, or reaches a value."""
+    """That a feature has, has not, does not exceed, or reaches a value, or lies between two ("in")."""
 
     feature: Feature
     how: str
-    value: int
+    value: int | tuple[int, int]
     cost: float
 
     def holds(self, array):
@@ -74,9 +82,13 @@ class Rule:
         return 2 * self.hit / max(self.wrong + self.hit + self.right_inside, 1)
 
     def __str__(self):
-        """What holds first, then what does not: "not where A and B" would read as neither A nor B alone."""
-        said = sorted(map(str, self.statements), key=lambda words: words.startswith("not where"))
-        return " and ".join(said) or "everywhere"
+        """The statements; two bounds of the same number are told as a range."""
+        ends = {(s.feature, s.how): s.value for s in self.statements if isinstance(s, Statement)}
+        said = []
+        for s in self.statements:
+            other = ends.get((s.feature, FLIPPED.get(s.how))) if isinstance(s, Statement) else None
+            said.append(str(s) if other is None else s.feature.says("in", sorted((s.value, other))))
+        return " and ".join(dict.fromkeys(said)) or "everywhere"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +98,7 @@ class TwoPlaces(Rule):
     other: Rule = None
 
     def __str__(self):
-        first, second = super().__str__(), str(self.other)
-        return f"{first}, and {'' if second.startswith('not where') else 'where '}{second}"
+        return f"{super().__str__()}, and where {self.other}"
 
 
 class Regions:
@@ -256,6 +267,10 @@ def _values(feature, of_bad, array):
         yield "!=", value, NOT
     if not feature.ordered:
         return
+    low, high = int(values[0]), int(values[-1])
+    ends_inside = int(array.min()) < low and high < int(array.max())
+    if feature.counts and ends_inside and 1 < len(values) == high - low + 1:
+        yield "in", (low, high), RANGE
     if len(values) > MOST_VALUES:
         values = np.unique(np.quantile(values, np.linspace(0, 1, MOST_VALUES), method="nearest"))
     edges = {int(v) for v in values} | landmarks | {mark + step for mark in landmarks for step in (-1, 1)}

@@ -115,17 +115,20 @@ class XRay:
             return "The result is not judged: an intermediate may overflow the formats of the spec."
         if self.best is None:
             return "The result is wrong; neither place nor nature was found."
-        return self.best.says if self.best.confident else f"Located, nature unknown. {self.best.says}"
+        if self.best.confident:
+            return self.best.says
+        located = "Located, nature unknown." if self.best.located else "Nature unknown."
+        return f"{located} {self.best.says}"
 
     def text(self) -> str:
-        """The sentence, the counts behind it, up to three further findings, and what was called."""
+        """The sentence, the counts behind it, up to three further findings, and the number of calls."""
         lines = textwrap.wrap(self.sentence, WIDTH)
         if self.best is not None:
             behind = [counted(self.best), "verified on the call itself" if self.best.verified else ""]
             lines += [f"  {'; '.join(filter(None, behind))}"] if any(behind) else []
         for finding in self.findings[1:SHOWN]:
-            unknown = "" if finding.confident else "located, nature unknown: "
-            also = f"also: {unknown}{finding.says}"
+            unknown = "located, nature unknown: " if finding.located else "nature unknown: "
+            also = f"also: {'' if finding.confident else unknown}{finding.says}"
             lines += textwrap.wrap(also, WIDTH, initial_indent="  ", subsequent_indent="    ")
         if len(self.findings) > SHOWN:
             lines.append(f"  and {len(self.findings) - SHOWN} more")
@@ -147,11 +150,10 @@ class XRay:
 
     @property
     def called_in_words(self) -> str:
-        """ "19 calls: 7 one-hot values; 3 the call itself"."""
+        """ "19 calls of the kernel"; `called` says what for."""
         if not self.called:
             return "estimated from its result: the kernel was not called"
-        what = "; ".join(f"{count} {why}" for why, count in sorted(self.called.items(), key=lambda c: -c[1]))
-        return f"{self.calls} call{'s' * (self.calls != 1)}{': ' + what if what else ''}"
+        return f"{self.calls} call{'s' * (self.calls != 1)} of the kernel"
 
     def unseen(self) -> list[str]:
         """What an X-ray of this call cannot see, in words."""

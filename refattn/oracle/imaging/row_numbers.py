@@ -200,6 +200,7 @@ def _slips_of_lse(rows):
     lse, top, inner, scale = rows.lse, rows.top, rows.inner, rows.view.outline_of(0).scale
     to_base_2, to_base_e = np.log2(np.e) - 1, np.log(2) - 1
     yield "lse is in base 2: it is the right one times log2(e)", lse * to_base_2
+    yield "lse is in base 10: it is the right one times log10(e)", lse * (np.log10(np.e) - 1)
     yield "lse is multiplied by ln 2", lse * to_base_e
     yield "lse has the opposite sign", -2 * lse
     yield "lse is the row's maximum alone: the logarithm of the sum is not added", -inner
@@ -249,11 +250,16 @@ def _dropout(rows):
         yield f"the kept weights are {words}", np.full_like(rows.delta, times * np.log1p(-rate))
 
 
+def _what_it_does(rows, constant):
+    if rows.returned:
+        return f"as if the sum of exponentials were multiplied by {ratio(np.exp(constant))}"
+    return f"the output is multiplied by {ratio(np.exp(-constant))}"
+
+
 def _constant(rows):
     constant = float(np.median(rows.delta))
     yield (
-        f"{rows.name} is off by the constant {constant:.5g} "
-        f"(the sum of exponentials is multiplied by {ratio(np.exp(constant))})",
+        f"{rows.name} is off by the constant {constant:.5g} ({_what_it_does(rows, constant)})",
         np.full_like(rows.delta, constant),
     )
 

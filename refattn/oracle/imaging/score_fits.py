@@ -10,6 +10,8 @@ from refattn.oracle.imaging.factors_in_words import ratio
 from refattn.oracle.imaging.maps import ranges
 from refattn.oracle.imaging.wrong_rows import Model, centred
 
+NOTHING = 1e-5  # a factor that is 0
+
 TILES = (128, 64, 48, 32, 16)
 WHOLE = 0.8  # of the pairs of the parts that are wrong
 MOST_PARTS, SHOWN = 8, 6  # that have a factor each, and that are told
@@ -50,6 +52,10 @@ def _scale_and_softcap(rows):
         f"scores are multiplied by {ratio(a)}{when}: "
         f"the scale is {a * rows.scale:.5g}, it should be {rows.scale:.5g}"
     )
+    if abs(a) < NOTHING:
+        words = "products of query and key do not count"
+        if rows.bias is None and rows.slopes() is None:
+            words = "they do not count: all visible keys weigh alike"
     yield Model("scale", words, rows.of_products(a * raw), 1)
     if cap is not None:
         other = rows.nearest(cap * np.geomspace(0.02, 50, 121), lambda c: rows.of_products(raw, c))

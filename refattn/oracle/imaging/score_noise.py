@@ -26,21 +26,22 @@ def noise_in_words(rows) -> str:
     near = ""
     if by_weight > GROWS and by_weight > by_size:
         return (
-            f"errors are {by_weight:.2g} times as large for small weights as for large ones, as if "
-            "exponentials were rounded to fixed steps"
+            f"Errors are {by_weight:.2g} times as large for small weights as for large ones, as if "
+            "exponentials were rounded to fixed steps."
         )
     relative = _rms(error) / max(_rms(size), 1e-300)
     for name in ("bfloat16", "float16", "tfloat32"):
         if 1 / NEAR < relative / (FORMATS[name].unit_roundoff / np.sqrt(3)) < 2 * NEAR:
             near = f", about what {name} rounds off of scores of this size"
     if by_size > GROWS:
-        return f"errors grow with the size of the score ({by_size:.2g} times as large for large ones){near}"
+        return f"Errors grow with the size of the score ({by_size:.2g} times as large for large ones){near}."
     if by_size < SAME and by_weight < SAME:
         return (
-            f"errors are of one size (rms {100 * _rms(error):.2g} %), for small scores and weights as for "
-            f"large ones{near}, so that it is no rounding of the finished score"
+            f"Errors of small scores and weights are as large as those of large ones (rms "
+            f"{100 * _rms(error):.2g} %{near}): operands, or sums on the way to the score, are rounded, "
+            "not the finished score."
         )
-    return f"errors are of rms {100 * _rms(error):.2g} %{near}"
+    return f"Errors are of rms {100 * _rms(error):.2g} %{near}."
 
 
 def _growth(error, number):

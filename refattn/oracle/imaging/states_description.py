@@ -10,6 +10,7 @@ import numpy as np
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT, SCALED
 from refattn.oracle.imaging.describe import Description
+from refattn.oracle.imaging.factors_in_words import same_here, span
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.maps import describe_map
 from refattn.oracle.imaging.pointing import DIGIT
@@ -256,9 +257,9 @@ class StatesDescription(Description):
         """That a model explains the wrong rows (B, H, T), and where, if it does not hold in all rows."""
         first = explained[0]
         others = [] if first.model.fitted else explained[1 : 1 + SAME]
-        same = "".join(f"; or, which is the same here, {other.model.words}" for other in others)
+        words = same_here(first.model.words, [other.model.words for other in others])
         rule = self.of_rows(rows, rows | first.differs)
-        finding = self.finding(rule, kind, first.model.words + same + end, model=True)
+        finding = self.finding(rule, kind, words + end, model=True)
         place = "" if first.everywhere else finding.place
         return dataclasses.replace(finding, place=place, verified=self._verifies(first.model, rows))
 
@@ -288,9 +289,7 @@ class StatesDescription(Description):
             )
             return
         spread = (
-            f"Factors of single weights beside their row: {factors.min():.3g} to {factors.max():.3g}."
-            if factors.size
-            else ""
+            f"Factors of single weights beside their row: {span(factors, '.3g')}." if factors.size else ""
         )
         yield self.finding(
             rule,
@@ -305,7 +304,7 @@ class StatesDescription(Description):
         wrong = (l.sum_off != 0) & ~self.explained & ~l.wrong.any(-1)
         if wrong.any():
             sums = l.sum[wrong]
-            spread = f"The weights of such a row sum to {sums.min():.4g} to {sums.max():.4g}."
+            spread = f"The weights of such a row sum to {span(sums)}."
             nature = "rows are divided by a wrong sum of weights, or multiplied by a wrong factor"
             yield self.finding(self.of_rows(wrong), "normaliser", nature, spread, confident=False)
 
@@ -357,7 +356,7 @@ class StatesDescription(Description):
         elif wrong.any():
             off = (m.lse - view.lse)[wrong & np.isfinite(m.lse) & np.isfinite(view.lse)]
             spread = (
-                f"the merged lse is off by {off.min():.4g} to {off.max():.4g}"
+                f"the merged lse is off by {span(off)}"
                 if off.size
                 else f"the merged lse is {m.lse[wrong][0]}"
             )

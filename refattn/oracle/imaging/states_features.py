@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from refattn.oracle.imaging.features import ROW_TILES, Feature, parity
+from refattn.oracle.imaging.place_words import from_the_last, in_tile, rounded_down, share_of_largest
 
 
 def _features() -> Iterator[Feature]:
@@ -23,6 +24,7 @@ def _features() -> Iterator[Feature]:
         "the number of rows behind this one",
         lambda view: view.num_rows - 1 - view.row,
         {0: "the row is the last"},
+        said=from_the_last("the row", "of all"),
     )
     yield Feature("the state", lambda view: view.key, {0: "the state is the first"}, landmarks=(0, 1))
     yield parity("the number of the state", lambda view: view.key)
@@ -31,6 +33,7 @@ def _features() -> Iterator[Feature]:
         lambda view: view.num_keys - 1 - view.key,
         {0: "the state is the last", 1: "the state is the last but one"},
         landmarks=(0, 1),
+        said=from_the_last("the state", "of the row"),
     )
     yield Feature(
         "every state of the row is empty (its lse is -inf)",
@@ -92,14 +95,23 @@ def _of_lses():
         otherwise="the row's largest lse is not negative",
         cost=0.01,
     )
-    yield Feature("the lse of the state, rounded down,", lambda view: np.floor(view.raw), cost=0.03)
     yield Feature(
-        "the row's largest lse, rounded down,", lambda view: np.floor(finite(view.top))[..., None], cost=0.03
+        "the lse of the state",
+        lambda view: np.floor(view.raw),
+        cost=0.03,
+        said=rounded_down("the lse of the state"),
     )
     yield Feature(
-        "the lse of the state below the row's largest one, rounded down,",
+        "the row's largest lse",
+        lambda view: np.floor(finite(view.top))[..., None],
+        cost=0.03,
+        said=rounded_down("the row's largest lse"),
+    )
+    yield Feature(
+        "the lse of the state below the row's largest one",
         lambda view: np.floor(np.where(view.visible, finite(view.top)[..., None] - view.raw, 0)),
         cost=0.03,
+        said=share_of_largest,
     )
 
 
@@ -119,6 +131,7 @@ def _row_tile(size):
         landmarks=(0, size - 1),
         cost=0.01,
         tile=size,
+        said=in_tile("the row", f"of its tile {of}", size),
     )
     yield Feature(
         f"the tile {of}",

@@ -53,8 +53,10 @@ def _of_sequences(view):
     yield "row - offset: the offset is subtracted, not added", row - offset
     shifts = view.candidate_shifts
     if shifts is not None and shifts.any():
-        each = enumerate(shifts.ravel())
-        words = ", ".join(f"{step:+d}" + f" in sequence {n}" * (shifts.size > 1) for n, step in each if step)
+        each = [(n, step) for n, step in enumerate(shifts.ravel()) if step]
+        alike = len(each) == shifts.size and len({step for _, step in each}) == 1
+        words = ", ".join(f"{step:+d} in sequence {n}" for n, step in each)
+        words = f"{each[0][1]:+d}" if alike else words
         if view.num_rows > FEW_ROWS or len(view.sequences) > 1:
             yield f"off by {words}", view.position + shifts
     count = len(view.sequences)

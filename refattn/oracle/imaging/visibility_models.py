@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refattn.oracle.imaging.factors_in_words import same_here
 from refattn.oracle.imaging.mask_maps import mask_map
 from refattn.oracle.imaging.visibility_arithmetic import arithmetic
 from refattn.oracle.imaging.visibility_full_tiles import full_tiles
@@ -144,8 +145,7 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
         and not (((change != others) & judged).any())
     ]
     same.sort(key=lambda other: other[:WORD] == words[:WORD])  # another kind says more than another size
-    words += "".join(f"; or, which is the same here, {other}" for other in same[:1])
-    return Explained(words, fit, change & judged, family=family)
+    return Explained(same_here(words, same), fit, change & judged, family=family)
 
 
 class _Counts:

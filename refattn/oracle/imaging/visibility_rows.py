@@ -331,7 +331,7 @@ def _told(rows, parameter, chosen, wrong, judged, regions):
 
 
 def _where(place):
-    return f" {'' if place.startswith('not where') else 'where '}{place}"
+    return f" where {place}"
 
 
 def _sequences(rows, shows):

@@ -8,6 +8,7 @@ import numpy as np
 
 from refattn.oracle.imaging.compare import EXTRA, MISSING, RIGHT
 from refattn.oracle.imaging.edges import edges_in_words
+from refattn.oracle.imaging.factors_in_words import changed_pairs
 from refattn.oracle.imaging.lost_keys import gained_keys_in_words, lost_keys_in_words
 from refattn.oracle.imaging.maps import most_common
 from refattn.oracle.imaging.segment_models import first_tile_lost
@@ -78,8 +79,12 @@ def explain_visible_keys(description):
     words, note = _plain(description, missing, extra, l.judged & open_rows, model)
     if words or model is not None:
         rule = description.regions.find(missing | extra, l.judged & view.exists & open_rows)
-        counts = f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one."
-        notes = (note, counts, sum_note(description, missing), _extra_score(description, extra))
+        notes = (
+            note,
+            changed_pairs(missing, extra),
+            sum_note(description, missing),
+            _extra_score(description, extra),
+        )
         note = " ".join(filter(None, notes))
         minor = description.is_minor(missing | extra)
         yield _told(description, rule, None if words else model, words or model.words, note, minor)
@@ -183,8 +188,7 @@ def _exchanged(description, missing, extra, open_rows):
     gained = description.regions.find(extra, l.judged & (view.weights == 0) & open_rows)
     rows = (missing | extra).any(-1)
     place = description.of_rows(rows, description.rows & ~description.explained)
-    keys = lambda rule: f"keys where {rule}".replace("keys where not where", "keys, but not where")
-    keys = lambda rule, keys=keys: keys(rule) if rule.statements else "keys all over"
+    keys = lambda rule: f"keys where {rule}" if rule.statements else "keys all over"
     nature = "rows see other keys than they should: they lose some and gain others"
     if str(lost) != str(gained):
         nature = f"rows see other keys than they should: they lose {keys(lost)}; they gain {keys(gained)}"
@@ -192,7 +196,7 @@ def _exchanged(description, missing, extra, open_rows):
         place = lost if lost.statements else place
     note = (
         edges_in_words(l, rows),
-        f"{int(missing.sum()):,} pairs lose their weight and {int(extra.sum()):,} gain one.",
+        changed_pairs(missing, extra),
         sum_note(description, missing),
         _extra_score(description, extra),
     )
@@ -214,8 +218,8 @@ def sum_note(description, missing):
     counts = _counted(description.ledgers, missing)
     if counts:
         description.explained |= missing.any(-1)
-        return "The normaliser still counts them: the weights of these rows sum to less than 1."
-    return "" if counts is None else "The normaliser leaves them out too, as if they did not exist."
+        return "The normaliser still counts the lost keys: the weights of these rows sum to less than 1."
+    return "" if counts is None else "The normaliser leaves out the lost keys too, as if they did not exist."
 
 
 def _counted(ledgers, missing):
@@ -291,4 +295,4 @@ def _extra_score(description, wrong):
     if not at.any():
         return ""
     own = np.abs(score - description.view.score)[at] <= tolerance[at]
-    return "They count with their own score." if own.mean() > MOST else ""
+    return "The gained keys count with their own score." if own.mean() > MOST else ""

@@ -126,7 +126,8 @@ def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=6
     findings = describing(measured, ledgers, regions)
     copied = any(finding.kind == "copied columns" for finding in findings)
     if not copied and (other := measured.in_other_columns()) is not None:
-        findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured)
+        told = {(finding.kind, finding.nature) for finding in findings}
+        findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured, told)
         findings.sort(key=lambda finding: finding.minor)
     pool = Pool.of(measured, ledgers) if "weights_on_all" in measured.__dict__ else None
     if pool is not None and (own := pool.own_weights()) is not None:
@@ -153,7 +154,8 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
     columns = np.flatnonzero(estimated.wrong_columns & ~estimated.dead_columns)
     if len(columns) > 1:  # the others are right, or looked at already
         other = Estimated(view, *results, spec, seconds, columns)
-        findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other), *findings]
+        told = {(finding.kind, finding.nature) for finding in findings}
+        findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other, told), *findings]
     return _of(findings, estimated, ledgers, started)
 
 

@@ -342,7 +342,7 @@ def noisy(inputs, size):
         (lambda x: np.full_like(x, np.nan), "Rows are NaN"),
         (
             lambda x: np.where(np.arange(9)[:, None] > 6, 0, x),
-            "where the number of rows behind this one is at most 1",
+            "where the row is one of the last 2 of its sequence",
         ),
         (
             lambda x: np.random.default_rng(5).standard_normal(x.shape).astype(np.float32),

@@ -82,7 +82,9 @@ def from_vectors(bias, size):
     return bias.reshape(-1)[places].reshape(bias.shape)
 
 
-MIDDLE_ROWS = "tile of 16 rows is 1|place in its tile of 32 rows is at least 16"  # 16 to 31 of 37
+MIDDLE_ROWS = (
+    "tile of 16 rows is 1|row is 16 to 31|in the second half of its tile of 32 rows"  # 16 to 31 of 37
+)
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625], np.float32)
 
 # scores
@@ -92,7 +94,7 @@ fault("no scale", "scale", size="square", causal=True, score=lambda s, at: s / a
 fault(
     "scale of one head",
     "scale|product",
-    "query head is 1|at most 1 and not where the query head is the first",
+    "query head is 1",
     "0.7",
     score=lambda s, at: only(at.head == 1, 0.7 * s, s),
 )
@@ -333,7 +335,7 @@ fault(
 fault(
     "first tile is left out in odd heads",
     "no weight",
-    "tile of 16 keys is the first|tile of 8 keys is at most 1|key is at most 15",
+    "tile of 16 keys is the first|tile of 8 keys is one of the first 2|key is at most 15",
     "odd|place in its group is 1",
     keep=lambda keep, at: keep & ((at.key >= 16) | (at.head % 2 == 0)),
 )
@@ -706,7 +708,7 @@ fault(
 )
 fault(
     "the sum takes 16 lanes of a tile of 24",
-    "keys are left out of the normaliser where the key's place in its tile of 24 keys is at least 16",
+    "keys are left out of the normaliser where the key is one of the last 8 of its tile of 24 keys",
     size="grouped",
     tile=24,
     counted=lambda p, at: p * (at.key % 24 < 16),
@@ -1038,7 +1040,7 @@ fault(
 fault(
     "output of a tile of rows is not written",
     "rows are 0",
-    "tile of (16|32) rows is (the last|2)|partial|tiles of 4 rows behind this one is at most 1",
+    "tile of (16|32) rows is (the last|2)|partial|tile of 4 rows is one of the last 2",
     output=lambda o, at: o * (at.row.min() < 32),
 )
 
@@ -1260,7 +1262,7 @@ fault(
     size="decode",
     dtype="bfloat16",
     page=lambda pages, at: np.resize(pages[:2], len(pages)),
-    today="Keys that should be seen get no weight, where the place in the block table is at least 2",
+    today="Keys that should be seen get no weight, where the page is not one of the first 2 of its sequence",
 )
 fault(
     "paged: scale of one head",

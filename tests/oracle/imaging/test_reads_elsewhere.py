@@ -133,7 +133,7 @@ FAULTS = {
         lambda: packed(lambda b, i, n, starts: own(max(b - (i < 4), 0), starts), causal=True),
         (
             "[Kk]eys and values are those of the sequence before",
-            "tile of 2 rows is at most 1|tile of 4 rows is the first|row is at most 3|rows 0 to 3",
+            "tile of 2 rows is at most 1|tile of 4 rows is the first|row is at most 3|rows 0 to 3|one of the first",
         ),
     ),
     "keys begin at a multiple of 8": (

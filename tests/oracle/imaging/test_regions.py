@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from tiled_calls import tiled_call
 
-from refattn.oracle.imaging.region import Regions
+from refattn.oracle.imaging.features import FEATURES
+from refattn.oracle.imaging.region import Regions, Rule, Statement
+from refattn.oracle.imaging.states_features import STATE_FEATURES
 from refattn.oracle.imaging.view import View
 
 
@@ -53,12 +55,12 @@ PLANTED = {
     "odd tiles": (
         {"size": "long"},
         lambda p: p.key // 16 % 2 == 1,
-        "tile of 16 keys is odd|place in its tile of 32 keys is at least 16",
+        "tile of 16 keys is odd|in the second half of its tile of 32 keys",
     ),
     "last partial tile": (
         {"size": "long"},
         lambda p: p.key // 64 == 203 // 64,
-        "tile of 64 keys is (a partial one|the last|3)|tiles of 4 keys from this one to the last of the sequence is at most 2",
+        "tile of 64 keys is (a partial one|the last|3)|tile of 4 keys is one of the last 3",
     ),
     "last partial tiles of lengths": (
         {"form": "paged"},
@@ -73,7 +75,7 @@ PLANTED = {
     "band at the diagonal": (
         {"size": "square", **CAUSAL},
         lambda p: p.key >= p.position - 5,
-        "minus the row's position is at least -5|to the last one the row sees is at most 5",
+        "at most 5 before the (row's own position|last that the row sees)",
     ),
     "tile of the diagonal": (
         {"size": "square", **CAUSAL},
@@ -85,7 +87,7 @@ PLANTED = {
     "last rows": (
         {"size": "square"},
         lambda p: p.row // 16 == 3,
-        "tile of 16 rows is (the last|3|a partial one)|tiles of 4 rows behind this one is at most 1",
+        "tile of 16 rows is (the last|3|a partial one)|tile of 4 rows is one of the last 2",
     ),
     "one row": ({"size": "square"}, lambda p: p.row == 0, "the row is the first"),
     "one head": ({"size": "square"}, lambda p: p.head == 2, "the query head is 2"),
@@ -104,7 +106,7 @@ PLANTED = {
     "one physical page": (
         {"form": "paged"},
         lambda p: p.view.pages == p.view.pages[1, 0, 0, 0],
-        r"the physical page is \d+|place in the block table|behind this one is at least 53",
+        r"the physical page is \d+|the page is|of the last 53",
     ),
     "slot of its page": (
         {"form": "paged"},
@@ -114,16 +116,16 @@ PLANTED = {
     "tile and head": (
         {"size": "long"},
         lambda p: (p.key // 32 == 1) & (p.head == 1),
-        "(the tile of 32 keys|tiles of 32 keys from the first one the row sees to this one) is 1",
+        "the tile of 32 keys is (1|the second that the row sees)",
         "the query head is 1|place in its group is 1|query head is odd",
     ),
     "tile and rows": (
         {"size": "square"},
         lambda p: (p.key // 16 == 1) & (p.row // 16 == 2),
-        "(the tile of 16 keys|tiles of 16 keys from the first one the row sees to this one) is 1",
+        "the tile of 16 keys is (1|the second that the row sees)",
         "the tile of 16 rows is 2",
     ),
-    "large scores": ({}, lambda p: p.view.score >= 1.0, "the score, rounded down, is at least 1"),
+    "large scores": ({}, lambda p: p.view.score >= 1.0, "the score is at least 1"),
     "largest score": (
         {"size": "long"},
         lambda p: p.view.score == p.view.top[..., None],
@@ -215,14 +217,40 @@ def test_the_same_is_found_each_time():
     assert len({str(find(view, wrong, seen)) for _ in range(3)}) == 1
 
 
-def test_statements_that_are_negated_come_last_in_words():
-    """'not where A and B' would be read as: not where both hold."""
-    view = view_of("paged")
-    seen = view.exists & view.visible
-    wrong = np.broadcast_to((view.key // 16 == 2) & (view.row % 2 == 1), view.shape) & seen
-    rule = find(view, wrong, seen)
-    assert rule.hit == rule.wrong and rule.right_inside == 0
-    says = str(rule).split(" and ")
-    assert len(says) > 1
-    negated = [text.startswith("not where") for text in says]
-    assert negated == sorted(negated), str(rule)
+FORMS = {"<=": np.less_equal, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal}
+PLAIN = [
+    ("dense", {"causal": True}, lambda p: p.key > p.position, "the key lies behind the causal limit"),
+    ("dense", {}, lambda p: (p.row >= 3) & (p.row <= 6) & (p.head == 1), "the row is 3 to 6"),
+    (
+        "dense",
+        {"causal": True},
+        lambda p: p.key - p.position >= 3,
+        r"the key is at least \d after the row's own",
+    ),
+    ("dense", {}, lambda p: p.view.score < p.view.top[..., None] - 5, "at most 0.67 % of the row's largest"),
+]
+
+
+@pytest.mark.parametrize(("form", "options", "where", "words"), PLAIN)
+def test_places_are_told_in_plain_words(form, options, where, words):
+    view = view_of(form, "square" if options else None, **options)
+    every = np.broadcast_to(view.exists, view.shape)
+    rule = find(view, np.broadcast_to(where(Places(view)), view.shape) & every, every)
+    assert rule.hit == rule.wrong and not said(rule, [words]), str(rule)
+
+
+@pytest.mark.parametrize("value", [-2, -1, 0, 1, 2, 5, 12])
+@pytest.mark.parametrize("how", FORMS)
+def test_no_statement_speaks_of_negative_numbers_or_of_not_where(how, value):
+    for feature in (*FEATURES, *STATE_FEATURES):
+        if feature.truth or (value < 0 and not re.search("minus|from |behind", feature.words)):
+            continue
+        words = feature.says(how, value)
+        assert "not where" not in words and (value >= 0 or str(value) not in words), words
+
+
+def test_two_bounds_of_one_number_are_a_range():
+    row = next(feature for feature in FEATURES if feature.words == "the row")
+    head = next(feature for feature in FEATURES if feature.words == "the query head")
+    bounds = Statement(row, ">=", 3, 0), Statement(head, "==", 1, 0), Statement(row, "<=", 6, 0)
+    assert str(Rule(bounds, np.True_, 1, 1, 0)) == "the row is 3 to 6 and the query head is 1"

@@ -1,12 +1,15 @@
 """What an X-ray says: its text, its JSON and its picture, over verdicts and kinds of findings."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import refattn
 from refattn.oracle import xray
+from refattn.oracle.imaging.describe import of_columns
+from refattn.oracle.imaging.factors_in_words import changed_pairs, same_here, sentence_case, span
 from refattn.oracle.imaging.findings import Finding
 from refattn.oracle.imaging.report import XRay, counted
 
@@ -91,7 +94,7 @@ def causal_of(kernel):
 def test_agreement_is_said_and_has_nothing_to_draw(tmp_path):
     found = xray(right, *arrays(), causal=True)
     assert (found.verdict, found.findings, found.best, found.calls) == ("agrees", (), None, 1)
-    assert str(found).startswith("The result agrees") and "1 call:" in str(found)
+    assert str(found).startswith("The result agrees") and "1 call of the kernel" in str(found)
     assert found.to_json()["counts"] == {} and found.weights is None
     with pytest.raises(ValueError, match="picture must have a wrong result to draw; The result agrees"):
         found.picture(tmp_path / "x.png")
@@ -103,7 +106,7 @@ def test_text_begins_with_the_best_finding_and_ends_with_the_calls(kernel):
     assert found.verdict == "described" and found.best.confident
     text = " ".join(str(found).split())
     assert text.startswith(" ".join(found.best.says.split()))
-    assert text.endswith(" ".join(found.called_in_words.split())) and f"{found.calls} calls: " in text
+    assert text.endswith(f"{found.calls} calls of the kernel")
     assert all(" ".join(also.says.split()) in text for also in found.findings[1:4])
     assert max(map(len, str(found).splitlines())) <= 109
     assert repr(found).startswith("<XRay described: ")
@@ -163,6 +166,66 @@ def test_what_is_only_located_says_so():
     assert text.count("also:") == 3 and "and 1 more" in text
     assert "verified" in XRay("described", (Finding("a", "this happens", verified=True),)).text()
     assert "not judged" in XRay("not judged").text() and "neither place nor nature" in XRay("located").text()
+
+
+def test_located_is_said_only_with_a_place():
+    region = np.ones((1, 1, 2, 3), bool)
+    everywhere = Finding("a", "this differs", wrong=6, hit=6, region=region, confident=False)
+    scattered = Finding("a", "this differs", wrong=2, hit=2, right_inside=4, region=region, confident=False)
+    assert XRay("located", (everywhere,)).sentence == (
+        "Located, nature unknown. This differs, in all rows and heads."
+    )
+    assert XRay("located", (scattered,)).sentence == "Nature unknown. This differs."
+
+
+def test_the_text_counts_the_calls_and_json_lists_them():
+    found = XRay("described", (Finding("a", "this happens"),), called={"one-hot values": 7, "the call": 2})
+    assert found.text().splitlines()[-1] == "  9 calls of the kernel" and "one-hot" not in found.text()
+    assert found.to_json()["called"] == {"one-hot values": 7, "the call": 2}
+
+
+def test_what_was_told_is_not_told_again_of_other_columns():
+    again, other = Finding("race", "results differ"), Finding("scale", "the scale is another")
+    measured = SimpleNamespace(wrong_columns=np.ones(4, bool))
+    told = of_columns([again, other], np.array([1, 2]), measured, {("race", "results differ")})
+    assert [finding.nature for finding in told] == [
+        "in columns 1 to 2 of 4 of the output, the scale is another"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("got", "words"),
+    [
+        (span([1.0, 1.00000001]), "1"),
+        (span([0.5, 0.25]), "0.25 to 0.5"),
+        (changed_pairs(0, 760), "760 pairs gain weight."),
+        (changed_pairs(1200, 0), "1,200 pairs lose their weight."),
+        (changed_pairs(1, 2), "1 pair loses its weight and 2 gain weight."),
+        (same_here("it is one", ["two"]), "it is one; or, which is the same here, two"),
+        (same_here("it is one", ["it is one (and more)"]), "it is one"),
+        (same_here("it is one", ["two " * 40, "three"]), "it is one; or, which is the same here, three"),
+        (sentence_case("q_rope is left out"), "q_rope is left out"),
+        (sentence_case("rows are 0"), "Rows are 0"),
+    ],
+)
+def test_words_that_findings_share(got, words):
+    assert got == words
+
+
+def test_the_title_of_a_picture_fits_into_it():
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from refattn.oracle.imaging.picture import WIDTH, _Page, _words
+
+    nature = "WWWWWWWWWWWW of WWWWWWWWWWWW are WWWWWWWWWW, " * 12
+    long = Finding("a", nature, "MMMMMM MMMMM " * 40, note="WWWWWWW WWWWWW " * 40)
+    page = _Page(Figure, *_words(XRay("described", (long,))))
+    FigureCanvasAgg(page.figure)
+    renderer = page.figure.canvas.get_renderer()
+    ends = [text.get_window_extent(renderer).x1 / page.figure.dpi for text in page.figure.texts]
+    assert len(ends) > 3 and 0.8 * WIDTH < max(ends) <= WIDTH
 
 
 def test_what_cannot_be_seen_is_said_where_it_applies():
