@@ -132,7 +132,7 @@ FAULTS = {
     "w_uk transposed": (
         changed("w_uk", lambda x: x.transpose(0, 2, 1).reshape(x.shape)),
         "w_uk",
-        "memory of",
+        "in memory as",
     ),
     "latents of the values in eight bits": (
         changed("v_latent", lambda x: round_to(x, "float8_e4m3fn")),
