@@ -496,7 +496,6 @@ fault(
     "head",
     mask=mask_of(4, 37, 83),
     keep=lambda keep, at: np.roll(at.mask, -1, 0)[:, at.rows, at.span],
-    today="Keys that should be seen get no weight. The normaliser leaves out the lost keys too",
 )
 fault(
     "mask of the next row",
