@@ -30,7 +30,7 @@ from refattn.oracle.imaging.wrong_rows import WrongRows
 EXPLAINS = 0.9  # of the wrong pairs, at least
 SURE, CLEARLY = 0.98, 0.02  # below the first, less simple families may explain more, by the second at least
 
-# The simplest first: a family is asked only where none before it explains the scores.
+# The simplest first; a later one is asked where none before it explains nearly all, and must explain more.
 FAMILIES = (
     left_out_or_doubled,
     from_elsewhere,
