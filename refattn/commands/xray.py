@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -52,10 +53,17 @@ def run(args):
     """Print the description and return the exit code."""
     from refattn.oracle.imaging.probes import CannotProbe
 
+    # what the kernel prints is no part of the report
+    elsewhere = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     try:
-        name, found, skipped = _first_wrong(_load(args.kernel), args)
+        _check_picture(args.picture)
+        with elsewhere:
+            name, found, skipped = _first_wrong(_load(args.kernel), args)
+        _report(args, name, found, skipped)
         if args.picture and found.measured is not None:
             found.picture(args.picture)
+            if not args.json:
+                print(f"picture: {args.picture}")
     except BrokenPipeError:
         raise
     except (
@@ -70,21 +78,36 @@ def run(args):
     ) as error:
         print(f"refattn xray: {error}", file=sys.stderr)
         return 2
+    return int(found.verdict != "agrees")
+
+
+def _report(args, name, found, skipped):
     if args.json:
         plain = {"kernel": args.kernel, "case": name, "skipped": skipped, **found.to_json()}
         print(json.dumps(plain, indent=2, allow_nan=False))
-        return int(found.verdict != "agrees")
-    print(f"{name}\n{found}")
+        return
+    print(f"{name}\n{found if found.measured is not None else found.sentence}")
+    if found.measured is None:
+        for line in found.remarks():
+            print(f"  {line}")
     if skipped:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.items())
         print(f"  calls that the kernel does not take: {reasons}")
-    if args.picture:
-        print(
-            f"picture: {args.picture}"
-            if found.measured is not None
-            else "picture: none, nothing was measured"
-        )
-    return int(found.verdict != "agrees")
+    if args.picture and found.measured is None:
+        print("picture: none, nothing was measured")
+
+
+def _check_picture(path):
+    """Raise before anything is measured where no picture can be written there."""
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"--picture must name a file in a folder that exists; got {path!r}.")
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in endings:
+        raise ValueError(f"--picture must end with one of .{', .'.join(sorted(endings))}; got {path!r}.")
 
 
 class _Raised(Exception):
@@ -145,7 +168,9 @@ def _first_wrong(kernel, args):
     for name, function, arrays, options, spec in _calls(args):
         try:
             found = name, _xrayed(kernel, args, function, arrays, options, spec)
-        except Unsupported as reason:
+        except (Unsupported, _Raised) as reason:
+            if args.case is not None and isinstance(reason, _Raised):
+                raise
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
             continue
         if found[1].measured is not None:

@@ -33,6 +33,15 @@ def raises(query, key, value):
 def takes_nothing(query, key, value):
     raise NotImplementedError("not yet")
 
+refused = []
+
+def narrow(query, key, value):
+    print("compiling")
+    refused.append(1)
+    if len(refused) == 1:
+        raise ValueError("head_dim must be 20")
+    return right(query, key, value, causal=True)
+
 class Holder:
     kernel = staticmethod(top_left)
 
@@ -116,7 +125,10 @@ def test_a_picture_is_written_where_something_is_wrong(capsys, folder):
         (["broken.py:f"], "broken.py cannot be imported: ZeroDivisionError: division by zero"),
         (["NAME:raises"], "NAME:raises raised RuntimeError: no device"),
         (["NAME:takes_nothing"], "kernel must take the arguments of at least one call; not yet"),
-        (["NAME:transposed_result"], "the output of a probe (the call itself) has the shape"),
+        (
+            ["NAME:transposed_result"],
+            "output must have shape (2, 6, 19, 20); the kernel returned (2, 6, 19, 19).",
+        ),
         (["NAME:top_left", "--dialect", "other"], "dialect must be one of refattn, torch"),
         (["NAME:top_left", "--spec", "other"], "spec must be a KernelSpec"),
         (["NAME:top_left", "--case", "no_case.npz"], "no_case.npz"),
@@ -130,3 +142,19 @@ def test_what_cannot_be_used_is_said_in_one_line(capsys, folder, words, message)
     code, output, error = run(capsys, *(word.replace("NAME", folder[1]) for word in words))
     assert code == 2 and output == "" and error.startswith("refattn xray: ") and error.count("\n") == 1
     assert message.replace("NAME", folder[1]) in error
+
+
+def test_a_case_that_the_kernel_refuses_is_skipped_and_its_prints_are_no_part_of_json(capsys, folder):
+    code, output, error = run(capsys, f"{folder[1]}:narrow", "--json")
+    plain = json.loads(output)
+    assert code == 1 and "compiling" in error
+    assert any("head_dim must be 20" in reason for reason in plain["skipped"])
+
+
+@pytest.mark.parametrize(
+    "path, words", [("no/such/p.png", "a folder that exists"), ("p.xyz", "must end with")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_at_once(capsys, folder, path, words):
+    pytest.importorskip("matplotlib")
+    code, output, error = run(capsys, f"{folder[1]}:raises", "--picture", path)
+    assert code == 2 and output == "" and words in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -66,3 +67,12 @@ class Budget:
         """Say that time cut this part of the search short."""
         if part not in self.unfinished:
             self.unfinished.append(part)
+
+
+def seconds_given(seconds) -> float:
+    """`seconds` of a caller, checked."""
+    if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool):
+        raise TypeError(f"seconds must be a number; got seconds={seconds!r}.")
+    if not seconds >= 0:  # NaN included
+        raise ValueError(f"seconds must be at least 0; got seconds={seconds!r}.")
+    return float(seconds)

@@ -129,6 +129,10 @@ class Diagnosis:
         The time it had, `seconds` of `diagnose`.
     xray : XRay or None
         What the kernel was measured to do, where no known mistake explains the result.
+    held : str
+        That the output holds numbers of a coarser format than its dtype, of which everything else speaks.
+    changed : tuple of str
+        Arguments that the kernel changes in place; it is given copies.
     """
 
     verdict: str
@@ -142,12 +146,19 @@ class Diagnosis:
     unfinished: tuple[str, ...] = ()
     limit: float = math.inf
     xray: XRay | None = None
+    held: str = ""
+    changed: tuple[str, ...] = ()
 
     @property
     def best(self) -> Finding | None:
         return self.findings[0] if self.findings else None
 
     def __str__(self):
+        held = f"{self.held[:1].upper()}{self.held[1:]}. With it:" if self.held else ""
+        changed = (f"  The kernel changes its argument {name} in place." for name in self.changed)
+        return "\n".join(filter(None, (held, self._found(), *changed)))
+
+    def _found(self):
         if self.verdict == "agrees":
             used = f"(bound used {self.findings[0].bound_used:.2g})"
             if self.sampled:
@@ -214,6 +225,8 @@ class Diagnosis:
             "tell_apart": self.tell_apart,
             "told_apart_by": list(self.told_apart_by),
             "unfinished": list(self.unfinished),
+            "held": self.held,
+            "changed": list(self.changed),
             "xray": None if self.xray is None else self.xray.to_json(),
         }
 

@@ -14,10 +14,11 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.diagnosis.axis_order import diagnose_shape, shapes_agree
-from refattn.oracle.diagnosis.budget import Budget
+from refattn.oracle.diagnosis.budget import Budget, seconds_given
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import Use, bound_use
@@ -28,7 +29,8 @@ from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_o
 from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
-from refattn.oracle.diagnosis.tell_apart import given_results, run_kernel, suggestion, told_apart
+from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
+from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 
@@ -105,14 +107,17 @@ def diagnose(
     >>> diagnose(from_torch, query, key, value, causal=True).best.remedy
     'q_offset=0'
     """
-    kernel = _under_callers_settings(actual) if callable(actual) else None
-    given = given_results(actual, lse) if kernel is None else run_kernel(kernel, arrays, options)
+    seconds = seconds_given(seconds)
+    kernel = CalledKernel(_under_callers_settings(actual)) if callable(actual) else None
+    given = given_results(actual, lse) if kernel is None else kernel(arrays, options)
     # a mistake may subtract infinities, and a wrong result may hold anything
     with np.errstate(all="ignore"):
         if len(arrays) == 2:
             return diagnose_merge(given, *arrays)
         say = progress or (lambda line: None)
-        return Search(arrays, options, given, spec, kernel, near, say, Budget(seconds)).run(pairs)
+        found = Search(arrays, options, given, spec, kernel, near, say, Budget(seconds)).run(pairs)
+    changed = () if kernel is None else tuple(sorted(kernel.changed))
+    return dataclasses.replace(found, changed=changed)
 
 
 def _under_callers_settings(kernel):
@@ -132,6 +137,7 @@ class Search:
     def __init__(self, arrays, options, given, spec, kernel, near, progress, budget):
         self.start, self.budget, self.progress = time.monotonic(), budget, progress
         self.arrays, self.options, self.given, self.kernel, self.near = arrays, options, given, kernel, near
+        self.inferred = spec is None
         self.checked, self.spec = checked_call(*arrays, **options), kernel_spec(spec, given[OUTPUT].dtype)
         self.tried, self.whole = 0, True
         # single mistakes that are only compared on a small sample, and how many not even there
@@ -140,11 +146,13 @@ class Search:
     def run(self, pairs) -> Diagnosis:
         """The whole search. It ends as soon as something explains the result; what costs most comes last."""
         if not shapes_agree(self.given, self.checked.output_shape):
-            return diagnose_shape(self.checked, self.given[OUTPUT], self.spec, self.start)
+            return diagnose_shape(self.checked, self.given, self.spec, self.start)
         self._choose_sample()
         self._judge_result()
         if self.use.passed:
             return self._done("agrees", (self._seen("", "the result agrees with the reference"),))
+        if self.inferred and (held := held_format(self.given[OUTPUT], self.spec.output)):
+            return self._as_held(held, pairs)
         self.ranking = Ranking(self.evidence, self.budget)
         fits = self._predict_single_mistakes()
         if unwritten := never_written(self.given):
@@ -174,6 +182,16 @@ class Search:
             return self._done("described", self._findings(explanations), xray=seen)
         return self._locate(explanations, seen)
 
+    def _as_held(self, held, pairs):
+        """The search under the spec of the format whose numbers the output holds."""
+        words = held_in_words(held, self.given[OUTPUT].dtype)
+        what = (self.arrays, self.options, self.given, held, self.kernel, self.near, self.progress)
+        found = Search(*what, self.budget).run(pairs)
+        if found.verdict == "agrees":
+            says = f"{words[:1].upper()}{words[1:]}. With it the result agrees."
+            return self._done("explained", (self._seen("format", says),))
+        return dataclasses.replace(found, held=words)
+
     def _leaves_error(self, explanation):
         """Whether an explanation leaves a part of the error that rounding does not make."""
         finding = self._finding(explanation, True)
@@ -194,7 +212,7 @@ class Search:
                 self.progress("estimating what the kernel does")
                 return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE))
             self.progress("measuring what the kernel does")
-            return xray_of_kernel(self.kernel, *what, seconds=seconds)
+            return xray_of_kernel(self.kernel, *what, seconds)
         except (NotImplementedError, CannotProbe):
             return None
 

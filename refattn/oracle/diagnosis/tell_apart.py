@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refattn.calls.arrays import as_float_array
 from refattn.calls.dense import DENSE, Problem
 from refattn.calls.options import OPTIONS, PER_ENTRY, PER_SCORE, WORDS
-from refattn.oracle.bounds.results import Result, handed_over
 from refattn.oracle.diagnosis.axis_order import shapes_agree
 from refattn.oracle.diagnosis.budget import Budget
 from refattn.oracle.diagnosis.evidence import Evidence
@@ -35,17 +33,6 @@ class Probe:
 
     words: str
     inputs: AttentionInputs
-
-
-def run_kernel(kernel: Callable, arrays, options) -> dict[Result, np.ndarray]:
-    """What a kernel that returns output or (output, lse) gives."""
-    result = kernel(*arrays, **options)
-    return given_results(*(result[:2] if isinstance(result, tuple | list) else (result, None)))
-
-
-def given_results(actual, lse) -> dict[Result, np.ndarray]:
-    """The results that a caller or a kernel hands over, as arrays."""
-    return handed_over(as_float_array(actual, "actual"), None if lse is None else as_float_array(lse, "lse"))
 
 
 TELLING = "telling apart what predicts the same"
@@ -79,7 +66,7 @@ def told_apart(
             budget.ends(TELLING)
             break
         try:
-            given = budget.run("run", run_kernel, kernel, probe.inputs.arrays, probe.inputs.options)
+            given = budget.run("run", kernel, probe.inputs.arrays, probe.inputs.options)
         except Exception:
             continue
         form = checked_call(*probe.inputs.arrays, **probe.inputs.options)

@@ -146,4 +146,5 @@ class Ledgers:
             off = np.log(self.sum / self.right_sum)
         known = self.view.row_exists & ~self.nan & ~self.zero & (self.right_sum > 0)
         known &= np.isfinite(self.measured.weights).all(-1)
+        known &= ~self.measured.left_out
         return np.where(known & (np.abs(off) > self.measured.tolerance[..., 0]), off, 0.0)

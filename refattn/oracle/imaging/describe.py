@@ -49,6 +49,7 @@ NO_CAUSE = "off by one number in each row, from"
 FAINT = 0.01  # logarithm of a factor: less than that is a matter of bits
 SMALL = 0.05  # logarithm of a factor: less is a matter of precision
 FEW = 0.3
+FEW_ROWS = 12  # that differ by chance: fewer lie in some place by accident
 MOST = 0.8  # of the rows or pairs that a sentence speaks of
 NEARLY_ALL = 0.9
 REPRODUCED = 0.97  # of the rows of a place
@@ -110,13 +111,14 @@ class Description:
         self.stray = None
 
     def run(self):
+        if races := list(self._races()):  # whatever else is seen may come from it
+            return races
         told = self.measured.findings(self.regions)
         most = max((finding.wrong for finding in told), default=0)
         # an explanation of few rows beside many that are not explained is no answer
         self.found += [dataclasses.replace(f, minor=f.confident and f.wrong < FEW * most) for f in told]
         self.explained |= self.measured.told
         for stage in (
-            self._races,
             self._dead_columns,
             self._formats,
             self._latents,
@@ -136,7 +138,7 @@ class Description:
             self._sums,
             self._values,
         ):
-            if not (self.explained | ~self.rows).all():
+            if not (self.explained | ~self.rows).all() and self.measured.in_time("describing all of it"):
                 self.found.extend(stage())
         if self.view.latent and self.measured.probes is not None:
             # weights are read with other latents: what does not give the call itself may come from them
@@ -198,8 +200,11 @@ class Description:
                 "the same call gives different results from one time to the next: "
                 "a race or memory that is not written"
             )
-            yield self.finding(self.of_rows(varies), "race", nature)
-            self.explained |= varies
+            rule = self.of_rows(varies)
+            if varies.sum() < FEW_ROWS or rule.fit < NEARLY_ALL:  # other rows may be lost in other calls
+                rule = dataclasses.replace(rule, statements=())
+            note = f"{varies.sum():,} of {self.rows.sum():,} rows differ in three calls."
+            yield self.finding(rule, "race", nature, note)
 
     def _added(self):
         """Rows that hold something that is no weighted mean of values."""

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.oracle.imaging.first_call import differing_rows
 from refattn.oracle.imaging.latent_codes import shortest_code
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.view import KV_LATENT, VALUE, W_UK, W_UV
@@ -26,7 +27,7 @@ class Measured(Reading):
 
     def __init__(self, view, probes, spec):
         super().__init__(view, spec, *probes.results("the call itself"))
-        self.probes = probes
+        self.probes, self.until, self.unfinished = probes, probes.end, probes.unfinished
         self._repeat()
         self.added = self._without_values()
         self._tell_columns_apart()
@@ -37,9 +38,7 @@ class Measured(Reading):
             return
         for _ in range(2):
             output, lse = self.probes.results("the same call again")
-            self.varies |= _differs(output, self.output).any(-1)
-            if lse is not None:
-                self.varies |= _differs(lse, self.lse)
+            self.varies |= differing_rows(self, output, lse)
 
     def _without_values(self):
         """Rows (B, H, T) that are not 0 where all values are."""
@@ -129,6 +128,7 @@ class Measured(Reading):
     def _leave_out(self, pairs):
         """Weights of these pairs are not known, so that rows need not be what the weights make of them."""
         self.determined = self.determined & ~pairs
+        self.left_out = self.left_out | (np.broadcast_to(pairs, self.view.shape) & self.view.exists).any(-1)
         self.unexplained = np.zeros_like(self.output)
 
     def _weights_of_latents(self):
@@ -364,7 +364,3 @@ def _filled(some):
 def _chunks(total, size):
     """The numbers below `total` in stretches of at most `size`."""
     return [np.arange(first, min(first + size, total)) for first in range(0, total, size)]
-
-
-def _differs(a, b):
-    return ~((a == b) | (np.isnan(a) & np.isnan(b)))

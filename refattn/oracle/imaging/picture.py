@@ -65,7 +65,7 @@ def draw(xray, path):
             "picture must have matplotlib to draw with; install matplotlib, or print xray.text()."
         ) from error
     if xray.measured is None:
-        raise ValueError(f"picture must have a wrong result to draw; {xray.sentence}")
+        raise ValueError(f"picture must have measured weights to draw, and there are none. {xray.sentence}")
     head, small = _words(xray)
     page = _Page(Figure, head, small)
     FigureCanvasAgg(page.figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +26,8 @@ class Reading:
     weights : ndarray, (B, H, T, S)
     determined : bool or ndarray of bool, (B, H, T, S)
         Weights that are known.
+    left_out : bool or ndarray of bool, (B, H, T)
+        Rows of which not all weights were measured: what they sum to is not known.
     unknown : ndarray of bool, (B, H, T)
         Wrong rows of whose weights nothing is known.
     columns : ndarray of int
@@ -38,6 +41,10 @@ class Reading:
         Whether weights are those that some components of latents see.
     told : bool or ndarray of bool, (B, H, T)
         Rows of which `findings` speaks.
+    until : float
+        When the time for describing ends, on the clock `time.monotonic`.
+    unfinished : list of str
+        Searches that it ended.
     probes : Probes or None
         Where the kernel can be called.
     nan_of_zeros : ndarray of bool, (B, H, T), or None
@@ -47,12 +54,14 @@ class Reading:
     """
 
     determined = np.True_
-    told = np.False_
+    told = left_out = np.False_
     partial = False
     probes = pages_read = nan_of_zeros = None
+    until = np.inf
 
     def __init__(self, view, spec, output, lse):
         self.view, self.spec, self.output, self.lse = view, spec, output, lse
+        self.unfinished = []
         self.varies, self.added = (np.zeros(view.shape[:3], bool) for _ in range(2))
         self.unknown = np.zeros(view.shape[:3], bool)
         self.other_columns = np.zeros(output.shape[-1], bool)
@@ -63,6 +72,14 @@ class Reading:
     def findings(self, regions):
         """Findings that do not follow from the weights."""
         return []
+
+    def in_time(self, search) -> bool:
+        """Whether there is time left for a search, in words; where there is none, it is noted."""
+        if time.monotonic() <= self.until:
+            return True
+        if search not in self.unfinished:
+            self.unfinished.append(search)
+        return False
 
     # tolerances
 

@@ -104,7 +104,9 @@ class TwoPlaces(Rule):
 class Regions:
     """Regions of one view; its features are computed once, as far as they can be kept."""
 
-    def __init__(self, view, features=FEATURES):
+    # `in_time` says whether there is time for a search
+    def __init__(self, view, features=FEATURES, in_time=lambda search: True):
+        self.in_time = in_time
         self.view, self.features = view, features
         self._known = {}
         self._room = max(8 * KEPT * int(np.prod(view.shape)), LEAST_KEPT)
@@ -125,6 +127,8 @@ class Regions:
 
         `row_level`: only the features of rows, sequences and heads.
         """
+        if not self.in_time("where it is wrong"):
+            return self._rule((), wrong, universe)
         shape = np.broadcast_shapes(wrong.shape, universe.shape)
         wrong, universe = np.broadcast_to(wrong, shape), np.broadcast_to(universe, shape)
         bad, good = np.nonzero(wrong & universe), np.nonzero(universe & ~wrong)

@@ -42,6 +42,10 @@ class XRay:
     seconds : float
     unfinished : tuple of str
         What was left out for want of time.
+    changed : tuple of str
+        Arguments that the kernel changes in place; it is given copies.
+    failed : str
+        Why the kernel could not be measured, so that the weights are estimated; "" where it could.
 
     Notes
     -----
@@ -61,6 +65,8 @@ class XRay:
     called: dict = field(default_factory=dict)
     seconds: float = 0.0
     unfinished: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    failed: str = ""
 
     @property
     def best(self) -> Finding | None:
@@ -75,9 +81,11 @@ class XRay:
     @property
     def complete(self) -> bool:
         """Whether the nature is known, and of nearly all the rows that are wrong."""
+        if self.measured is None:
+            return self.confident
         unknown = self.measured.unknown.sum() if self.confident else 0
         # rows that one result leaves unexplained may be those that tell two causes from one
-        rest = REST * self.measured.wrong_rows.sum() if self.called else 0
+        rest = REST * self.measured.wrong_rows.sum() if self.measured.probes is not None else 0
         return self.confident and bool(unknown <= rest)
 
     @property
@@ -140,6 +148,7 @@ class XRay:
         if self.unfinished:
             unfinished = f"left out for want of time: {'; '.join(self.unfinished)}. seconds= sets it."
             lines += textwrap.wrap(unfinished, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines += [f"  {line}" for line in self.remarks()]
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
 
@@ -153,7 +162,14 @@ class XRay:
         """ "19 calls of the kernel"; `called` says what for."""
         if not self.called:
             return "estimated from its result: the kernel was not called"
-        return f"{self.calls} call{'s' * (self.calls != 1)} of the kernel"
+        estimated = self.measured is not None and self.measured.probes is None
+        words = f"{self.calls} call{'s' * (self.calls != 1)} of the kernel"
+        return f"{words}; weights are estimated from its result" if estimated else words
+
+    def remarks(self) -> list[str]:
+        """What else was seen of the calls, as sentences."""
+        said = [f"The kernel changes its argument {name} in place." for name in sorted(self.changed)]
+        return said + ([f"Not measured: {self.failed}."] if self.failed else [])
 
     def unseen(self) -> list[str]:
         """What an X-ray of this call cannot see, in words."""
@@ -202,6 +218,8 @@ class XRay:
                 else {"weights": list(measured.view.shape), "output": list(measured.output.shape)},
                 "unseen": self.unseen(),
                 "unfinished": list(self.unfinished),
+                "changed": sorted(self.changed),
+                "failed": self.failed,
                 "called": dict(self.called),
                 "calls": self.calls,
                 "seconds": self.seconds,

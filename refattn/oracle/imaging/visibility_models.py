@@ -122,6 +122,8 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
     counts = _Counts(rules.visible(), missing, extra, judged)
     for family in FAMILIES:
         for words, cost, visible in family(view, rules):
+            if not ledgers.measured.in_time("which keys rows see"):
+                break
             fit, change = counts.fit(visible)
             if fit >= EXPLAINS:
                 found.append((fit - cost, words, fit, change, family.__name__))

@@ -55,7 +55,7 @@ class WrongRows:
 
     def __init__(self, ledgers, wrong):
         view, measured = ledgers.view, ledgers.measured
-        self.view = view
+        self.view, self.in_time = view, measured.in_time
         self.at = _sampled(wrong)
         self.b, self.h, self.t = self.at
         self.head = view.heads[self.h]

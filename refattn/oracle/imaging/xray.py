@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import time
 
 import numpy as np
 
+from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.diagnosis.budget import seconds_given
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
-from refattn.oracle.diagnosis.tell_apart import given_results
+from refattn.oracle.harness.one_call import CalledKernel, given_results, wrong_shape
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
 from refattn.oracle.imaging.describe import describe, of_columns
 from refattn.oracle.imaging.estimate import Estimated
 from refattn.oracle.imaging.findings import Finding
+from refattn.oracle.imaging.first_call import first_call
 from refattn.oracle.imaging.layouts import explain_layout
 from refattn.oracle.imaging.measure import Measured
 from refattn.oracle.imaging.pool import Pool
-from refattn.oracle.imaging.probes import Probes, call_once
+from refattn.oracle.imaging.probes import CannotProbe, Probes
 from refattn.oracle.imaging.reading import Reading
 from refattn.oracle.imaging.region import Regions
 from refattn.oracle.imaging.report import AGREES, DESCRIBED, LOCATED, XRay
 from refattn.oracle.imaging.states_description import StateRegions, describe_states
 from refattn.oracle.imaging.states_view import StatesView, states_agree
-from refattn.oracle.imaging.view import View
+from refattn.oracle.imaging.view import W_UV, View
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import NOT_JUDGED
 
 WRONG = "wrong"
+WITH_WORDS = 1.2  # times the time for estimating weights: with that for describing them
 
 
 def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progress=None, **options) -> XRay:
@@ -97,41 +102,112 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     'visible keys'
     """
     if not callable(kernel):
-        raise TypeError(f"kernel must be callable; got kernel={kernel!r}. A result alone is for diagnose.")
-    started = time.monotonic()
+        what = type(kernel).__name__
+        raise TypeError(
+            f"kernel must be callable; got an object of type {what}. A result alone is for diagnose."
+        )
+    started, seconds = time.monotonic(), seconds_given(seconds)
     arrays = tuple(np.asarray(array) for array in arrays)
     checked = checked_call(*arrays, **options)  # errors of the call come before the kernel is run
-    given = call_once(kernel, arrays, options, dialect)
+    kernel = CalledKernel(kernel, dialect)
+    given = kernel(arrays, options)
+    if words := wrong_shape(given, checked.output_shape):
+        raise CannotProbe(words)
     if LSE not in given and lse is not None:
         given |= {LSE: given_results(given[OUTPUT], lse)[LSE]}
-    spec = kernel_spec(spec, given[OUTPUT].dtype)
-    judged = _judged(checked, arrays, options, given, spec)
-    if judged != WRONG:
-        return XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
-    left = seconds - (time.monotonic() - started)
-    return xray_of_kernel(kernel, arrays, options, given, spec, dialect, left, progress)
+        if words := wrong_shape(given, checked.output_shape, "got an array of shape"):
+            raise ValueError(words)
+    left = lambda: seconds - (time.monotonic() - started)
+    called = lambda found: dataclasses.replace(found, changed=tuple(kernel.changed))
+    own = kernel_spec(spec, given[OUTPUT].dtype)
+    judged = _judged(checked, arrays, options, given, own)
+    held = held_format(given[OUTPUT], own.output) if judged == WRONG and spec is None else ""
+    if held:  # judge it as what it is
+        own = kernel_spec(held)
+        judged = _judged(checked, arrays, options, given, own)
+    if judged != WRONG and not held:
+        found = XRay(judged, called={"the call itself": 1}, seconds=time.monotonic() - started)
+        return called(found)
+    found = XRay(DESCRIBED, called={"the call itself": 1}, seconds=time.monotonic() - started)
+    if judged == WRONG:
+        found = xray_of_kernel(kernel, arrays, options, given, own, left(), progress)
+    return called(of_held(found, held, given[OUTPUT].dtype, judged) if held else found)
 
 
-def xray_of_kernel(kernel, arrays, options, given, spec, dialect=None, seconds=60.0, progress=None) -> XRay:
-    """The X-ray of a kernel that is known to be wrong; `given` is its result."""
+def of_held(found, held, dtype, judged):
+    """An X-ray under the spec of the format whose numbers the output holds; that it does comes first."""
+    note = "With it the result agrees." if judged == AGREES else "The rest is said of that spec."
+    first = Finding("format", held_in_words(held, dtype), note=note if judged != NOT_JUDGED else "")
+    return dataclasses.replace(found, verdict=DESCRIBED, findings=(first, *found.findings))
+
+
+def xray_of_kernel(kernel, arrays, options, given, spec, seconds=60.0, progress=None) -> XRay:
+    """The X-ray of a kernel, a `CalledKernel`, that is known to be wrong; `given` is its result.
+
+    Where it is too slow to be probed, or fails, the weights are estimated from that result.
+    """
     started = time.monotonic()
-    view = _view(kernel, arrays, options, given, spec, dialect)
-    probes = Probes(kernel, view, dialect, seconds - (time.monotonic() - started), progress)
+    left = lambda: seconds - (time.monotonic() - started)
+    view = _view(kernel, arrays, options, given, spec)
+    probes = Probes(kernel, view, None, left(), progress)
+    joins = view.checked.form.joins
+    calls = 0 if joins else _calls_for_weights(view)
+    try:
+        if probes.fits(calls):
+            return _measured(view, probes, arrays, given, spec, started)
+        probes.unfinished.append(f"measuring the weights ({calls} calls of {kernel.fastest:.2g} s)")
+    except CannotProbe as error:
+        if joins:
+            raise
+        probes.failed = str(error)
+    try:
+        found = xray_of_outputs(arrays, options, given, spec, max(left(), 0.0) / WITH_WORDS)
+    except NotImplementedError:
+        found = XRay(LOCATED)
+    return dataclasses.replace(
+        found,
+        called=probes.calls,
+        seconds=time.monotonic() - started,
+        unfinished=(*probes.unfinished, *found.unfinished),
+        failed=probes.failed,
+    )
+
+
+def _calls_for_weights(view):
+    """Calls without which there are no weights to describe."""
+    columns = max(view.v_head_dim, 1)
+    return 1 + -(-(np.shape(view.arrays[W_UV])[-1] if view.latent else view.num_keys) // columns)
+
+
+def _measured(view, probes, arrays, given, spec, started):
+    """The X-ray of a kernel whose weights can be measured."""
     joins = view.checked.form.joins
     regions_of, describing = (StateRegions, describe_states) if joins else (Regions, describe)
+    own = all(map(operator.is_, view.arrays, arrays))  # not those of a smaller call
     measured, regions = Measured(view, probes, spec), regions_of(view)
-    if measured.lse is None and LSE in given and all(map(operator.is_, view.arrays, arrays)):
+    regions.in_time = measured.in_time
+    first = first_call(measured, {name: view.cut(name, given[name]) for name in given}) if own else None
+    if measured.lse is None and LSE in given and own:
         measured.lse = view.cut(LSE, given[LSE])  # that of the caller; the kernel returns none
     ledgers = Ledgers(measured)
+    if (
+        first is not None
+        and not (measured.off.any(-1) & view.row_exists).any()
+        and not ledgers.lse_off.any()
+    ):
+        return _of([first], measured, ledgers, started, probes)
     findings = describing(measured, ledgers, regions)
-    copied = any(finding.kind == "copied columns" for finding in findings)
-    if not copied and (other := measured.in_other_columns()) is not None:
+    whole = any(finding.kind in ("copied columns", "race") for finding in findings)
+    other = None if whole else measured.in_other_columns()
+    if other is not None:
         told = {(finding.kind, finding.nature) for finding in findings}
         findings += of_columns(describing(other, Ledgers(other), regions), other.columns, measured, told)
         findings.sort(key=lambda finding: finding.minor)
+    if first is not None and not measured.varies.any():
+        findings.insert(0, first)
     pool = Pool.of(measured, ledgers) if "weights_on_all" in measured.__dict__ else None
-    if pool is not None and (own := pool.own_weights()) is not None:
-        measured.weights = own
+    if pool is not None and (weights := pool.own_weights()) is not None:
+        measured.weights = weights
         ledgers = Ledgers(measured)
     return _of(findings, measured, ledgers, started, probes)
 
@@ -149,11 +225,15 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
             reading.weights, reading.determined = view.weights, np.False_
             return _of([_everywhere(view, words)], reading, Ledgers(reading), started)
     estimated = Estimated(view, *results, spec, seconds)
+    estimated.until = started + WITH_WORDS * seconds
+    regions.in_time = estimated.in_time
     ledgers = Ledgers(estimated)
     findings = describe(estimated, ledgers, regions)
     columns = np.flatnonzero(estimated.wrong_columns & ~estimated.dead_columns)
     if len(columns) > 1:  # the others are right, or looked at already
-        other = Estimated(view, *results, spec, seconds, columns)
+        left = max(estimated.until - time.monotonic(), 0.0) / WITH_WORDS
+        other = Estimated(view, *results, spec, min(left, seconds), columns)
+        other.until, other.unfinished = estimated.until, estimated.unfinished
         told = {(finding.kind, finding.nature) for finding in findings}
         findings = [*of_columns(describe(other, Ledgers(other), regions), columns, other, told), *findings]
     return _of(findings, estimated, ledgers, started)
@@ -167,7 +247,7 @@ def _everywhere(view, words):
 
 def _of(findings, measured, ledgers, started, probes=None):
     verdict = DESCRIBED if findings and findings[0].confident else LOCATED
-    called, unfinished = ({}, ()) if probes is None else (probes.calls, tuple(probes.unfinished))
+    called, unfinished = {} if probes is None else probes.calls, tuple(measured.unfinished)
     seconds = time.monotonic() - started
     return XRay(verdict, tuple(findings), measured, ledgers, called, seconds, unfinished)
 
@@ -190,7 +270,7 @@ def _worst(checked, given, spec):
     return (-1, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
 
 
-def _view(kernel, arrays, options, given, spec, dialect):
+def _view(kernel, arrays, options, given, spec):
     """The call; of a large one some rows, of a smaller call that is still wrong where there is one."""
     checked = checked_call(*arrays, **options)
     if checked.form.joins:
@@ -199,6 +279,6 @@ def _view(kernel, arrays, options, given, spec, dialect):
         return View(arrays, options)
     if checked.form.name == "dense" and (cut := cut_call(arrays, options, _worst(checked, given, spec))):
         small = View(*cut, row_samples(checked_call(*cut[0], **cut[1])))
-        if still_wrong(small, call_once(kernel, *cut, dialect), spec):
+        if still_wrong(small, kernel(*cut), spec):
             return small
     return View(arrays, options, row_samples(checked))

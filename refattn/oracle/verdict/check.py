@@ -24,6 +24,7 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.registry import ATTENTION, form_called
+from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
@@ -343,6 +344,8 @@ def _note_dtypes(report, given, spec):
         form = result.form(spec)
         if form.unit_roundoff == 0.0:
             continue
+        if not report.passed and result.principal and (held := held_format(array, form)):
+            report.warn(f"{held_in_words(held, array.dtype)}.")
         itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
         if itemsize.get(array.dtype.name, 8) < itemsize.get(form.name, 0):
             report.warn(

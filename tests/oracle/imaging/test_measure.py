@@ -11,9 +11,10 @@ from tiled_calls import SIZES, tiled_call
 import refattn
 from refattn.calls.registry import form_of
 from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.harness.one_call import call_once
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.measure import Measured
-from refattn.oracle.imaging.probes import CannotProbe, Probes, call_once
+from refattn.oracle.imaging.probes import CannotProbe, Probes
 from refattn.oracle.imaging.states_view import StatesView
 from refattn.oracle.imaging.view import View
 from refattn.oracle.imaging.xray import xray
