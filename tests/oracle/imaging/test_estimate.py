@@ -224,7 +224,7 @@ def test_columns_in_another_order():
     out = applied(softmax(scores(*call[:2]), SEEN.astype(float)), call[2])
     moved = np.where(ROW % 8 >= 4, np.roll(out, -8, axis=-1), out)
     found = told(call, moved)
-    assert "(c + 8) % 32" in found.nature and "tile of 8 rows is not one of the first 4" in found.place
+    assert "(c + 8) % 32" in found.nature and "second half of its tile of 8 rows" in found.place
 
 
 def test_result_of_another_row_is_added():
