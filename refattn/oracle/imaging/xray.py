@@ -78,7 +78,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     Raises
     ------
     TypeError, ValueError
-        As the function itself. What the kernel raises is passed on.
+        As the function itself. What the first call of the kernel raises is passed on; where a later one
+        fails, its result alone is described.
     CannotProbe
         The kernel returns arrays of another shape.
 

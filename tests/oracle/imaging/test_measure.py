@@ -14,7 +14,7 @@ from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.harness.one_call import call_once
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.measure import Measured
-from refattn.oracle.imaging.probes import CannotProbe, Probes
+from refattn.oracle.imaging.probes import Probes
 from refattn.oracle.imaging.states_view import StatesView
 from refattn.oracle.imaging.view import View
 from refattn.oracle.imaging.xray import xray
@@ -226,31 +226,28 @@ def test_output_and_lse_in_a_tuple_or_list(of):
     assert found.verdict == "described" and found.measured.lse is not None
 
 
-@pytest.mark.parametrize("call", [1, 2, 5])
-def test_what_the_kernel_raises_is_passed_on(call):
+def test_what_the_first_call_raises_is_passed_on():
+    def kernel(*arrays, **options):
+        raise RuntimeError("no device")
+
+    with pytest.raises(RuntimeError, match="no device"):
+        xray(kernel, *dense_call(((1,), 2, 1, 19, 43, 12, 8)), causal=True)
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_a_kernel_that_fails_in_a_probe_is_described_from_its_result(call):
     arrays, calls = dense_call(((1,), 2, 1, 19, 43, 12, 8)), []
 
     def kernel(*arrays, **options):
         calls.append(1)
         if len(calls) == call:
             raise RuntimeError("no device")
-        return right(*arrays, **options, q_offset=0)
+        output, lse = right(*arrays, **options, q_offset=0)
+        return (output if len(calls) < 4 or call == 5 else output[..., :5]), lse
 
-    with pytest.raises(RuntimeError, match="no device"):
-        xray(kernel, *arrays, causal=True)
+    found = xray(kernel, *arrays, causal=True)
+    assert found.verdict != "agrees" and "Not measured: " in found.text()
     assert len(calls) == call
-
-
-def test_a_probe_of_another_shape_is_refused():
-    arrays, calls = dense_call(((1,), 2, 1, 19, 43, 12, 8)), []
-
-    def kernel(*arrays, **options):
-        calls.append(1)
-        output = right(*arrays, **options, q_offset=0)[0]
-        return output if len(calls) < 4 else output[..., :5]
-
-    with pytest.raises(CannotProbe, match="the output of a probe"):
-        xray(kernel, *arrays, causal=True)
 
 
 def overwrites(*arrays, **options):
