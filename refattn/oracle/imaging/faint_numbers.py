@@ -58,9 +58,13 @@ def _one_side(numbers, least):
 def _in_words(delta, lse):
     """What a sum of exponentials, whose logarithm is `lse` (n,), holds where it is off by `delta` (n,)."""
     more = np.exp(lse + delta) - np.exp(lse)
-    if more.std() / abs(more.mean()) >= delta.std() / abs(delta.mean()):
+    if (
+        not np.isfinite(more).all()
+        or not more.any()
+        or more.std() / abs(more.mean()) >= delta.std() / abs(delta.mean())
+    ):
         return f"is multiplied by {np.exp(delta.mean()):.4g}"
-    mean = float(np.average(more, weights=np.exp(-2 * lse)))  # errors grow with the sum
+    mean = float(np.average(more, weights=np.exp(-2 * (lse - lse.min()))))  # errors grow with the sum
     held = f"holds about {abs(mean):.3g} {'more' if mean > 0 else 'less'} than the exponentials of the keys"
     whole = round(abs(mean))
     if whole and abs(abs(mean) - whole) <= WHOLE * whole:
