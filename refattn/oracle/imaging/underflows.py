@@ -31,7 +31,7 @@ def underflow_in_words(view, rows) -> str:
 
 def _references(view, top):
     """Words and numbers (B, H, T) that may be subtracted in place of the maximum."""
-    yield "the running maximum starts at 0, not at -inf", np.zeros_like(top)
+    yield "the running maximum starts at 0 or another finite number, not at -inf", np.zeros_like(top)
     hidden = view.exists & ~view.visible
     score = np.where(hidden & np.isfinite(view.score), view.score, -np.inf)
     past = view.key >= view.of_sequences("length")
