@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import FORMATS, round_to
@@ -11,6 +13,7 @@ LEAST_DIFFERENT = 8  # of them: a constant lies on every grid
 ON_GRID = 0.9
 SMALL = 0.1  # logarithm of a factor that rounding may be
 MOST_SPLITS, SIZES = 17, (16, 32, 48, 64, 80, 96, 128, 192, 256, 512)
+GRID_ROWS = 256  # that are looked at, at least, where there are so many
 PART = 0.1  # of the roundoff, by which numbers may lie beside a grid
 STEPS = (7, 127, 128)  # of int4 and int8
 COARSE = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "tfloat32")  # coarsest first
@@ -81,6 +84,9 @@ def parts_grid(ledgers) -> tuple[str, str]:
     if not formats or known.sum() < LEAST or np.nanmax(small) > SMALL:
         return "", ""
     keys, hidden = np.arange(view.num_keys), np.where(view.visible, view.score, -np.inf)
+    step = max(math.prod(view.shape[:3]) // GRID_ROWS, 1)  # all rows are on the grid, or none is
+    some = lambda array: array.reshape(-1, array.shape[-1])[::step]
+    hidden, known, weights, lse = map(some, (hidden, known, measured.weights, view.lse[..., None]))
     ceil = {-(-view.num_keys // count) for count in range(2, MOST_SPLITS)}
     for size in sorted({*ceil, *SIZES}, reverse=True):
         if not 2 < size < view.num_keys:
@@ -88,7 +94,7 @@ def parts_grid(ledgers) -> tuple[str, str]:
         edges = np.arange(0, view.num_keys, size)
         with np.errstate(all="ignore"):
             own = np.logaddexp.reduceat(hidden, edges, axis=-1)[..., keys // size]
-            values = (measured.weights * np.exp(view.lse[..., None] - own))[known & (np.isfinite(own))]
+            values = (weights * np.exp(lse - own))[known & (np.isfinite(own))]
         values = values[(values > 2**-6) & (values < 0.99)]
         for name in formats if values.size >= LEAST else ():
             if _on_grid(values, name, PART * FORMATS[name].unit_roundoff):
