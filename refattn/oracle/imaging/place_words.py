@@ -43,14 +43,18 @@ def from_the_first(subject, whose, plain=False):
         if n < 0:
             return apart(subject, f"the first {whose}")(how, n)
         if how in FLIPPED:
-            count = n + (how == "<=")
-            if not count:
-                return f"{subject} is not before the first {whose}"
-            some = f"the first {whose}" if count == 1 else f"one of the first {count} {whose}"
-            return f"{subject} is {'not ' * (how == '>=')}{some}"
+            return _within(subject, how, n + (how == "<="), "first", "before", whose)
         return None if plain else f"{subject} is {'not ' * (how == '!=')}the {ordinal(n)} {whose}"
 
     return say
+
+
+def _within(subject, how, count, end, beyond, whose):
+    """That something is, or where `how` is ">=" is not, one of so many at an end."""
+    if not count:
+        return f"{subject} is not {beyond} the {end} {whose}"
+    some = f"the {end} {whose}" if count == 1 else f"one of the {end} {count} {whose}"
+    return f"{subject} is {'not ' * (how == '>=')}{some}"
 
 
 def from_the_last(subject, whose):
@@ -60,11 +64,7 @@ def from_the_last(subject, whose):
         if n < 0:
             return apart(subject, f"the last {whose}")(FLIPPED.get(how, how), -n)
         if how in FLIPPED:
-            count = n + (how == "<=")
-            if not count:
-                return f"{subject} is not after the last {whose}"
-            some = f"the last {whose}" if count == 1 else f"one of the last {count} {whose}"
-            return f"{subject} is {'not ' * (how == '>=')}{some}"
+            return _within(subject, how, n + (how == "<="), "last", "after", whose)
         but = "" if not n else " but one" if n == 1 else f" but {n}"
         return f"{subject} is {'not ' * (how == '!=')}the last{but} {whose}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.bounds.operands import finite
 
 
 class TileStates:
@@ -27,7 +28,7 @@ class TileStates:
         keys = score.shape[-1]
         edges = self.first_key = np.arange(0, keys, size)
         maximum = np.maximum.reduceat(score, edges, axis=-1)
-        sums = np.add.reduceat(np.exp(score - _finite(maximum).repeat(size, -1)[:, :keys]), edges, axis=-1)
+        sums = np.add.reduceat(np.exp(score - finite(maximum).repeat(size, -1)[:, :keys]), edges, axis=-1)
         partly = partly or {}
         if backwards:
             self.first_key = edges[::-1]
@@ -41,7 +42,7 @@ class TileStates:
             partly = {words: first(np.zeros(len(sinks), bool), tiles) for words, tiles in partly.items()}
         self.maximum, self.running = maximum, np.maximum.accumulate(maximum, axis=-1)
         with np.errstate(divide="ignore"):
-            self.sums = np.log(sums) + maximum - _finite(self.running)
+            self.sums = np.log(sums) + maximum - finite(self.running)
         self.decay = np.zeros(maximum.shape)
         before = self.running[:, :-1]
         self.decay[:, 1:] = np.where(np.isfinite(before), before - self.running[:, 1:], 0.0)
@@ -125,7 +126,3 @@ class TileStates:
             )
             own = np.where(tiles, self.sums + self.running - self.maximum, self.sums)
             yield f"holds sums relative to the tile's own maximum {where}".rstrip(), self.total(sums=own)
-
-
-def _finite(x):
-    return np.where(np.isfinite(x), x, 0.0)
