@@ -96,6 +96,7 @@ class Call:
 
     parts: Iterator[Part]
     output_shape: tuple
+    places: tuple = (...,)  # of the parts: indices of the call's lse, each that of `Part.rows`
 
     @property
     def lse_shape(self):
@@ -108,9 +109,9 @@ def operands(function, arrays, options, spec) -> Call:
     problem = form.check(*arrays, **options)
     if form.projects:
         return Call(iter([_latent_part(problem, spec)]), problem.output_shape)
-    return Call(
-        (_dense_part(part.problem, spec, part.rows) for part in problem.parts()), problem.output_shape
-    )
+    places = tuple(problem.place(n) for n in range(problem.num_parts))
+    parts = (_dense_part(part.problem, spec, part.rows) for part in problem.parts())
+    return Call(parts, problem.output_shape, places)
 
 
 def finite(x):

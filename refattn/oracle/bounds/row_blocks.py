@@ -101,6 +101,13 @@ class Tile:
         return self.query.exact.shape[-1]
 
 
+def count_rows(call: Call, rows=None) -> int:
+    """How many rows the tiles of a call have together; `rows` as in `tiles`."""
+    all_rows = np.broadcast_to(np.False_, call.lse_shape)
+    shapes = (all_rows[place].shape for place in call.places)
+    return sum(math.prod(heads) * (q_len if rows is None else len(rows(q_len))) for *heads, q_len in shapes)
+
+
 def tiles(call: Call, exact, rows=None, block_scores=BLOCK_SCORES) -> Iterator[Tile]:
     """The tiles of a call, part by part, group by group, of about `block_scores` scores each; `exact`
     holds the exact results of the whole call in the order of `RESULTS`. `rows(q_len)` picks the rows

@@ -31,8 +31,9 @@ from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_r
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.results import RESULTS, handed_over
-from refattn.oracle.bounds.row_blocks import tiles
+from refattn.oracle.bounds.row_blocks import count_rows, tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
+from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
 from refattn.oracle.verdict.layout_hint import layout_hint
 from refattn.oracle.verdict.report import Measure, Report
@@ -48,6 +49,7 @@ def check(
     rows=None,
     seed=0,
     failure_probability=FAILURE_PROBABILITY,
+    progress=None,
     **options,
 ) -> Report:
     """Compare a kernel's output, and lse if given, with the exact result and the error its arithmetic
@@ -76,6 +78,9 @@ def check(
         Picks those rows.
     failure_probability : float
         That a correct kernel fails the tight tier, or that of bias.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, where the check takes longer than two seconds (`refattn.oracle.progress`).
     **options
         Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs.
 
@@ -93,6 +98,9 @@ def check(
     TypeError, ValueError, MemoryError
         Those of the function in `refattn`. A wrong shape of `actual` or `lse` is a failed report, not an
         exception.
+    KeyboardInterrupt
+        By Ctrl-C. Its `partial` is the report of the rows looked at by then, which has not passed, and is
+        `wrong` where those rows show that.
 
     Notes
     -----
@@ -139,21 +147,35 @@ def check(
     if report.failed:
         return report
 
-    exact = dict(zip(RESULTS, exact_results(function, arrays, options, reference), strict=True))
     multiplier = hoeffding_multiplier(call, failure_probability)
-    measures = [Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()]
     pick = None if rows is None else _row_picker(rows, seed)
-    for tile in tiles(call, exact.values(), rows=pick):
-        bounds = bound_tile(tile, spec, multiplier)
+    exact, measures = {}, []
+
+    def judged(rows_done=None):
         for measure in measures:
-            compare_tile(measure, given[measure.result], tile, bounds[measure.result], spec)
-    for measure in measures:
-        measure.finish(failure_probability)
-        if pick is not None:
-            measure.other_positions(given[measure.result], exact[measure.result], spec)
-        report.add(measure)
-    _note_dtypes(report, given, spec)
-    return report
+            measure.finish(failure_probability)
+            if pick is not None:
+                measure.other_positions(given[measure.result], exact[measure.result], spec)
+            report.add(measure)
+        if rows_done is not None:
+            report.interrupt(rows_done, rows_in_all)
+        _note_dtypes(report, given, spec)
+        return report
+
+    rows_in_all = count_rows(call, pick)
+    so_far = lambda: judged(shown.done)
+    with Progress("check: computing the reference", progress=progress, partial=so_far) as shown:
+        exact |= zip(RESULTS, exact_results(function, arrays, options, reference), strict=True)
+        measures += [
+            Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()
+        ]
+        shown.begin("check", rows_in_all, "rows")
+        for tile in tiles(call, exact.values(), rows=pick):
+            bounds = bound_tile(tile, spec, multiplier)
+            with shown.taking(len(tile.lse)):
+                for measure in measures:
+                    compare_tile(measure, given[measure.result], tile, bounds[measure.result], spec)
+    return judged()
 
 
 def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> None:
@@ -203,7 +225,7 @@ def _arithmetic(report, actual, arrays, lse, options):
     )
 
 
-CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability")
+CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability", "progress")
 
 
 OUR_NAMES = {

@@ -15,7 +15,7 @@ from refattn.oracle.verdict.compared_tile import ComparedTile
 RMS_LIMIT = 1.2
 RMS_DEVIATIONS = 6.0
 SHADES = " .:-=+*#%@"  # use of the tight bound: blank up to 0.1, then by tenths; @ beyond 1
-NOT_JUDGED, LEAN = "not judged", "lean"
+NOT_JUDGED, LEAN, INTERRUPTED = "not judged", "lean", "interrupted"
 TRUNCATED = 2.0  # truncation errs by up to twice what rounding to nearest does
 LEAN_HINT = (
     "Rounding to nearest does not lean; truncation leans toward zero. "
@@ -260,18 +260,21 @@ class Report:
     spec : KernelSpec
     failed : tuple of str
         Failed tiers, "output tight" or "lse hard" and so on; "output not judged" where the spec allows no
-        claim about any element, or a finite result is NaN or infinite and an overflow may explain it.
+        claim about any element, or a finite result is NaN or infinite and an overflow may explain it;
+        "interrupted" where Ctrl-C came before all rows were looked at.
     passed : bool
         Something was judged and nothing of it is wrong. Elements of which the spec allows no claim may be
         left: see `complete`.
     wrong : bool
-        Whether anything but "not judged" failed: the kernel, or the spec, is wrong.
+        Whether anything but "not judged" and "interrupted" failed: the kernel, or the spec, is wrong.
     complete : bool
         Every element was judged, in the rows that were looked at. Where it is False the summary says how
         many were not, and `assert_attention_close` warns.
     unjudged : dict
         Elements not judged, {"output": ..., "lse": ...}, because an intermediate may overflow the formats of
         the spec.
+    interrupted : (int, int) or None
+        Rows that were looked at before Ctrl-C came, and rows that were to be looked at.
     warnings : list of str
     output, lse : Measure or None
     """
@@ -279,6 +282,7 @@ class Report:
     def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str):
         self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
         self.warnings, self._refused, self._measures = [], [], {}
+        self.interrupted = None
 
     @property
     def output(self):
@@ -299,6 +303,13 @@ class Report:
     def warn(self, message):
         self.warnings.append(message)
 
+    def interrupt(self, done, total):
+        """Only so many rows were looked at, because Ctrl-C came: whatever they say, the result has not
+        passed.
+        """
+        self.interrupted = done, total
+        self.warn(f"Interrupted: {total - done:,} of {total:,} rows were not looked at.")
+
     def add(self, measure: Measure):
         self._measures[measure.result] = measure
         if measure.unclaimed:
@@ -311,7 +322,8 @@ class Report:
     @property
     def failed(self):
         refused = tuple(f"{name} shape" for name, _ in self._refused)
-        return refused + tuple(f"{m.name} {tier}" for m in self.measures for tier in m.failed)
+        found = tuple(f"{m.name} {tier}" for m in self.measures for tier in m.failed)
+        return refused + found + (INTERRUPTED,) * (self.interrupted is not None)
 
     @property
     def passed(self):
@@ -319,7 +331,7 @@ class Report:
 
     @property
     def wrong(self):
-        return any(not name.endswith(NOT_JUDGED) for name in self.failed)
+        return any(not name.endswith((NOT_JUDGED, INTERRUPTED)) for name in self.failed)
 
     @property
     def unjudged(self):
@@ -327,7 +339,7 @@ class Report:
 
     @property
     def complete(self):
-        return not self._refused and not any(self.unjudged.values())
+        return not self._refused and self.interrupted is None and not any(self.unjudged.values())
 
     def __bool__(self):
         return self.passed
@@ -350,17 +362,26 @@ class Report:
         if self._refused:
             name, message = self._refused[0]
             return f"{self.function}: FAIL (shape), {name} {message}"
+        stopped = (
+            ""
+            if self.interrupted is None
+            else "interrupted after {:,} of {:,} rows".format(*self.interrupted)
+        )
+        if stopped and not self.interrupted[0]:
+            return f"{self.function}: {stopped}"
         worst = max(self.measures, key=lambda m: (len(m.failed) > 0, m.misplaced > 0, m.use_tight))
         principal = next((m for m in self.measures if m.result.principal), None)
         measure = worst if worst.failed or principal is None else principal
-        verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else "pass"
+        right = f"{stopped}, nothing wrong so far" if stopped else "pass"
+        verdict = f"FAIL ({', '.join(measure.failed)})" if measure.failed else right
         which = "" if measure.result.principal else f" of the {measure.name}"
         leaning = f", {measure.bias_words}" if LEAN in measure.failed else ""
         line = f"{self.function}: {verdict}{leaning}, bound used {measure.use_tight:.3g}{which}"
         line += f", worst at {measure.place()}"
         if principal is None:
             line += f"; only the {measure.name} was given, the {OUTPUT.name} is not judged"
-        return f"{line}; {self.left_over}" if self.left_over else line
+        more = (self.left_over, stopped if measure.failed else "")
+        return "; ".join(filter(None, (line, *more)))
 
     def text(self):
         """The whole report."""
@@ -430,6 +451,7 @@ class Report:
             "complete": self.complete,
             "unjudged": self.unjudged,
             "failed": list(self.failed),
+            "interrupted": self.interrupted,
             "summary": self.summary,
             "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred,
