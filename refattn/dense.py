@@ -13,7 +13,7 @@ from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
 from refattn.exact.core import divided
 from refattn.exact.precise import DoubleDouble
-from refattn.exact.solve import solve
+from refattn.exact.solve import arithmetic_of, solve
 
 
 class AttentionSteps(NamedTuple):
@@ -28,7 +28,7 @@ class AttentionSteps(NamedTuple):
 
 
 @takes_options
-def attention(query, key, value, **options):
+def attention(query, key, value, *, precision="exact", **options):
     """Attention of every query row over the keys it may see, computed in float64.
 
     output_i = sum_j softmax_j(softcap(scale q_i . k_j) + bias_ij) v_j over the visible keys j. Query head
@@ -114,11 +114,11 @@ def attention(query, key, value, **options):
     array([[1., 2.],
            [1., 2.]])
     """
-    return attention_with_lse(query, key, value, **options)[0]
+    return attention_with_lse(query, key, value, precision=precision, **options)[0]
 
 
 @takes_options
-def attention_with_lse(query, key, value, **options):
+def attention_with_lse(query, key, value, *, precision="exact", **options):
     """`attention` and the log-sum-exp of its scores.
 
     Parameters, errors and cost are those of `attention`.
@@ -142,7 +142,8 @@ def attention_with_lse(query, key, value, **options):
     >>> np.exp(lse).round(12)
     array([[4.]])
     """
-    return solve(attention_problem(query, key, value, **options))
+    arithmetic = arithmetic_of(precision)
+    return solve(attention_problem(query, key, value, **options), arithmetic=arithmetic)
 
 
 @takes_options
@@ -208,7 +209,7 @@ def attention_steps(query, key, value, **options):
 
 
 @takes_options
-def multi_head_attention(query, key, value, **options):
+def multi_head_attention(query, key, value, *, precision="exact", **options):
     """`attention` with as many key/value heads as query heads (Vaswani et al. 2017, section 3.2.2).
 
     Parameters
@@ -239,11 +240,12 @@ def multi_head_attention(query, key, value, **options):
         ...
     ValueError: multi_head_attention must have num_kv_heads equal to num_heads; got query heads 6, ...
     """
-    return solve(multi_head_problem(query, key, value, **options))[0]
+    arithmetic = arithmetic_of(precision)
+    return solve(multi_head_problem(query, key, value, **options), arithmetic=arithmetic)[0]
 
 
 @takes_options
-def multi_query_attention(query, key, value, **options):
+def multi_query_attention(query, key, value, *, precision="exact", **options):
     """`attention` with one key/value head for all query heads (Shazeer 2019, section 3).
 
     Parameters
@@ -271,11 +273,12 @@ def multi_query_attention(query, key, value, **options):
     >>> refattn.multi_query_attention(np.zeros((6, 1, 4)), np.zeros((1, 3, 4)), np.ones((1, 3, 4))).shape
     (6, 1, 4)
     """
-    return solve(multi_query_problem(query, key, value, **options))[0]
+    arithmetic = arithmetic_of(precision)
+    return solve(multi_query_problem(query, key, value, **options), arithmetic=arithmetic)[0]
 
 
 @takes_options
-def grouped_query_attention(query, key, value, **options):
+def grouped_query_attention(query, key, value, *, precision="exact", **options):
     """`attention` with each key/value head shared by a group of query heads (Ainslie et al. 2023, section
     2.2).
 
@@ -292,4 +295,4 @@ def grouped_query_attention(query, key, value, **options):
     >>> refattn.grouped_query_attention(np.zeros((6, 1, 4)), np.zeros((2, 3, 4)), np.ones((2, 3, 4))).shape
     (6, 1, 4)
     """
-    return attention(query, key, value, **options)
+    return attention(query, key, value, precision=precision, **options)

@@ -14,21 +14,15 @@ from refattn.calls.dense import Problem
 from refattn.calls.latent import latent_problem
 from refattn.calls.memory import ensure_allocatable
 from refattn.calls.options import takes_options
-from refattn.exact.precise import (
-    DoubleDouble,
-    channel_scale,
-    long_double,
-    matmul,
-    normalised,
-    scaled,
-    split,
-    within_float64,
-)
-from refattn.exact.solve import solve_into
+from refattn.exact.core import ExactGroup
+from refattn.exact.precise import DoubleDouble, long_double, within_float64
+from refattn.exact.solve import arithmetic_of, solve_into
 
 
 @takes_options
-def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
+def latent_attention(
+    q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", precision="exact", **options
+):
     """Multi-head Latent Attention (MLA) from its cache: the latents and the shared rotary keys.
 
     Head h scores key j as scale * (q_nope_h . W_uk_h c_j + q_rope_h . k_rope_j) and sums the values
@@ -89,11 +83,14 @@ def latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="abs
     >>> absorbed.shape, bool(np.abs(absorbed - expanded).max() < 1e-14)
     ((3, 2, 7), True)
     """
-    return latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)[0]
+    arrays = (q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv)
+    return latent_attention_with_lse(*arrays, form=form, precision=precision, **options)[0]
 
 
 @takes_options
-def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
+def latent_attention_with_lse(
+    q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", precision="exact", **options
+):
     """`latent_attention` and its log-sum-exp.
 
     Parameters, errors and cost are those of `latent_attention`.
@@ -103,9 +100,19 @@ def latent_attention_with_lse(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, 
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
     """
+    arithmetic = arithmetic_of(precision)
     problem = latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
+    return solve_latent(problem, arithmetic=arithmetic)
+
+
+def solve_latent(problem, rows=None, arithmetic=ExactGroup):
+    """Output and lse of a checked problem in the form it names, rows and arithmetic as in
+    `refattn.exact.solve.solve_into`.
+    """
+    picked = slice(None) if rows is None else rows(problem.q_nope.shape[-2])
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
-        return (expand if form == "expand" else absorb)(without_unused_slots(problem))
+        form = expand if problem.implementation == "expand" else absorb
+        return form(without_unused_slots(problem), picked, rows, arithmetic)
 
 
 def without_unused_slots(p):
@@ -123,7 +130,9 @@ def without_unused_slots(p):
 
 
 @takes_options
-def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
+def multi_head_latent_attention(
+    q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", precision="exact", **options
+):
     """`latent_attention` under the name of its paper.
 
     Parameters, errors and cost are those of `latent_attention`.
@@ -132,20 +141,21 @@ def multi_head_latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *
     -------
     output : ndarray, shape (..., H, T, E), float64
     """
-    return latent_attention(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, form=form, **options)
+    arrays = (q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv)
+    return latent_attention(*arrays, form=form, precision=precision, **options)
 
 
-def expand(p):
+def expand(p, picked, rows, arithmetic):
     """Keys and values of one head after the other from the latents: Multi-Head Attention, head_dim N + R."""
     rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
     per_key = 2 * (rank + p.w_uk.shape[1] + rope + p.w_uv.shape[1])
     ensure_allocatable(8 * math.prod(p.kv_latent.shape[:-1]) * per_key, "keys and values of one head")
-    output, lse = np.zeros((*p.q_nope.shape[:-1], p.w_uv.shape[1])), np.empty(p.q_nope.shape[:-1])
+    output, lse = np.zeros(p.output_shape), np.zeros(p.lse_shape)
     latent = exact(p.kv_latent)
     for h in range(p.q_nope.shape[-3]):
         here = (..., slice(h, h + 1), slice(None), slice(None))
-        k_nope = projected(latent, p.w_uk[h])  # [..., S, C] @ [C, N] -> [..., S, N]
-        value = projected(latent, p.w_uv[h])  # [..., S, C] @ [C, E] -> [..., S, E]
+        k_nope = arithmetic.projected(latent, exact(p.w_uk[h]))  # [..., S, C] @ [C, N] -> [..., S, N]
+        value = arithmetic.projected(latent, exact(p.w_uv[h]))  # [..., S, C] @ [C, E] -> [..., S, E]
         head = Problem(
             query=beside(p.q_nope[here], p.q_rope[here]),
             key=beside(k_nope.high, p.k_rope)[..., None, :, :],
@@ -154,22 +164,26 @@ def expand(p):
             value_low=value.low[..., None, :, :],
             **p.of_heads(slice(h, h + 1)).options(),
         )
-        solve_into(head, output[here], lse[here[:-1]])
+        solve_into(head, output[here], lse[here[:-1]], rows=rows, arithmetic=arithmetic)
     return output, lse
 
 
-def absorb(p):
+def absorb(p, picked, rows, arithmetic):
     """Queries and outputs in the latent space: Multi-Query Attention, the values are the latent part
     of the keys.
     """
     rank, rope = p.kv_latent.shape[-1], p.k_rope.shape[-1]
-    rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
+    heads_and_rows, keys = math.prod(p.q_nope.shape[:-1]), math.prod(p.kv_latent.shape[:-1])
     ensure_allocatable(
-        8 * (rows * (6 * rank + rope) + keys * (rank + rope)),
+        8 * (heads_and_rows * (6 * rank + rope) + keys * (rank + rope)),
         "queries, keys and outputs in the latent space",
     )
+    picked = (..., picked, slice(None))
     # [..., H, T, N] @ [H, N, C] -> [..., H, T, C]
-    q_latent = projected(exact(p.q_nope), p.w_uk.swapaxes(-1, -2))
+    absorbed = arithmetic.projected(exact(p.q_nope[picked]), exact(p.w_uk.swapaxes(-1, -2)))
+    q_latent = DoubleDouble(*(np.zeros((*p.q_nope.shape[:-1], rank), part.dtype) for part in absorbed))
+    for whole, part in zip(q_latent, absorbed, strict=True):
+        whole[picked] = part
     in_latent = Problem(
         query=beside(q_latent.high, p.q_rope),
         query_low=beside(q_latent.low, np.zeros_like(p.q_rope)),
@@ -178,10 +192,13 @@ def absorb(p):
         **p.options(),
     )
     latent = DoubleDouble(np.zeros_like(q_latent.high), np.zeros_like(q_latent.high))
-    lse = np.empty(p.q_nope.shape[:-1])
-    solve_into(in_latent, latent.high, lse, output_low=latent.low)
-    output = projected(latent, p.w_uv)  # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
-    return (output.high + output.low).astype(np.float64), lse
+    lse = np.zeros(p.lse_shape)
+    solve_into(in_latent, latent.high, lse, output_low=latent.low, rows=rows, arithmetic=arithmetic)
+    output = np.zeros(p.output_shape)
+    # [..., H, T, C] @ [H, C, E] -> [..., H, T, E]
+    made = arithmetic.projected(DoubleDouble(*(part[picked] for part in latent)), exact(p.w_uv))
+    output[picked] = made.high + made.low
+    return output, lse
 
 
 def exact(array):
@@ -191,16 +208,6 @@ def exact(array):
     array = np.asarray(array, dtype=np.float64)
     plain = DoubleDouble(array, np.zeros_like(array))
     return plain if within_float64(array) else long_double(plain)
-
-
-def projected(x, w):
-    """x @ w^T as a double-double, [..., S, C] and [..., N, C] -> [..., S, N]."""
-    w = exact(w)
-    channel = channel_scale(w.high, x.high)
-    w = scaled(w, 1 / channel)
-    return normalised(
-        *matmul(scaled(x, channel), split(DoubleDouble(*(part.swapaxes(-1, -2) for part in w))))
-    )
 
 
 def beside(nope, rope):

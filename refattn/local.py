@@ -4,11 +4,11 @@ when it is done right.
 
 from refattn.calls.local import block_local_problem
 from refattn.calls.options import takes_options
-from refattn.exact.solve import solve
+from refattn.exact.solve import arithmetic_of, solve
 
 
 @takes_options(without=("q_offset",))
-def block_local_attention(query, key, value, *, block_size, **options):
+def block_local_attention(query, key, value, *, block_size, precision="exact", **options):
     """Self-attention in which row i sees only the keys of its own block, i // block_size.
 
     Equal to `refattn.attention` with a block-diagonal mask. Not Grouped-Query Attention, which groups
@@ -51,11 +51,12 @@ def block_local_attention(query, key, value, *, block_size, **options):
     >>> refattn.block_local_attention(x, x, value, block_size=2)[0, :, 0]
     array([ 2.,  2., 20., 20.])
     """
-    return block_local_attention_with_lse(query, key, value, block_size=block_size, **options)[0]
+    arguments = {"block_size": block_size, "precision": precision, **options}
+    return block_local_attention_with_lse(query, key, value, **arguments)[0]
 
 
 @takes_options(without=("q_offset",))
-def block_local_attention_with_lse(query, key, value, *, block_size, **options):
+def block_local_attention_with_lse(query, key, value, *, block_size, precision="exact", **options):
     """`block_local_attention` and its log-sum-exp.
 
     Parameters, errors and cost are those of `block_local_attention`.
@@ -65,4 +66,7 @@ def block_local_attention_with_lse(query, key, value, *, block_size, **options):
     output : ndarray, shape (..., H, T, E), float64
     lse : ndarray, shape (..., H, T), float64
     """
-    return solve(block_local_problem(query, key, value, block_size=block_size, **options))
+    arithmetic = arithmetic_of(precision)
+    return solve(
+        block_local_problem(query, key, value, block_size=block_size, **options), arithmetic=arithmetic
+    )

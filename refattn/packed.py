@@ -2,11 +2,11 @@
 
 from refattn.calls.options import takes_options
 from refattn.calls.packed import packed_problem
-from refattn.exact.solve import solve
+from refattn.exact.solve import arithmetic_of, solve
 
 
 @takes_options
-def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
+def packed_attention(query, key, value, *, cu_q, cu_kv, precision="exact", **options):
     """Attention within each of N sequences that lie end to end.
 
     Parameters
@@ -51,11 +51,13 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, **options):
     >>> refattn.packed_attention(zeros, zeros, value, cu_q=ends, cu_kv=ends)[0, :, 0]
     array([ 1., 15., 15.])
     """
-    return packed_attention_with_lse(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options)[0]
+    return packed_attention_with_lse(
+        query, key, value, cu_q=cu_q, cu_kv=cu_kv, precision=precision, **options
+    )[0]
 
 
 @takes_options
-def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
+def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, precision="exact", **options):
     """`packed_attention` and its log-sum-exp.
 
     Parameters, errors and cost are those of `packed_attention`.
@@ -65,4 +67,5 @@ def packed_attention_with_lse(query, key, value, *, cu_q, cu_kv, **options):
     output : ndarray, shape (H, total_q, E), float64
     lse : ndarray, shape (H, total_q), float64
     """
-    return solve(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options))
+    arithmetic = arithmetic_of(precision)
+    return solve(packed_problem(query, key, value, cu_q=cu_q, cu_kv=cu_kv, **options), arithmetic=arithmetic)

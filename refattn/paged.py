@@ -2,11 +2,11 @@
 
 from refattn.calls.options import takes_options
 from refattn.calls.paged import paged_problem
-from refattn.exact.solve import solve
+from refattn.exact.solve import arithmetic_of, solve
 
 
 @takes_options
-def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
+def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, precision="exact", **options):
     """Attention over a paged key/value cache.
 
     Key j of sequence b is row j % page_size of page block_table[b, j // page_size].
@@ -55,13 +55,14 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, *
     ... ).item()
     4.0
     """
-    return paged_attention_with_lse(
-        query, key_pages, value_pages, block_table=block_table, kv_lengths=kv_lengths, **options
-    )[0]
+    arguments = {"block_table": block_table, "kv_lengths": kv_lengths, "precision": precision, **options}
+    return paged_attention_with_lse(query, key_pages, value_pages, **arguments)[0]
 
 
 @takes_options
-def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_lengths, **options):
+def paged_attention_with_lse(
+    query, key_pages, value_pages, *, block_table, kv_lengths, precision="exact", **options
+):
     """`paged_attention` and its log-sum-exp.
 
     Parameters, errors and cost are those of `paged_attention`.
@@ -72,4 +73,5 @@ def paged_attention_with_lse(query, key_pages, value_pages, *, block_table, kv_l
     lse : ndarray, shape (B, H, T), float64
     """
     arguments = {"block_table": block_table, "kv_lengths": kv_lengths, **options}
-    return solve(paged_problem(query, key_pages, value_pages, **arguments))
+    arithmetic = arithmetic_of(precision)
+    return solve(paged_problem(query, key_pages, value_pages, **arguments), arithmetic=arithmetic)

@@ -26,6 +26,7 @@ of query rows, of any of the heads that share a key/value head. Axes: R rows of 
 head_dim, E v_head_dim.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,18 @@ from refattn.exact.precise import (
     DoubleDouble,
     Split,
     add,
+    channel_scale,
     divide,
+    long_double,
     matmul,
     multiply,
+    normalised,
     power_of_two_above,
     product_of,
+    scaled,
     split,
+    sums_within_float64,
+    within_float64,
 )
 from refattn.exact.softcap import softcap
 from refattn.exact.softmax import softmax
@@ -47,6 +54,7 @@ from refattn.exact.softmax import softmax
 # column scales are powers of 2**8, so that a hidden value of ordinary size changes no scale, nor so any bit
 # of an output
 COARSE = 8
+LARGEST_SCALE_EXPONENT = 64  # products of numbers within range times such a scale stay far inside float64
 
 
 class Values(NamedTuple):
@@ -79,6 +87,69 @@ class Steps(NamedTuple):
     output: DoubleDouble  # [R, E]
 
 
+class ExactGroup:
+    """The query heads that share a key/value head, prepared once; `attend` takes a block of their rows.
+
+    query (G, T, D), key (S, D) and value (S, E) are double-doubles; slopes (G,) or None.
+    """
+
+    block_scores = 2**18  # at a time: small enough to stay in cache, large enough for the BLAS
+
+    def __init__(self, query, key, value, slopes, scale):
+        query, key, self.slopes, self.scale = in_working_range(query, key, slopes, scale)
+        if not sums_within_float64(value.high):
+            value = long_double(value)
+        channel = channel_scale(query.high, key.high)
+        self.query, key = scaled(query, 1 / channel), scaled(key, channel)
+        self.keys, self.values = prepare_keys(key), prepare_values(value)
+
+    @staticmethod
+    def projected(x, w):
+        """x @ w^T as a double-double, of double-doubles [..., S, C] and [..., N, C]."""
+        channel = channel_scale(w.high, x.high)
+        w = scaled(w, 1 / channel)
+        return normalised(
+            *matmul(scaled(x, channel), split(DoubleDouble(*(part.swapaxes(-1, -2) for part in w))))
+        )
+
+    def attend(self, rows, first, last, *, cap, keep_scale, sinks, **per_score):
+        """The `Steps` of these rows of every head over the keys [first, last). sinks is (G,); distance,
+        bias, visible and keep broadcast to [G, T, S].
+        """
+        q = DoubleDouble(*(part[:, rows] for part in self.query))  # [G, T, D]
+        shape = (*q.high.shape[:2], last - first)
+        return attend(
+            DoubleDouble(*(part.reshape(-1, part.shape[-1]) for part in q)),
+            self.keys.columns(first, last),
+            self.values.rows(first, last),
+            scale=self.scale,
+            cap=cap,
+            keep_scale=keep_scale,
+            slopes=None if self.slopes is None else np.repeat(self.slopes, shape[1]),
+            sinks=None if sinks is None else np.repeat(sinks, shape[1]),
+            **{name: in_rows(array, shape) for name, array in per_score.items()},
+        )
+
+
+def in_rows(array, shape):
+    """An array that broadcasts to [G, T, S] as [R, S]."""
+    return None if array is None else np.broadcast_to(array, shape).reshape(shape[0] * shape[1], shape[2])
+
+
+def in_working_range(query, key, slopes, scale):
+    """The same in float64 where no score can leave its range, a large power of two of the scale moved to
+    the query; in long double elsewhere.
+    """
+    mantissa, power = scale, 0
+    if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
+        mantissa, power = math.frexp(scale)
+    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
+        query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
+        return query, key, slopes, mantissa
+    slopes = None if slopes is None else slopes.astype(np.longdouble)
+    return long_double(query), long_double(key), slopes, scale
+
+
 def prepare_keys(k):
     """DoubleDouble [S, D] -> Split [D, S]."""
     return split(DoubleDouble(k.high.T, k.low.T))
@@ -86,12 +157,7 @@ def prepare_keys(k):
 
 def prepare_values(v):
     """DoubleDouble [S, E] -> Values."""
-    finite = np.isfinite(v.high)
-    infinite = [
-        (key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))
-    ]
-    if infinite:
-        v = DoubleDouble(*(np.where(finite, part, 0.0) for part in v))
+    v, infinite = infinite_apart(v)
     num_keys, v_head_dim = v.high.shape
     if v.high.dtype == np.longdouble:
         return Values(split(v), np.ones(num_keys, np.longdouble), np.ones(v_head_dim), infinite)
@@ -99,6 +165,15 @@ def prepare_values(v):
     power = power_of_two_above(v.high / column, -1)
     unit = DoubleDouble(*(part / column / power[:, None] for part in v))
     return Values(split(unit, largest=1.0), power, column, infinite)
+
+
+def infinite_apart(v):
+    """DoubleDouble [S, E] with 0 for elements that are not finite, and those as in `Values.infinite`."""
+    finite = np.isfinite(v.high)
+    infinite = [
+        (key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))
+    ]
+    return DoubleDouble(*(np.where(finite, part, 0.0) for part in v)) if infinite else v, infinite
 
 
 def attend(

@@ -44,12 +44,20 @@ class Split(NamedTuple):
         return Split(self.whole[first:last], self.top[first:last], self.rest[first:last], self.bits)
 
 
+def largest_finite(array):
+    """The largest magnitude of the finite elements, 0.0 where there are none."""
+    magnitude = np.maximum(array.max(initial=0.0), -array.min(initial=0.0))  # NaN if one is there
+    if np.isfinite(magnitude):
+        return magnitude
+    return np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
+
+
 def within_float64(*arrays, power=0):
     """Whether products of these arrays' finite elements, the first times 2**power, stay far inside
     the range of float64.
     """
     for number, array in enumerate(arrays):
-        magnitude = np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
+        magnitude = largest_finite(array)
         exponent = np.frexp(magnitude)[1] + (0 if number else power)
         if magnitude > 0 and abs(exponent) > LARGEST_EXPONENT:
             return False

@@ -1,53 +1,68 @@
 """From a checked problem to its answer: one group of heads and one block of rows at a time.
 
 The query heads that share a key/value head are the unit of work: their keys and values are prepared once,
-then blocks of their rows go through `refattn.exact.core.attend`, each with only the keys its rows can
-see. Nothing of size T x S is ever held.
+then blocks of their rows are computed, each with only the keys its rows can see. Nothing of size T x S is
+ever held. What is computed of a group and of a block is up to an arithmetic: `refattn.exact.core` or
+`refattn.exact.plain`.
 """
 
 import functools
-import math
 
 import numpy as np
 
 from refattn.calls.memory import ensure_group_allocatable
-from refattn.exact.core import attend, prepare_keys, prepare_values
-from refattn.exact.precise import (
-    DoubleDouble,
-    channel_scale,
-    long_double,
-    require_subnormals,
-    scaled,
-    sums_within_float64,
-    within_float64,
-)
+from refattn.exact.core import ExactGroup
+from refattn.exact.plain import PlainGroup
+from refattn.exact.precise import DoubleDouble, require_subnormals
 from refattn.exact.visibility import range_mask, row_bounds
 
-LARGEST_SCALE_EXPONENT = 64  # products of numbers within range times such a scale stay far inside float64
-BLOCK_SCORES = 2**18  # scores computed at a time: small enough to stay in cache, large enough for the BLAS
+ARITHMETICS = {"exact": ExactGroup, "float64": PlainGroup}
 
 
-def solve(problem, record=None):
-    """Output and lse of a checked problem of any form, one dense part after the other."""
+def arithmetic_of(precision):
+    """The arithmetic that the option `precision` names."""
+    if not isinstance(precision, str):
+        raise TypeError(f"precision must be 'exact' or 'float64'; got precision={precision!r}.")
+    if precision not in ARITHMETICS:
+        raise ValueError(f"precision must be 'exact' or 'float64'; got precision={precision!r}.")
+    return ARITHMETICS[precision]
+
+
+def solve(problem, record=None, rows=None, arithmetic=ExactGroup):
+    """Output and lse of a checked problem of any form, one dense part after the other; the other parameters
+    are those of `solve_into`.
+    """
     ensure_group_allocatable(*problem.largest_group)
-    output, lse = np.zeros(problem.output_shape), np.empty(problem.lse_shape)
+    output = np.zeros(problem.output_shape)
+    lse = (np.empty if rows is None else np.zeros)(problem.lse_shape)
     for part in problem.parts():
-        solve_into(part.problem, part.of_output(output), part.of_lse(lse), record)
+        here = part.of_output(output), part.of_lse(lse)
+        solve_into(part.problem, *here, record, rows=rows, arithmetic=arithmetic)
     return output, lse
 
 
-def solve_into(problem, output, lse, record=None, output_low=None):
+def solve_into(problem, output, lse, record=None, output_low=None, rows=None, arithmetic=ExactGroup):
     """`solve` into arrays of the caller: output (*batch, H, T, E) of zeros, lse (*batch, H, T).
 
-    `record`, if given, is called with the place and the `refattn.exact.core.Steps` of every block of
-    rows. `output_low`, shaped like output, receives what float64 drops of the output.
+    Parameters
+    ----------
+    record : callable, optional
+        Called with the place and the `refattn.exact.core.Steps` of every block of rows.
+    output_low : ndarray, shape of output, optional
+        Receives what float64 drops of the output.
+    rows : callable, optional
+        Of a number of query rows, an increasing array of those to compute; the others are left as they are.
+    arithmetic : callable
+        `refattn.exact.core.ExactGroup` or what has its methods: what is computed of a group of heads.
     """
     require_subnormals()
     keep_freed_memory()
+    picked = None if rows is None else rows(problem.q_len)
     with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
         for index in np.ndindex(problem.batch_shape):
             for kv_head in range(problem.num_kv_heads):
-                solve_group(problem, index, kv_head, output, lse, record, output_low)
+                group = Heads(problem, index, kv_head, picked)
+                solve_group(group, arithmetic, output[index], lse[index], record, output_low)
 
 
 @functools.cache
@@ -61,75 +76,76 @@ def keep_freed_memory():
     np.empty(2**25 - 2**13, dtype=np.uint8)
 
 
-def solve_group(problem, index, kv_head, output, lse, record, output_low):
-    """The query heads that share one key/value head of one batch entry, a block of rows at a time."""
-    group_size, q_len, head_dim = problem.group_size, problem.q_len, problem.head_dim
-    length = int(problem.kv_lengths[index])
-    heads = slice(kv_head * group_size, (kv_head + 1) * group_size)
-    query = operand(problem.query, problem.query_low, index, heads)
-    key = operand(problem.key, problem.key_low, index, kv_head, slice(length))
-    value = operand(problem.value, problem.value_low, index, kv_head, slice(length))
-    slopes, sinks = (
-        None if part is None else part[index][heads] for part in (problem.alibi_slopes, problem.sinks)
-    )
-    query, key, slopes, scale = in_working_range(query, key, slopes, problem.scale)
-    if not sums_within_float64(value.high):
-        value = long_double(value)
-    channel = channel_scale(query.high, key.high)
-    query, key = scaled(query, 1 / channel), scaled(key, channel)
-    keys, values = prepare_keys(key), prepare_values(value)
-    position = problem.q_offset[index] + np.arange(q_len)
+class Heads:
+    """The query heads of one batch entry that share a key/value head, and those of their rows that are
+    wanted.
+    """
+
+    def __init__(self, problem, index, kv_head, picked):
+        self.problem, self.index, self.kv_head = problem, index, kv_head
+        size = problem.group_size
+        self.heads = slice(kv_head * size, (kv_head + 1) * size)
+        self.length = int(problem.kv_lengths[index])
+        self.rows = slice(0, problem.q_len) if picked is None else picked
+        self.position = problem.q_offset[index] + np.arange(problem.q_len)[self.rows]
+
+    def per_head(self, name):
+        array = getattr(self.problem, name)
+        return None if array is None else array[self.index][self.heads]
+
+    def operands(self):
+        """The arguments of an arithmetic: query (G, T, D), key (S, D), value (S, E), slopes (G,), scale."""
+        p, keys = self.problem, slice(self.length)
+        return (
+            operand(p.query, p.query_low, self.index, self.heads, self.rows),
+            operand(p.key, p.key_low, self.index, self.kv_head, keys),
+            operand(p.value, p.value_low, self.index, self.kv_head, keys),
+            self.per_head("alibi_slopes"),
+            p.scale,
+        )
+
+    def of_rows(self, block):
+        """A block of the rows as an index of the rows of the problem."""
+        return block if isinstance(self.rows, slice) else self.rows[block]
+
+
+def solve_group(group, arithmetic, output, lse, record, output_low):
+    """The rows of one `Heads`, a block at a time; output and lse are those of the batch entry."""
+    problem, position, length = group.problem, group.position, group.length
+    prepared, sinks = arithmetic(*group.operands()), group.per_head("sinks")
     start, stop = row_bounds(problem, position, length)
-    rows_at_once = max(1, BLOCK_SCORES // (group_size * max(length, 1)))
-    for first_row in range(0, q_len, rows_at_once):
-        rows = slice(first_row, min(first_row + rows_at_once, q_len))
-        first, last = (0, length) if record else keys_of_rows(start[rows], stop[rows])
-        tile = (heads, rows, slice(first, last))
-        shape = (group_size, len(position[rows]), last - first)
+    rows_at_once = max(1, prepared.block_scores // (problem.group_size * max(length, 1)))
+    for first_row in range(0, len(position), rows_at_once):
+        block = slice(first_row, min(first_row + rows_at_once, len(position)))
+        rows = group.of_rows(block)
+        first, last = (0, length) if record else keys_of_rows(start[block], stop[block])
         bias, mask, keep = (
-            None if array is None else array[index][tile]
+            None if array is None else array[group.index][group.heads, rows, first:last]
             for array in (problem.bias, problem.mask, problem.dropout_mask)
         )
-        distance = None if slopes is None else np.abs(position[rows, None] - np.arange(first, last))
-        q = DoubleDouble(*(part[:, rows].reshape(-1, head_dim) for part in query))  # [G, T, D] -> [R, D]
-        per_score = {
-            "visible": in_rows(visible_keys(start[rows], stop[rows], first, last, mask, bias), shape),
-            "keep": in_rows(keep, shape),
-            "bias": None if bias is None else in_rows(np.asarray(bias, dtype=np.float64), shape),
-            "distance": in_rows(distance, shape),
-            "slopes": None if slopes is None else np.repeat(slopes, shape[1]),
-            "sinks": None if sinks is None else np.repeat(sinks, shape[1]),
-        }
-        steps = attend(
-            q,
-            keys.columns(first, last),
-            values.rows(first, last),
-            scale=scale,
+        steps = prepared.attend(
+            block,
+            first,
+            last,
             cap=problem.softcap,
             keep_scale=problem.keep_scale,
-            **per_score,
+            sinks=sinks,
+            visible=visible_keys(start[block], stop[block], first, last, mask, bias),
+            keep=keep,
+            bias=None if bias is None else np.asarray(bias, dtype=np.float64),
+            distance=(
+                None
+                if problem.alibi_slopes is None
+                else np.abs(position[block, None] - np.arange(first, last))
+            ),
         )
-        at = (*index, heads, rows)
-        output[at] = steps.output.high.reshape(*shape[:2], problem.v_head_dim)
+        shape = (problem.group_size, len(position[block]))
+        output[group.heads, rows] = steps.output.high.reshape(*shape, problem.v_head_dim)
         if output_low is not None:
-            output_low[at] = steps.output.low.reshape(*shape[:2], problem.v_head_dim)
-        lse[at] = steps.lse.reshape(shape[:2])
+            output_low[group.index][group.heads, rows] = steps.output.low.reshape(*shape, problem.v_head_dim)
+        lse[group.heads, rows] = steps.lse.reshape(shape)
         if record:
-            record(at, steps)
-
-
-def in_working_range(query, key, slopes, scale):
-    """The same in float64 where no score can leave its range, a large power of two of the scale moved to
-    the query; in long double elsewhere.
-    """
-    mantissa, power = scale, 0
-    if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
-        mantissa, power = math.frexp(scale)
-    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
-        query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
-        return query, key, slopes, mantissa
-    slopes = None if slopes is None else slopes.astype(np.longdouble)
-    return long_double(query), long_double(key), slopes, scale
+            record((*group.index, group.heads, rows), steps)
 
 
 def operand(high, low, index, *heads_and_rows):
@@ -141,11 +157,6 @@ def operand(high, low, index, *heads_and_rows):
     return DoubleDouble(
         high, np.broadcast_to(0.0, high.shape) if low is None else low[index][heads_and_rows]
     )
-
-
-def in_rows(array, shape):
-    """An array that broadcasts to [G, T, S] as [R, S]."""
-    return None if array is None else np.broadcast_to(array, shape).reshape(shape[0] * shape[1], shape[2])
 
 
 def keys_of_rows(start, stop):
