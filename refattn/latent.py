@@ -45,6 +45,7 @@ def latent_attention(
     w_uk : array_like, shape (H, N, C)
     w_uv : array_like, shape (H, E, C)
     form : {"absorb", "expand"}
+    precision : {"exact", "float64"}
     **options
         As `refattn.attention`. The default scale is 1 / sqrt(N + R) in both forms, never of the latent
         width; models that stretch their context multiply it by mscale squared.

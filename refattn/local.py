@@ -21,6 +21,7 @@ def block_local_attention(query, key, value, *, block_size, precision="exact", *
     value : array_like, shape (..., K, T, E)
     block_size : int
         Rows in a block; the last block may be shorter.
+    precision : {"exact", "float64"}
     **options
         As `refattn.attention`, without q_offset: row i stands at key position i.
 

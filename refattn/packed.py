@@ -17,6 +17,7 @@ def packed_attention(query, key, value, *, cu_q, cu_kv, precision="exact", **opt
     cu_q, cu_kv : array_like of int, shape (N + 1,)
         Sequence n owns rows cu_q[n] to cu_q[n + 1] and keys cu_kv[n] to cu_kv[n + 1]; both run from 0 to
         the total.
+    precision : {"exact", "float64"}
     **options
         As `refattn.attention`. kv_lengths and q_offset have shape (N,) and count inside each sequence;
         bias and masks broadcast to (H, total_q, total_kv), of which each sequence reads its own tile.

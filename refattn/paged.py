@@ -20,6 +20,7 @@ def paged_attention(query, key_pages, value_pages, *, block_table, kv_lengths, p
         Entries beyond a sequence's length may hold anything and are never followed.
     kv_lengths : int or array_like of int, shape (B,)
         Number of keys of each sequence.
+    precision : {"exact", "float64"}
     **options
         As `refattn.attention`; the key axis of bias and masks is max_pages * page_size.
 

@@ -124,7 +124,8 @@ def test_arguments_are_those_of_the_reference(name):
     if name == "latent_attention_with_lse":  # passes its options on, but for scale, whose default is its own
         assert [*ours][:7] == [*theirs][:7] and [*ours][7:] == ["scale", "options"]
     else:
-        assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+        theirs = [p for p in theirs.values() if p.name != "precision"]  # the lesson has one arithmetic
+        assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs]
 
 
 def test_lists_and_rows_that_see_nothing():

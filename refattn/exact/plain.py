@@ -48,13 +48,14 @@ class Results(NamedTuple):
 class PlainGroup:
     """`refattn.exact.core.ExactGroup` in plain float64.
 
-    Blocks in which the error of a score might exceed `largest_error` are computed exactly.
+    Blocks in which the error of a score might exceed `largest_score_error` are computed exactly.
     """
 
     block_scores = 2**19
+    largest_score_error = math.inf
 
-    def __init__(self, query, key, value, slopes, scale, largest_error=math.inf):
-        self.operands, self.largest_error = (query, key, value, slopes, scale), largest_error
+    def __init__(self, query, key, value, slopes, scale):
+        self.operands = (query, key, value, slopes, scale)
         query, key, self.slopes, scale = in_working_range(query, key, slopes, scale)
         wide = np.longdouble in (query.high.dtype, value.high.dtype)
         self.within_range = not wide and sums_within_float64(value.high)
@@ -79,7 +80,7 @@ class PlainGroup:
     def attend(self, rows, first, last, **per_score):
         """As `ExactGroup.attend`; of the steps only `Results`."""
         results = None
-        if self.within_range and self._score_error(**per_score) <= self.largest_error:
+        if self.within_range and self._score_error(**per_score) <= self.largest_score_error:
             results = self._attend(rows, first, last, **per_score)
         return self.exact.attend(rows, first, last, **per_score) if results is None else results
 
@@ -91,7 +92,7 @@ class PlainGroup:
 
     def _score_error(self, *, distance, bias, **_):
         """A bound of the error of any score of a block; 0.0 where nobody asks."""
-        if self.largest_error == math.inf:
+        if self.largest_score_error == math.inf:
             return 0.0
         added = 0.0
         if self.slopes is not None:

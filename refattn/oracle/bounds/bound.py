@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.hard import hard_bound, weight_rounding
 from refattn.oracle.bounds.lean import LseModel, OutputModel
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
+from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import RESULTS, Result, columns
 from refattn.oracle.bounds.row_blocks import Tile, tiles
 from refattn.oracle.bounds.score_error import score_error
@@ -97,10 +97,10 @@ def error_bound(
         "hard" skips about half of the work.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
-    reference : callable, optional
-        Computes the exact (output, lse) from the arrays, converted to float64, and the options: for large
-        shapes a faster function of the same signature, such as that of `cpu_kernels`. Default: the function
-        of `refattn`.
+    reference : {"exact", "float64"} or callable, optional
+        What computes (output, lse): `refattn` exactly, the default, or in float64, which is several times as
+        fast and as good for kernels that compute in float32 or less (`reference.py`); or a function of the
+        arrays, converted to float64, and the options.
     failure_probability : float
         That a correct kernel exceeds the tight bound anywhere in the call.
     **options
@@ -143,7 +143,8 @@ def error_bound(
         )
     spec = kernel_spec(spec, getattr(arrays[0], "dtype", np.float64) if arrays else np.float64)
     call = operands(function, arrays, options, spec)
-    exact = exact_results(function, arrays, options, reference)
+    chosen = "exact" if reference is None else reference
+    exact = reference_results(function, arrays, options, spec, chosen).results
     kinds = ("hard",) * (kind != "tight") + ("tight", "sigma") * (kind != "hard")
     whole = {
         (result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds
@@ -161,24 +162,6 @@ def error_bound(
     return ErrorBound(
         spec, **{result.name: array for result, array in zip(RESULTS, exact, strict=True)}, **fields
     )
-
-
-def exact_results(function, arrays, options, reference=None):
-    """The exact `RESULTS` in float64, from `refattn` or from a reference that is handed the arrays in
-    float64."""
-    if reference is None:
-        import refattn
-
-        return getattr(refattn, form_called(function).with_lse)(*arrays, **options)
-    from refattn.calls.arrays import as_float_array
-
-    wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
-    results = reference(*wide, **options)
-    if not isinstance(results, (tuple, list)) or len(results) != len(RESULTS):
-        raise TypeError(
-            f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}."
-        )
-    return tuple(np.asarray(array, dtype=np.float64) for array in results)
 
 
 def hoeffding_multiplier(call, failure_probability) -> float:

@@ -27,9 +27,10 @@ from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
 from refattn.oracle.arithmetic.spec import kernel_spec
-from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
+from refattn.oracle.bounds.reference import reference_results, require_reference, roundoff
 from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import count_rows, tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
@@ -67,9 +68,11 @@ def check(
         The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels
         float32" those kernels, None a flash kernel in the dtype of `actual`, or of the first array where
         there is no `actual`.
-    reference : callable, optional
-        Computes (output, lse) from the arrays in float64 in place of `refattn`, for large shapes:
-        `cpu_kernels.attention_with_lse`.
+    reference : {"exact", "float64"} or callable, optional
+        What the kernel is compared with: "exact", the functions of `refattn`; "float64", the same in blocks
+        of plain float64, whose own error is known and far below the bounds; or a function of the arrays in
+        float64 and the options that returns (output, lse). Default: "float64" for kernels whose softmax and
+        sums are float32 or less, else "exact" (`refattn.oracle.bounds.reference`).
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
     rows : int, optional
@@ -136,7 +139,8 @@ def check(
     )
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
-    report = Report(function, spec, inferred, "refattn" if reference is None else _name(reference))
+    require_reference(reference)
+    report = Report(function, spec, inferred)
     given = handed_over(actual, lse)
     for result, array in given.items():
         shape = result.shape(call.output_shape)
@@ -154,7 +158,7 @@ def check(
     def judged(rows_done=None):
         for measure in measures:
             measure.finish(failure_probability)
-            if pick is not None:
+            if pick is not None and compared_with.whole:
                 measure.other_positions(given[measure.result], exact[measure.result], spec)
             report.add(measure)
         if rows_done is not None:
@@ -165,7 +169,9 @@ def check(
     rows_in_all = count_rows(call, pick)
     so_far = lambda: judged(shown.done)
     with Progress("check: computing the reference", progress=progress, partial=so_far) as shown:
-        exact |= zip(RESULTS, exact_results(function, arrays, options, reference), strict=True)
+        compared_with = reference_results(function, arrays, options, spec, reference, pick)
+        report.reference = compared_with.name
+        exact |= zip(RESULTS, compared_with.results, strict=True)
         measures += [
             Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()
         ]
@@ -209,13 +215,17 @@ def _arithmetic(report, actual, arrays, lse, options):
     if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
     of_function = {name: value for name, value in options.items() if name not in CHECKS_OWN}
-    exact = exact_results(report.function, arrays, of_function, options.get("reference"))
+    pick = None if options.get("rows") is None else _row_picker(options["rows"], options.get("seed", 0))
+    others = [
+        (report.spec.replace(**changes), changes, words) for changes, words in other_specs(report.spec)
+    ]
+    finest = min([report.spec, *(spec for spec, _, _ in others)], key=roundoff)
+    reference = reference_results(
+        report.function, arrays, of_function, finest, options.get("reference"), pick
+    )
     found = []
-    for changes, words in other_specs(report.spec):
-        spec = report.spec.replace(**changes)
-        if check(
-            actual, *arrays, lse=lse, spec=spec, **{**options, "reference": lambda *_, **__: exact}
-        ).passed:
+    for spec, changes, words in others:
+        if check(actual, *arrays, lse=lse, spec=spec, **{**options, "reference": reference}).passed:
             found.append(f"{words}: {in_code(changes)}")
     lines = "".join(f"\n             {line}" for line in found)
     return (
@@ -253,13 +263,6 @@ def _explain_arguments(function, arrays, options):
                 f"options must be those of refattn.{function}; got {name}. "
                 f"In refattn it is {OUR_NAMES[name]}."
             )
-
-
-def _name(reference):
-    module = getattr(reference, "__module__", "") or ""
-    return ".".join(
-        part for part in (module.split(".")[0], getattr(reference, "__name__", repr(reference))) if part
-    )
 
 
 def _row_picker(count, seed):

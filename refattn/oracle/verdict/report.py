@@ -279,7 +279,7 @@ class Report:
     output, lse : Measure or None
     """
 
-    def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str):
+    def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str = "none"):
         self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
         self.warnings, self._refused, self._measures = [], [], {}
         self.interrupted = None
@@ -391,7 +391,7 @@ class Report:
         lines = [
             self.summary,
             f"  spec       {self.spec.name}{source}",
-            f"  reference  {self.reference} in float64",
+            f"  reference  {self.reference}",
         ]
         for measure in self.measures:
             lines += self._lines(measure)

@@ -13,8 +13,9 @@ import pytest
 
 from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
 from refattn.oracle.arithmetic.formats import number_format, round_to
-from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, exact_results, hoeffding_multiplier
+from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.bounds.operands import operands
+from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.bounds.row_blocks import tiles
 
@@ -393,7 +394,7 @@ def test_deviations_are_those_of_a_kernel(effect, options):
 
 def independent_errors(spec, *arrays, **options):
     call = operands("attention", arrays, options, spec)
-    exact = exact_results("attention", arrays, options)
+    exact = reference_results("attention", arrays, options, spec, "exact").results
     return sum(
         bound_tile(tile, spec, hoeffding_multiplier(call, FAILURE_PROBABILITY))[OUTPUT].effective.sum()
         for tile in tiles(call, exact)

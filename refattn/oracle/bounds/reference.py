@@ -1,0 +1,166 @@
+"""What a kernel is compared with: results as exact as its arithmetic requires, and no more.
+
+A kernel whose softmax and sums have 24 bits or fewer is judged by float64, which takes the same steps with
+2**-53 in the place of its roundoff: the share of the hard bound that this reference may itself be off is
+known (`README.md`, section 6) and far below one per cent. Kernels of about float64 are judged by the exact
+reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.calls.arrays import as_float_array
+from refattn.calls.registry import ATTENTION, form_called
+from refattn.exact.core import ExactGroup
+from refattn.exact.plain import UNIT_ROUNDOFF, PlainGroup
+from refattn.exact.solve import solve
+from refattn.latent import solve_latent
+from refattn.oracle.bounds.results import RESULTS
+
+SMALLEST_ROUNDOFF = 2.0**-30  # kernels whose own is smaller are judged by the exact reference
+STEPS = 8.0  # roundoffs of float64 at most where the hard bound has one of the kernel's (README, section 6)
+NAMES = ("exact", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The results to compare with.
+
+    Attributes
+    ----------
+    output, lse : ndarray of float64
+        Of the whole call; 0 in rows that were not asked for.
+    name : str
+        What computed them, in words for a report.
+    error : float
+        Their own error is at most this share of the hard bound; 0.0 for exact results.
+    whole : bool
+        Whether every row was computed.
+    """
+
+    output: np.ndarray
+    lse: np.ndarray
+    name: str
+    error: float = 0.0
+    whole: bool = True
+
+    @property
+    def results(self):
+        """In the order of `RESULTS`."""
+        return tuple(getattr(self, result.name) for result in RESULTS)
+
+
+class JudgingGroup(PlainGroup):
+    """Blocks whose scores are so large that float64 may miss them by more are computed exactly."""
+
+    largest_score_error = 2.0**-24
+
+
+def reference_results(function, arrays, options, spec, reference=None, rows=None) -> Reference:
+    """The reference for a kernel with the arithmetic `spec`.
+
+    Parameters
+    ----------
+    function, arrays, options
+        The call, as in `refattn.oracle.check`.
+    spec : KernelSpec
+    reference : {None, "exact", "float64"}, callable or Reference
+        None chooses by the spec; a callable is handed all arrays in float64, and the options; a `Reference`
+        is returned as it is.
+    rows : callable, optional
+        Of the number of query rows of a dense part, the increasing numbers of those to compute. A callable
+        `reference` computes all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another `reference`, or a callable that returns something else than (output, lse); and those of
+        the function.
+    """
+    if isinstance(reference, Reference):
+        return reference
+    if callable(reference):
+        return Reference(*_called(reference, arrays, options), f"{reference_name(reference)} in float64")
+    require_reference(reference)
+    form = form_called(function, ATTENTION)
+    problem = form.check(*arrays, **options)
+    exact = reference == "exact" or (reference is None and not float64_suffices(spec))
+    if form.projects and not exact:
+        problem = dataclasses.replace(problem, implementation=cheaper_form(problem, rows))
+    run = solve_latent if form.projects else solve
+    output, lse = run(problem, rows=rows, arithmetic=ExactGroup if exact else JudgingGroup)
+    name, error = ("refattn, exact", 0.0) if exact else ("NumPy, float64", float64_error(spec, problem))
+    return Reference(output, lse, name, error, rows is None)
+
+
+def require_reference(reference):
+    """Raise where `reference` is none of those that `reference_results` takes."""
+    if reference is None or callable(reference) or isinstance(reference, Reference):
+        return
+    if isinstance(reference, str) and reference in NAMES:
+        return
+    kind = ValueError if isinstance(reference, str) else TypeError
+    names = ", ".join(map(repr, NAMES))
+    raise kind(f"reference must be one of {names}, a callable or None; got reference={reference!r}.")
+
+
+def reference_name(reference):
+    """What a report calls a reference that is a callable."""
+    module = getattr(reference, "__module__", "") or ""
+    return ".".join(
+        part for part in (module.split(".")[0], getattr(reference, "__name__", repr(reference))) if part
+    )
+
+
+def float64_suffices(spec):
+    """Whether float64 is so much finer than the sums and the softmax of a kernel that it can judge it."""
+    return roundoff(spec) >= SMALLEST_ROUNDOFF
+
+
+def float64_error(spec, problem):
+    """The largest share of the hard bound that a reference in float64 can be off."""
+    ratio = UNIT_ROUNDOFF / max(roundoff(spec), UNIT_ROUNDOFF)
+    return ratio * STEPS * _projection_steps(problem) + 4 * JudgingGroup.largest_score_error
+
+
+def roundoff(spec):
+    """The smaller unit roundoff of the softmax and of the sums of a kernel."""
+    return min(spec.softmax.unit_roundoff, spec.accumulator_roundoff)
+
+
+def _projection_steps(problem):
+    """How many more roundoffs pass where queries, keys or values are projected in another order than the
+    kernel's.
+    """
+    if not problem.form.projects:
+        return 1.0
+    nope, rank = problem.w_uk.shape[1:]
+    longest = nope + rank + problem.k_rope.shape[-1] + int(problem.kv_lengths.max(initial=0))
+    return 1.0 + longest / max(min(nope, rank), 1)
+
+
+def cheaper_form(problem, rows=None):
+    """The form in which a `LatentProblem` takes fewer multiplications."""
+    nope, rank = problem.w_uk.shape[1:]
+    rope, v_head_dim = problem.k_rope.shape[-1], problem.w_uv.shape[1]
+    q_len, kv_len = problem.q_nope.shape[-2], problem.kv_latent.shape[-2]
+    q_len = q_len if rows is None else len(rows(q_len))
+    projections = rank * (nope + v_head_dim)
+    absorbed = q_len * (projections + kv_len * (2 * rank + rope))
+    expanded = kv_len * projections + q_len * kv_len * (nope + rope + v_head_dim)
+    return "absorb" if absorbed <= expanded else "expand"
+
+
+def _called(reference, arrays, options):
+    """The results of a reference that is handed the arrays in float64."""
+    wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
+    results = reference(*wide, **options)
+    if not isinstance(results, (tuple, list)) or len(results) != len(RESULTS):
+        raise TypeError(
+            f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}."
+        )
+    return tuple(np.asarray(array, dtype=np.float64) for array in results)
