@@ -1,14 +1,16 @@
 """Time refattn.attention against attention written plainly in NumPy with the whole score matrix in memory.
 
 The plain version is the one everybody writes: float64, scores of all heads at once, softmax in place. It
-rounds every score, so it is less exact, and does two matrix products where refattn does six; results are
-compared before anything is timed. The two take turns (A B A B ...), so that a busy machine slows both.
+rounds every score, so it is less exact, and does two matrix products where refattn does six, or two in
+blocks with precision="float64"; results are compared before anything is timed. They take turns (A B C A B C
+...), so that a busy machine slows all.
 
     python benchmarks/reference.py                      8 heads, 1024 rows and keys, 64 wide, full and causal
     python benchmarks/reference.py --heads 32 --length 2048 --dim 128 --rounds 3
 """
 
 import argparse
+import functools
 import time
 
 import numpy as np
@@ -56,23 +58,23 @@ def main():
     )
     for causal in (False, True):
 
-        def exact(causal=causal):
-            return refattn.attention(query, key, value, causal=causal)
+        def ours(precision, causal=causal):
+            return refattn.attention(query, key, value, causal=causal, precision=precision)
 
         def plain(causal=causal):
             return plain_attention(query, key, value, causal)
 
-        apart = np.abs(exact() - plain()).max()
+        exact, blocks = functools.partial(ours, "exact"), functools.partial(ours, "float64")
+        apart = max(np.abs(exact() - other()).max() for other in (plain, blocks))
         # plain float64: scores off by about dim * 2^-53 * |score|, outputs by that times |value|
         if not apart < 1e-12:
             raise SystemExit(f"results differ by {apart}")
-        ours, theirs = (np.array(taken) for taken in take_turns((exact, plain), arguments.rounds))
-        ratio = np.median(theirs / ours)
-        times = (
-            f"refattn {np.median(ours):8.3f} s   plain NumPy {np.median(theirs):8.3f} s   {ratio:5.2f} "
-            "times as fast"
+        taken = np.array(take_turns((plain, exact, blocks), arguments.rounds))
+        times, ratios = np.median(taken, axis=1), np.median(taken / taken[0], axis=1)
+        print(
+            f"{'causal' if causal else 'full':>7}: plain NumPy {times[0]:8.3f} s   exact {times[1]:8.3f} s, "
+            f"{ratios[1]:5.2f} of it   float64 {times[2]:8.3f} s, {ratios[2]:5.2f} of it   apart {apart:.1e}"
         )
-        print(f"{'causal' if causal else 'full':>7}: {times}   apart {apart:.1e}")
 
 
 if __name__ == "__main__":

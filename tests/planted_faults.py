@@ -52,14 +52,14 @@ LIKELY = {
     ),
     "refattn/commands": ("test_cli test_doctor test_sizes test_verify test_vectors test_messages"),
     "refattn/exact": (
-        "test_reference test_exact test_exact_options test_exact_range test_exact_channels "
+        "test_reference test_plain test_exact test_exact_options test_exact_range test_exact_channels "
         "test_hidden test_scale"
     ),
     "refattn/goldens": "test_goldens test_verify",
     "refattn/oracle": "test_spec test_messages test_harness",
     "refattn/oracle/arithmetic": ("test_formats test_spec test_other_specs test_bounds"),
     "refattn/oracle/bounds": (
-        "test_bounds test_bound_constants test_level_rows test_uncertain_rows "
+        "test_bounds test_check_reference test_bound_constants test_level_rows test_uncertain_rows "
         "test_verdict_range test_unjudged test_lean test_campaign"
     ),
     "refattn/oracle/diagnosis": ("test_diagnose test_tell_apart test_convention_rows test_mutants"),

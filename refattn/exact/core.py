@@ -170,10 +170,12 @@ def prepare_values(v):
 def infinite_apart(v):
     """DoubleDouble [S, E] with 0 for elements that are not finite, and those as in `Values.infinite`."""
     finite = np.isfinite(v.high)
+    if finite.all():
+        return v, []
     infinite = [
         (key, np.where(finite[key], 0.0, v.high[key])) for key in np.flatnonzero(~finite.all(axis=-1))
     ]
-    return DoubleDouble(*(np.where(finite, part, 0.0) for part in v)) if infinite else v, infinite
+    return DoubleDouble(*(np.where(finite, part, 0.0) for part in v)), infinite
 
 
 def attend(

@@ -38,6 +38,11 @@ UNIT_ROUNDOFF = 2.0**-53
 CAPS_NOTHING = 2.0**28  # times the score: tanh(x) is x to float64, and score / cap might be subnormal
 
 
+def score_error(head_dim, product, alibi=0.0, bias=0.0):
+    """A bound of the error of scores whose parts, magnitudes added up in the product, are at most these."""
+    return UNIT_ROUNDOFF * ((head_dim + 13) * product + 4 * alibi + bias)
+
+
 class Results(NamedTuple):
     """What a block of rows gives, fields as in `refattn.exact.core.Steps`."""
 
@@ -85,21 +90,21 @@ class PlainGroup:
         return self.exact.attend(rows, first, last, **per_score) if results is None else results
 
     @cached_property
-    def _product_error(self):
-        head_dim = self.key.shape[-1]
-        largest = head_dim * float(largest_finite(self.query)) * float(largest_finite(self.key))
-        return UNIT_ROUNDOFF * (head_dim + 13) * largest
+    def largest_product(self):
+        """A bound of scale * q . k for finite q and k."""
+        return self.key.shape[-1] * float(largest_finite(self.query)) * float(largest_finite(self.key))
 
     def _score_error(self, *, distance, bias, **_):
         """A bound of the error of any score of a block; 0.0 where nobody asks."""
         if self.largest_score_error == math.inf:
             return 0.0
-        added = 0.0
-        if self.slopes is not None:
-            added += 4 * float(largest_finite(self.slopes)) * float(distance.max(initial=0))
-        if bias is not None:
-            added += float(largest_finite(bias))
-        return self._product_error + UNIT_ROUNDOFF * added
+        alibi = (
+            0.0
+            if self.slopes is None
+            else float(largest_finite(self.slopes)) * float(distance.max(initial=0))
+        )
+        added = 0.0 if bias is None else float(largest_finite(bias))
+        return score_error(self.key.shape[-1], self.largest_product, alibi, added)
 
     def _attend(self, rows, first, last, *, cap, keep_scale, sinks, visible, keep, bias, distance):
         """`Results`, or None where a sink takes the weights out of the range of float64."""
@@ -114,7 +119,7 @@ class PlainGroup:
         if bias is not None:
             scores += bias
         if visible is not None:
-            np.copyto(scores, -np.inf, where=~visible)
+            hide(scores, visible)
         infinite = [
             (flat[:, key - first] != -np.inf, key - first, elements)
             for key, elements in self.infinite
@@ -142,6 +147,14 @@ class PlainGroup:
         if keep_scale != 1:
             np.multiply(output.high, keep_scale, out=output.high)
         return Results(lse.reshape(-1), output)
+
+
+def hide(scores, visible):
+    """-inf where not visible, in place; passes over the keys that all rows see, most where a range hides."""
+    edge = np.flatnonzero(~visible.all(axis=tuple(range(visible.ndim - 1))))
+    if len(edge):
+        keys = slice(edge[0], edge[-1] + 1)
+        np.copyto(scores[..., keys], -np.inf, where=~visible[..., keys])
 
 
 def cap_scores(scores, cap):

@@ -69,6 +69,9 @@ def sums_within_float64(array):
     but 0 near the subnormals.
     """
     magnitude = np.abs(array)
+    least, most = magnitude.min(initial=1.0), magnitude.max(initial=1.0)  # NaN if one is there
+    if 2.0**SMALLEST_VALUE_EXPONENT <= least <= most <= 2.0**LARGEST_EXPONENT:
+        return True  # no zeros, nothing that is not finite: most arrays
     finite = np.isfinite(array)
     largest = np.max(magnitude, where=finite, initial=0.0)
     smallest = np.min(magnitude, where=finite & (magnitude > 0), initial=1.0)

@@ -115,7 +115,7 @@ def written_mean(exact, before, form):
     return 0.5 * (most + least) * known, 0.5 * (most - least) * known
 
 
-def _key(exact):
+def coarse_key(exact):
     """The number to 40 bits and but for its sign."""
     fraction, exponent = np.frexp(np.abs(np.where(np.isfinite(exact), exact, 0.0)))
     return np.round(fraction * 2.0**40) + exponent * 2.0**41
@@ -125,10 +125,10 @@ class Copies:
     """How often each number occurs in a whole result: copies round alike."""
 
     def __init__(self, exact):
-        self.sorted = np.sort(_key(exact), axis=None)
+        self.sorted = np.sort(coarse_key(exact), axis=None)
 
     def of(self, exact):
-        keys = _key(exact)
+        keys = coarse_key(exact)
         return np.searchsorted(self.sorted, keys, "right") - np.searchsorted(self.sorted, keys, "left")
 
 

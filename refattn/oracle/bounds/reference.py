@@ -2,7 +2,7 @@
 
 A kernel whose softmax and sums have 24 bits or fewer is judged by float64, which takes the same steps with
 2**-53 in the place of its roundoff: the share of the hard bound that this reference may itself be off is
-known (`README.md`, section 6) and far below one per cent. Kernels of about float64 are judged by the exact
+known (`README.md`, section 8) and far below one per cent. Kernels of about float64 are judged by the exact
 reference.
 """
 
@@ -15,15 +15,20 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.registry import ATTENTION, form_called
-from refattn.exact.core import ExactGroup
-from refattn.exact.plain import UNIT_ROUNDOFF, PlainGroup
+from refattn.exact.plain import UNIT_ROUNDOFF, PlainGroup, score_error
 from refattn.exact.solve import solve
-from refattn.latent import solve_latent
+from refattn.latent import solve_latent, without_unused_slots
+from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.bounds.compiled_reference import available, compiled_results, latent_products, pays
 from refattn.oracle.bounds.results import RESULTS
 
 SMALLEST_ROUNDOFF = 2.0**-30  # kernels whose own is smaller are judged by the exact reference
-STEPS = 8.0  # roundoffs of float64 at most where the hard bound has one of the kernel's (README, section 6)
-NAMES = ("exact", "float64")
+STEPS = 8.0  # roundoffs of float64 at most where the hard bound has one of the kernel's (README, section 8)
+IN_WORDS = {
+    "exact": "refattn, exact",
+    "float64": "NumPy, float64",
+    "cpu_kernels": "cpu_kernels, float64",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +73,12 @@ def reference_results(function, arrays, options, spec, reference=None, rows=None
     function, arrays, options
         The call, as in `refattn.oracle.check`.
     spec : KernelSpec
-    reference : {None, "exact", "float64"}, callable or Reference
-        None chooses by the spec; a callable is handed all arrays in float64, and the options; a `Reference`
-        is returned as it is.
+    reference : {None, "exact", "float64", "cpu_kernels"}, callable or Reference
+        None chooses by the spec; "float64" is NumPy's. A callable is handed all arrays in float64, and the
+        options; a `Reference` is returned as it is.
     rows : callable, optional
         Of the number of query rows of a dense part, the increasing numbers of those to compute. A callable
-        `reference` computes all.
+        `reference` and "cpu_kernels" compute all.
 
     Raises
     ------
@@ -85,27 +90,65 @@ def reference_results(function, arrays, options, spec, reference=None, rows=None
         return reference
     if callable(reference):
         return Reference(*_called(reference, arrays, options), f"{reference_name(reference)} in float64")
-    require_reference(reference)
+    require_reference(reference, spec)
     form = form_called(function, ATTENTION)
     problem = form.check(*arrays, **options)
-    exact = reference == "exact" or (reference is None and not float64_suffices(spec))
-    if form.projects and not exact:
+    name = reference or chosen(problem, spec, rows)
+    if form.projects and name != "exact":
         problem = dataclasses.replace(problem, implementation=cheaper_form(problem, rows))
+        if not projections_within_range(problem):
+            name = "exact"
     run = solve_latent if form.projects else solve
-    output, lse = run(problem, rows=rows, arithmetic=ExactGroup if exact else JudgingGroup)
-    name, error = ("refattn, exact", 0.0) if exact else ("NumPy, float64", float64_error(spec, problem))
-    return Reference(output, lse, name, error, rows is None)
+    if name == "exact":
+        return Reference(*run(problem, rows=rows), IN_WORDS[name], whole=rows is None)
+    if name == "cpu_kernels":
+        rows = None
+        output, lse = compiled_results(problem, JudgingGroup)
+    else:
+        output, lse = run(problem, rows=rows, arithmetic=JudgingGroup)
+    return Reference(output, lse, IN_WORDS[name], float64_error(spec, problem), rows is None)
 
 
-def require_reference(reference):
+def projections_within_range(problem):
+    """Whether float64 knows the scores of a latent problem, projections included, as blocks are required
+    to."""
+    terms, _, product = latent_products(without_unused_slots(problem))
+    return score_error(terms, product) <= JudgingGroup.largest_score_error
+
+
+def chosen(problem, spec, rows):
+    """One of `IN_WORDS`, by what the spec requires and what is fastest."""
+    if not float64_suffices(spec):
+        return "exact"
+    compiled = rows is None and not of_cpu_kernels(spec) and pays(problem) and available()
+    return "cpu_kernels" if compiled else "float64"
+
+
+def of_cpu_kernels(spec):
+    """Whether a spec is that of kernels of `cpu_kernels`, under whatever name."""
+    return spec.name.startswith("cpu_kernels") or any(
+        spec == dataclasses.replace(KernelSpec.cpu_kernels(dtype), name=spec.name)
+        for dtype in ("float16", "bfloat16", "float32", "float64")
+    )
+
+
+def require_reference(reference, spec):
     """Raise where `reference` is none of those that `reference_results` takes."""
     if reference is None or callable(reference) or isinstance(reference, Reference):
         return
-    if isinstance(reference, str) and reference in NAMES:
-        return
-    kind = ValueError if isinstance(reference, str) else TypeError
-    names = ", ".join(map(repr, NAMES))
-    raise kind(f"reference must be one of {names}, a callable or None; got reference={reference!r}.")
+    if not isinstance(reference, str) or reference not in IN_WORDS:
+        kind = ValueError if isinstance(reference, str) else TypeError
+        names = ", ".join(map(repr, IN_WORDS))
+        raise kind(f"reference must be one of {names}, a callable or None; got reference={reference!r}.")
+    if reference == "cpu_kernels" and of_cpu_kernels(spec):
+        raise ValueError(
+            "reference must not be 'cpu_kernels' for kernels of cpu_kernels, which would judge themselves; "
+            f"got reference='cpu_kernels' with spec {spec.name!r}."
+        )
+    if reference == "cpu_kernels" and not available():
+        raise ValueError(
+            "reference must be 'cpu_kernels' only where Numba is installed; got reference='cpu_kernels'."
+        )
 
 
 def reference_name(reference):

@@ -68,11 +68,13 @@ def check(
         The arithmetic the kernel claims; a dtype means a flash kernel in it, "eager float16" or "cpu_kernels
         float32" those kernels, None a flash kernel in the dtype of `actual`, or of the first array where
         there is no `actual`.
-    reference : {"exact", "float64"} or callable, optional
+    reference : {"exact", "float64", "cpu_kernels"} or callable, optional
         What the kernel is compared with: "exact", the functions of `refattn`; "float64", the same in blocks
-        of plain float64, whose own error is known and far below the bounds; or a function of the arrays in
-        float64 and the options that returns (output, lse). Default: "float64" for kernels whose softmax and
-        sums are float32 or less, else "exact" (`refattn.oracle.bounds.reference`).
+        of plain float64; "cpu_kernels", those kernels in float64, not for their own spec; or a function of
+        the arrays in float64 and the options that returns (output, lse). Default: float64, by `cpu_kernels`
+        for large calls where Numba is installed, for kernels whose softmax and sums are float32 or less;
+        else "exact" (`refattn.oracle.bounds.reference`). The own error of float64 is known and far below
+        the bounds.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
     rows : int, optional
@@ -139,7 +141,7 @@ def check(
     )
     _explain_arguments(function, arrays, options)
     call = operands(function, arrays, options, spec)
-    require_reference(reference)
+    require_reference(reference, spec)
     report = Report(function, spec, inferred)
     given = handed_over(actual, lse)
     for result, array in given.items():

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from refattn.oracle.bounds.bound import ResultBound
+from refattn.oracle.bounds.lean import coarse_key
 from refattn.oracle.bounds.results import Result
 from refattn.oracle.bounds.row_blocks import Place
 
@@ -74,10 +75,11 @@ class ComparedTile:
 
 
 def _first_occurrence(expected):
-    """Rows that are not a copy of an earlier one, (R,)."""
+    """Rows that are not a copy of an earlier one, (R,), but for the last bits of a reference in float64."""
     if expected.shape[1] == 0 or len(expected) == 0:
         return np.ones(len(expected), dtype=bool)
-    rows = np.ascontiguousarray(expected).view(np.dtype((np.void, 8 * expected.shape[1]))).ravel()
+    coarse = np.stack([coarse_key(expected), np.sign(expected)], axis=-1)
+    rows = coarse.reshape(len(expected), -1).view(np.dtype((np.void, 16 * expected.shape[1]))).ravel()
     first = np.zeros(len(expected), dtype=bool)
     first[np.unique(rows, return_index=True)[1]] = True
     return first
