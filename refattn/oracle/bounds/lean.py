@@ -116,9 +116,9 @@ def written_mean(exact, before, form):
 
 
 def coarse_key(exact):
-    """The number to 40 bits and but for its sign."""
+    """The magnitude rounded to 40 bits."""
     fraction, exponent = np.frexp(np.abs(np.where(np.isfinite(exact), exact, 0.0)))
-    return np.round(fraction * 2.0**40) + exponent * 2.0**41
+    return np.ldexp(np.round(fraction * 2.0**40), exponent - 40)
 
 
 class Copies:

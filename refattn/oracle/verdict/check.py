@@ -30,7 +30,12 @@ from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
-from refattn.oracle.bounds.reference import reference_results, require_reference, roundoff
+from refattn.oracle.bounds.reference import (
+    float64_suffices,
+    reference_results,
+    require_reference,
+    roundoff,
+)
 from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import count_rows, tiles
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
@@ -307,7 +312,9 @@ def compare_tile(measure, actual, tile, bound, spec):
         outside = np.zeros_like(finite)
         if result.averages_values and not tile.dropout:
             outside = _outside(got, finite & (bound.hard == np.inf), tile, spec)
-        compared = ComparedTile(result, tile.place, got, expected, bound, finite, ~right, lost, outside)
+        compared = ComparedTile(
+            result, tile.place, got, expected, bound, finite, ~right, lost, outside, float64_suffices(spec)
+        )
         measure.update(compared)
         if measure.lean is not None and bound.model is not None:
             measure.lean.update(tile, spec, compared)

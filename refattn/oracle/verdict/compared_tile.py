@@ -28,6 +28,7 @@ class ComparedTile:
     wrong: np.ndarray
     lost: np.ndarray
     outside: np.ndarray
+    coarse: bool = False  # the last bits of `expected` may be those of a reference in float64
 
     @cached_property
     def unclaimed(self):
@@ -71,15 +72,15 @@ class ComparedTile:
     @property
     def effective(self):
         """How many independent errors each row adds, (R,): equal rows have equal errors and count once."""
-        return np.where(_first_occurrence(self.expected) & self.usual.any(axis=1), self.bound.effective, 0.0)
+        rows = np.copysign(coarse_key(self.expected), self.expected) if self.coarse else self.expected
+        return np.where(_first_occurrence(rows) & self.usual.any(axis=1), self.bound.effective, 0.0)
 
 
 def _first_occurrence(expected):
-    """Rows that are not a copy of an earlier one, (R,), but for the last bits of a reference in float64."""
+    """Rows that are not a copy of an earlier one, (R,)."""
     if expected.shape[1] == 0 or len(expected) == 0:
         return np.ones(len(expected), dtype=bool)
-    coarse = np.stack([coarse_key(expected), np.sign(expected)], axis=-1)
-    rows = coarse.reshape(len(expected), -1).view(np.dtype((np.void, 16 * expected.shape[1]))).ravel()
+    rows = np.ascontiguousarray(expected).view(np.dtype((np.void, 8 * expected.shape[1]))).ravel()
     first = np.zeros(len(expected), dtype=bool)
     first[np.unique(rows, return_index=True)[1]] = True
     return first
