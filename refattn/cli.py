@@ -52,7 +52,11 @@ def main(argv=None):
         code = dispatch(argv)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        found = getattr(stopped, "partial", None)  # refattn.oracle.progress
+        if found is not None and "--json" not in argv:  # half a JSON document helps nobody
+            print(f"\n{found}")
+            sys.stdout.flush()
         print("\nrefattn: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:

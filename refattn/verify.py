@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import refattn
 from refattn.goldens.compare import Outcome, computed_by, exactness_allowance, kernel_allowance, worse
+from refattn.oracle.progress import Progress
 
 VARIANTS = ("MHA", "MQA", "GQA", "MLA")
 
@@ -56,8 +57,9 @@ def verify(cases, *, kernels=None, fail_fast=False, progress=None):
         reference.
     fail_fast : bool
         Stop at the first case that does not hold.
-    progress : callable, optional
-        Called with (case, number of cases done) before each case.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
 
     Returns
     -------
@@ -73,35 +75,35 @@ def verify(cases, *, kernels=None, fail_fast=False, progress=None):
     """
     started = time.perf_counter()
     report, rows = Report(), {}
-    for done, case in enumerate(cases):
-        if progress is not None:
-            progress(case, done)
-        row = rows.setdefault((case.variant, case.source), Row(case.variant, case.source))
-        row.cases += 1
-        reference = computed_by(refattn, case, exactness_allowance)
-        add(row.reference, reference)
-        failures = [("refattn", reference.failure)]
-        if hasattr(kernels, case.function):
-            outcome = computed_by(kernels, case, kernel_allowance, warm_up=True)
-            row.kernels = row.kernels or Outcome()
-            row.kernel_cases += 1
-            row.reference_seconds_of_kernel_cases += reference.seconds
-            add(row.kernels, outcome)
-            failures.append((kernels.__name__, outcome.failure))
-        failures = [(package, failure) for package, failure in failures if failure is not None]
-        row.failed += bool(failures)
-        report.failures += [
-            {
-                "case": case.name,
-                "variant": case.variant,
-                "source": case.source,
-                "function": f"{package}.{case.function}",
-                "failure": failure,
-            }
-            for package, failure in failures
-        ]
-        if failures and fail_fast:
-            break
+    total = len(cases) if hasattr(cases, "__len__") else None
+    with Progress("verifying", total, "cases", progress=progress) as shown:
+        for case in shown.over(cases, lambda case: f"{case.variant}  {case.source}  {case.name}"):
+            row = rows.setdefault((case.variant, case.source), Row(case.variant, case.source))
+            row.cases += 1
+            reference = computed_by(refattn, case, exactness_allowance)
+            add(row.reference, reference)
+            failures = [("refattn", reference.failure)]
+            if hasattr(kernels, case.function):
+                outcome = computed_by(kernels, case, kernel_allowance, warm_up=True)
+                row.kernels = row.kernels or Outcome()
+                row.kernel_cases += 1
+                row.reference_seconds_of_kernel_cases += reference.seconds
+                add(row.kernels, outcome)
+                failures.append((kernels.__name__, outcome.failure))
+            failures = [(package, failure) for package, failure in failures if failure is not None]
+            row.failed += bool(failures)
+            report.failures += [
+                {
+                    "case": case.name,
+                    "variant": case.variant,
+                    "source": case.source,
+                    "function": f"{package}.{case.function}",
+                    "failure": failure,
+                }
+                for package, failure in failures
+            ]
+            if failures and fail_fast:
+                break
     report.rows = sorted(
         rows.values(),
         key=lambda row: (VARIANTS.index(row.variant), not row.source.startswith("torch"), row.source),

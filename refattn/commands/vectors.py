@@ -85,51 +85,41 @@ def run(args):
 
 def _make(args):
     from refattn.oracle.arithmetic.spec import kernel_spec
+    from refattn.oracle.progress import Progress
     from refattn.oracle.vectors.pack_directory import read_pack, write_pack
     from refattn.oracle.vectors.packs import make_cases
 
     spec = None if args.spec is None else kernel_spec(args.spec)
-    cases = _told(
-        make_cases(args.pack, dtype=args.dtype, spec=spec, seed=args.seed),
-        lambda case: f"{case.pack} {case.name}",
-    )
-    write_pack(
-        args.directory, cases, container=args.format, description={"dtype": args.dtype, "seed": args.seed}
-    )
+    about = {"dtype": args.dtype, "seed": args.seed}
+    cases = make_cases(args.pack, spec=spec, **about)
+    with Progress("making", unit="cases") as shown:
+        told = shown.over(cases, lambda case: f"{case.pack} {case.name}")
+        write_pack(args.directory, told, container=args.format, description=about)
     print(f"{sum(1 for _ in read_pack(args.directory))} cases in {args.directory}")
     return 0
 
 
-def _told(cases, words):
-    """The cases, told on a terminal as they come."""
-    live = sys.stderr.isatty()
-    for n, case in enumerate(cases, 1):
-        if live:
-            sys.stderr.write(f"\rcase {n}  {words(case)}".ljust(78)[:78])
-            sys.stderr.flush()
-        yield case
-        if live:
-            sys.stderr.write("\r" + " " * 78 + "\r")
-
-
 def _check(args):
     from refattn.commands.junit import write_junit
+    from refattn.oracle.progress import Progress
     from refattn.oracle.vectors.pack_directory import read_pack
     from refattn.oracle.vectors.packs import recompute
     from refattn.oracle.vectors.untrusted import VectorError
 
     rows = []
-    for entry in _told(read_pack(args.directory), lambda entry: entry.name):
-        start = time.perf_counter()
-        try:
-            case = entry.load()
-            words = "" if args.digests_only else recompute(case)
-            status = "pass" if not words else "skip" if words.startswith("not computed") else "fail"
-        except (VectorError, OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
-            status, words = "fail", str(error)
-        rows.append((entry.name, status, words, time.perf_counter() - start))
+    with Progress("checking", unit="cases") as shown:
+        for entry in shown.over(read_pack(args.directory), lambda entry: entry.name):
+            start = time.perf_counter()
+            try:
+                case = entry.load()
+                words = "" if args.digests_only else recompute(case)
+                status = "pass" if not words else "skip" if words.startswith("not computed") else "fail"
+            except (VectorError, OSError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+                status, words = "fail", str(error)
+            rows.append((entry.name, status, words, time.perf_counter() - start))
+    for name, status, words, _ in rows:
         if status != "pass" and not args.json:
-            print(f"{entry.name}: {words}")
+            print(f"{name}: {words}")
     failed, skipped = (sum(row[1] == status for row in rows) for status in ("fail", "skip"))
     if args.json:
         cases = [

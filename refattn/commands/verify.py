@@ -6,9 +6,7 @@ import importlib
 import json
 import math
 import platform
-import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ from refattn.goldens.compare import LSE_ULPS, OUTPUT_UNITS
 from refattn.verify import verify
 
 FAILURES_SHOWN = 10
-PROGRESS_SECONDS = 5.0  # between plain lines where standard error is no terminal
 
 
 def add_parser(subparsers):
@@ -51,16 +48,12 @@ def run(args):
         print("refattn verify: no golden files (*.npz) to verify", file=sys.stderr)
         return 2
     kernels, note = find_kernels()
-    progress = Progress(sys.stderr)
     try:
         every = list(goldens.cases(args.goldens))
-        progress.total = len(every)
-        report = verify(every, kernels=kernels, fail_fast=args.fail_fast, progress=progress)
+        report = verify(every, kernels=kernels, fail_fast=args.fail_fast)
     except GoldenError as error:
         print(f"refattn verify: {error}", file=sys.stderr)
         return 1
-    finally:
-        progress.clear()
     report.kernels_note = note
     print(json.dumps(as_json(report), indent=2, allow_nan=False) if args.json else as_text(report))
     return 1 if report.failures or not report.cases else 0
@@ -72,33 +65,6 @@ def find_kernels():
         return importlib.import_module("cpu_kernels"), None
     except (ImportError, OSError) as error:  # OSError: llvmlite finds no library it can load
         return None, f"cpu_kernels was not verified, importing it failed: {type(error).__name__}: {error}"
-
-
-class Progress:
-    """Where the run is: one rewritten line on a terminal, a plain line every few seconds elsewhere."""
-
-    def __init__(self, stream):
-        self.stream = stream
-        self.live = stream.isatty()
-        self.total = 0
-        self.last = time.monotonic()
-        self.width = 0
-
-    def __call__(self, case, done):
-        text = f"verifying {done + 1}/{self.total}  {case.variant}  {case.source}  {case.name}"
-        if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self.stream.write("\r" + text.ljust(self.width))
-            self.width = len(text)
-        elif time.monotonic() - self.last >= PROGRESS_SECONDS:
-            self.last = time.monotonic()
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def clear(self):
-        if self.live:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.stream.flush()
 
 
 def as_text(report):

@@ -16,7 +16,7 @@ import pytest
 
 import refattn
 from refattn import cli, goldens
-from refattn.commands.verify import Progress, as_json, as_text, find_kernels
+from refattn.commands.verify import as_json, as_text, find_kernels
 from refattn.goldens.compare import exactness_allowance, kernel_allowance
 from refattn.goldens.store import BFLOAT16
 from refattn.verify import verify
@@ -237,29 +237,6 @@ class Terminal:
         pass
 
 
-def test_progress_on_a_terminal_rewrites_one_line(monkeypatch):
-    monkeypatch.setattr(
-        "refattn.commands.verify.shutil.get_terminal_size", lambda: os.terminal_size((40, 24))
-    )
-    progress = Progress(Terminal(True))
-    progress.total = 2
-    verify([goldens.load("MHA_plain"), goldens.load("MHA_scale")], progress=progress)
-    progress.clear()
-    lines = progress.stream.text.split("\r")
-    assert "\n" not in progress.stream.text and all(len(line) < 40 for line in lines)
-    assert lines[1].startswith("verifying 1/2") and lines[2].startswith("verifying 2/2") and lines[-1] == ""
-
-
-def test_progress_elsewhere_is_plain_lines_now_and_then(monkeypatch):
-    clock = iter([0.0, 1.0, 6.0, 6.0, 7.0])
-    monkeypatch.setattr("refattn.commands.verify.time.monotonic", lambda: next(clock))
-    progress = Progress(Terminal(False))
-    progress.total = 3
-    for done in range(3):
-        progress(goldens.load("MHA_plain"), done)
-    assert progress.stream.text == "verifying 2/3  MHA  torch formula  MHA_plain\n"
-
-
 def test_version_and_help(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"refattn {refattn.__version__}\n"
@@ -283,6 +260,19 @@ def test_subcommands_load_only_what_they_need():
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_an_interrupted_command_prints_what_it_found(monkeypatch, capsys):
+    def interrupted(argv):
+        error = KeyboardInterrupt()
+        error.partial = "attention: interrupted after 3 of 9 rows"
+        raise error
+
+    monkeypatch.setattr(cli, "dispatch", interrupted)
+    assert cli.main(["check", "a", "b"]) == 130
+    assert "interrupted after 3 of 9 rows" in capsys.readouterr().out
+    assert cli.main(["check", "a", "b", "--json"]) == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_interrupt_is_one_line(monkeypatch, capsys):

@@ -26,9 +26,10 @@ from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
 from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import RESULTS, Result, columns
-from refattn.oracle.bounds.row_blocks import Tile, tiles
+from refattn.oracle.bounds.row_blocks import Tile, count_rows, tiles
 from refattn.oracle.bounds.score_error import score_error
 from refattn.oracle.bounds.tight import tight_bound
+from refattn.oracle.progress import Progress
 
 FAILURE_PROBABILITY = 1e-9
 
@@ -82,6 +83,7 @@ def error_bound(
     function="attention",
     reference=None,
     failure_probability=FAILURE_PROBABILITY,
+    progress=None,
     **options,
 ) -> ErrorBound:
     """Bound the error of a correct kernel, element by element.
@@ -103,6 +105,9 @@ def error_bound(
         arrays, converted to float64, and the options.
     failure_probability : float
         That a correct kernel exceeds the tight bound anywhere in the call.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
     **options
         Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs.
 
@@ -144,16 +149,19 @@ def error_bound(
     spec = kernel_spec(spec, getattr(arrays[0], "dtype", np.float64) if arrays else np.float64)
     call = operands(function, arrays, options, spec)
     chosen = "exact" if reference is None else reference
-    exact = reference_results(function, arrays, options, spec, chosen).results
     kinds = ("hard",) * (kind != "tight") + ("tight", "sigma") * (kind != "hard")
     whole = {
         (result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds
     }
     multiplier = None if kind == "hard" else hoeffding_multiplier(call, failure_probability)
-    for tile in tiles(call, exact):
-        bounds = bound_tile(tile, spec, multiplier)
-        for (result, name), array in whole.items():
-            tile.place.write(result, array, getattr(bounds[result], name))
+    with Progress("error_bound: computing the reference", progress=progress) as shown:
+        exact = reference_results(function, arrays, options, spec, chosen).results
+        shown.begin("error_bound", count_rows(call), "rows")
+        for tile in tiles(call, exact):
+            bounds = bound_tile(tile, spec, multiplier)
+            for (result, name), array in whole.items():
+                tile.place.write(result, array, getattr(bounds[result], name))
+            shown.step(len(tile.lse))
     fields = {
         f"{result.name}_{name}": whole.get((result, name))
         for result in RESULTS

@@ -133,6 +133,8 @@ class Diagnosis:
         That the output holds numbers of a coarser format than its dtype, of which everything else speaks.
     changed : tuple of str
         Arguments that the kernel changes in place; it is given copies.
+    interrupted : bool
+        Ctrl-C ended the search; the last of `unfinished` is the part that it ended.
     """
 
     verdict: str
@@ -148,6 +150,7 @@ class Diagnosis:
     xray: XRay | None = None
     held: str = ""
     changed: tuple[str, ...] = ()
+    interrupted: bool = False
 
     @property
     def best(self) -> Finding | None:
@@ -192,10 +195,10 @@ class Diagnosis:
         if self.sampled:
             lines.append("  (from some sequences, heads and rows; the worst among them)")
         if self.unfinished:
-            lines.append(
-                f"  The time of {self.limit:g} s ended the search; not finished: "
-                f"{'; '.join(self.unfinished)}. seconds= sets it."
-            )
+            ended, remedy = f"The time of {self.limit:g} s", " seconds= sets it."
+            if self.interrupted:
+                ended, remedy = "Ctrl-C", ""
+            lines.append(f"  {ended} ended the search; not finished: {'; '.join(self.unfinished)}.{remedy}")
         return "\n".join(lines)
 
     def _helping(self):
@@ -227,6 +230,7 @@ class Diagnosis:
             "unfinished": list(self.unfinished),
             "held": self.held,
             "changed": list(self.changed),
+            "interrupted": self.interrupted,
             "xray": None if self.xray is None else self.xray.to_json(),
         }
 

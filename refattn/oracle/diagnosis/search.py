@@ -32,6 +32,7 @@ from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_l
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
 from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
+from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.check import check
 
 ONE_ROW = "a single wrong row"
@@ -77,8 +78,9 @@ def diagnose(
         Index of an element of the output that is wrong, `check(...).output.worst`: large problems are
         looked at there. Calls of several packed or paged sequences do not use it: a first look finds the
         place.
-    progress : callable, optional
-        Called with a line of text before each part of the search: `print`.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
     **options
         Of the function; `rope=Rope(...)` when query and key are given before rotation.
 
@@ -90,6 +92,8 @@ def diagnose(
     ------
     TypeError, ValueError
         As the function itself, and for an `actual` of another size.
+    KeyboardInterrupt
+        By Ctrl-C. Its `partial` is the Diagnosis with the explanations found by then.
 
     Notes
     -----
@@ -108,14 +112,18 @@ def diagnose(
     'q_offset=0'
     """
     seconds = seconds_given(seconds)
+    shown = Progress(
+        "diagnose", progress=progress, seconds=seconds, partial=lambda: search.so_far(shown.event().what)
+    )
     kernel = CalledKernel(_under_callers_settings(actual)) if callable(actual) else None
     given = given_results(actual, lse) if kernel is None else kernel(arrays, options)
     # a mistake may subtract infinities, and a wrong result may hold anything
     with np.errstate(all="ignore"):
         if len(arrays) == 2:
             return diagnose_merge(given, *arrays)
-        say = progress or (lambda line: None)
-        found = Search(arrays, options, given, spec, kernel, near, say, Budget(seconds)).run(pairs)
+        search = Search(arrays, options, given, spec, kernel, near, shown.begin, Budget(seconds))
+        with shown:
+            found = search.run(pairs)
     changed = () if kernel is None else tuple(sorted(kernel.changed))
     return dataclasses.replace(found, changed=changed)
 
@@ -142,6 +150,9 @@ class Search:
         self.tried, self.whole = 0, True
         # single mistakes that are only compared on a small sample, and how many not even there
         self._later, self._untried = [], 0
+        # what Ctrl-C leaves: all fits, and the search under another spec
+        self._all_fits, self._under = [], None
+        self.ranking = None
 
     def run(self, pairs) -> Diagnosis:
         """The whole search. It ends as soon as something explains the result; what costs most comes last."""
@@ -186,11 +197,25 @@ class Search:
         """The search under the spec of the format whose numbers the output holds."""
         words = held_in_words(held, self.given[OUTPUT].dtype)
         what = (self.arrays, self.options, self.given, held, self.kernel, self.near, self.progress)
-        found = Search(*what, self.budget).run(pairs)
+        search = Search(*what, self.budget)
+        self._under = words, search
+        found = search.run(pairs)
         if found.verdict == "agrees":
             says = f"{words[:1].upper()}{words[1:]}. With it the result agrees."
             return self._done("explained", (self._seen("format", says),))
         return dataclasses.replace(found, held=words)
+
+    def so_far(self, part) -> Diagnosis:
+        """What was found when Ctrl-C ended this part of the search; nothing more is computed."""
+        if self._under is not None:
+            words, search = self._under
+            return dataclasses.replace(search.so_far(part), held=words)
+        self.budget.ends(part)
+        explanations = [] if self.ranking is None else self.ranking.explanations(self._all_fits)
+        findings = tuple(self._finding(explanation, False) for explanation in explanations)
+        explained = bool(explanations) and explanations[0].better
+        found = self._done("explained" if explained else "unexplained", findings)
+        return dataclasses.replace(found, interrupted=True)
 
     def _leaves_error(self, explanation):
         """Whether an explanation leaves a part of the error that rounding does not make."""
@@ -212,7 +237,7 @@ class Search:
                 self.progress("estimating what the kernel does")
                 return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE))
             self.progress("measuring what the kernel does")
-            return xray_of_kernel(self.kernel, *what, seconds)
+            return xray_of_kernel(self.kernel, *what, seconds, self.progress)
         except (NotImplementedError, CannotProbe):
             return None
 
@@ -310,6 +335,7 @@ class Search:
                 if screened[index] > limit or not self.budget.allows("fit", sizes[index]):
                     break
                 fits[index] = self.budget.run("fit", self.evidence.fit, hypotheses[index], size=sizes[index])
+                self._all_fits += [fits[index]] * (fits[index] is not None)
                 if fits[index] is not None and self.ranking.better(fits[index]):
                     # others that explain it leave about as little
                     limit = min(limit, TWINS * screened[index] + 1.0)
@@ -338,6 +364,7 @@ class Search:
             size = self.evidence.size(hypothesis)
             if self.budget.allows("fit", size):
                 fits.append(self.budget.run("fit", self.evidence.fit, hypothesis, size=size))
+                self._all_fits += [fits[-1]] * (fits[-1] is not None)
             else:
                 untried += 1  # a cheaper one may still fit
         if untried:
@@ -351,6 +378,7 @@ class Search:
         self.progress("mistakes with a free number: scale, factor, constant")
         more = fitted_hypotheses(self.evidence, self.budget)
         self.tried += len(more)
+        self._all_fits += more
         return more if self._explained([*fits, *more]) else more + self._fitted(self._later)
 
     def _predict_with_tiles(self, tiles):
@@ -366,12 +394,13 @@ class Search:
             (pairs_of_mistakes, "two mistakes together"),
         ):
             if not self._explained(fits):
-                self.progress(f"{words}, for up to {max(self.budget.left, 0):.0f} s")
+                self.progress(words)
                 if self.budget.left <= 0:
                     self.budget.ends(words)
                     continue
                 more, count = search(self.evidence, self._small, fits, self.budget)
                 fits, self.tried = fits + more, self.tried + count
+                self._all_fits += more
         return fits
 
     # conclude; `ranking.py` has ranked the fits

@@ -28,10 +28,11 @@ from refattn.oracle.bounds.results import LSE, RESULTS
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
-from refattn.oracle.harness.outcomes import HarnessReport, Outcome, Progress
+from refattn.oracle.harness.outcomes import HarnessReport, Outcome
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.variants import fitted, with_numbers
+from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import Report
 
@@ -127,8 +128,9 @@ def check_kernel(
         Explain the first failures.
     max_failures : int, optional
         Stop after so many.
-    progress : bool, optional
-        Write progress to standard error. Default: when that is a terminal.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
 
     Returns
     -------
@@ -139,6 +141,8 @@ def check_kernel(
     ------
     TypeError, ValueError
         For the arguments of this function; what the kernel raises is a failed test.
+    KeyboardInterrupt
+        By Ctrl-C. Its `partial` is the report of the tests that had run.
 
     Notes
     -----
@@ -184,16 +188,19 @@ def check_kernel(
     if not tests:
         raise ValueError(f"only must be part of the name of a test, or a list of names; got only={only!r}.")
     report = HarnessReport(bench.call.name, bench.settings(), bench.spec)
-    shown = Progress(len(tests), progress)
+
+    def so_far():
+        report.interrupted = len(report.outcomes), len(tests)
+        return report
+
     diagnosed = 0
-    for test in tests:
-        shown.step(test.id)
-        outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
-        diagnosed += outcome.diagnosis is not None
-        report.outcomes.append(outcome)
-        if max_failures is not None and len(report.failures) >= max_failures:
-            break
-    shown.clear()
+    with Progress("check_kernel", len(tests), "tests", progress=progress, partial=so_far) as shown:
+        for test in shown.over(tests, lambda test: test.id):
+            outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
+            diagnosed += outcome.diagnosis is not None
+            report.outcomes.append(outcome)
+            if max_failures is not None and len(report.failures) >= max_failures:
+                break
     return report
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import sys
-import time
 from dataclasses import dataclass, field
 
 from refattn.oracle.arithmetic.spec import KernelSpec
@@ -84,16 +81,19 @@ class HarnessReport:
         function, dialect, level, dtype, seed.
     spec : KernelSpec
     outcomes : list of Outcome
+    interrupted : (int, int) or None
+        Tests that had run when Ctrl-C came, and tests that were to run; such a report has not passed.
     """
 
     kernel: str
     settings: dict
     spec: KernelSpec
     outcomes: list[Outcome] = field(default_factory=list)
+    interrupted: tuple[int, int] | None = None
 
     @property
     def passed(self) -> bool:
-        return not self.failures and self.count("pass") > 0
+        return not self.failures and self.count("pass") > 0 and self.interrupted is None
 
     def __bool__(self):
         return self.passed
@@ -110,7 +110,11 @@ class HarnessReport:
     @property
     def summary(self) -> str:
         counts = f"{self.count('pass')} passed, {self.count('FAIL')} failed, {self.count('skip')} skipped"
-        return f"{self.kernel}: {'pass' if self.passed else 'FAIL'}, {counts}"
+        verdict = "pass" if self.passed else "FAIL"
+        if self.interrupted is not None:
+            after = "interrupted after {:,} of {:,} tests".format(*self.interrupted)
+            verdict = f"FAIL, {after}" if self.failures else f"{after}, nothing wrong so far"
+        return f"{self.kernel}: {verdict}, {counts}"
 
     def text(self) -> str:
         """The table, the reasons for what was skipped, and the failures."""
@@ -177,6 +181,7 @@ class HarnessReport:
         return {
             "kernel": self.kernel,
             "passed": self.passed,
+            "interrupted": self.interrupted,
             **self.settings,
             "spec": self.spec.to_dict(),
             "outcomes": [outcome.to_dict() for outcome in self.outcomes],
@@ -189,36 +194,3 @@ class HarnessReport:
 
 def _indented(text):
     return ["  " + line for line in text.splitlines()]
-
-
-class Progress:
-    """One line on standard error that says which test runs; a line of its own every ten seconds where
-    there is no terminal.
-    """
-
-    EVERY = 10.0
-
-    def __init__(self, total, wanted=None, stream=None):
-        self.stream = sys.stderr if stream is None else stream
-        self.total, self.done, self.width, self.last = total, 0, 0, time.monotonic()
-        self.live = self.stream.isatty() if hasattr(self.stream, "isatty") else False
-        self.wanted = self.live if wanted is None else wanted
-
-    def step(self, name):
-        self.done += 1
-        if not self.wanted:
-            return
-        text = f"{self.done}/{self.total}  {name}"
-        if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self.stream.write("\r" + text.ljust(self.width))
-            self.width = len(text)
-        elif time.monotonic() - self.last >= self.EVERY:
-            self.last = time.monotonic()
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def clear(self):
-        if self.wanted and self.live:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.stream.flush()

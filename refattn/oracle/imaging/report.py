@@ -46,6 +46,8 @@ class XRay:
         Arguments that the kernel changes in place; it is given copies.
     failed : str
         Why the kernel could not be measured, so that the weights are estimated; "" where it could.
+    interrupted : bool
+        Ctrl-C ended the X-ray, in the part that is the last of `unfinished`.
 
     Notes
     -----
@@ -67,6 +69,7 @@ class XRay:
     unfinished: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     failed: str = ""
+    interrupted: bool = False
 
     @property
     def best(self) -> Finding | None:
@@ -117,6 +120,8 @@ class XRay:
     @property
     def sentence(self) -> str:
         """What is wrong, in one sentence."""
+        if self.interrupted and self.best is None:
+            return "Interrupted before anything was described."
         if self.verdict == AGREES:
             return "The result agrees with the reference; there is nothing to describe."
         if self.verdict == NOT_JUDGED:
@@ -146,7 +151,9 @@ class XRay:
                 self.unseen()
             )
         if self.unfinished:
-            unfinished = f"left out for want of time: {'; '.join(self.unfinished)}. seconds= sets it."
+            parts = "; ".join(self.unfinished)
+            unfinished = f"left out for want of time: {parts}. seconds= sets it."
+            unfinished = f"interrupted, not finished: {parts}." if self.interrupted else unfinished
             lines += textwrap.wrap(unfinished, WIDTH, initial_indent="  ", subsequent_indent="    ")
         lines += [f"  {line}" for line in self.remarks()]
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -220,6 +227,7 @@ class XRay:
                 "unfinished": list(self.unfinished),
                 "changed": sorted(self.changed),
                 "failed": self.failed,
+                "interrupted": self.interrupted,
                 "called": dict(self.called),
                 "calls": self.calls,
                 "seconds": self.seconds,

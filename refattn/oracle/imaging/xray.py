@@ -33,6 +33,7 @@ from refattn.oracle.imaging.states_description import StateRegions, describe_sta
 from refattn.oracle.imaging.states_view import StatesView, states_agree
 from refattn.oracle.imaging.view import W_UV, View
 from refattn.oracle.mistakes.wrong_kernel import checked_call
+from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import NOT_JUDGED
 
@@ -65,8 +66,9 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         NumPy arrays.
     seconds : float
         Time for all calls of the kernel; `XRay.unfinished` says what was left out.
-    progress : callable, optional
-        Called with a line of text before each part of the measuring: `print`.
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
     **options
         Of the function.
 
@@ -82,6 +84,9 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         fails, its result alone is described.
     CannotProbe
         The kernel returns arrays of another shape.
+    KeyboardInterrupt
+        By Ctrl-C. Its `partial` is an XRay that says what was being measured, without findings: what is
+        seen of one call alone is not told from what the next would show.
 
     Notes
     -----
@@ -111,6 +116,21 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     arrays = tuple(np.asarray(array) for array in arrays)
     checked = checked_call(*arrays, **options)  # errors of the call come before the kernel is run
     kernel = CalledKernel(kernel, dialect)
+
+    def so_far():
+        part = shown.event().what
+        seconds = time.monotonic() - started
+        calls = {"until Ctrl-C came": kernel.count}
+        return XRay(LOCATED, called=calls, seconds=seconds, unfinished=(part,), interrupted=True)
+
+    shown = Progress("xray: judging the result", progress=progress, seconds=seconds, partial=so_far)
+    with shown:
+        return _xrayed(kernel, arrays, options, lse, spec, checked, seconds, shown.begin)
+
+
+def _xrayed(kernel, arrays, options, lse, spec, checked, seconds, begin):
+    """The X-ray of a kernel, right or wrong; `begin` is told of each part."""
+    started = time.monotonic()
     given = kernel(arrays, options)
     if words := wrong_shape(given, checked.output_shape):
         raise CannotProbe(words)
@@ -131,7 +151,7 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
         return called(found)
     found = XRay(DESCRIBED, called={"the call itself": 1}, seconds=time.monotonic() - started)
     if judged == WRONG:
-        found = xray_of_kernel(kernel, arrays, options, given, own, left(), progress)
+        found = xray_of_kernel(kernel, arrays, options, given, own, left(), begin)
     return called(of_held(found, held, given[OUTPUT].dtype, judged) if held else found)
 
 
@@ -145,7 +165,8 @@ def of_held(found, held, dtype, judged):
 def xray_of_kernel(kernel, arrays, options, given, spec, seconds=60.0, progress=None) -> XRay:
     """The X-ray of a kernel, a `CalledKernel`, that is known to be wrong; `given` is its result.
 
-    Where it is too slow to be probed, or fails, the weights are estimated from that result.
+    `progress` is told the name of each part (`Progress.begin`). Where the kernel is too slow to be probed,
+    or fails, the weights are estimated from that result.
     """
     started = time.monotonic()
     left = lambda: seconds - (time.monotonic() - started)

@@ -11,6 +11,7 @@ from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.suites import default_suite, reference
 from refattn.oracle.mistakes.mutants import MUTANTS, Mutant, correct_kernel
 from refattn.oracle.mistakes.rules import Observation, rule
+from refattn.oracle.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,24 @@ class Trials:
     inputs : iterable of AttentionInputs
     mutants : sequence of Mutant, optional
         Default: all that break a function among the inputs.
+    progress : callable or False, optional
+        As in `refattn.oracle.progress`.
     """
 
-    def __init__(self, inputs: Iterable[AttentionInputs], mutants: Iterable[Mutant] | None = None):
+    def __init__(
+        self, inputs: Iterable[AttentionInputs], mutants: Iterable[Mutant] | None = None, progress=None
+    ):
         self.inputs = list(inputs)
         functions = {case.function for case in self.inputs}
         self.mutants = [m for m in (MUTANTS if mutants is None else mutants) if m.function in functions]
-        self.right = [reference(case) for case in self.inputs]
-        self.correct = [
-            self._observe(correct_kernel(case.function), i) for i, case in enumerate(self.inputs)
-        ]
-        self.shown = {mutant.id: self._shown(mutant) for mutant in self.mutants}
+        with Progress("the right results", len(self.inputs), "inputs", progress=progress) as shown:
+            self.right = [reference(case) for case in shown.over(self.inputs)]
+            self.correct = [
+                self._observe(correct_kernel(case.function), i) for i, case in enumerate(self.inputs)
+            ]
+            shown.begin("running the mutants", len(self.mutants), "mutants")
+            name = lambda mutant: mutant.id
+            self.shown = {mutant.id: self._shown(mutant) for mutant in shown.over(self.mutants, name)}
 
     def _observe(self, kernel, i) -> Observation:
         case = self.inputs[i]
@@ -148,7 +156,12 @@ def _equal(first, second):
 
 
 def mutation_score(
-    value, inputs: Iterable[AttentionInputs] | None = None, *, dtype=np.float32, mutants=None
+    value,
+    inputs: Iterable[AttentionInputs] | None = None,
+    *,
+    dtype=np.float32,
+    mutants=None,
+    progress=None,
 ) -> MutationScore:
     """Which bugs a tolerance and data would miss.
 
@@ -164,6 +177,9 @@ def mutation_score(
     dtype : dtype
         Of the default inputs.
     mutants : iterable of Mutant, optional
+    progress : callable or False, optional
+        Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
+        on a terminal, from two seconds on (`refattn.oracle.progress`).
 
     Returns
     -------
@@ -180,4 +196,4 @@ def mutation_score(
     >>> "weights_bfloat16" in score.missed, "lengths_ignored" in score.hidden
     (True, True)
     """
-    return Trials(default_suite(dtype) if inputs is None else inputs, mutants).score(value)
+    return Trials(default_suite(dtype) if inputs is None else inputs, mutants, progress).score(value)

@@ -381,10 +381,26 @@ def test_progress_is_told():
         np.random.default_rng(5).standard_normal((2, 4, 9, 16)).astype(np.float32),
         *inputs.arrays,
         seconds=1,
-        progress=lines.append,
+        progress=lambda event: lines.append(event.what),
     )
-    assert lines[0] == "every mistake of the catalogue alone" and lines[-1] == "where the error lives"
-    assert any(line.startswith("two mistakes together, for up to") for line in lines)
+    assert lines[:2] == ["diagnose", "every mistake of the catalogue alone"]
+    assert "two mistakes together" in lines and lines[-1] == "where the error lives"
+
+
+@pytest.mark.parametrize("part", ["every mistake of the catalogue alone", "other tile sizes"])
+def test_ctrl_c_leaves_the_explanations_found(part):
+    def stop(event):
+        if event.what == part:
+            raise KeyboardInterrupt
+
+    inputs = attention_inputs("normal", sizes=SIZES)
+    wrong = np.random.default_rng(5).standard_normal((2, 4, 9, 16)).astype(np.float32)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        diagnose(wrong, *inputs.arrays, progress=stop)
+    found = stopped.value.partial
+    assert found.interrupted and found.unfinished[-1] == part and found.verdict == "unexplained"
+    assert bool(found.findings) == (part == "other tile sizes")
+    assert f"Ctrl-C ended the search; not finished: {part}." in str(found)
 
 
 def test_block_local_attention():

@@ -2,9 +2,6 @@
 skipped.
 """
 
-import io
-import os
-
 import numpy as np
 import pytest
 
@@ -16,7 +13,6 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.harness.callables import KernelCall
 from refattn.oracle.harness.check_kernel import Bench
 from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
-from refattn.oracle.harness.outcomes import Progress
 from refattn.oracle.inputs.families import every_option
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants
 from refattn.oracle.simulated.emulated import EmulatedKernel
@@ -422,43 +418,28 @@ def test_a_kernel_must_be_callable():
         check_kernel(3)
 
 
-def test_progress_goes_to_standard_error_only_when_asked(capsys):
-    check_kernel(right, only="strides: padded", progress=True)
-    check_kernel(right, only="strides: padded")
-    assert capsys.readouterr().out == ""
+def test_progress_names_the_tests():
+    events = []
+    check_kernel(right, only="strides: padded", progress=events.append)
+    assert events[0].unit == "tests" and events[-1].done == events[-1].total
+    assert events[-1].now.startswith("strides: padded")
 
 
-@pytest.mark.parametrize(
-    "names", [["long name", "short"], ["short", "long name", "mid"], ["a" * 99, "b", "c"]]
-)
-def test_progress_on_a_terminal_leaves_nothing_of_the_line_before(monkeypatch, names):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
-    progress = Progress(len(names), wanted=True, stream=io.StringIO())
-    progress.live = True
+def test_ctrl_c_leaves_the_tests_that_have_run():
+    names = []
 
-    def shown():
-        """What a terminal shows of characters that a carriage return has written over."""
-        line = ""
-        for text in progress.stream.getvalue().split("\r"):
-            line = text + line[len(text) :]
-        return line.rstrip()
+    def kernel(query, key, value, *, causal=False):
+        names.append(1)
+        if len(names) > 3:
+            raise KeyboardInterrupt
+        return refattn.attention_with_lse(query, key, value, causal=causal)
 
-    for done, name in enumerate(names, 1):
-        progress.step(name)
-        assert shown() == f"{done}/{len(names)}  {name}"[:39]
-    progress.clear()
-    assert shown() == ""
-
-
-@pytest.mark.parametrize("wanted, expected", [(True, "2/4  b\n4/4  d\n"), (False, ""), (None, "")])
-def test_progress_elsewhere_is_a_line_every_ten_seconds(monkeypatch, wanted, expected):
-    seconds = {"now": 0.0}
-    monkeypatch.setattr("time.monotonic", lambda: seconds["now"])
-    progress = Progress(4, wanted, stream=io.StringIO())
-    for name, seconds["now"] in (("a", 9.0), ("b", 10.0), ("c", 19.0), ("d", 20.5)):
-        progress.step(name)
-    progress.clear()
-    assert progress.stream.getvalue() == expected
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        check_kernel(kernel, only="reference")
+    report = stopped.value.partial
+    done, total = report.interrupted
+    assert 0 < done == len(report.outcomes) < total and not report.passed
+    assert f"interrupted after {done} of {total} tests, nothing wrong so far" in report.summary
 
 
 def test_use_of_allowance_counts_positions():

@@ -63,7 +63,9 @@ def test_calls_end_with_the_time(kernel, form, share):
     whole = xray(kernel, *operands, **options)
     assert whole.unfinished == () and "left out for want of time" not in str(whole)
     lines, seconds = [], share * SECONDS * whole.calls
-    found = xray(slow(kernel), *operands, **options, seconds=seconds, progress=lines.append)
+    found = xray(
+        slow(kernel), *operands, **options, seconds=seconds, progress=lambda event: lines.append(event.what)
+    )
     assert found.calls * SECONDS <= seconds + 2 * SECONDS and found.calls < whole.calls
     assert found.unfinished and len({*found.unfinished}) == len(found.unfinished)
     assert f"left out for want of time: {'; '.join(found.unfinished)}" in " ".join(str(found).split())
@@ -88,6 +90,18 @@ def test_weights_that_were_not_measured_are_not_judged(key, monkeypatch):
     np.testing.assert_array_equal(measured.weights[known], whole.weights[known])
 
 
+def test_ctrl_c_says_what_was_being_measured():
+    def stop(event):
+        if event.what.startswith("one-hot values"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        xray(top_left, *arrays(), causal=True, progress=stop)
+    found = stopped.value.partial
+    assert found.interrupted and found.calls > 1 and found.unfinished[0].startswith("one-hot values")
+    assert "interrupted, not finished: one-hot values" in " ".join(str(found).split())
+
+
 def test_each_part_is_told_before_it_begins():
     lines = []
 
@@ -95,7 +109,9 @@ def test_each_part_is_told_before_it_begins():
         lines.append("called")
         return top_left(*arrays, **options)
 
-    xray(kernel, *arrays(), causal=True, progress=lines.append)
+    tell = lambda event: lines.append(event.what)
+    xray(kernel, *arrays(), causal=True, progress=tell)
+    assert lines.pop(0) == "xray: judging the result"
     assert lines[:2] == ["called", "called"]  # the call itself: to judge it, and among the probes
     told = [line for line in lines if line != "called"]
     assert told[0] == "the same call again, to see races: 2 calls" and lines[2] == told[0]
