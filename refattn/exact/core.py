@@ -90,14 +90,15 @@ class Steps(NamedTuple):
 class ExactGroup:
     """The query heads that share a key/value head, prepared once; `attend` takes a block of their rows.
 
-    query (G, T, D), key (S, D) and value (S, E) are double-doubles; slopes (G,) or None.
+    query (G, T, D), key (S, D) and value (S, E) are double-doubles; slopes (G,) or None; narrow says that
+    the three hold numbers of float32 or less, whose products and sums float64 holds.
     """
 
     block_scores = 2**18  # at a time: small enough to stay in cache, large enough for the BLAS
 
-    def __init__(self, query, key, value, slopes, scale):
-        query, key, self.slopes, self.scale = in_working_range(query, key, slopes, scale)
-        if not sums_within_float64(value.high):
+    def __init__(self, query, key, value, slopes, scale, narrow=False):
+        query, key, self.slopes, self.scale = in_working_range(query, key, slopes, scale, narrow)
+        if not (narrow or sums_within_float64(value.high)):
             value = long_double(value)
         channel = channel_scale(query.high, key.high)
         self.query, key = scaled(query, 1 / channel), scaled(key, channel)
@@ -136,14 +137,15 @@ def in_rows(array, shape):
     return None if array is None else np.broadcast_to(array, shape).reshape(shape[0] * shape[1], shape[2])
 
 
-def in_working_range(query, key, slopes, scale):
+def in_working_range(query, key, slopes, scale, narrow=False):
     """The same in float64 where no score can leave its range, a large power of two of the scale moved to
     the query; in long double elsewhere.
     """
     mantissa, power = scale, 0
     if abs(math.frexp(scale)[1]) > LARGEST_SCALE_EXPONENT:
         mantissa, power = math.frexp(scale)
-    if within_float64(query.high, key.high, *([] if slopes is None else [slopes]), power=power):
+    operands = [] if narrow and not power else [query.high, key.high]
+    if within_float64(*operands, *([] if slopes is None else [slopes]), power=power):
         query = DoubleDouble(*(np.ldexp(part, power) for part in query)) if power else query
         return query, key, slopes, mantissa
     slopes = None if slopes is None else slopes.astype(np.longdouble)

@@ -59,11 +59,11 @@ class PlainGroup:
     block_scores = 2**19
     largest_score_error = math.inf
 
-    def __init__(self, query, key, value, slopes, scale):
-        self.operands = (query, key, value, slopes, scale)
-        query, key, self.slopes, scale = in_working_range(query, key, slopes, scale)
+    def __init__(self, query, key, value, slopes, scale, narrow=False):
+        self.operands = (query, key, value, slopes, scale, narrow)
+        query, key, self.slopes, scale = in_working_range(query, key, slopes, scale, narrow)
         wide = np.longdouble in (query.high.dtype, value.high.dtype)
-        self.within_range = not wide and sums_within_float64(value.high)
+        self.within_range = not wide and (narrow or sums_within_float64(value.high))
         if self.within_range:
             self.query, self.key = query.high * scale, key.high
             finite, self.infinite = infinite_apart(value)

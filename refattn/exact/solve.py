@@ -94,14 +94,19 @@ class Heads:
         return None if array is None else array[self.index][self.heads]
 
     def operands(self):
-        """The arguments of an arithmetic: query (G, T, D), key (S, D), value (S, E), slopes (G,), scale."""
+        """The arguments of an arithmetic: those of `refattn.exact.core.ExactGroup`."""
         p, keys = self.problem, slice(self.length)
+        low = (p.query_low, p.key_low, p.value_low)
+        narrow = all(part is None for part in low) and all(
+            side.dtype.itemsize <= 4 for side in (p.query, p.key, p.value)
+        )
         return (
             operand(p.query, p.query_low, self.index, self.heads, self.rows),
             operand(p.key, p.key_low, self.index, self.kv_head, keys),
             operand(p.value, p.value_low, self.index, self.kv_head, keys),
             self.per_head("alibi_slopes"),
             p.scale,
+            narrow,
         )
 
     def of_rows(self, block):
