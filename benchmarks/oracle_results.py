@@ -36,6 +36,8 @@ def page(numbers):
         lines += ["## Faults that nobody had in mind", "", *xray_table(numbers["xray"]), ""]
     if numbers.get("xray alarms"):
         lines += ["## Correct kernels under xray", "", *xray_alarm_table(numbers["xray alarms"]), ""]
+    if numbers.get("times"):
+        lines += ["## How long a verdict takes", "", *times_tables(numbers["times"]), ""]
     return "\n".join(lines)
 
 
@@ -220,3 +222,38 @@ def xray_alarm_table(numbers):
         "",
         f"Accused: {', '.join(accused) or 'none'}. {_machine(numbers['host'])}.",
     ]
+
+
+def times_tables(machines):
+    """Seconds and memory of `check` and `diagnose` at the sizes of `oracle_times.py`, machine by machine."""
+    lines = [
+        "`python benchmarks/oracle_times.py --diagnose --write`: wall seconds (of all cores together), MiB",
+        "above the arrays; target: wall seconds of `check` on two quiet cores, 30 for `diagnose`.",
+    ]
+    ways = ("diagnose right", "diagnose wrong")
+    for name, machine in machines.items():
+        lines += [
+            "",
+            f"{name}; {', '.join(f'{key} {value}' for key, value in machine['versions'].items())}; commit "
+            f"{machine['commit']}:",
+            "",
+            f"| case | check | MiB | target | NumPy float64 | {' | '.join(ways)} | reference |",
+            "|---|---:|---:|---:|---:|---:|---:|---|",
+        ]
+        for row in machine["rows"]:
+            memory = row["check"]["MiB"]
+            cells = [
+                row["case"],
+                _spent(row["check"]),
+                "" if memory is None else f"{memory:.0f}",
+                f"{row['target']:g}",
+                _spent(row["NumPy"]),
+                *(_spent(row[way]) if way in row else "" for way in ways),
+                row["reference"],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _spent(figures):
+    return f"{figures['seconds']:.3g} ({figures['core seconds']:.3g})"

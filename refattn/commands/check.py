@@ -38,6 +38,13 @@ def add_parser(subparsers):
         help="fail results of which the spec lets only a part be judged, because an intermediate may "
         "overflow its formats",
     )
+    parser.add_argument(
+        "--rows",
+        type=_rows,
+        metavar="N",
+        help="check so many rows of each head and say which were left out, or 'auto': all rows of small "
+        "cases, 64 of each head of large ones; default: all",
+    )
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     parser.set_defaults(run=run)
 
@@ -81,6 +88,15 @@ def _print_summary(rows, plain, args):
         print(f"{sum(row[1] == 'pass' for row in rows)} of {len(rows)} results are right.")
 
 
+def _rows(words):
+    """The value of --rows; argparse reports what is none."""
+    if words == "auto":
+        return words
+    if (count := int(words)) < 1:
+        raise ValueError("rows must be at least 1")
+    return count
+
+
 def _spec(words):
     if words is None:
         return None
@@ -96,14 +112,14 @@ def _judge(pair, args, spec):
 
     try:
         case, given = pair.read()
-        if args.stored or case.work > LARGEST_WORK:
+        if args.stored or (case.work > LARGEST_WORK and args.rows is None):
             return _by_stored_bounds(case, given, args.require_complete)
-        report = case.check(*map(given.get, RESULTS), spec)
+        report = case.check(*map(given.get, RESULTS), spec, args.rows)
     except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         return "error", str(error), {}
     if not report.passed:
         return "fail", report.text(), {"report": json.loads(report.to_json())}
-    facts = {"complete": report.complete, "unjudged": report.unjudged}
+    facts = {"complete": report.complete, "unjudged": report.unjudged, "not_looked_at": report.not_looked_at}
     if args.require_complete and not report.complete:
         return "fail", f"not complete: {report.summary}", facts
     return "pass", report.summary, facts

@@ -96,8 +96,8 @@ class VectorCase:
         """Its statistical bound."""
         return getattr(self, f"{result.name}_bound")
 
-    def check(self, output, lse=None, spec=None):
-        """The `Report` on a kernel's result, by `refattn.oracle.check`."""
+    def check(self, output, lse=None, spec=None, rows=None):
+        """The `Report` on a kernel's result, by `refattn.oracle.check`; `rows` as there."""
         from refattn.oracle.verdict.check import check
 
         return check(
@@ -106,6 +106,7 @@ class VectorCase:
             lse=lse,
             spec=self.spec if spec is None else spec,
             function=self.function,
+            rows=rows,
             **self.options,
         )
 

@@ -42,6 +42,8 @@ from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
 from refattn.oracle.verdict.layout_hint import layout_hint
+from refattn.oracle.verdict.other_rows import row_states
+from refattn.oracle.verdict.picked_rows import row_picker
 from refattn.oracle.verdict.report import Measure, Report
 
 
@@ -82,8 +84,12 @@ def check(
         the bounds.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
-    rows : int, optional
-        Check the errors of so many rows of each head, the first and the last among them, and not of all.
+    rows : int or "auto", optional
+        Check the errors of so many rows of each head only, in each sequence or block where a call has those:
+        the first, the last, and random ones between. Of the other rows only NaN, infinities and empty rows
+        are looked at, as far as the inputs alone tell where they belong; the report says so
+        (`Report.not_looked_at`). "auto": every row where the call has at most 2**26 scores (rows of all
+        heads x keys), 64 rows of each head where it has more. Default: every row.
     seed : int
         Picks those rows.
     failure_probability : float
@@ -159,17 +165,17 @@ def check(
         return report
 
     multiplier = hoeffding_multiplier(call, failure_probability)
-    pick = None if rows is None else _row_picker(rows, seed)
+    pick = row_picker(rows, seed, function, arrays, options)
     exact, measures = {}, []
 
     def judged(rows_done=None):
         for measure in measures:
             measure.finish(failure_probability)
-            if pick is not None and compared_with.whole:
-                measure.other_positions(given[measure.result], exact[measure.result], spec)
             report.add(measure)
         if rows_done is not None:
             report.interrupt(rows_done, rows_in_all)
+        elif pick is not None:
+            _look_at_other_rows(report, given, (function, arrays, options, spec))
         _note_dtypes(report, given, spec)
         return report
 
@@ -222,7 +228,7 @@ def _arithmetic(report, actual, arrays, lse, options):
     if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
     of_function = {name: value for name, value in options.items() if name not in CHECKS_OWN}
-    pick = None if options.get("rows") is None else _row_picker(options["rows"], options.get("seed", 0))
+    pick = row_picker(options.get("rows"), options.get("seed", 0), report.function, arrays, of_function)
     others = [
         (report.spec.replace(**changes), changes, words) for changes, words in other_specs(report.spec)
     ]
@@ -257,6 +263,17 @@ OUR_NAMES = {
 }
 
 
+def _look_at_other_rows(report, given, call):
+    """NaN, infinities and empty rows where errors were not looked at, for all results together."""
+    others = {measure: measure.other_rows for measure in report.measures}
+    wanted = next(iter(others.values()))
+    if not wanted.any():
+        return
+    states = row_states(*call, wanted)
+    for measure in others:
+        measure.other_positions(given[measure.result], states)
+
+
 def _explain_arguments(function, arrays, options):
     """Errors in the caller's terms for what the checks behind would report in theirs."""
     names = form_called(function, ATTENTION).arrays
@@ -270,22 +287,6 @@ def _explain_arguments(function, arrays, options):
                 f"options must be those of refattn.{function}; got {name}. "
                 f"In refattn it is {OUR_NAMES[name]}."
             )
-
-
-def _row_picker(count, seed):
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        raise TypeError(f"rows must be an integer; got rows={count!r}.")
-    if count < 1:
-        raise ValueError(f"rows must be at least 1; got rows={count}.")
-
-    def pick(q_len):
-        if q_len <= count:
-            return np.arange(q_len)
-        rng = np.random.default_rng(seed)
-        inner = rng.choice(np.arange(1, q_len - 1), size=max(count - 2, 0), replace=False)
-        return np.unique(np.concatenate([[0], inner, [q_len - 1]]))
-
-    return pick
 
 
 def compare_tile(measure, actual, tile, bound, spec):

@@ -10,6 +10,7 @@ import numpy as np
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS
 from refattn.oracle.verdict.compared_tile import ComparedTile
+from refattn.oracle.verdict.other_rows import EMPTY, FINITE
 
 # Correct kernels measure 0.6 to 1.1 (campaign.py); beyond this their arithmetic is not the one claimed.
 RMS_LIMIT = 1.2
@@ -22,6 +23,7 @@ LEAN_HINT = (
     "An accumulator that truncates on purpose says so: spec.replace(truncates=True). "
     "An exponential that always errs to one side needs its exp_error."
 )
+OTHER_ROWS = "of the others only that NaN, infinities and empty rows are where the inputs alone say so"
 HISTOGRAM_EDGES = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 10.0, math.inf)
 
 
@@ -157,12 +159,18 @@ class Measure:
             f"{found['independent']:,.0f} independent errors (allowed {found['limit']:.2g})"
         )
 
-    def other_positions(self, actual, exact, spec):
-        """Rows whose errors were not looked at must still be finite where they should be."""
-        other = np.isnan(self.use_map)
-        other = other[..., None] if self.result.has_dims else other
-        safe = ~(np.abs(exact) >= 0.5 * self.result.form(spec).largest)
-        wrong = other & safe & (np.isfinite(np.asarray(actual, dtype=np.float64)) != np.isfinite(exact))
+    @property
+    def other_rows(self):
+        """Rows whose errors were not looked at, bool, (..., H, T)."""
+        return np.isnan(self.use_map)
+
+    def other_positions(self, actual, states):
+        """Rows whose errors were not looked at must still be finite, or those of empty rows, where the
+        inputs say so; `states` as of `row_states`.
+        """
+        states = states[..., None] if self.result.has_dims else states
+        wrong = (states == FINITE) & ~np.isfinite(actual)
+        wrong |= (states == EMPTY) & (actual != self.result.empty_row)
         if wrong.any():
             self.misplaced += int(wrong.sum())
             self.worst = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -269,7 +277,13 @@ class Report:
         Whether anything but "not judged" and "interrupted" failed: the kernel, or the spec, is wrong.
     complete : bool
         Every element was judged, in the rows that were looked at. Where it is False the summary says how
-        many were not, and `assert_attention_close` warns.
+        many were not, and `assert_attention_close` warns. Rows left out by `rows` do not make it False: they
+        were not asked for, and `not_looked_at` names them.
+    rows_looked_at : (int, int)
+        Rows of each head that were looked at, and rows that it has: of all sequences together where they are
+        packed.
+    not_looked_at : str
+        What `rows` left out, in words; empty where every row was looked at.
     unjudged : dict
         Elements not judged, {"output": ..., "lse": ...}, because an intermediate may overflow the formats of
         the spec.
@@ -341,6 +355,21 @@ class Report:
     def complete(self):
         return not self._refused and self.interrupted is None and not any(self.unjudged.values())
 
+    @property
+    def rows_looked_at(self):
+        others = [measure.other_rows for measure in self.measures][:1]
+        if not others or not others[0].size:
+            return 0, 0
+        of_head = others[0].reshape(-1, others[0].shape[-1])[0]
+        return int((~of_head).sum()), len(of_head)
+
+    @property
+    def not_looked_at(self):
+        done, total = self.rows_looked_at
+        if done == total or self.interrupted is not None:
+            return ""
+        return f"{done:,} of {total:,} rows of each head looked at"
+
     def __bool__(self):
         return self.passed
 
@@ -380,7 +409,7 @@ class Report:
         line += f", worst at {measure.place()}"
         if principal is None:
             line += f"; only the {measure.name} was given, the {OUTPUT.name} is not judged"
-        more = (self.left_over, stopped if measure.failed else "")
+        more = (self.left_over, stopped if measure.failed else "", self.not_looked_at)
         return "; ".join(filter(None, (line, *more)))
 
     def text(self):
@@ -393,6 +422,8 @@ class Report:
             f"  spec       {self.spec.name}{source}",
             f"  reference  {self.reference}",
         ]
+        if self.not_looked_at:
+            lines.append(f"  rows       {self.not_looked_at}; {OTHER_ROWS}")
         for measure in self.measures:
             lines += self._lines(measure)
         lines += [f"  {name:10s} {message}" for name, message in self._refused]
@@ -452,6 +483,8 @@ class Report:
             "unjudged": self.unjudged,
             "failed": list(self.failed),
             "interrupted": self.interrupted,
+            "rows_looked_at": list(self.rows_looked_at),
+            "not_looked_at": self.not_looked_at,
             "summary": self.summary,
             "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred,
