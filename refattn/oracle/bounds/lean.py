@@ -118,7 +118,8 @@ def written_mean(exact, before, form):
 def coarse_key(exact):
     """The magnitude rounded to 40 bits."""
     fraction, exponent = np.frexp(np.abs(np.where(np.isfinite(exact), exact, 0.0)))
-    return np.ldexp(np.round(fraction * 2.0**40), exponent - 40)
+    with np.errstate(over="ignore"):  # the largest numbers round to infinity, which is a key as well
+        return np.ldexp(np.round(fraction * 2.0**40), exponent - 40)
 
 
 class Copies:
