@@ -318,8 +318,7 @@ def test_a_sample_of_rows(kernel_result):
     other = int(np.flatnonzero(~looked_at[0, 0])[0])
     holes = right.copy()
     holes[1, 1, other, 3] = np.nan
-    assert judge(kernel_result, holes, rows=5).passed  # rows that nobody computed
-    report = judge(kernel_result, holes, rows=5, reference=refattn.attention_with_lse)
+    report = judge(kernel_result, holes, rows=5)  # the inputs alone say that it must be finite
     assert report.failed == ("output positions",) and report.output.worst == (1, 1, other, 3)
     assert "5 rows" not in judge(kernel_result, rows=100).text()
     for bad, kind in ((0, ValueError), (2.5, TypeError)):
