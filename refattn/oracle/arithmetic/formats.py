@@ -42,6 +42,14 @@ class NumberFormat:
             return math.inf
         return self.largest + self.unit_roundoff * math.ldexp(0.5, math.frexp(self.largest)[1])
 
+    def holds(self, other: NumberFormat) -> bool:
+        """Whether every finite number of another format is one of this format, too."""
+        return (
+            self.unit_roundoff <= other.unit_roundoff
+            and self.largest >= other.largest
+            and self.half_subnormal_step <= other.half_subnormal_step
+        )
+
     def step(self, x) -> np.ndarray:
         """Spacing of the format's numbers at each ``|x|`` (float64 in, float64 out)."""
         power = power_of_two_below(np.abs(np.asarray(x, dtype=np.float64)))

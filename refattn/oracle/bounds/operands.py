@@ -20,7 +20,7 @@ import numpy as np
 
 from refattn.calls.options import Options
 from refattn.calls.registry import ATTENTION, form_called
-from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.arithmetic.formats import FORMATS, round_to
 
 
 @dataclass
@@ -31,9 +31,10 @@ class Operand:
     largest_error: np.ndarray | None = None
     typical_error: np.ndarray | None = None  # range of one independent rounding, for sums of squares
 
-    def rounded_to(self, target) -> Operand:
-        """The operand after conversion to a format; exact where it already held such numbers."""
-        if target.unit_roundoff == 0.0 or target.name == "float64":
+    def rounded_to(self, target, dtype) -> Operand:
+        """The operand, which was an array of `dtype`, after conversion to a format; exact where it already
+        held such numbers."""
+        if target.unit_roundoff == 0.0 or target.holds(FORMATS.get(dtype.name, FORMATS["float64"])):
             return self
         if (round_to(self.exact, target) == self.exact).all():
             return self
@@ -123,17 +124,21 @@ def _float64(x):
     return np.asarray(x, dtype=np.float64)
 
 
+def _loaded(array, spec):
+    """An array of the caller as a kernel loads it."""
+    return Operand(_float64(array)).rounded_to(spec.input, array.dtype)
+
+
 def _dense_part(problem, spec, rows) -> Part:
     size = problem.group_size
 
     def load(index, kv_head):
         length = int(problem.kv_lengths[index])
         heads = slice(kv_head * size, (kv_head + 1) * size)
-        query = Operand(_float64(problem.query[index][heads])).rounded_to(spec.input)
         return Group(
-            _scaled(query, spec, problem.scale),
-            Operand(_float64(problem.key[index][kv_head, :length])).rounded_to(spec.input),
-            Operand(_float64(problem.value[index][kv_head, :length])).rounded_to(spec.input),
+            _scaled(_loaded(problem.query[index][heads], spec), spec, problem.scale),
+            _loaded(problem.key[index][kv_head, :length], spec),
+            _loaded(problem.value[index][kv_head, :length], spec),
         )
 
     return Part(
@@ -170,7 +175,7 @@ def _latent_part(problem, spec) -> Part:
             problem.w_uk[head],
             problem.w_uv[head],
         )
-        rounded = [Operand(_float64(array)).rounded_to(spec.input) for array in inputs]
+        rounded = [_loaded(array, spec) for array in inputs]
         q_nope, q_rope, latent, k_rope, w_uk, w_uv = rounded
         shared = w_uk.largest_error is not None or w_uv.largest_error is not None
         if problem.implementation == "absorb":

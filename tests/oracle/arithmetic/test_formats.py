@@ -111,3 +111,15 @@ def test_names_dtypes_and_roundoffs():
 def test_single_numbers_round_to_single_numbers():
     for truncate in (False, True):
         assert round_to(np.array(1.0 + 2.0**-20), "e8m13", truncate=truncate).shape == ()
+
+
+def test_a_format_holds_another_where_no_number_of_it_is_rounded():
+    narrow = ("float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "tfloat32", "float32", "float64")
+    rng = np.random.default_rng(0)
+    numbers = np.ldexp(rng.standard_normal(4000), rng.integers(-160, 130, size=4000))
+    for other in narrow:
+        theirs = round_to(numbers, other)
+        theirs = theirs[np.isfinite(theirs)]
+        for name in narrow:
+            form, there = number_format(name), number_format(other)
+            assert form.holds(there) == bool((round_to(theirs, form) == theirs).all())
