@@ -144,25 +144,19 @@ def _dense(query, key, value, dtype, causal, missing):
         return tuple(np.stack(result) for result in zip(*parts, strict=True))
     heads, q_len, dim = query.shape
     group, kv_len = heads // len(key), key.shape[1]
-    at_once = 1 if group * len(key) * q_len * kv_len * np.dtype(dtype).itemsize > WHOLE_BYTES else len(key)
+    at_once = heads if heads * q_len * kv_len * np.dtype(dtype).itemsize <= WHOLE_BYTES else 1
     last = np.full(q_len, kv_len - 1) if not causal else kv_len - q_len + np.arange(q_len)
     hidden = np.arange(kv_len) > last[:, None] - missing
     hidden = hidden if hidden.any() else None
     output, lse = np.empty((heads, q_len, value.shape[2]), dtype), np.empty((heads, q_len), dtype)
-    for first in range(0, len(key), at_once):
-        kv = slice(first, first + at_once)
+    for first in range(0, heads, at_once):
+        of = slice(first, first + at_once)
+        kv = slice(first // group, (first + at_once - 1) // group + 1)
         keys, values = (side[kv].astype(dtype) for side in (key, value))
-        for step in range(1 if at_once > 1 else group):
-            per = group if at_once > 1 else 1
-            of = slice(
-                first * group + step * per,
-                (first + at_once) * group if per > 1 else first * group + step + 1,
-            )
-            queries = query[of].astype(dtype).reshape(len(keys), -1, q_len, dim)
-            scores = queries @ (keys.swapaxes(-1, -2) / np.sqrt(dtype(dim)))[:, None]
-            attended = _softmax(scores, hidden)
-            output[of] = (scores @ values[:, None]).reshape(-1, q_len, value.shape[2])
-            lse[of] = attended.reshape(-1, q_len)
+        queries = query[of].astype(dtype).reshape(len(keys), -1, q_len, dim)
+        scores = queries @ (keys.swapaxes(-1, -2) / np.sqrt(dtype(dim)))[:, None]
+        lse[of] = _softmax(scores, hidden).reshape(-1, q_len)
+        output[of] = (scores @ values[:, None]).reshape(-1, q_len, value.shape[2])
     return output, lse
 
 

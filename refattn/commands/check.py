@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -89,12 +90,12 @@ def _print_summary(rows, plain, args):
 
 
 def _rows(words):
-    """The value of --rows; argparse reports what is none."""
+    """The value of --rows."""
     if words == "auto":
         return words
-    if (count := int(words)) < 1:
-        raise ValueError("rows must be at least 1")
-    return count
+    if not words.isdecimal() or int(words) < 1:
+        raise argparse.ArgumentTypeError(f"must be 'auto' or an integer of at least 1; got {words!r}")
+    return int(words)
 
 
 def _spec(words):

@@ -144,6 +144,11 @@ def number_format(value, name="format") -> NumberFormat:
     return FORMATS[dtype_name]
 
 
+def all_held(x, target: NumberFormat) -> bool:
+    """Whether every entry of x, in float64, is a number of the format."""
+    return target.holds(FORMATS["float64"]) or bool((round_to(x, target) == x).all())
+
+
 def power_of_two_below(x: np.ndarray) -> np.ndarray:
     """Largest power of two not above each ``x >= 0`` (float64); 0 for zero and subnormals."""
     x = np.asarray(x, dtype=np.float64)

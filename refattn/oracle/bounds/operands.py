@@ -20,7 +20,7 @@ import numpy as np
 
 from refattn.calls.options import Options
 from refattn.calls.registry import ATTENTION, form_called
-from refattn.oracle.arithmetic.formats import FORMATS, round_to
+from refattn.oracle.arithmetic.formats import FORMATS, all_held
 
 
 @dataclass
@@ -34,9 +34,8 @@ class Operand:
     def rounded_to(self, target, dtype) -> Operand:
         """The operand, which was an array of `dtype`, after conversion to a format; exact where it already
         held such numbers."""
-        if target.unit_roundoff == 0.0 or target.holds(FORMATS.get(dtype.name, FORMATS["float64"])):
-            return self
-        if (round_to(self.exact, target) == self.exact).all():
+        given = FORMATS.get(dtype.name, FORMATS["float64"])
+        if target.holds(given) or all_held(self.exact, target):
             return self
         own = target.unit_roundoff * np.abs(finite(self.exact)) + target.half_subnormal_step
         if self.largest_error is None:

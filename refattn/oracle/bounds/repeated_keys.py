@@ -12,14 +12,13 @@ MOST_GROUPS = (
 
 
 def repeated_keys(key: np.ndarray) -> list[np.ndarray]:
-    """The index sets, of two or more, of equal rows of `key` (S, D)."""
+    """The index sets, of two or more, of equal rows of `key`, (S, D) in float64."""
     if len(key) < 2:
         return []
     key = np.ascontiguousarray(key + 0.0)  # + 0.0: -0.0 equals 0.0
     # equal rows have equal sums of their bits, and sums are sorted far sooner than rows
-    bits = key.astype(np.float64, copy=False).view(np.uint64)
     odd = np.random.default_rng(0).integers(2**63, dtype=np.uint64, size=key.shape[1]) * np.uint64(2) + 1
-    sums = np.sort(np.einsum("sd,d->s", bits, odd.astype(np.uint64)))
+    sums = np.sort(key.view(np.uint64) @ odd)
     if (sums[1:] != sums[:-1]).all():
         return []
     rows = key.view(np.dtype((np.void, key.itemsize * key.shape[1]))).ravel()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refattn.oracle.arithmetic.formats import round_to
+from refattn.oracle.arithmetic.formats import all_held
 from refattn.oracle.bounds.level_rows import level_rows
 from refattn.oracle.bounds.operands import chain, gamma, smallest_lost
 from refattn.oracle.bounds.row_blocks import Tile
@@ -193,7 +193,7 @@ def _add_alibi_and_bias(tile, spec, running):
         running.separate.append(2 * u * tile.alibi)
         magnitudes, additions = magnitudes + tile.alibi, additions + 1
     if tile.bias is not None:
-        u_in = 0.0 if _holds(spec.input, tile.bias) else spec.input.unit_roundoff
+        u_in = 0.0 if all_held(tile.bias, spec.input) else spec.input.unit_roundoff
         running.largest = running.largest + (2 * u + u_in) * tile.bias
         running.square = running.square + (2 * u**2 + u_in**2) * tile.bias**2
         magnitudes, additions = magnitudes + tile.bias, additions + 1
@@ -226,11 +226,6 @@ def _add_exponential(tile, spec, running, rescalings):
     # an exponential that always errs to one side does so at each of them
     if rescalings.still_passed is not None:
         running.separate.append(spec.exp_error * rescalings.still_passed)
-
-
-def _holds(target, x):
-    """Whether every entry of x is a number of the format."""
-    return target.unit_roundoff == 0.0 or target.name == "float64" or bool((round_to(x, target) == x).all())
 
 
 def _rescalings(tile, spec) -> _Rescalings:

@@ -334,8 +334,7 @@ class Search:
             for index in helping:
                 if screened[index] > limit or not self.budget.allows("fit", sizes[index]):
                     break
-                fits[index] = self.budget.run("fit", self.evidence.fit, hypotheses[index], size=sizes[index])
-                self._all_fits += [fits[index]] * (fits[index] is not None)
+                fits[index] = self._fit(hypotheses[index], sizes[index])
                 if fits[index] is not None and self.ranking.better(fits[index]):
                     # others that explain it leave about as little
                     limit = min(limit, TWINS * screened[index] + 1.0)
@@ -357,14 +356,20 @@ class Search:
                     )
         return left
 
+    def _fit(self, hypothesis, size):
+        """The fit of one hypothesis, kept for what Ctrl-C leaves; None where it does not apply."""
+        fit = self.budget.run("fit", self.evidence.fit, hypothesis, size=size)
+        if fit is not None:
+            self._all_fits.append(fit)
+        return fit
+
     def _fitted(self, hypotheses):
         """Fits of the hypotheses, of as many as the time allows."""
         fits, untried = [], 0
         for hypothesis in hypotheses:
             size = self.evidence.size(hypothesis)
             if self.budget.allows("fit", size):
-                fits.append(self.budget.run("fit", self.evidence.fit, hypothesis, size=size))
-                self._all_fits += [fits[-1]] * (fits[-1] is not None)
+                fits.append(self._fit(hypothesis, size))
             else:
                 untried += 1  # a cheaper one may still fit
         if untried:

@@ -166,7 +166,7 @@ def check(
 
     multiplier = hoeffding_multiplier(call, failure_probability)
     pick = row_picker(rows, seed, function, arrays, options)
-    exact, measures = {}, []
+    measures = []
 
     def judged(rows_done=None):
         for measure in measures:
@@ -184,7 +184,7 @@ def check(
     with Progress("check: computing the reference", progress=progress, partial=so_far) as shown:
         compared_with = reference_results(function, arrays, options, spec, reference, pick)
         report.reference = compared_with.name
-        exact |= zip(RESULTS, compared_with.results, strict=True)
+        exact = dict(zip(RESULTS, compared_with.results, strict=True))
         measures += [
             Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()
         ]

@@ -112,18 +112,14 @@ def _states_of_head(problem, at, query, key, value, spec):
         score = score + abs(float(problem.alibi_slopes[at])) * (abs(float(offset)) + len(query) + length)
     score = score + (0.0 if sink == -np.inf else abs(sink)) + math.log(length + 1.0)
     query_fits = max(abs(problem.scale), 1.0) * query < MARGIN * spec.scaled_query.largest
-    sums = (1.0 if spec.normalises_first else length + 1.0) * largest_value * _keep_scale(problem)
+    sums = (1.0 if spec.normalises_first else length + 1.0) * largest_value * problem.keep_scale
     formats = (spec.accumulator, spec.softmax, spec.score, spec.lse)
     fits = (score < MARGIN * min(form.largest for form in formats)) & query_fits
     fits &= (sums < MARGIN * spec.accumulator.largest) & (length < MARGIN * spec.softmax.largest)
-    fits &= _keep_scale(problem) * largest_value < MARGIN * spec.output.largest
+    fits &= problem.keep_scale * largest_value < MARGIN * spec.output.largest
     empty = ~seen & (~formed | fits)
     states = np.where(seen & fits, FINITE, UNKNOWN)
     return np.where(empty, EMPTY if sink == -np.inf else FINITE if math.isfinite(sink) else UNKNOWN, states)
-
-
-def _keep_scale(problem):
-    return 1.0 if problem.dropout_mask is None else problem.keep_scale
 
 
 def _through_masks(problem, at, start, stop, key, value):
