@@ -30,6 +30,7 @@ from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
+from refattn.oracle.diagnosis.wide_look import worst_place
 from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.progress import Progress
@@ -231,13 +232,13 @@ class Search:
         from refattn.oracle.imaging.xray import xray_of_kernel, xray_of_outputs
 
         what = (self.arrays, self.options, self.given, self.spec)
-        seconds = max(self.budget.left, 1.0)
+        seconds, worst = max(self.budget.left, 1.0), None if self.whole else self.worst
         try:
             if self.kernel is None:
                 self.progress("estimating what the kernel does")
-                return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE))
+                return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE), worst)
             self.progress("measuring what the kernel does")
-            return xray_of_kernel(self.kernel, *what, seconds, self.progress)
+            return xray_of_kernel(self.kernel, *what, seconds, self.progress, worst)
         except (NotImplementedError, CannotProbe):
             return None
 
@@ -255,6 +256,9 @@ class Search:
     def _worst_place(self, shape):
         """(sequence, head) or (sequence, head, row) to look at."""
         if self.near is None or self.checked.num_parts != 1:
+            how = self.checked, self.arrays, self.options, self.given, self.spec, self.budget.seconds
+            if place := self.budget.run("look", worst_place, *how):
+                return place[1:]
             samples = first_look(self.checked)
             if samples is None:
                 return -1, 0

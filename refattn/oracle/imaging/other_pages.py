@@ -8,6 +8,7 @@ from refattn.oracle.imaging.explanations import FITS_MOST, FITS_RMS, LEAST, Fit,
 
 MOST_UNKNOWNS = 700
 SPARE_ROWS = 8  # rows that are left to test values solved for
+MOST_NUMBERS = 2**25  # of the pages of all query heads
 MOST_ROWS = 64  # of which pages are looked for
 
 
@@ -20,6 +21,8 @@ def other_pages(reading, rows):
     if view.pages is None or len(rows.rows) > MOST_ROWS or not np.array_equal(view.raw, view.score):
         return
     size, pages = view.page_size, view.pages[n, 0, 0]
+    if len(view.heads) * sum(array[:, 0].size for array in view.arrays[1:3]) > MOST_NUMBERS:
+        return
     keys, values = (_of_heads(view, array) for array in view.arrays[1:3])
     if keys.shape[2] != size:
         return

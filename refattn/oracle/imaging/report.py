@@ -48,6 +48,9 @@ class XRay:
         Why the kernel could not be measured, so that the weights are estimated; "" where it could.
     interrupted : bool
         Ctrl-C ended the X-ray, in the part that is the last of `unfinished`.
+    looked_at : str
+        What sequences and heads of a large call were looked at, as a sentence; "" for all of them. In the
+        findings they are numbered from 0.
 
     Notes
     -----
@@ -70,6 +73,7 @@ class XRay:
     changed: tuple[str, ...] = ()
     failed: str = ""
     interrupted: bool = False
+    looked_at: str = ""
 
     @property
     def best(self) -> Finding | None:
@@ -155,6 +159,8 @@ class XRay:
             unfinished = f"left out for want of time: {parts}. seconds= sets it."
             unfinished = f"interrupted, not finished: {parts}." if self.interrupted else unfinished
             lines += textwrap.wrap(unfinished, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        if self.looked_at:
+            lines += textwrap.wrap(self.looked_at, WIDTH, initial_indent="  ", subsequent_indent="    ")
         lines += [f"  {line}" for line in self.remarks()]
         lines += textwrap.wrap(self.called_in_words, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return "\n".join(lines)
@@ -228,6 +234,7 @@ class XRay:
                 "changed": sorted(self.changed),
                 "failed": self.failed,
                 "interrupted": self.interrupted,
+                "looked_at": self.looked_at,
                 "called": dict(self.called),
                 "calls": self.calls,
                 "seconds": self.seconds,

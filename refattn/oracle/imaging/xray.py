@@ -15,6 +15,7 @@ from refattn.oracle.diagnosis.budget import seconds_given
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
+from refattn.oracle.diagnosis.wide_look import worst_place
 from refattn.oracle.harness.one_call import CalledKernel, given_results, wrong_shape
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
@@ -162,28 +163,29 @@ def of_held(found, held, dtype, judged):
     return dataclasses.replace(found, verdict=DESCRIBED, findings=(first, *found.findings))
 
 
-def xray_of_kernel(kernel, arrays, options, given, spec, seconds=60.0, progress=None) -> XRay:
+def xray_of_kernel(kernel, arrays, options, given, spec, seconds=60.0, progress=None, worst=None) -> XRay:
     """The X-ray of a kernel, a `CalledKernel`, that is known to be wrong; `given` is its result.
 
     `progress` is told the name of each part (`Progress.begin`). Where the kernel is too slow to be probed,
-    or fails, the weights are estimated from that result.
+    or fails, the weights are estimated from that result. `worst`: (sequence, head, row) of its largest
+    error, where it is known.
     """
     started = time.monotonic()
     left = lambda: seconds - (time.monotonic() - started)
-    view = _view(kernel, arrays, options, given, spec)
+    view, cut = _view(kernel, arrays, options, given, spec, worst)
     probes = Probes(kernel, view, None, left(), progress)
     joins = view.checked.form.joins
     calls = 0 if joins else _calls_for_weights(view)
     try:
         if probes.fits(calls):
-            return _measured(view, probes, arrays, given, spec, started)
+            return _of_cut(_measured(view, probes, arrays, given, spec, started), cut)
         probes.unfinished.append(f"measuring the weights ({calls} calls of {kernel.fastest:.2g} s)")
     except CannotProbe as error:
         if joins:
             raise
         probes.failed = str(error)
     try:
-        found = xray_of_outputs(arrays, options, given, spec, max(left(), 0.0) / WITH_WORDS)
+        found = xray_of_outputs(arrays, options, given, spec, max(left(), 0.0) / WITH_WORDS, worst)
     except NotImplementedError:
         found = XRay(LOCATED)
     return dataclasses.replace(
@@ -234,11 +236,31 @@ def _measured(view, probes, arrays, given, spec, started):
     return _of(findings, measured, ledgers, started, probes)
 
 
-def xray_of_outputs(arrays, options, given, spec, seconds=5.0) -> XRay:
-    """The same of a kernel that cannot be called: weights are estimated from one wrong result, `given`."""
+def xray_of_outputs(arrays, options, given, spec, seconds=5.0, worst=None) -> XRay:
+    """The same of a kernel that cannot be called: weights are estimated from one wrong result, `given`.
+
+    Of a large call a smaller one is looked at, around the (sequence, head, row) `worst`.
+    """
     started = time.monotonic()
     checked = checked_call(*arrays, **options)
-    view = View(arrays, options, row_samples(checked) if is_large(checked) else None)
+    if not is_large(checked):
+        return _estimated(View(arrays, options), given, spec, seconds, started)
+    worst = worst or _worst(checked, arrays, options, given, spec)
+    cut = cut_call(arrays, options, worst)
+    if cut is not None:
+        arrays, options, given, checked = cut.arrays, cut.options, cut.of(given), cut.checked
+        worst = cut.worst
+    view = View(arrays, options, row_samples(checked, worst))
+    return _of_cut(_estimated(view, given, spec, seconds, started), cut)
+
+
+def _of_cut(found, cut):
+    """An X-ray of a smaller call, which says so."""
+    return found if cut is None else dataclasses.replace(found, looked_at=cut.words)
+
+
+def _estimated(view, given, spec, seconds, started):
+    """The X-ray of one wrong result, in the rows of a view."""
     lse = view.cut(LSE, given[LSE]) if LSE in given else None
     results, regions = (view.cut(OUTPUT, given[OUTPUT]), lse), Regions(view)
     if view.latent:  # found at once, where anything else takes seconds
@@ -279,28 +301,33 @@ def _judged(checked, arrays, options, given, spec):
     if checked.form.joins:
         return AGREES if states_agree(arrays, given, spec) else WRONG
     if is_large(checked):
-        samples = choose_samples(checked, worst=_worst(checked, given, spec))
+        samples = choose_samples(checked, worst=_worst(checked, arrays, options, given, spec))
         return AGREES if bound_use(Evidence(checked, given, spec, samples)).passed else WRONG
     function = checked.form.function
     report = check(given[OUTPUT], *arrays, spec=spec, function=function, lse=given.get(LSE), **options)
     return WRONG if report.wrong else AGREES if report.passed else NOT_JUDGED
 
 
-def _worst(checked, given, spec):
+def _worst(checked, arrays, options, given, spec):
     """(sequence, head), or (sequence, head, row), of the largest error."""
+    if place := worst_place(checked, arrays, options, given, spec):
+        return place[1:]
     look = first_look(checked)
     return (-1, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
 
 
-def _view(kernel, arrays, options, given, spec):
-    """The call; of a large one some rows, of a smaller call that is still wrong where there is one."""
+def _view(kernel, arrays, options, given, spec, worst):
+    """The call; of a large one some rows, of a smaller call that is still wrong where there is one, which
+    comes second.
+    """
     checked = checked_call(*arrays, **options)
     if checked.form.joins:
-        return StatesView(arrays, options)
+        return StatesView(arrays, options), None
     if not is_large(checked):
-        return View(arrays, options)
-    if checked.form.name == "dense" and (cut := cut_call(arrays, options, _worst(checked, given, spec))):
-        small = View(*cut, row_samples(checked_call(*cut[0], **cut[1])))
-        if still_wrong(small, kernel(*cut), spec):
-            return small
-    return View(arrays, options, row_samples(checked))
+        return View(arrays, options), None
+    worst = worst or _worst(checked, arrays, options, given, spec)
+    if cut := cut_call(arrays, options, worst):
+        small = View(cut.arrays, cut.options, row_samples(cut.checked, cut.worst))
+        if still_wrong(small, kernel(cut.arrays, cut.options), spec):
+            return small, cut
+    return View(arrays, options, row_samples(checked, worst)), None
