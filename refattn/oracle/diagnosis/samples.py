@@ -10,6 +10,7 @@ from refattn.oracle.mistakes.wrong_kernel import part_outlines
 from refattn.oracle.simulated.staged import Sample
 
 WHOLE_WORK = 2**24  # multiplications up to which nothing is left out of the sample
+HEAVY = 8  # times the work of a sample that a single row takes, from which on it has one head
 MOST_PARTS = 8  # sequences of a packed or paged problem that are looked at when it is large
 
 
@@ -61,8 +62,9 @@ def _sample_of(part, work, worst) -> Sample:
     if sequences * heads * rows <= affordable:
         return Sample.everything(part)
     # reading the keys of one head costs about as much as eight rows of it
-    streams = max(work // 8 // per_row, 3)
-    heads_taken = min(heads, max(3, min(6, streams)))
+    least = 1 if per_row > work * HEAVY else 3  # one head of very long sequences, that of the largest error
+    streams = max(work // 8 // per_row, least)
+    heads_taken = min(heads, max(least, min(6, streams)))
     sequences_taken = min(sequences, max(1, min(2, streams // heads_taken)))
     rows_taken = min(rows, max(affordable // (sequences_taken * heads_taken), 4))
     chosen = spread(rows, rows_taken)

@@ -40,6 +40,7 @@ ONE_ROW = "a single wrong row"
 COARSER = ("tfloat32", "float16", "bfloat16")
 ESTIMATE = 16.0  # seconds, at most, for estimating weights from a result
 JUDGED = 4  # explanations whose bound is that of `check`
+MEASURED = 0.25  # of the time left, kept for measuring what no known mistake explains
 CONCLUSION = 0.2  # of the time, at most, kept for what follows the search
 # times what the best explanation leaves, up to which others are compared with it when time is short
 TWINS = 4.0
@@ -125,6 +126,7 @@ def diagnose(
         search = Search(arrays, options, given, spec, kernel, near, shown.begin, Budget(seconds))
         with shown:
             found = search.run(pairs)
+        search = None  # `shown` refers to it, and its arrays would stay until the next collection of cycles
     changed = () if kernel is None else tuple(sorted(kernel.changed))
     return dataclasses.replace(found, changed=changed)
 
@@ -166,12 +168,14 @@ class Search:
         if self.inferred and (held := held_format(self.given[OUTPUT], self.spec.output)):
             return self._as_held(held, pairs)
         self.ranking = Ranking(self.evidence, self.budget)
-        fits = self._predict_single_mistakes()
+        with self.budget.keeping(MEASURED):
+            fits = self._predict_single_mistakes()
         if unwritten := never_written(self.given):
             others = self._findings(self.ranking.explanations(fits))
             return self._done("explained", (self._seen(*unwritten), *others))
         if not self._explained(fits):
-            fits += self._predict_mistakes_with_a_number(fits)
+            with self.budget.keeping(MEASURED):
+                fits += self._predict_mistakes_with_a_number(fits)
         seen = None
         if not self._explained(fits):
             if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
@@ -352,7 +356,7 @@ class Search:
         at first.
         """
         small, left = self._small, {}
-        with self.budget.keeping(1 / 2):
+        with self.budget.keeping(1 / 6):
             for index in sorted(range(len(hypotheses)), key=sizes.__getitem__):
                 if self.budget.allows("screen", sizes[index]):
                     left[index] = self.budget.run(

@@ -29,18 +29,21 @@ LEFT_OF_TRIAL = 0.3
 MOST_COLUMNS = 0.9  # of the columns of the output are wrong: more are all
 SHARE_OF_WRONG = 0.9  # of the wrong numbers, or of those of some rows
 LEAST_SINK = 1e-9  # of a row's normaliser
+WAYS = "other ways to read the arrays of the latents"
 HEAD_AXES = {"q_nope": 1, "q_rope": 1, "w_uk": 0, "w_uv": 0}
 NAMES = {"key_latent": "kv_latent"}  # of arrays, where the caller's name is another one
 
 
 def explain_latent_layout(measured) -> str:
-    """Words for the way to read the arrays that gives the kernel's output; "" if there is none."""
+    """Words for the way to read the arrays that gives the kernel's output; "" if none is found in time."""
     if not (measured.off & ~measured.dead_columns).any():
         return ""
     calls = LatentCalls(measured)
     arrays = Arrays.of(measured.view)
     best, words = RIGHT_SHARE, ""
     for way, other in _ways(arrays, measured.view):
+        if not measured.in_time(WAYS):
+            break
         if calls.promising(other) and (share := calls.share(other)) > best:
             best, words = share, way
     words = words or _heads_swapped(calls, arrays)
@@ -286,6 +289,8 @@ def _heads_swapped(calls, arrays):
     for name in ("w_uk", "w_uv", "q_nope", "q_rope"):
         source = {}
         for step in range(view.num_heads):
+            if not calls.measured.in_time(WAYS):
+                return ""
             near = calls.near(
                 arrays._replace(**{name: np.roll(getattr(arrays, name), -step, HEAD_AXES[name])})
             )

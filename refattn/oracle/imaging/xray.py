@@ -262,13 +262,17 @@ def _of_cut(found, cut):
 def _estimated(view, given, spec, seconds, started):
     """The X-ray of one wrong result, in the rows of a view."""
     lse = view.cut(LSE, given[LSE]) if LSE in given else None
+    left_out = []
     results, regions = (view.cut(OUTPUT, given[OUTPUT]), lse), Regions(view)
     if view.latent:  # found at once, where anything else takes seconds
         reading = Reading(view, spec, *results)
+        reading.until = started + seconds / 2
         if words := explain_layout(reading):
             reading.weights, reading.determined = view.weights, np.False_
             return _of([_everywhere(view, words)], reading, Ledgers(reading), started)
+        left_out, seconds = reading.unfinished, seconds - (time.monotonic() - started)
     estimated = Estimated(view, *results, spec, seconds)
+    estimated.unfinished += left_out
     estimated.until = started + WITH_WORDS * seconds
     regions.in_time = estimated.in_time
     ledgers = Ledgers(estimated)

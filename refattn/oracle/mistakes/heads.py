@@ -26,13 +26,11 @@ def _shifted_group(h, heads, kv_heads):
 
 
 def _repeated_along_keys(problem):
-    group = problem.group_size
-
-    def spread(array):
-        return np.repeat(array, group, axis=-2).reshape(
-            (*array.shape[:-3], problem.num_heads, *array.shape[-2:])
-        )
-
+    """Rows repeated within each key head, then read as the rows of all query heads."""
+    group, length = problem.group_size, problem.kv_len
+    head, place = np.divmod(np.arange(problem.num_heads), group)
+    rows = (place[:, None] * length + np.arange(length)) // group
+    spread = lambda array: array[..., head[:, None], rows, :]
     return replace(problem, key=spread(problem.key), value=spread(problem.value))
 
 

@@ -30,10 +30,10 @@ def _reordered(x):
     return np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
 
 
-def _rope_first_in_key(p, n):
-    dense = p.part(n)
-    nope = p.q_nope.shape[-1]
-    return replace(dense, key=np.concatenate([dense.key[..., nope:], dense.key[..., :nope]], axis=-1))
+def _rope_first_in_key(p):
+    """The key is [rope, nope]: the query moved against it gives the same products."""
+    query, rope = np.concatenate([p.q_nope, p.q_rope], axis=-1), p.q_rope.shape[-1]
+    return replace(p, q_nope=query[..., rope:], q_rope=query[..., :rope])
 
 
 def _key_weights_of_first_head(p):
@@ -53,14 +53,16 @@ def _cached_row(p, change):
     return replace(p, kv_latent=row[..., :rank], k_rope=row[..., rank:])
 
 
-def _values_of_last_dims(p, n):
+def _values_of_last_dims(p):
     """The values are the last kv_lora_rank dims of a cache row [latent, rope], and not the first."""
-    rank, width = p.kv_latent.shape[-1], p.k_rope.shape[-1]
-    row = np.concatenate([p.kv_latent, p.k_rope], axis=-1).astype(np.float64)
-    values = row[..., width : width + rank][..., None, :, :] @ np.swapaxes(
-        np.asarray(p.w_uv, np.float64), -1, -2
+    row, width = np.concatenate([p.kv_latent, p.k_rope], axis=-1), p.k_rope.shape[-1]
+    nothing = lambda weights: np.zeros((*weights.shape[:-1], width), weights.dtype)
+    return replace(
+        p,
+        kv_latent=row,
+        w_uk=np.concatenate([p.w_uk, nothing(p.w_uk)], axis=-1),
+        w_uv=np.concatenate([nothing(p.w_uv), p.w_uv], axis=-1),
     )
-    return replace(p.part(n), value=values)
 
 
 def _reshaped(array):
@@ -133,7 +135,7 @@ LATENT = (
     _latent_mistake(
         "mla_rope_first_in_key",
         "the key is [rope, nope], the query [nope, rope]",
-        change_form=_rope_first_in_key,
+        change_call=_rope_first_in_key,
         issues=("DeepSeek-V3.2 indexer order",),
     ),
     _latent_mistake(
@@ -153,7 +155,7 @@ LATENT = (
     _latent_mistake(
         "mla_values_of_last_dims",
         "the values are the last kv_lora_rank dims of the cache row, not the first",
-        change_form=_values_of_last_dims,
+        change_call=_values_of_last_dims,
     ),
     _latent_mistake(
         "mla_key_weights_of_first_head",

@@ -14,9 +14,11 @@ from refattn.calls.form import Checked, Part
 from refattn.calls.registry import form_of
 from refattn.oracle.bounds.results import RESULTS, Result
 from refattn.oracle.mistakes.record import Mistake, arithmetic_of, stages_of
+from refattn.oracle.simulated.on_demand import LARGE, Kept, TooLargeError, keys_on_demand, latents_on_demand
 from refattn.oracle.simulated.staged import Sample, one_batch_axis, run_stages
 
 KEPT_SIZE = 2**26  # elements of keys and values of one call that are kept gathered
+_KEPT: weakref.WeakKeyDictionary[Any, Kept] = weakref.WeakKeyDictionary()
 _KNOWN_PARTS: weakref.WeakKeyDictionary[Any, dict[int, Problem]] = weakref.WeakKeyDictionary()
 _KNOWN_OUTLINES: weakref.WeakKeyDictionary[Any, list[Problem]] = weakref.WeakKeyDictionary()
 
@@ -26,22 +28,28 @@ def checked_call(*arrays, **arguments) -> Checked:
     return form_of(arrays, arguments).check(*arrays, **arguments).uncut()
 
 
-def dense_part(checked, n: int, change_form: Callable | None = None) -> Problem:
-    """Dense problem n of a call, with one batch axis.
+def dense_part(checked, n: int, change_form: Callable | None = None, original=None) -> Problem:
+    """Dense problem n of a call, with one batch axis; large keys and values of MLA are `OnDemand`.
 
-    It is kept for the next call unless a mistake cuts it (`change_form`), or it is large.
+    It is kept for the next call unless a mistake cuts it (`change_form`), or it is large. `original`: the
+    call of which `checked` is a changed one; what is projected of the latents of both is computed once.
     """
     known = _KNOWN_PARTS.setdefault(checked, {})
     if change_form is None and n in known:
         return known[n]
+    if change_form is None and checked.form.projects and _elements(checked.outline(n)) > LARGE:
+        kept = _KEPT.setdefault(checked if original is None else original, Kept())
+        known[n] = latents_on_demand(checked, one_batch_axis(checked.outline(n)), kept)
+        return known[n]
     with np.errstate(all="ignore"):
         part = one_batch_axis((change_form or type(checked).part)(checked, n))
-    if (
-        change_form is None
-        and sum(own.key.size + own.value.size for own in (*known.values(), part)) <= KEPT_SIZE
-    ):
+    if change_form is None and sum(map(_elements, (*known.values(), part))) <= KEPT_SIZE:
         known[n] = part
     return part
+
+
+def _elements(part):
+    return part.key.size + part.value.size
 
 
 def part_outlines(checked) -> list[Problem]:
@@ -93,7 +101,7 @@ def run_form(
 ) -> list[tuple[np.ndarray, ...]] | None:
     """Results of every dense part of a call that `checked_call` checked, each with one batch axis,
     computed by a kernel that makes these mistakes; None where two mistakes replace the same stage or
-    the same cut, or hold numbers fitted on other key heads.
+    the same cut, hold numbers fitted on other key heads, or need all heads of keys that are too large.
 
     `own`: round as the input dtype's kernels do, instead of predicting in float64. `samples`: one a
     part; parts of which nothing is looked at are not computed. `with_size`: as `run_stages`.
@@ -110,9 +118,12 @@ def run_form(
         if sample is not None and sample.left_out:
             results.append(_nothing(checked.output_shape[-1], with_size))
             continue
-        part = dense_part(changed, n, cut)
+        part = keys_on_demand(dense_part(changed, n, cut, checked))
         stages = stages_of(*(m for m in mistakes if not m.of_form and m.applies(part)), tile=tile)
-        results.append(run_stages(part, stages, arithmetic, sample, with_size))
+        try:
+            results.append(run_stages(part, stages, arithmetic, sample, with_size))
+        except TooLargeError:
+            return None
     return results
 
 

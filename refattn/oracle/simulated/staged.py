@@ -23,8 +23,10 @@ import numpy as np
 from refattn.calls.dense import Problem
 from refattn.calls.options import PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.exact.visibility import row_bounds
+from refattn.oracle.simulated.on_demand import memory_of
 
-SHARED_SIZE = 2**22  # elements of keys or values that are kept converted
+SHARED_SIZE = 2**24  # elements of keys or values that are kept converted, and of scores
+SCORING = ("score", "cap", "position_bias", "shift", "visible", "hide")  # stages that make the scores
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Run:
     arithmetic: Arithmetic
     stages: Stages
     notes: dict = dataclasses.field(default_factory=dict)  # what a stage leaves for a later one
+    scores: tuple | None = None  # of all keys, as of `tile_scores`, where they are known
 
     @cached_property
     def position(self) -> np.ndarray:
@@ -101,6 +104,11 @@ class Run:
     def kv_length(self) -> np.ndarray:
         """(N, 1, 1, 1)"""
         return np.asarray(self.problem.kv_lengths)[self.sample.sequences][:, None, None, None]
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The visible keys [start, stop) of each row before masks, (N, 1, T, 1) each."""
+        return row_bounds(self.problem, self.position, self.kv_length)
 
     def per_head(self, array: np.ndarray) -> np.ndarray:
         """An (N, H) array of the problem as (N, H, 1, 1) of the sample."""
@@ -151,7 +159,7 @@ def shift(run: Run, s: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def visible(run: Run, columns: np.ndarray) -> np.ndarray:
-    start, stop = row_bounds(run.problem, run.position, run.kv_length)
+    start, stop = run.bounds
     keep = (start <= columns) & (columns < stop)
     return keep if run.problem.mask is None else keep & run.plane(run.problem.mask, columns)
 
@@ -315,7 +323,7 @@ def _shared(run: Run, source: np.ndarray, what: str, kind) -> np.ndarray:
     """
     group = run.problem.group_size
     # problems are rebuilt around the same arrays
-    here = (source.ctypes.data, source.shape, source.strides, source.dtype, group)
+    here = (memory_of(source), group)
     known = run.sample.shared.get((what, kind))
     if known is not None and known[0] == here:
         return known[2]
@@ -341,9 +349,40 @@ def _of_sample(run: Run, with_size: bool) -> tuple[np.ndarray, np.ndarray, np.nd
     reach = None
     if with_size:
         reach = np.abs(problem.scale) * _norms(q) * _shared(run, problem.key, "longest key", np.float64)
+    run.scores = _known_scores(run, q, key)
     state = *run.stages.start(run, (*q.shape[:-1], 1)), np.zeros((*q.shape[:-1], value.shape[-1]), kind)
     state = over_tiles(run, q, key, value, run.stages.tiles(run), state)
     return *run.stages.finish(run, *state), reach
+
+
+def _known_scores(run: Run, q: np.ndarray, key: np.ndarray):
+    """What `tile_scores` gives for all keys, computed once for the runs on a sample in float64 whose
+    mistakes leave scores and visibility as they are; else None.
+    """
+    own = all(getattr(run.stages, name) is getattr(CORRECT, name) for name in SCORING)
+    size = q.shape[0] * q.shape[1] * q.shape[2] * run.problem.kv_len
+    if not own or q.dtype != np.float64 or size > SHARED_SIZE:
+        return None
+    shared = run.sample.shared
+    if "scores" not in shared:
+        columns = np.arange(run.problem.kv_len)
+        shared["scores"] = run.problem, tile_scores(run, q, key.astype(q.dtype, copy=False), columns)
+    problem, scores = shared["scores"]
+    return scores if _same_scores(problem, run.problem) else None
+
+
+def _same_scores(problem: Problem, other: Problem) -> bool:
+    """Whether two problems are known to have the same scores and visibility."""
+    for field in dataclasses.fields(Problem):
+        one, two = getattr(problem, field.name), getattr(other, field.name)
+        if field.name.startswith("value") or one is two:
+            continue
+        if field.name == "key":
+            if memory_of(one) != memory_of(two):
+                return False
+        elif isinstance(one, np.ndarray) or isinstance(two, np.ndarray) or one != two:
+            return False
+    return True
 
 
 def over_tiles(run: Run, q: np.ndarray, key: np.ndarray, value: np.ndarray, spans, state):
@@ -354,7 +393,10 @@ def over_tiles(run: Run, q: np.ndarray, key: np.ndarray, value: np.ndarray, span
     top, total, weighted = state
     for count, (first, stop) in enumerate(spans, 1):
         columns = np.arange(first, stop)
-        s, keep = tile_scores(run, q, key[:, :, first:stop].astype(kind, copy=False), columns)
+        if run.scores is None:
+            s, keep = tile_scores(run, q, key[:, :, first:stop].astype(kind, copy=False), columns)
+        else:
+            s, keep = (array[..., first:stop] for array in run.scores)
         new_top = np.maximum(top, s.max(-1, keepdims=True, initial=-np.inf))
         factor = stages.correction(run, top, new_top, count == len(spans))
         w = stages.weigh(run, s, new_top)
