@@ -50,7 +50,7 @@ def locate(evidence: Evidence, use: Use) -> str:
             sentences.append(f"Every {name} is affected.")
         else:
             edge = _boundary(numbers[hit], numbers) if name in ("row", "dim") else ""
-            sentences.append(f"Wrong {name}s: {_ranges(numbers[hit])}{edge}.")
+            sentences.append(f"Wrong {name}s: {ranges(numbers[hit])}{edge}.")
     return " ".join([*sentences, *of_others])
 
 
@@ -115,6 +115,12 @@ def isolated(evidence) -> tuple[str, str] | None:
             f"one element is wrong ({place} dim {int(np.flatnonzero(wrong)[0]) % width}) and everything "
             "else agrees",
         )
+    return one_row(sequence, head, row)
+
+
+def one_row(sequence, head, row):
+    """(id, words) of a result of which one row is wrong."""
+    place = f"sequence {sequence} head {head} row {row}"
     return "one_row_garbage", f"one row is wrong ({place}) and everything else agrees"
 
 
@@ -138,10 +144,10 @@ def _by_part(wrong, samples, width):
     bad = [
         n for n, (stop, size) in enumerate(zip(ends, sizes, strict=True)) if wrong[stop - size : stop].any()
     ]
-    return f" Wrong sequences: {_ranges(np.array(bad))}."
+    return f" Wrong sequences: {ranges(np.array(bad))}."
 
 
-def _ranges(numbers) -> str:
+def ranges(numbers) -> str:
     """[0, 1, 2, 5] as '0-2, 5'."""
     groups, numbers = [], [int(n) for n in numbers]
     for n in numbers:

@@ -30,7 +30,7 @@ from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
-from refattn.oracle.diagnosis.wide_look import worst_place
+from refattn.oracle.diagnosis.wide_look import look_at
 from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.progress import Progress
@@ -155,7 +155,7 @@ class Search:
         self._later, self._untried = [], 0
         # what Ctrl-C leaves: all fits, and the search under another spec
         self._all_fits, self._under = [], None
-        self.ranking = None
+        self.ranking = self.look = None
 
     def run(self, pairs) -> Diagnosis:
         """The whole search. It ends as soon as something explains the result; what costs most comes last."""
@@ -175,15 +175,17 @@ class Search:
             return self._done("explained", (self._seen(*unwritten), *others))
         if not self._explained(fits):
             with self.budget.keeping(MEASURED):
-                fits += self._predict_mistakes_with_a_number(fits)
+                fits += self._predict_mistakes_with_a_number()
         seen = None
         if not self._explained(fits):
-            if self.whole and (row := self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)):
+            if row := self._isolated():
                 return self._done("explained", (self._seen(*row),))
             seen = self._measure()
             if seen is not None:
                 fits = fits + self._predict_with_tiles(seen.tiles)
             known = self.kernel is not None or (seen is not None and seen.complete)
+            if self._later and not (known or self._explained(fits)):
+                fits = fits + self._fitted(self._later)
             if pairs and not known and not self.evidence.baseline.explains:
                 fits = self._predict_other_tiles_and_pairs(fits)
         self.budget.reserved = 0.0
@@ -197,6 +199,12 @@ class Search:
         if seen is not None and seen.confident:
             return self._done("described", self._findings(explanations), xray=seen)
         return self._locate(explanations, seen)
+
+    def _isolated(self):
+        """(id, words) when all but one row agrees; None where that is not known."""
+        if self.whole:
+            return self.budget.attempt("judge", ONE_ROW, isolated, self.evidence)
+        return None if self.look is None else self.look.only_row
 
     def _as_held(self, held, pairs):
         """The search under the spec of the format whose numbers the output holds."""
@@ -240,7 +248,7 @@ class Search:
         try:
             if self.kernel is None:
                 self.progress("estimating what the kernel does")
-                return xray_of_outputs(*what, min(0.8 * seconds, ESTIMATE), worst)
+                return xray_of_outputs(*what, min(0.7 * seconds, ESTIMATE), worst)
             self.progress("measuring what the kernel does")
             return xray_of_kernel(self.kernel, *what, seconds, self.progress, worst)
         except (NotImplementedError, CannotProbe):
@@ -261,8 +269,9 @@ class Search:
         """(sequence, head) or (sequence, head, row) to look at."""
         if self.near is None or self.checked.num_parts != 1:
             how = self.checked, self.arrays, self.options, self.given, self.spec, self.budget.seconds
-            if place := self.budget.run("look", worst_place, *how):
-                return place[1:]
+            self.look = self.budget.run("look", look_at, *how)
+            if self.look is not None:
+                return self.look.worst[1:]
             samples = first_look(self.checked)
             if samples is None:
                 return -1, 0
@@ -380,19 +389,20 @@ class Search:
                 fits.append(self._fit(hypothesis, size))
             else:
                 untried += 1  # a cheaper one may still fit
+        untried = min(untried, self._untried) if self._later else untried  # the others were screened
         if untried:
-            self.budget.ends(f"{self._untried or untried} mistakes alone")
+            self.budget.ends(f"{untried} mistakes alone")
         found = [fit for fit in fits if fit is not None]
         self.tried += 0 if self._later else len(found)
         return found
 
-    def _predict_mistakes_with_a_number(self, fits):
-        """Fits of mistakes with a number of their own, and then of the single ones kept for later."""
+    def _predict_mistakes_with_a_number(self):
+        """Fits of mistakes with a number of their own."""
         self.progress("mistakes with a free number: scale, factor, constant")
         more = fitted_hypotheses(self.evidence, self.budget)
         self.tried += len(more)
         self._all_fits += more
-        return more if self._explained([*fits, *more]) else more + self._fitted(self._later)
+        return more
 
     def _predict_with_tiles(self, tiles):
         """Fits of mistakes of the catalogue with tile sizes that were measured, not among the usual."""
@@ -448,7 +458,7 @@ class Search:
         """Nothing explains it: where the error lives, and whether coarser arithmetic would."""
         self.progress("where the error lives")
         location = locate(*self._widest())
-        words = " ".join([location, *self._coarser()])
+        words = " ".join(filter(None, [location, self.look and self.look.words, *self._coarser()]))
         return self._done("unexplained", self._findings(explanations), words, xray=seen)
 
     def _widest(self):

@@ -8,6 +8,7 @@ only roughly, to find the place; the verdict is that of the bounds there.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.diagnosis.evidence import comparable
+from refattn.oracle.diagnosis.location import one_row, ranges
 from refattn.oracle.mistakes.wrong_kernel import part_outlines, split_result
 from refattn.oracle.verdict.picked_rows import picked_rows
 
@@ -34,11 +36,51 @@ class Place(NamedTuple):
     row: int
 
 
-def worst_place(checked, arrays, options, given, spec, seconds=math.inf) -> Place | None:
-    """The row of the largest error; None where looking at every head of every sequence would take longer
-    than the time allows, or where only the oracle knows the form.
+@dataclass(frozen=True)
+class Look:
+    """What a look at all heads of all sequences shows.
 
-    Of the rows that are not compared, one that is NaN, infinite or 0 throughout comes first where no other
+    Attributes
+    ----------
+    worst : Place
+    wrong : ndarray of int, (rows, 3)
+        Sequence, head and row of what is off by more than rounding.
+    counts : tuple of int
+        How many sequences and heads there are.
+    complete : bool
+        Whether every row was compared.
+    """
+
+    worst: Place
+    wrong: np.ndarray
+    counts: tuple[int, int]
+    complete: bool
+
+    @property
+    def only_row(self) -> tuple[str, str] | None:
+        """(id, words) when one row is wrong and all others were seen to be right."""
+        if not self.complete or len(self.wrong) != 1:
+            return None
+        sequence, head, row = self.wrong[0].tolist()
+        return one_row(sequence, head, row)
+
+    @property
+    def words(self) -> str:
+        """Which sequences and heads are wrong, as a sentence; "" where all or none are."""
+        said = []
+        for name, numbers, count in zip(
+            ("sequences", "query heads"), self.wrong.T, self.counts, strict=False
+        ):
+            if 0 < len(own := np.unique(numbers)) < count:
+                said.append(f"{name} {ranges(own)} of {count}")
+        return f"Rows of all heads were compared; wrong are {', '.join(said)}." if said else ""
+
+
+def look_at(checked, arrays, options, given, spec, seconds=math.inf) -> Look | None:
+    """Compare rows of every head of every sequence; None where that would take longer than the time allows,
+    or where only the oracle knows the form.
+
+    Of the rows that are not compared, one that is NaN, infinite or 0 throughout is the worst where no other
     row shows an error.
     """
     count = _rows_affordable(checked, min(LARGEST_WORK, WORK_A_SECOND * SHARE * seconds))
@@ -52,17 +94,26 @@ def worst_place(checked, arrays, options, given, spec, seconds=math.inf) -> Plac
         result: tuple(split_result(checked, result, array) for array in (given[result], wanted[result]))
         for result in given
     }
-    places, odd = [], []
-    for n, part in enumerate(part_outlines(checked)):
+    places, odd, wrong, several = [], [], [], checked.num_parts > 1
+    outlines = part_outlines(checked)
+    for n, part in enumerate(outlines):
         own = {result: [next(array) for array in pair] for result, pair in pieces.items()}
         if not own[OUTPUT][0].size:
             continue
         looked_at = rows(part.q_len)
         excess = sum(_excess(result, *pair, looked_at, spec) for result, pair in own.items())
-        places.append(_place(excess, looked_at, n, checked))
-        odd += _odd_rows(own[OUTPUT][0], looked_at, n, checked)
-    worst = max(places, default=None)
-    return odd[0] if odd and worst.excess <= 1 else worst
+        at = np.argwhere(excess > 1) * [not several, 1, 1] + [n * several, 0, 0]
+        wrong.append(np.column_stack([at[:, :2], looked_at[at[:, 2]]]))
+        at = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        places.append(
+            Place(float(excess[at]), n if several else int(at[0]), int(at[1]), int(looked_at[at[2]]))
+        )
+        if (at := _odd_row(own[OUTPUT][0], looked_at)) is not None:
+            odd.append(Place(0.0, n if several else at[0], *at[1:]))
+    worst = max(places)
+    counts = len(outlines) if several else len(outlines[0].query), outlines[0].num_heads
+    complete = all(part.q_len <= count for part in outlines)
+    return Look(odd[0] if odd and worst.excess <= 1 else worst, np.concatenate(wrong), counts, complete)
 
 
 def _rows_affordable(checked, work):
@@ -94,19 +145,9 @@ def _excess(result, got, want, rows, spec):
     return excess.max(-1, initial=0.0) if result.has_dims else excess
 
 
-def _place(excess, rows, n, checked):
-    """The row of the largest excess (N, H, rows) of part n."""
-    entry, head, row = np.unravel_index(int(np.argmax(excess)), excess.shape)
-    return _named(float(excess[entry, head, row]), entry, head, rows[row], n, checked)
-
-
-def _odd_rows(got, rows, n, checked):
-    """The first row of part n that is not looked at and is NaN, infinite or 0 throughout, if any."""
+def _odd_row(got, rows):
+    """(entry, head, row) of the first row that is not compared and is NaN, infinite or 0 throughout; None
+    where there is none."""
     odd = ~np.isfinite(got).all(-1) | (got == 0).all(-1)
     odd[:, :, rows] = False
-    if odd.any():
-        yield _named(0.0, *np.unravel_index(int(np.argmax(odd)), odd.shape), n, checked)
-
-
-def _named(excess, entry, head, row, n, checked):
-    return Place(excess, int(entry) if checked.num_parts == 1 else n, int(head), int(row))
+    return tuple(map(int, np.unravel_index(int(np.argmax(odd)), odd.shape))) if odd.any() else None

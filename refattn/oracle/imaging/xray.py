@@ -15,7 +15,7 @@ from refattn.oracle.diagnosis.budget import seconds_given
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
-from refattn.oracle.diagnosis.wide_look import worst_place
+from refattn.oracle.diagnosis.wide_look import look_at
 from refattn.oracle.harness.one_call import CalledKernel, given_results, wrong_shape
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
@@ -273,7 +273,7 @@ def _estimated(view, given, spec, seconds, started):
         left_out, seconds = reading.unfinished, seconds - (time.monotonic() - started)
     estimated = Estimated(view, *results, spec, seconds)
     estimated.unfinished += left_out
-    estimated.until = started + WITH_WORDS * seconds
+    estimated.until = max(started + seconds, time.monotonic()) + (WITH_WORDS - 1) * seconds
     regions.in_time = estimated.in_time
     ledgers = Ledgers(estimated)
     findings = describe(estimated, ledgers, regions)
@@ -314,8 +314,8 @@ def _judged(checked, arrays, options, given, spec):
 
 def _worst(checked, arrays, options, given, spec):
     """(sequence, head), or (sequence, head, row), of the largest error."""
-    if place := worst_place(checked, arrays, options, given, spec):
-        return place[1:]
+    if wide := look_at(checked, arrays, options, given, spec):
+        return wide.worst[1:]
     look = first_look(checked)
     return (-1, 0) if look is None else Evidence(checked, given, spec, look).worst_place()
 

@@ -7,7 +7,7 @@ import refattn
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.diagnosis.search import diagnose
-from refattn.oracle.diagnosis.wide_look import worst_place
+from refattn.oracle.diagnosis.wide_look import look_at
 from refattn.oracle.imaging import cutting
 from refattn.oracle.imaging.cutting import cut_call, row_samples
 from refattn.oracle.imaging.xray import xray_of_outputs
@@ -119,10 +119,12 @@ def test_one_wrong_head_of_one_sequence_is_found(form, broken):
     given = results_of(function, arrays, options)
     part_of(form, options, given[broken], 23)[4, -1] *= 1.01
     checked = checked_call(*arrays, **options)
-    place = worst_place(checked, arrays, options, given, kernel_spec("float32"))
+    look = look_at(checked, arrays, options, given, kernel_spec("float32"))
     last = part_of(form, options, given[LSE], 23).shape[-1] - 1
-    assert place[1:] == (23, 4, last) and place.excess > 1
-    assert worst_place(checked, arrays, options, given, kernel_spec("float32"), seconds=1e-6) is None
+    assert look.worst[1:] == (23, 4, last) and look.worst.excess > 1
+    assert look.complete and "sequence 23 head 4" in look.only_row[1]
+    assert "sequences 23 of 40, query heads 4 of 6" in look.words
+    assert look_at(checked, arrays, options, given, kernel_spec("float32"), seconds=1e-6) is None
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 0.0])
@@ -130,8 +132,8 @@ def test_a_row_that_is_not_compared_is_found_by_its_numbers(fill):
     arrays = normal(2, 4, 300, DIM), normal(2, 2, 30, DIM), normal(2, 2, 30, DIM)
     given = results_of(refattn.attention_with_lse, arrays, {})
     given[OUTPUT][1, 3, 155] = fill
-    place = worst_place(checked_call(*arrays), arrays, {}, given, kernel_spec("float32"))
-    assert place[1:] == (1, 3, 155)
+    look = look_at(checked_call(*arrays), arrays, {}, given, kernel_spec("float32"))
+    assert look.worst[1:] == (1, 3, 155) and not look.complete and look.only_row is None
 
 
 def test_the_rows_of_an_xray_are_bounded_and_hold_the_worst():
@@ -164,3 +166,9 @@ def test_a_fault_in_one_place_of_a_large_call_is_seen(where):
     output[{"sequence": 31, "head": (31, 5), "last row": (1, 29, -1)}[where]] *= 2
     found = diagnose(output.astype(np.float32), *arrays, lse=lse.astype(np.float32), seconds=3)
     assert found.verdict != "agrees" and found.sampled
+    if where == "head":
+        assert found.best.id == "one_row_garbage" and "sequence 31 head 5 row 0" in found.best.says
+    elif found.location:
+        assert f"wrong are {'sequences 31 of 48' if where == 'sequence' else 'sequences 1 of 2'}" in str(
+            found
+        )
