@@ -28,16 +28,23 @@ def arithmetic_of(precision):
     return ARITHMETICS[precision]
 
 
-def solve(problem, record=None, rows=None, arithmetic=ExactGroup):
-    """Output and lse of a checked problem of any form, one dense part after the other; the other parameters
-    are those of `solve_into`.
+def solve(problem, record=None, rows=None, arithmetic=ExactGroup, each=map):
+    """Output and lse of a checked problem of any form, one group of heads after the other.
+
+    `each(function, groups)` calls the function with every group, as `map` does, and may take several at a
+    time; the other parameters are those of `solve_into`.
     """
     ensure_group_allocatable(*problem.largest_group)
     output = np.zeros(problem.output_shape)
     lse = (np.empty if rows is None else np.zeros)(problem.lse_shape)
-    for part in problem.parts():
-        here = part.of_output(output), part.of_lse(lse)
-        solve_into(part.problem, *here, record, rows=rows, arithmetic=arithmetic)
+    groups = (
+        (group, part.of_output(output)[group.index], part.of_lse(lse)[group.index])
+        for part in problem.parts()
+        for group in groups_of(part.problem, rows)
+    )
+    _prepare()
+    for _ in each(lambda one: solve_group(one[0], arithmetic, *one[1:], record, None), groups):
+        pass
     return output, lse
 
 
@@ -55,14 +62,22 @@ def solve_into(problem, output, lse, record=None, output_low=None, rows=None, ar
     arithmetic : callable
         `refattn.exact.core.ExactGroup` or what has its methods: what is computed of a group of heads.
     """
+    _prepare()
+    for group in groups_of(problem, rows):
+        solve_group(group, arithmetic, output[group.index], lse[group.index], record, output_low)
+
+
+def _prepare():
     require_subnormals()
     keep_freed_memory()
+
+
+def groups_of(problem, rows=None):
+    """The `Heads` of a dense problem, one after the other."""
     picked = None if rows is None else rows(problem.q_len)
-    with np.errstate(all="ignore"):  # NaN and infinity in hidden keys, underflow of weights: all meant
-        for index in np.ndindex(problem.batch_shape):
-            for kv_head in range(problem.num_kv_heads):
-                group = Heads(problem, index, kv_head, picked)
-                solve_group(group, arithmetic, output[index], lse[index], record, output_low)
+    for index in np.ndindex(problem.batch_shape):
+        for kv_head in range(problem.num_kv_heads):
+            yield Heads(problem, index, kv_head, picked)
 
 
 @functools.cache
@@ -114,6 +129,7 @@ class Heads:
         return block if isinstance(self.rows, slice) else self.rows[block]
 
 
+@np.errstate(all="ignore")  # NaN and infinity in hidden keys, underflow of weights: all meant
 def solve_group(group, arithmetic, output, lse, record, output_low):
     """The rows of one `Heads`, a block at a time; output and lse are those of the batch entry."""
     problem, position, length = group.problem, group.position, group.length

@@ -51,8 +51,9 @@ class NumberFormat:
         )
 
     def step(self, x) -> np.ndarray:
-        """Spacing of the format's numbers at each ``|x|`` (float64 in, float64 out)."""
-        power = power_of_two_below(np.abs(np.asarray(x, dtype=np.float64)))
+        """Spacing of the format's numbers at each ``|x|``, in the dtype of `x`, float32 or float64."""
+        x = np.asarray(x)
+        power = power_of_two_below(np.abs(x if x.dtype == np.float32 else x.astype(np.float64, copy=False)))
         return 2.0 * self.unit_roundoff * np.maximum(power, self.smallest_normal)
 
 
@@ -150,8 +151,12 @@ def all_held(x, target: NumberFormat) -> bool:
 
 
 def power_of_two_below(x: np.ndarray) -> np.ndarray:
-    """Largest power of two not above each ``x >= 0`` (float64); 0 for zero and subnormals."""
-    x = np.asarray(x, dtype=np.float64)
+    """Largest power of two not above each ``x >= 0``, in its dtype; 0 for zero and subnormals."""
+    x = np.asarray(x)
+    if x.dtype == np.float32:
+        bits = np.ascontiguousarray(x).view(np.uint32) & np.uint32(0x7F800000)
+        return bits.view(np.float32).reshape(x.shape)
+    x = x.astype(np.float64, copy=False)
     bits = np.ascontiguousarray(x).view(np.uint64) & np.uint64(0x7FF0000000000000)
     return bits.view(np.float64).reshape(x.shape)
 

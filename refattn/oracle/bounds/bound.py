@@ -26,12 +26,15 @@ from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.overflow import may_overflow
 from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import RESULTS, Result, columns
-from refattn.oracle.bounds.row_blocks import Tile, count_rows, tiles
+from refattn.oracle.bounds.row_blocks import count_rows, tile_jobs
 from refattn.oracle.bounds.score_error import score_error
+from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.bounds.tight import tight_bound
+from refattn.oracle.bounds.tile import Tile
 from refattn.oracle.progress import Progress
 
 FAILURE_PROBABILITY = 1e-9
+UNCERTAIN_SCORE = 16.0  # e to an error of a score as large as this may leave float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +125,9 @@ def error_bound(
 
     Notes
     -----
-    Cost: hard about three, tight about ten more products the size of Q K^T or P V in float64, besides the
-    reference itself. Works in blocks of rows and holds a few hundred MiB besides its results.
+    Cost, besides the reference itself: a product of the size of Q K^T in float64 and about eight more, in
+    float32 where the spec and the sizes of the inputs allow it (`README.md`, section 9). Works in blocks of
+    rows, in as many threads as BLAS would use, and holds a few hundred MiB besides its results.
 
     References
     ----------
@@ -155,13 +159,19 @@ def error_bound(
     }
     multiplier = None if kind == "hard" else hoeffding_multiplier(call, failure_probability)
     with Progress("error_bound: computing the reference", progress=progress) as shown:
-        exact = reference_results(function, arrays, options, spec, chosen).results
+        compared_with = reference_results(function, arrays, options, spec, chosen)
+        exact = compared_with.results
         shown.begin("error_bound", count_rows(call), "rows")
-        for tile in tiles(call, exact):
-            bounds = bound_tile(tile, spec, multiplier)
+
+        def write(job):
+            tile = job()
+            bounds = bound_tile(tile, spec, multiplier, compared_with.error)
             for (result, name), array in whole.items():
                 tile.place.write(result, array, getattr(bounds[result], name))
-            shown.step(len(tile.lse))
+            return len(tile.lse)
+
+        for rows_done in in_threads(write, tile_jobs(call, exact, spec=spec)):
+            shown.step(rows_done)
     fields = {
         f"{result.name}_{name}": whole.get((result, name))
         for result in RESULTS
@@ -179,10 +189,15 @@ def hoeffding_multiplier(call, failure_probability) -> float:
     return math.sqrt(2.0 * math.log(2.0 * max(count, 1) / failure_probability))
 
 
-def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> dict[Result, ResultBound]:
-    """The bounds of each result in one block of rows; without `multiplier` only the hard one."""
+def bound_tile(
+    tile: Tile, spec: KernelSpec, multiplier: float | None, reference_error: float = 0.0
+) -> dict[Result, ResultBound]:
+    """The bounds of each result in one block of rows; without `multiplier` only the hard one. Both allow for
+    an error of the reference of so large a share of the hard one."""
     with np.errstate(all="ignore"):
         error = score_error(tile, spec)
+        if tile.dtype != np.float64 and not error.largest.max(initial=0.0) < UNCERTAIN_SCORE:
+            return bound_tile(tile.widened(), spec, multiplier, reference_error)
         rounding = weight_rounding(tile, spec)
         hard = hard_bound(tile, spec, error, rounding)
         bounds = {result: ResultBound(columns(limit)) for result, limit in zip(RESULTS, hard, strict=True)}
@@ -194,6 +209,10 @@ def bound_tile(tile: Tile, spec: KernelSpec, multiplier: float | None) -> dict[R
                 bound.tight, bound.sigma = smaller(columns(tight.limit), bound.hard), columns(tight.sigma)
                 bound.effective, bound.model = tight.effective, tight.model
         for result, bound in bounds.items():
+            if reference_error:
+                off = np.where(bound.hard < np.inf, reference_error * bound.hard, 0.0)
+                bound.hard = bound.hard + off
+                bound.tight = None if bound.tight is None else bound.tight + off
             _claim_only_what_is_known(tile, error, result, bound)
         if any(np.isinf(bound.hard).any() for bound in bounds.values()):
             for bound, overflow in zip(bounds.values(), may_overflow(tile, spec), strict=True):

@@ -7,61 +7,81 @@ the letters. A tile is all that they read, so that a call can be bounded block b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import gamma, smallest_lost
-from refattn.oracle.bounds.row_blocks import Tile
 from refattn.oracle.bounds.score_error import ScoreError
+from refattn.oracle.bounds.tile import Tile
+from refattn.oracle.bounds.tile_sums import row_sums, times
 from refattn.oracle.bounds.uncertain_rows import UNCERTAIN, OutputTerms, limits
 
 LARGEST_EXPONENT = 700.0  # exp beyond it leaves float64
 LARGE = 50.0  # an error of a score that may bring back a weight that underflows here
 
 
+# Errors of scores below this are bounded by a multiple of themselves, e^x - 1 <= x (e^top - 1) / top, which
+# is too large by less than half of it
+SMALL = 2.0**-8
+NEGLIGIBLE = 2e-3  # a share that may be bounded generously without moving a bound by one per cent
+
+
+@dataclass
+class Rounding:
+    """Conversion of the weights (section 3): r_j, the largest error of each as a share of the row sum."""
+
+    each: np.ndarray  # (R, S): r_j
+    relative: float | None  # r_j / p_j where that is one number for all keys, as it is without underflow
+
+
 @dataclass
 class PerturbedWeights:
-    """How far errors of scores and conversion may carry the weights of a row (section 2); R rows, S keys."""
+    """How far errors of scores and conversion may carry the weights of a row (section 2); R rows, S keys.
+
+    Where no error of a score is larger than SMALL, growth and its like are numbers of a row, (R, 1).
+    """
 
     # (R, S): bound of |delta_j|; 0 in rows whose errors are all equal, because those move no output
     eps: np.ndarray
-    growth: np.ndarray  # (R, S): e^(eps_j)
-    error: np.ndarray  # (R, S): p_j w_j with w_j = e^(eps_j) - 1
-    keep: np.ndarray  # (R, S): keep_j / (1 - rate): what dropout multiplies the weight by, 1 without dropout
+    growth: np.ndarray  # (R, S) or (R, 1): e^(eps_j) or more
+    error: np.ndarray  # (R, S): p_j w_j with w_j = e^(eps_j) - 1, or a little more
+    # keep_j / (1 - rate), (R, S): what dropout multiplies the weight by; 1.0 without dropout
+    keep: np.ndarray | float
     # (R, 1): p and eps of the sink; 0 without one
     sink_share: np.ndarray
     sink_eps: np.ndarray
-    # (R, S) or None: r_j: largest error of converting a weight, as a share of the row sum; None where none
-    # is converted
-    rounding: np.ndarray | None
+    rounding: Rounding | None  # None where no weight is converted
     # (R, 1): lower bound of Z, less what conversion may take where the row sum adds converted weights
     least_row_sum: np.ndarray
 
-    @property
+    @cached_property
     def row_error(self):
         """sum_j p_j w_j, (R, 1)."""
-        return self.error.sum(axis=1, keepdims=True)
+        return row_sums(self.error)
 
     @property
     def sink_error(self):
         """p w of the sink, (R, 1)."""
         return self.sink_share * np.expm1(self.sink_eps)
 
-    @property
-    def conversion(self):
-        """r_j e^(eps_j) with dropout applied, (R, S)."""
-        return self.rounding * self.keep * self.growth
+    def converted(self, tile, size):
+        """sum_j r_j e^(eps_j) x_j with dropout applied, (R, C); `size` is (S, C)."""
+        if self.rounding.relative is not None and self.growth.shape[1] == 1:
+            whole = tile.absolute_sum if size is tile.v.magnitude else times(tile.kept, size)
+            return self.rounding.relative * self.growth * whole
+        return times(self.rounding.each * self.keep * self.growth.astype(tile.dtype, copy=False), size)
 
-    @property
+    @cached_property
     def row_conversion(self):
         """sum_j r_j e^(eps_j), (R, 1)."""
         return _row_conversion(self.rounding, self.growth)
 
 
-def weight_rounding(tile, spec):
-    """r_j of section 3, (R, S): the largest error of converting a weight, as a share of the row sum.
+def weight_rounding(tile, spec) -> Rounding | None:
+    """r_j of section 3: the largest error of converting a weight, as a share of the row sum.
 
     r(x) = min(x, max(u_P x, h)); x is relative to the row maximum, or already normalised in eager kernels.
     None where weights are not converted.
@@ -71,9 +91,16 @@ def weight_rounding(tile, spec):
         u <= spec.softmax.unit_roundoff and spec.weight.smallest_normal <= spec.softmax.smallest_normal
     ):
         return None
-    size = 1.0 if spec.normalises_first else tile.total
-    stored = tile.weights * size
-    return np.minimum(stored, np.maximum(u * stored, spec.weight_underflow * tile.keep_scale)) / size
+    stored = tile.weights if spec.normalises_first else tile.exponentials
+    lost = spec.weight_underflow * tile.keep_scale
+    largest_drop = tile.drop.max(axis=1, keepdims=True, initial=0.0).astype(np.float64)
+    smallest = np.exp(-largest_drop) / (tile.total if spec.normalises_first else 1.0)
+    if u * smallest.min(initial=np.inf) >= lost:
+        return Rounding(u * tile.weights, u)
+    each = np.minimum(stored, np.maximum(u * stored, lost))
+    if not spec.normalises_first:
+        each *= tile.per_row(1.0 / tile.total)
+    return Rounding(each, None)
 
 
 def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
@@ -87,28 +114,49 @@ def hard_bound(tile: Tile, spec: KernelSpec, error: ScoreError, rounding):
 def _perturbed_weights(tile, spec, error, rounding):
     """Section 2: w_j = e^(eps_j) - 1 and Z >= sum_k p_k e^(-eps_k), the sink among the keys."""
     p = tile.weights
-    eps = np.where(error.level, 0.0, error.largest) if error.level.any() else error.largest
-    growth, weight_error = _exp(eps), p * np.expm1(np.minimum(eps, LARGEST_EXPONENT))
-    keep = tile.kept / np.where(p > 0, p, 1.0)
+    eps = np.where(error.level, tile.dtype.type(0.0), error.largest) if error.level.any() else error.largest
+    share, sink_eps = sink_share(tile, spec, error)
+    growth, weight_error = _grown(p, eps)
+    keep = 1.0
+    if tile.dropout:
+        keep = tile.kept / np.where(p > 0, p, tile.dtype.type(1.0))
     if eps.max(initial=0.0) > LARGE:
         returning = np.exp(np.minimum(eps - tile.drop, LARGEST_EXPONENT)) / tile.total
         weight_error = np.where(eps > LARGE, returning, weight_error)
         keep = np.where(p > 0, keep, tile.keep_scale)
-    share, sink_eps = sink_share(tile, spec, error)
-    least = (p / growth).sum(axis=1, keepdims=True) + share * np.exp(-sink_eps)
+    least = _least_sum(tile, eps, weight_error) + share * np.exp(-sink_eps)
     if spec.denominator == "rounded":
         lost = _row_conversion(rounding, growth)
         least = np.where(least > lost, least - lost, 0.0)
     return PerturbedWeights(eps, growth, weight_error, keep, share, sink_eps, rounding, least)
 
 
-def _exp(eps):
-    return np.exp(np.minimum(eps, LARGEST_EXPONENT))
+def _grown(p, eps):
+    """e^(eps_j), (R, 1) where all of them are small and (R, S) else, and p_j (e^(eps_j) - 1), (R, S), or a
+    little more."""
+    top = eps.max(axis=1, keepdims=True, initial=0.0).astype(np.float64)
+    if not top.max(initial=0.0) < SMALL:
+        error = np.expm1(np.minimum(eps, LARGEST_EXPONENT))
+        return 1.0 + error, p * error
+    steepest = np.where(top > 0, np.expm1(top) / np.where(top > 0, top, 1.0), 1.0)
+    error = p * eps
+    error *= steepest.astype(error.dtype)
+    return np.exp(top), error
+
+
+def _least_sum(tile, eps, weight_error):
+    """sum_j p_j e^(-eps_j), (R, 1), or a little less: the whole without what it loses, where little."""
+    if eps.max(initial=0.0) < SMALL:
+        return tile.whole - row_sums(weight_error)
+    lost = row_sums(tile.weights, -np.expm1(-eps))
+    return np.where(lost < 0.5, tile.whole - lost, row_sums(tile.weights, np.exp(-eps)))
 
 
 def _row_conversion(rounding, growth):
     """Section 3: sum_j r_j e^(eps_j), what conversion may add to the row sum, (R, 1)."""
-    return np.zeros((len(growth), 1)) if rounding is None else (rounding * growth).sum(axis=1, keepdims=True)
+    if rounding is None:
+        return np.zeros((len(growth), 1))
+    return row_sums(rounding.each) * growth if growth.shape[1] == 1 else row_sums(rounding.each, growth)
 
 
 def _output_terms(tile, spec, error, weights, output) -> OutputTerms:
@@ -117,22 +165,26 @@ def _output_terms(tile, spec, error, weights, output) -> OutputTerms:
     Section 3: V = sum_j p^_j |v_j| and B_P = sum_j r_j e^(eps_j) |v_j| / Z. If both sums take converted
     weights, B_s gains sum_j r_j e^(eps_j) (|v_j - c| + |o - c|) / Z instead.
     """
-    magnitude, value = np.abs(output), tile.value.exact
-    centre = np.zeros(value.shape[1]) if tile.dropout or not len(value) else value.mean(axis=0)
-    value_distance, output_distance = np.abs(value - centre), np.abs(output - centre)
-    kept_error, row_error = weights.keep * weights.error, weights.row_error
-    scores = kept_error @ value_distance + row_error * output_distance + weights.sink_error * magnitude
-    absolute_sum = (tile.kept + kept_error) @ np.abs(value)
+    magnitude, row_error = np.abs(output), weights.row_error
+    output_distance, distance = magnitude, tile.v.magnitude
+    if not tile.dropout and len(distance):  # weights that are all kept add up to 1
+        centre = tile.v.exact.mean(axis=0)
+        output_distance, distance = np.abs(output - centre), np.abs(tile.v.exact - centre)
+    kept_error = weights.keep * weights.error
+    scores = times(kept_error, distance) + row_error * output_distance + weights.sink_error * magnitude
+    if weights.growth.shape[1] == 1:
+        absolute_sum = tile.absolute_sum * weights.growth
+    else:
+        absolute_sum = times(tile.kept + kept_error, tile.v.magnitude)
     least, conversion = weights.least_row_sum, 0.0
     if weights.rounding is not None:
-        each = weights.conversion
-        conversion = each @ np.abs(value)
+        conversion = weights.converted(tile, tile.v.magnitude)
         if error.level.any():  # one number converted for all keys, in proportion to the result
-            most = _exp(error.largest.max(axis=1, keepdims=True, initial=0.0))
-            of_result = level_conversion(tile, weights.rounding) * most * magnitude
+            most = np.minimum(error.largest.max(axis=1, keepdims=True, initial=0.0), LARGEST_EXPONENT)
+            of_result = level_conversion(tile, weights.rounding) * np.exp(most) * magnitude
             conversion = np.where(error.level, of_result, conversion)
         if spec.denominator == "rounded":
-            both_sums = each @ value_distance + weights.row_conversion * output_distance
+            both_sums = weights.converted(tile, distance) + weights.row_conversion * output_distance
             scores = scores + np.where(error.level & (not tile.dropout), 0.0, both_sums)
         conversion = conversion / least
     terms = OutputTerms(scores / least, absolute_sum / least, conversion)
@@ -156,7 +208,7 @@ def _output_bound(tile, spec, error, weights, terms):
     if tile.latent is None and tile.value.largest_error is None:
         off = np.fmin(off, _distance_within_values(tile, weights, passes) + magnitude)
     count, tiny = tile.count.astype(np.float64), smallest_lost(spec)
-    largest_value = np.abs(tile.value.exact).max(axis=0, initial=0.0)
+    largest_value = tile.largest_value
     off = off + tiny * (count * largest_value * tile.keep_scale + error.most_rises + 5)
     off = off + np.fmin(tiny * count, terms.absolute_sum)
     row_sum = _row_sum_roundings(tile, spec, error)
@@ -180,16 +232,15 @@ def _row_sum_roundings(tile, spec, error):
 def _inexact_values(tile, spec, weights):
     """Section 3: sum_j p^_j dv_j for values with entrywise errors dv_j, and no more than 2 max_j dv_j."""
     dv = tile.value.largest_error
-    weighted = (
-        ((tile.kept * weights.growth) @ dv) * (1.0 + spec.weight.unit_roundoff) / weights.least_row_sum
-    )
+    grown = tile.kept * weights.growth.astype(tile.dtype, copy=False)
+    weighted = times(grown, dv) * (1.0 + spec.weight.unit_roundoff) / weights.least_row_sum
     return np.fmin(weighted, 2.0 * tile.keep_scale * dv.max(axis=0, initial=0.0))
 
 
 def _distance_within_values(tile, weights, passes):
     """Section 3: a mean of values stays among them; only conversion and sums carry it beyond max_j |v_j|."""
     converted = 0.0 if weights.rounding is None else level_conversion(tile, weights.rounding)
-    largest_value = np.abs(tile.value.exact).max(axis=0, initial=0.0)
+    largest_value = tile.largest_value
     return largest_value * tile.keep_scale * (1 + converted) * (1 + passes)
 
 
@@ -200,11 +251,14 @@ def _latent_products(tile, spec, weights, passes):
     """
     latent, w_uv = np.abs(tile.latent), np.abs(tile.w_uv).T
     least = weights.least_row_sum
-    scores = (tile.kept * np.expm1(np.minimum(weights.eps, LARGEST_EXPONENT))) @ latent
-    middle, largest = np.abs(tile.kept @ tile.latent), tile.keep_scale * latent.max(axis=0, initial=0.0)
-    conversion = 0.0 if weights.rounding is None else weights.conversion @ latent
+    scores = times(weights.keep * weights.error, latent)
+    middle, largest = (
+        np.abs(times(tile.kept, tile.latent)),
+        tile.keep_scale * latent.max(axis=0, initial=0.0),
+    )
+    conversion = 0.0 if weights.rounding is None else weights.converted(tile, latent)
     conversion = np.fmin(conversion / least, largest)  # a weight changes by no more than itself
-    absolute_sum = np.fmin((tile.kept @ latent + scores) / least, largest) + conversion
+    absolute_sum = np.fmin((times(tile.kept, latent) + scores) / least, largest) + conversion
     off = np.fmin((scores + weights.row_error * middle) / least, largest + middle) + conversion
     off = off + passes * absolute_sum
     stored = spec.intermediate.unit_roundoff
@@ -230,14 +284,15 @@ def _lse_bound(tile, spec, error, weights):
 
 def _row_sum_range(tile, spec, error, weights):
     """Section 3: sum_j p_j e^(-eps_j) and sum_j p_j e^(eps_j), between which Z lies, (R,) each."""
-    growth, converted, least = weights.growth, weights.row_conversion, weights.least_row_sum
+    converted, least, gained = weights.row_conversion, weights.least_row_sum, weights.row_error
     in_row_sum = spec.denominator == "rounded"
     if error.level.any():  # equal errors move no output, but they move the lse
-        growth = _exp(error.largest)
-        converted = _row_conversion(weights.rounding, growth)
-        least = (tile.weights / growth).sum(axis=1, keepdims=True) - (converted if in_row_sum else 0.0)
-        least = np.maximum(least, 0.0) + weights.sink_share * np.exp(-weights.sink_eps)
-    most = (tile.weights * growth).sum(axis=1) + (weights.sink_share * np.exp(weights.sink_eps))[:, 0]
+        growth, weight_error = _grown(tile.weights, error.largest)
+        converted, gained = _row_conversion(weights.rounding, growth), row_sums(weight_error)
+        least = _least_sum(tile, error.largest, weight_error)
+        least = np.maximum(least - (converted if in_row_sum else 0.0), 0.0)
+        least = least + weights.sink_share * np.exp(-weights.sink_eps)
+    most = (tile.whole + gained + weights.sink_share * np.exp(weights.sink_eps))[:, 0]
     return least[:, 0], most + converted[:, 0] if in_row_sum else most
 
 
@@ -247,8 +302,7 @@ def sums_overflow(tile, spec):
     Relative to an early, lower maximum it may be larger than in the end, but each weight is at most 1.
     """
     count = 1.25 if spec.normalises_first else tile.count.astype(np.float64)
-    largest = np.abs(tile.value.exact).max(axis=0, initial=0.0)
-    return count * largest * tile.keep_scale >= 0.5 * spec.accumulator.largest
+    return count * tile.largest_value * tile.keep_scale >= 0.5 * spec.accumulator.largest
 
 
 def sink_share(tile, spec, error):
@@ -271,8 +325,7 @@ def sink_share(tile, spec, error):
 
 def lse_magnitudes(tile):
     """|m| and |ln l| for the maximum with and without the sink, whichever is larger, (R,) each."""
-    largest_key = np.where(tile.visible, tile.biased, -np.inf).max(axis=1, initial=-np.inf)
-    largest_key = np.where(np.isfinite(largest_key), largest_key, tile.maximum)
+    largest_key = np.where(np.isfinite(tile.largest_score), tile.largest_score, tile.maximum)
     lse = np.where(np.isfinite(tile.lse), tile.lse, 0.0)
     return (
         np.maximum(np.abs(tile.maximum), np.abs(largest_key)),

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.bounds.repeated_keys import MOST_GROUPS, repeated_keys
+from refattn.oracle.bounds.repeated_keys import MOST_GROUPS
 from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE
+from refattn.oracle.bounds.single import COARSE_WEIGHTS
+from refattn.oracle.bounds.tile_sums import row_sums, times
 
 WORDS = {"up": ("upward", "downward"), "away": ("away from zero", "toward zero")}
 FEWEST = 45.0  # independent errors of which a mean of one sigma could be told from chance
@@ -29,6 +32,7 @@ NARROWER, WIDER = 1.0 / 3.0, 2.0
 KNOWN = 1.5
 RUNS = 32  # places of a row at which a common factor of the keys before is looked at
 SIGNATURE_BITS = 30
+NOT_FINITE = np.uint64(0x7FF << 52)  # bits of float64's infinity
 
 
 @dataclass
@@ -46,9 +50,7 @@ class OutputModel:
     before: np.ndarray  # deviation of the error before the result is written
     row_sum: np.ndarray  # (R, 1): variance of the relative error of the row sum
     latent: np.ndarray | None  # (R, C) or None: variance of the latent output, absorbed form
-    # `step`, `exact`: relative step of each weight's conversion and the rounding of the exact weights,
-    # (R, S)
-    conversion: object
+    conversion: object  # of the weights: `tight.Conversion`
     joined: object  # (R, 1) or float: deviation of one split's lse
 
     def sums(self, tile, spec, compared, copies):
@@ -82,9 +84,8 @@ class LseModel:
         writing = form.step(expected) ** 2 / 12.0
         signed = [*(scaled * part for part in self.common), scaled * spread]
         if tile.key.largest_error is not None:
-            shift = tile.scale * (tile.weights * (tile.query.exact @ _rounding(tile.key.exact, spec).T)).sum(
-                axis=1
-            )
+            rounding = _rounding(tile.key, tile, spec)
+            shift = tile.scale * row_sums(tile.weights, tile.q.exact @ rounding.T)[:, 0]
             signed.append(scaled * shift)
         yield (
             "up",
@@ -116,29 +117,37 @@ def written_mean(exact, before, form):
 
 
 def coarse_key(exact):
-    """The magnitude rounded to 40 bits."""
-    fraction, exponent = np.frexp(np.abs(np.where(np.isfinite(exact), exact, 0.0)))
-    with np.errstate(over="ignore"):  # the largest numbers round to infinity, which is a key as well
-        return np.ldexp(np.round(fraction * 2.0**40), exponent - 40)
+    """A number for the magnitude rounded to 40 bits, uint64; that of 0 for what is not finite."""
+    bits = np.abs(exact).view(np.uint64)
+    bits = np.where(bits < NOT_FINITE, bits, 0) if bits.max(initial=0) >= NOT_FINITE else bits
+    return (bits + np.uint64(2**12)) >> np.uint64(13)
 
 
 class Copies:
-    """How often each number occurs in a whole result: copies round alike."""
+    """How often each number occurs in a result, in the rows that are looked at: copies round alike."""
 
     def __init__(self, exact):
-        self.sorted = np.sort(coarse_key(exact), axis=None)
+        keys = np.sort(coarse_key(np.concatenate([part.ravel() for part in exact])))
+        again = np.flatnonzero(keys[1:] == keys[:-1])
+        # the numbers that occur more than once, and how often; few results hold any
+        self._keys, times = np.unique(keys[again], return_counts=True)
+        self._more = np.append(times, 0)
 
     def of(self, exact):
+        if not len(self._keys):
+            return 1
         keys = coarse_key(exact)
-        return np.searchsorted(self.sorted, keys, "right") - np.searchsorted(self.sorted, keys, "left")
+        at = np.searchsorted(self._keys, keys)
+        found = self._keys[np.minimum(at, len(self._keys) - 1)] == keys
+        return 1 + np.where(found, self._more[at], 0)
 
 
 def signature(tile):
     """A number of each row, (R,), that rows share whose scores are the same, or the same but for a power of
     two, because positions, a few levels or repeated queries decide them: the fraction of the smallest step
     below the maximum."""
-    drop = np.where(tile.drop > 1e-9, tile.drop, np.inf).min(axis=1, initial=np.inf)
-    return _rounded(np.frexp(drop)[0])
+    drop = tile.drop.min(axis=1, initial=np.inf, where=tile.drop > 1e-9)
+    return _rounded(np.frexp(drop.astype(np.float64))[0])
 
 
 def _rounded(x):
@@ -156,11 +165,12 @@ class Lean:
 
     FIELDS = ("total", "row", "own", "signed", "shared", "count")
 
-    def __init__(self, result, exact):
+    def __init__(self, result, exact, looked_at=None):
+        """`looked_at`: the parts of the exact result whose rows are looked at; all by default."""
         self.result, row_shape = result, result.row_shape(exact.shape)
         self.sums = {side: {field: np.zeros(row_shape) for field in self.FIELDS} for side in result.leans}
         self.signature, self.level = np.full(row_shape, np.nan), np.full(row_shape, np.nan)
-        self.copies = Copies(exact)
+        self.copies = Copies([exact] if looked_at is None else looked_at)
         self.found = None
 
     def update(self, tile, spec, compared):
@@ -245,27 +255,48 @@ class _Rows:
 
     def __init__(self, tile, spec, model):
         self.tile, self.spec, self.model = tile, spec, model
-        self.deviation = np.sqrt(np.where(model.error.level, 0.0, model.error.variance))
-        self.repeats = repeated_keys(tile.key.exact)
+        error = model.error
+        self.apart = None if not error.level.any() else ~error.level
+        self.variance = self._apart(error.variance)
+        self.below_top = self._apart((tile.drop > 0).astype(tile.dtype))
+        self.common = [self._apart(part) for part in error.common]
         self.output = np.where(np.isfinite(tile.output), tile.output, 0.0)
+
+    @cached_property
+    def key_rounding(self):
+        return _rounding(self.tile.key, self.tile, self.spec)
+
+    @cached_property
+    def value_rounding(self):
+        return _rounding(self.tile.value, self.tile, self.spec)
+
+    def _apart(self, array):
+        """0 in rows whose scores all have one error."""
+        return array if self.apart is None else array * self.apart.astype(array.dtype)
 
     def of(self, signs, usual):
         tile, model = self.tile, self.model
         centre = (signs * self.output).sum(axis=1, keepdims=True)
-        moved = tile.kept * (signs @ tile.value.exact.T)
-        both = moved - tile.weights * centre
-        scores = both * self.deviation
-        variance = self._square(scores) + model.row_sum[:, 0] * centre[:, 0] ** 2
-        signed = [(both * np.where(model.error.level, 0.0, part)).sum(axis=1) for part in model.error.common]
+        # (R, E) @ (E, S): W . v_j, in a power of two that keeps squares of 1 / sigma in range
+        unit = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(signs).max(initial=0.0), np.finfo(float).tiny)))
+        in_units = (signs / unit).astype(tile.dtype)
+        moved = in_units @ tile.v.exact.T
+        moved *= tile.kept
+        centre = centre / unit
+        both = moved - tile.weights * tile.per_row(centre)
+        variance = self._square(both, self.variance) + model.row_sum[:, 0] * centre[:, 0] ** 2
+        signed = [row_sums(both, part)[:, 0] for part in self.common]
         variance = variance + sum(part**2 for part in signed)
         # an exponential that errs to one side is exact at the row maximum, or errs there in all rows alike
-        signed.append(
-            self.spec.exp_error * np.where(model.error.level, 0.0, both * (tile.drop > 0)).sum(axis=1)
-        )
+        signed.append(self.spec.exp_error * row_sums(both, self.below_top)[:, 0])
         if model.conversion is not None:
             variance = variance + self._converted(moved, both, centre, signed)
-        variance = variance + self._factors(both) + self._operands(both, signs, signed)
-        return {"row": variance, "signed": signed, "shared": np.where(usual, model.shared, 0.0).sum(axis=1)}
+        variance = variance + self._factors(both) + self._operands(both, in_units, signed)
+        return {
+            "row": variance * unit**2,
+            "signed": [part * unit for part in signed],
+            "shared": np.where(usual, model.shared, 0.0).sum(axis=1),
+        }
 
     def _converted(self, moved, both, centre, signed):
         """Variance of converting the weights; what the roundings of the exact weights make is added to
@@ -275,16 +306,17 @@ class _Rows:
         factors = (
             [both]
             if rounded and not self.tile.dropout
-            else [moved, self.tile.weights * centre]
+            else [moved, self.tile.weights * self.tile.per_row(centre)]
             if rounded
             else [moved]
         )
         variance = 0.0
         for factor in factors:
             variance = variance + np.maximum(
-                self._square(factor * conversion.step) / 12.0, self._square(factor * conversion.exact)
+                self._square(factor, conversion.step_square) / 12.0,
+                self._square(factor, conversion.exact_square),
             )
-            signed.append(KNOWN * (factor * conversion.exact).sum(axis=1))
+            signed.append(KNOWN * row_sums(factor, conversion.exact)[:, 0])
         return variance
 
     def _factors(self, both):
@@ -295,7 +327,8 @@ class _Rows:
         ]
         if not len(edges) or not both.shape[1]:
             return 0.0
-        largest = np.abs(np.cumsum(np.add.reduceat(both, edges, axis=1), axis=1)).max(axis=1) ** 2
+        runs = np.add.reduceat(both, edges, axis=1).astype(np.float64, copy=False)
+        largest = np.abs(np.cumsum(runs, axis=1)).max(axis=1) ** 2
         one = spec.exp_error**2 / 3.0 + ROUNDING_VARIANCE * 4.0 * spec.softmax.unit_roundoff**2
         return largest * (
             error.rises[:, 0] * one
@@ -308,17 +341,21 @@ class _Rows:
         tile, variance = self.tile, 0.0
         query, key, value = tile.query, tile.key, tile.value
         if query.largest_error is not None:
-            by_dim = tile.scale * (both @ key.exact)
+            by_dim = tile.scale * times(both, tile.k.exact)
             variance = variance + ROUNDING_VARIANCE * ((query.typical_error * by_dim) ** 2).sum(axis=1)
-            signed.append((by_dim * _rounding(query.exact, self.spec)).sum(axis=1))
+            signed.append((by_dim * _rounding(query, tile, self.spec)).sum(axis=1))
         rows = max(len(both), 1)
-        for operand, weights, columns in ((key, both, tile.scale * query.exact), (value, tile.kept, signs)):
-            if operand.largest_error is not None:
-                shared = weights.T @ columns
+        of_query = tile.scale * tile.q.exact
+        for operand, rounding, weights, columns in (
+            (key, self.key_rounding, both, of_query),
+            (value, self.value_rounding, tile.kept, signs),
+        ):
+            if rounding is not None:
+                shared = times(weights.T, columns)
                 variance = (
                     variance + ROUNDING_VARIANCE * ((operand.typical_error * shared) ** 2).sum() / rows
                 )
-                signed.append((columns * (weights @ _rounding(operand.exact, self.spec))).sum(axis=1))
+                signed.append((columns * times(weights, rounding)).sum(axis=1))
         return variance
 
     def own(self, signs, scaled, usual, copies):
@@ -329,16 +366,22 @@ class _Rows:
             variance = variance + (self.model.latent * (signs @ self.tile.w_uv) ** 2).sum(axis=1)
         return variance
 
-    def _square(self, terms):
-        """Sum of squares over the keys, (R,); those of equal keys also summed up first."""
-        total = (terms**2).sum(axis=1)
-        if len(self.repeats) > MOST_GROUPS:
-            return total + sum(
-                len(members) * (terms[:, members] ** 2).sum(axis=1) for members in self.repeats
-            )
-        return total + sum(terms[:, members].sum(axis=1) ** 2 for members in self.repeats)
+    def _square(self, factor, squares):
+        """Sum of factor^2 squares over the keys, (R,); the terms of equal keys also summed up first."""
+        total, repeats = row_sums(factor * factor, squares)[:, 0], self.tile.repeats
+        terms = lambda members: factor[:, members] * np.sqrt(squares[:, members])
+        if len(repeats) > MOST_GROUPS:
+            return total + sum(len(members) * (terms(members) ** 2).sum(axis=1) for members in repeats)
+        return total + sum(terms(members).sum(axis=1) ** 2 for members in repeats)
 
 
-def _rounding(exact, spec):
-    """What loading an operand, or storing it where the kernel forms it (latent attention), does to it."""
-    return round_to(exact, max(spec.input, spec.intermediate, key=lambda form: form.unit_roundoff)) - exact
+def _rounding(operand, tile, spec):
+    """What loading an operand, or storing it where the kernel forms it (latent attention), does to it; None
+    where it is exact."""
+    if operand.largest_error is None:
+        return None
+    form = max(spec.input, spec.intermediate, key=lambda form: form.unit_roundoff)
+    # float32 shows the roundings of formats that are much coarser
+    dtype = tile.dtype if form.unit_roundoff >= COARSE_WEIGHTS else np.float64
+    exact = operand.exact.astype(dtype, copy=False)
+    return (round_to(exact, form) - exact).astype(tile.dtype, copy=False)

@@ -20,11 +20,16 @@ def level_rows(tile, spec, magnitudes) -> np.ndarray:
     """Where all visible keys of a row have one error, (R, 1) of bool; `magnitudes` is sum |q||k|, (R, S)."""
     level = tile.count[:, 0] == 1
     exact = tile.query.largest_error is None and tile.key.largest_error is None
-    if exact and tile.alibi is None and tile.bias is None and spec.splits == 1 and magnitudes.shape[1]:
+    alike = exact and tile.alibi is None and tile.bias is None and spec.splits == 1 and magnitudes.shape[1]
+    if alike and not magnitudes.min() > 0.0:
         level |= np.where(tile.visible, magnitudes, 0.0).max(axis=1) == 0.0
     return (level if tile.sink is None else level & ~(tile.sink > -np.inf))[:, None]
 
 
 def level_conversion(tile, rounding) -> np.ndarray:
-    """max_j r_j / p_j, the largest relative error of converting a weight, (R, 1); `rounding` is r_j."""
-    return (rounding / np.where(tile.weights > 0, tile.weights, 1.0)).max(axis=1, keepdims=True, initial=0.0)
+    """max_j r_j / p_j, the largest relative error of converting a weight, (R, 1); `rounding` is that of
+    `hard.weight_rounding`."""
+    if rounding.relative is not None:
+        return np.where(tile.count > 0, rounding.relative, 0.0)
+    relative = rounding.each / np.where(tile.weights > 0, tile.weights, tile.dtype.type(1.0))
+    return relative.max(axis=1, keepdims=True, initial=0.0).astype(np.float64)

@@ -13,19 +13,27 @@ differ in which operands they round.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from refattn.calls.options import Options
 from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.formats import FORMATS, all_held
+from refattn.oracle.bounds import single
+from refattn.oracle.bounds.repeated_keys import repeated_keys
 
 
 @dataclass
 class Operand:
-    """A matrix in float64 and how far the kernel's copy may be off, entry by entry; None if it is exact."""
+    """A matrix and how far the kernel's copy may be off, entry by entry; None if it is exact.
+
+    In float64, or in float32 where the arrays hold no more and the bounds need no more.
+    """
 
     exact: np.ndarray
     largest_error: np.ndarray | None = None
@@ -46,6 +54,16 @@ class Operand:
     @property
     def parts(self):
         return self.exact, self.largest_error, self.typical_error
+
+    @cached_property
+    def in_single(self):
+        """`single.in_single` of the matrix, made once for all groups that share it."""
+        return single.in_single(self.exact)
+
+    @cached_property
+    def repeated(self):
+        """Index sets of equal rows."""
+        return repeated_keys(finite(self.exact), None if self.in_single is None else self.in_single.exact)
 
     def rows(self, rows) -> Operand:
         return Operand(*(None if part is None else part[..., rows, :] for part in self.parts))
@@ -115,17 +133,20 @@ def operands(function, arrays, options, spec) -> Call:
 
 
 def finite(x):
-    """NaN and infinities as 0: what they touch is not finite and has no bound."""
-    return np.where(np.isfinite(x), x, 0.0)
+    """NaN and infinities as 0: what they touch is not finite and has no bound. Without any, the array
+    itself."""
+    there = np.isfinite(x)
+    return x if there.all() else np.where(there, x, x.dtype.type(0.0))
 
 
-def _float64(x):
-    return np.asarray(x, dtype=np.float64)
-
-
-def _loaded(array, spec):
+def _loaded(array, spec, dtype=np.float64):
     """An array of the caller as a kernel loads it."""
-    return Operand(_float64(array)).rounded_to(spec.input, array.dtype)
+    return Operand(np.asarray(array, dtype=dtype)).rounded_to(spec.input, array.dtype)
+
+
+def _narrowest(array, spec):
+    """The dtype that holds the numbers of an array, float32 where bounds may be computed in it."""
+    return np.float32 if array.dtype.itemsize <= 4 and single.suffices_for(spec) else np.float64
 
 
 def _dense_part(problem, spec, rows) -> Part:
@@ -136,8 +157,8 @@ def _dense_part(problem, spec, rows) -> Part:
         heads = slice(kv_head * size, (kv_head + 1) * size)
         return Group(
             _scaled(_loaded(problem.query[index][heads], spec), spec, problem.scale),
-            _loaded(problem.key[index][kv_head, :length], spec),
-            _loaded(problem.value[index][kv_head, :length], spec),
+            _loaded(problem.key[index][kv_head, :length], spec, _narrowest(problem.key, spec)),
+            _loaded(problem.value[index][kv_head, :length], spec, _narrowest(problem.value, spec)),
         )
 
     return Part(
@@ -164,31 +185,46 @@ def _latent_part(problem, spec) -> Part:
         problem.q_nope.shape[-2],
     )
 
-    def load(index, head):
+    @functools.lru_cache(maxsize=1)  # all heads of a batch entry share them
+    def latents(index):
         length = int(problem.kv_lengths[index])
+        arrays = problem.kv_latent[index][:length], problem.k_rope[index][:length]
+        latent, k_rope = (_loaded(array, spec) for array in arrays)
+        return latent, k_rope, _joined(latent, k_rope), _works_in_single(latent, spec)
+
+    def load(index, head):
+        latent, k_rope, absorbed_key, in_single = latents(index)
         inputs = (
             problem.q_nope[index][head],
             problem.q_rope[index][head],
-            problem.kv_latent[index][:length],
-            problem.k_rope[index][:length],
             problem.w_uk[head],
             problem.w_uv[head],
         )
-        rounded = [_loaded(array, spec) for array in inputs]
-        q_nope, q_rope, latent, k_rope, w_uk, w_uv = rounded
+        q_nope, q_rope, w_uk, w_uv = (_loaded(array, spec) for array in inputs)
+        in_single = in_single and all(_works_in_single(side, spec) for side in (q_nope, w_uk, w_uv))
+        dtype = np.float32 if in_single else np.float64
         shared = w_uk.largest_error is not None or w_uv.largest_error is not None
         if problem.implementation == "absorb":
-            absorbed = _product(q_nope, w_uk.exact, w_uk, spec)  # (T, N) @ (N, C)
-            query, key = _joined(absorbed, q_rope), _joined(latent, k_rope)
-            value = _product(latent, w_uv.exact.T, _transposed(w_uv), None)
+            absorbed = _product(q_nope, w_uk, spec)  # (T, N) @ (N, C)
+            # no kernel forms these values; bounds need them to a few digits
+            value = _product(_in_dtype(latent, dtype), _in_dtype(_transposed(w_uv), dtype), None, dtype)
             kept = Latent(finite(latent.exact), finite(w_uv.exact))
-            return Group(_scaled(_stacked(query), spec, problem.scale), key, value, kept, shared)
-        key = _joined(_product(latent, w_uk.exact.T, _transposed(w_uk), spec), k_rope)  # (S, C) @ (C, N)
-        value = _product(latent, w_uv.exact.T, _transposed(w_uv), spec)
+            query = _scaled(_stacked(_joined(absorbed, q_rope)), spec, problem.scale)
+            return Group(query, absorbed_key, value, kept, shared)
+        key = _joined(_product(latent, _transposed(w_uk), spec, dtype), k_rope)  # (S, C) @ (C, N)
+        value = _product(latent, _transposed(w_uv), spec, dtype)
         query = _joined(q_nope, q_rope)
         return Group(_scaled(_stacked(query), spec, problem.scale), key, value, None, shared)
 
     return Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
+
+
+def _works_in_single(operand, spec):
+    return single.suffices_for(spec) and operand.in_single is not None
+
+
+def _in_dtype(operand, dtype):
+    return Operand(*(None if part is None else part.astype(dtype, copy=False) for part in operand.parts))
 
 
 def _transposed(operand):
@@ -213,46 +249,51 @@ def _joined(left, right):
     return Operand(*parts)
 
 
-def _product(left, right_exact, right, spec):
+def _product(left, right, spec, dtype=np.float64):
     """left @ right as a kernel computes it ahead of attention: inputs rounded, n terms added up, the result
-    stored as `intermediate`.
+    stored as `intermediate`; errors in `dtype`.
 
     With spec None only the errors of the operands count, because the kernel never forms this product.
     """
-    a, b = np.abs(finite(left.exact)), np.abs(finite(right_exact))
-    product = finite(left.exact) @ finite(right_exact)
+    exact = left.exact @ right.exact
+    if spec is None and left.largest_error is None and right.largest_error is None:
+        return Operand(exact)
+    in_dtype = lambda x: None if x is None else np.abs(finite(x)).astype(dtype, copy=False)
+    a, b = in_dtype(left.exact), in_dtype(right.exact)
+    product = in_dtype(exact)
     largest, squares = np.zeros_like(product), np.zeros_like(product)
     for error, typical, other, first in (
-        (left.largest_error, left.typical_error, b, True),
-        (right.largest_error, right.typical_error, a, False),
+        (*map(in_dtype, left.parts[1:]), b, True),
+        (*map(in_dtype, right.parts[1:]), a, False),
     ):
         if error is not None:
             largest += error @ other if first else other @ error
             squares += typical**2 @ other**2 if first else other**2 @ typical**2
     if left.largest_error is not None and right.largest_error is not None:
-        largest += left.largest_error @ right.largest_error
+        largest += in_dtype(left.largest_error) @ in_dtype(right.largest_error)
     if spec is not None:
         terms, u = a.shape[-1], spec.accumulator_roundoff
         largest += gamma(terms, u) * (a @ b + largest)
         squares += u**2 * (chain(terms, spec.sum_block) * (0.5 * (a**2 @ b**2) + product**2 / 3))
         stored = spec.intermediate.unit_roundoff
-        largest += stored * (np.abs(product) + largest) + spec.intermediate.half_subnormal_step
+        largest += stored * (product + largest) + spec.intermediate.half_subnormal_step
         squares += (stored * product) ** 2
     if not largest.any():
-        return Operand(left.exact @ right_exact)
-    return Operand(left.exact @ right_exact, largest, np.sqrt(squares))
+        return Operand(exact)
+    return Operand(exact, largest, np.sqrt(squares))
 
 
 def gamma(n, u):
     """n u / (1 - n u), the bound of n roundings (Higham 2002, section 3.1); infinite once n u reaches 1."""
+    if np.ndim(n) == 0:  # a Python float, which leaves arrays in their dtype
+        return n * u / (1.0 - n * u) if n * u < 1.0 else math.inf
     n = np.asarray(n, dtype=np.float64)
     return np.where(n * u < 1.0, n * u / np.where(n * u < 1.0, 1.0 - n * u, 1.0), np.inf)
 
 
 def chain(n, block):
     """Additions a term passes when n terms are summed in blocks and the blocks one after another."""
-    n = np.asarray(n, dtype=np.float64)
-    return np.minimum(n, block) + np.ceil(n / block)
+    return min(n, block) + math.ceil(n / block)
 
 
 def smallest_lost(spec):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from refattn.latent import solve_latent, without_unused_slots
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.bounds.compiled_reference import available, compiled_results, latent_products, pays
 from refattn.oracle.bounds.results import RESULTS
+from refattn.oracle.bounds.threads import in_threads
 
 SMALLEST_ROUNDOFF = 2.0**-30  # kernels whose own is smaller are judged by the exact reference
 STEPS = 8.0  # roundoffs of float64 at most where the hard bound has one of the kernel's (README, section 8)
@@ -98,7 +100,7 @@ def reference_results(function, arrays, options, spec, reference=None, rows=None
         problem = dataclasses.replace(problem, implementation=cheaper_form(problem, rows))
         if not projections_within_range(problem):
             name = "exact"
-    run = solve_latent if form.projects else solve
+    run = solve_latent if form.projects else partial(solve, each=in_threads)
     if name == "exact":
         return Reference(*run(problem, rows=rows), IN_WORDS[name], whole=rows is None)
     if name == "cpu_kernels":

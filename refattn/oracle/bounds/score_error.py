@@ -8,6 +8,7 @@ and every rescaling by exp(old maximum - new maximum). Each function implements 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from refattn.oracle.arithmetic.formats import all_held
 from refattn.oracle.bounds.level_rows import level_rows
 from refattn.oracle.bounds.operands import chain, gamma, smallest_lost
-from refattn.oracle.bounds.row_blocks import Tile
+from refattn.oracle.bounds.tile import Tile
 
 # Mean square over the square of the range. A rounding: a third, times the mean square of (power of two
 # below x) / x, about one half. The error of a function: a third, anything in its range.
@@ -94,9 +95,13 @@ def score_error(tile: Tile, spec) -> ScoreError:
     rescalings = _rescalings(tile, spec)
     _add_exponential(tile, spec, running, rescalings)
 
-    only = lambda part: np.where(tile.visible, part, 0.0)
+    only = lambda part: tile.hide(
+        part if np.shape(part) == tile.drop.shape else np.zeros_like(tile.drop) + part
+    )
     roundings, functions = running.square, running.function_square
-    variance = only(ROUNDING_VARIANCE * roundings + FUNCTION_VARIANCE * functions)
+    variance = ROUNDING_VARIANCE * roundings
+    variance += FUNCTION_VARIANCE * functions
+    variance = only(variance)
     common = [only(part) for part in [running.proportional, *running.separate]]
     if variance.max(initial=0.0) > SECOND_ORDER:
         common.append(0.5 * variance)  # the mean of exp(delta) is 1 + variance / 2
@@ -115,43 +120,69 @@ def score_error(tile: Tile, spec) -> ScoreError:
 
 def _products(tile) -> _Products:
     """Lines "first product" and "inputs rounded": eta_j / |scale|, and |scale| (dq |k| + |q| dk + dq dk)."""
-    q, k, scale = np.abs(tile.query.exact), np.abs(tile.key.exact), tile.scale
+    q, k, scale = tile.q.magnitude, tile.k.magnitude, tile.scale
     magnitudes = q @ k.T
-    squares = (scale * q) ** 2 @ (k**2).T
+    scaled_square = (scale * tile.q.exact) ** 2
+    squares = scaled_square @ tile.k.square.T
     error, error_square = 0.0, 0.0
     if tile.query.largest_error is not None:
         error = error + scale * (tile.query.largest_error @ k.T)
-        error_square = error_square + (scale * tile.query.typical_error) ** 2 @ (k**2).T
+        error_square = error_square + (scale * tile.query.typical_error) ** 2 @ tile.k.square.T
         q = q + tile.query.largest_error
     if tile.key.largest_error is not None:
         error = error + scale * (q @ tile.key.largest_error.T)
-        error_square = error_square + (scale * tile.query.exact) ** 2 @ (tile.key.typical_error**2).T
+        error_square = error_square + scaled_square @ (tile.key.typical_error**2).T
     return _Products(magnitudes, squares, error, error_square)
+
+
+def _equal_products(tile, squares, x2, u_dot):
+    """Where all products of a score are so nearly equal that they lose the same remainders, (R, S) of bool.
+
+    float32 does not tell to a few roundoffs; what it cannot exclude is looked at in float64.
+    """
+    dim, nearly = tile.head_dim, max((EQUAL_PRODUCTS * u_dot) ** 2, 1e-14)
+    if tile.dtype == np.float64:
+        return dim * squares - x2 < nearly * x2
+    equal = dim * squares < (1.0 + max(nearly, 1e-4)) * x2
+    for row in np.flatnonzero(equal.any(axis=1)):
+        keys = np.flatnonzero(equal[row])
+        products = tile.scale * tile.query.exact[row] * tile.key.exact[keys]
+        total = products.sum(axis=1) ** 2
+        equal[row, keys] = dim * (products**2).sum(axis=1) - total < nearly * total
+    return equal
 
 
 def _first_product(tile, spec, products) -> _Running:
     """Lines "first product": (gamma_D(u_a) + 3u) eta_j; "inputs rounded"; "stored scores": u_S |x| twice."""
     u, u_dot, u_store = spec.softmax.unit_roundoff, spec.accumulator_roundoff, spec.score.unit_roundoff
-    dim, x2 = tile.head_dim, tile.scores**2
-    largest_query, largest_key = (np.abs(side.exact).max(initial=0.0) for side in (tile.query, tile.key))
+    dim, x2 = tile.head_dim, tile.scores * tile.scores
+    largest_query, largest_key = (float(side.magnitude.max(initial=0.0)) for side in (tile.q, tile.k))
     tiny = smallest_lost(spec) * (1.0 + largest_query + largest_key)  # also of a flushed operand
-    eta = tile.scale * products.magnitudes
-    largest = (gamma(dim, u_dot) + 3 * u) * (eta + products.input_error) + products.input_error
-    largest = largest + (dim + 2) * tiny * max(tile.scale, 1.0)
-    largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
+    exact = np.ndim(products.input_error) == 0
+    steps = gamma(dim, u_dot) + 3 * u
+    largest = (steps * tile.scale) * products.magnitudes
+    largest += (dim + 2) * tiny * max(tile.scale, 1.0)
+    if not exact:
+        largest += (1.0 + steps) * products.input_error
+    if u_store:
+        largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
 
     additions = chain(dim, spec.sum_block)
-    equal = dim * products.squares - x2 < max((EQUAL_PRODUCTS * u_dot) ** 2, 1e-14) * x2
-    square = u_dot**2 * additions * (0.5 * products.squares + x2 / 3)
-    square = square + np.where(equal, 0.5 * (additions * u_dot) ** 2 * x2, 0.0)
-    square = square + 2 * (u**2 + u_store**2) * x2 + products.input_square
+    equal = _equal_products(tile, products.squares, x2, u_dot)
+    square = (0.5 * u_dot**2 * additions) * products.squares
+    if equal.any():
+        square += equal * (0.5 * (additions * u_dot) ** 2 * x2)
+    x2 *= u_dot**2 * additions / 3 + 2 * (u**2 + u_store**2)
+    square += x2
+    if not exact:
+        square += products.input_square
 
     systematic = 3 * u + (additions * u_dot if spec.truncates else 0.0)
     if tile.query.largest_error is not None:
         # one rounding of the query reaches all keys; its mean direction is that of the scores
         size = np.linalg.norm(tile.query.exact, axis=1, keepdims=True)
         off = np.linalg.norm(tile.query.typical_error, axis=1, keepdims=True)
-        systematic = systematic + off / np.where(size == 0, 1.0, size)
+        systematic = systematic + tile.per_row(off / np.where(size == 0, 1.0, size))
     return _Running(largest, square, systematic * tile.scores)
 
 
@@ -213,16 +244,31 @@ def _add_exponential(tile, spec, running, rescalings):
     rho (e_exp + 2u); "joined splits": 8u (|s_j| + (m - s_j) + 1) + e_exp.
     """
     u, score = spec.softmax.unit_roundoff, np.abs(tile.biased)
-    e_exp = -np.log1p(-spec.exp_error)
-    largest = np.where(tile.visible, running.largest, 0.0)
-    drop = tile.drop + largest + largest.max(axis=1, keepdims=True, initial=0.0)
-    largest = largest + 2 * u * score + 3 * u * drop + e_exp + rescalings.most_rises * (e_exp + 2 * u)
+    e_exp = -math.log1p(-spec.exp_error)
+    largest = tile.hide(running.largest)
+    # 3u of the drop, which grows by the error of this score and that of the maximum
+    top = largest.max(axis=1, keepdims=True, initial=0.0).astype(np.float64)
+    of_row = 3 * u * top + e_exp + rescalings.most_rises * (e_exp + 2 * u)
+    of_score, of_drop = 2 * u, 3 * u
     if spec.splits > 1:  # weights exp(lse of the split - lse), each lse rounded
-        largest = largest + 8 * u * (score + drop + 1.0) + e_exp
+        of_row = of_row + 8 * u * (top + 1.0) + e_exp
+        of_score, of_drop = of_score + 8 * u, of_drop + 8 * u
+    largest = (1.0 + of_drop) * largest
+    largest += of_score * score
+    largest += of_drop * tile.drop
+    largest += tile.per_row(of_row)
     running.largest = largest
-    running.square = running.square + u**2 * (2 * tile.biased**2 + 3 * tile.drop**2)
-    running.square = running.square + 2 * rescalings.rises * u**2
-    running.function_square = running.function_square + (1 + rescalings.rises) * spec.exp_error**2
+    score *= score
+    score *= 2 * u**2
+    score += running.square
+    drop2 = tile.drop * tile.drop
+    drop2 *= 3 * u**2
+    score += drop2
+    score += tile.per_row(2 * rescalings.rises * u**2)
+    running.square = score
+    running.function_square = running.function_square + tile.per_row(
+        (1 + rescalings.rises) * spec.exp_error**2
+    )
     # an exponential that always errs to one side does so at each of them
     if rescalings.still_passed is not None:
         running.separate.append(spec.exp_error * rescalings.still_passed)
@@ -234,14 +280,16 @@ def _rescalings(tile, spec) -> _Rescalings:
     if spec.block_size is None or not keys:
         return _Rescalings(*np.zeros((3, rows, 1)), None)
     starts = np.arange(0, keys, spec.block_size)
-    blocks = np.maximum.reduceat(np.where(tile.visible, tile.biased, -np.inf), starts, axis=1)
+    seen = tile.biased if tile.edge.start >= keys else tile.hide(tile.biased.copy(), -np.inf)
+    blocks = np.maximum.reduceat(seen, starts, axis=1)
     # the kernel's blocks may start elsewhere, or at a sink
     most = (blocks > -np.inf).sum(axis=1, keepdims=True) + 1
-    shares = np.add.reduceat(tile.weights, starts, axis=1)
+    shares = np.add.reduceat(tile.weights, starts, axis=1, dtype=np.float64)
     counts, rescaled, still_passed = zip(
         _rises(blocks, shares), _rises(blocks[:, ::-1], shares[:, ::-1]), strict=True
     )
     passed = np.where(counts[0] >= counts[1], still_passed[0], still_passed[1][:, ::-1])
+    passed = passed.astype(tile.dtype)
     passed = np.repeat(passed, np.diff([*starts, keys]), axis=1) if passed.any() else None
     return _Rescalings(np.maximum(*counts) + 1.0, np.maximum(*rescaled), most.astype(np.float64), passed)
 
@@ -270,8 +318,11 @@ def products_fit(tile, spec, magnitudes):
     hides has its product formed like any other, and inf - inf is NaN.
     """
     formed = tile.visible if tile.hidden_by_bias is None else tile.visible | tile.hidden_by_bias
-    products = np.where(formed, max(tile.scale, 1.0) * magnitudes, 0.0)
-    fits = products.max(axis=1, initial=0.0) < 0.5 * spec.accumulator.largest
+    limit = 0.5 * spec.accumulator.largest
+    products = max(tile.scale, 1.0) * magnitudes
+    fits = products.max(axis=1, initial=0.0) < limit
+    if not fits.all():
+        fits = np.where(formed, products, 0.0).max(axis=1, initial=0.0) < limit
     if spec.score.unit_roundoff:
         scores = np.where(formed, max(tile.scale, 1.0) * np.abs(tile.query.exact @ tile.key.exact.T), 0.0)
         scores = np.maximum(scores, np.abs(tile.biased)) + (0.0 if tile.bias is None else tile.bias)

@@ -9,35 +9,33 @@ rounding of weights that lie close together, weights flushed to 0. `README.md` h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.arithmetic.spec import KernelSpec
-from refattn.oracle.bounds.hard import LARGEST_EXPONENT, lse_magnitudes, sink_share, written
+from refattn.oracle.bounds.conversion import converted_weights
+from refattn.oracle.bounds.errors import Errors
+from refattn.oracle.bounds.hard import LARGEST_EXPONENT, NEGLIGIBLE, lse_magnitudes, sink_share, written
 from refattn.oracle.bounds.lean import KNOWN, LseModel, OutputModel
-from refattn.oracle.bounds.level_rows import level_conversion
 from refattn.oracle.bounds.operands import Operand, smallest_lost
-from refattn.oracle.bounds.repeated_keys import repeated_keys, sum_of_squares
-from refattn.oracle.bounds.row_blocks import Tile
+from refattn.oracle.bounds.repeated_keys import sum_of_row, sum_of_squares
+from refattn.oracle.bounds.running_sums import both_sums, lost_terms, runs_of_keys
 from refattn.oracle.bounds.score_error import ROUNDING_VARIANCE, ScoreError
+from refattn.oracle.bounds.ties import equal_scores
+from refattn.oracle.bounds.tile import Tile
+from refattn.oracle.bounds.tile_sums import row_sums, times
 
-CHUNKS = 32  # partial sums of a row that are looked at
-SPREAD = 8.0  # scores this many unit roundoffs apart have unrelated roundings
 PROBES = 4
 # Rows share errors of scores and weights (a key's rounding, positions that repeat), dims do where values
 # have a low rank.
 INDEPENDENT = 0.5
-# deviations of independent roundings beyond which the roundings of the exact weights are taken for what they
-# are
-ALIKE = 3.0
 REFERENCE_ROUNDOFF = 2.0**-50  # the exact results are float64
 SQUARES_UNDERFLOW = (
     2.0**-450
 )  # of a result this small beside the others of its row, errors of 2^-53 have no square in float64
-COARSE = 2.0**-16  # accumulators so coarse that they lose terms of ordinary size
 FIRST_ORDER = 0.15  # sigma is given up where scores are so uncertain that weights change by more than this
 
 
@@ -52,68 +50,30 @@ class Tight:
     model: OutputModel | LseModel
 
 
-@dataclass
-class Conversion:
-    """Converting the weights: square sum, linear part and variance, (R, E), and of the linear part that of
-    equal weights, `tied`; relative to each weight, (R, S), the step of the format and the rounding of the
-    exact weights, -1 where they are flushed.
-    """
-
-    square: np.ndarray
-    linear: np.ndarray
-    variance: np.ndarray
-    tied: np.ndarray
-    step: np.ndarray
-    exact: np.ndarray
-
-
-@dataclass
-class Sums:
-    """Errors of sum_j w_j x_j as a kernel adds it up, (R, E)."""
-
-    square: np.ndarray  # sum of squares of the roundings
-    steady: np.ndarray  # what is lost for certain: truncation, terms below the last digit
-    # at most what roundings amount to that are all the same, one number anywhere between the two ends
-    correlated: np.ndarray
-    largest_partial: np.ndarray  # largest |partial sum|
-    # (R, C), optional: absorbed form: sum of squares of the roundings of the latent output
-    latent: np.ndarray | None = None
-
-
-@dataclass
-class Errors:
-    """One part of the errors of the output, (R, E), in units of the row (section 4): parts add up."""
-
-    square: np.ndarray  # sum of the squares of what is independent, for Hoeffding's bound
-    linear: np.ndarray  # what is not independent
-    variance: np.ndarray  # variance of both, for sigma
-
-    def __add__(self, other):
-        return Errors(self.square + other.square, self.linear + other.linear, self.variance + other.variance)
-
-
 def tight_bound(
     tile: Tile, spec: KernelSpec, error: ScoreError, rounding, multiplier: float
 ) -> tuple[Tight, Tight]:
     """Section 4: lambda sqrt(square) + linear of the output and of the lse, and their sigma."""
     # before units of the largest value make zeros of tiny ones
-    nothing = ((tile.kept > 0).astype(float) @ (tile.value.exact != 0)) == 0
+    nothing = _nothing(tile)
     unit, tile = _in_units(tile)
-    repeats, ties = repeated_keys(tile.key.exact), _ties(tile)
+    repeats, ties = tile.repeats, equal_scores(tile)
     first_order = _first_order(tile, error)
     conversion = (
         None
         if rounding is None
-        else _converted(tile, spec, rounding, repeats, ties, tile.output, error.level)
+        else converted_weights(tile, spec, rounding, repeats, ties, tile.output, error.level)
     )
-    sums = _both_sums(tile, spec, error, repeats, ties)
+    # what is far below the conversion of the weights may be bounded generously
+    ample = 0.0 if conversion is None else NEGLIGIBLE * conversion.square
+    sums = both_sums(tile, spec, error, repeats, ties, ample)
     parts = [
-        _score_errors(tile, error, repeats, multiplier),
+        _score_errors(tile, error, repeats, multiplier, ample),
         *([] if conversion is None else [conversion]),
         *sums.errors,
     ]
     if tile.value.largest_error is not None:
-        values = tile.kept**2 @ tile.value.typical_error**2
+        values = times(tile.kept * tile.kept, tile.value.typical_error**2)
         parts.append(Errors(values, 0.0, ROUNDING_VARIANCE * values))
     if spec.splits > 1:
         shifted = _lse_of_a_split(tile, spec) * _split_shift(tile, tile.kept, tile.weights, tile.output)
@@ -136,22 +96,35 @@ def tight_bound(
     )
 
 
-def _score_errors(tile, error, repeats, multiplier) -> Errors:
+def _nothing(tile):
+    """Outputs, (R, E), to which no kept weight brings a value other than 0."""
+    nothing = np.zeros(tile.output.shape, dtype=bool) | ~(tile.kept > 0).any(axis=1, keepdims=True)
+    if tile.v.smallest:
+        return nothing
+    zeros = np.flatnonzero((tile.v.magnitude == 0).any(axis=0))
+    if len(zeros):
+        there = (tile.v.magnitude[:, zeros] != 0).astype(tile.dtype)
+        nothing[:, zeros] = times((tile.kept > 0).astype(tile.dtype), there) == 0
+    return nothing
+
+
+def _score_errors(tile, error, repeats, multiplier, ample) -> Errors:
     """Scores: sum_j p_j^2 e2_j (v_j - o)^2, where exp turns an error r into expm1(r), and the row sum moves
     too."""
-    p, kept, value, output = tile.weights, tile.kept, tile.value.exact, tile.output
-    apart = ~error.level  # equal errors of all keys move no output
-    weight_error = (
-        np.expm1(np.minimum(multiplier * np.sqrt(error.square * apart), LARGEST_EXPONENT)) / multiplier
-    )
-    row_sum_error = multiplier * np.sqrt((p**2 * weight_error**2).sum(axis=1, keepdims=True))
+    p, kept, output = tile.weights, tile.kept, tile.output
+    squares, variance, common = error.square, error.variance, error.common
+    if error.level.any():  # equal errors of all keys move no output
+        apart = (~error.level).astype(tile.dtype)
+        squares, variance, common = squares * apart, variance * apart, [part * apart for part in common]
+    largest = np.sqrt(squares.max(axis=1, keepdims=True, initial=0.0).astype(np.float64))
+    if (generous := _generous(tile, repeats, multiplier, largest, common, ample)) is not None:
+        return generous
+    errors = weight_errors(squares, multiplier)
+    row_sum_error = multiplier * np.sqrt(row_sums(p * p, errors))
     stretch = 1.0 / np.where(row_sum_error < 1.0, 1.0 - row_sum_error, 0.0)
-    square = stretch**2 * sum_of_squares(kept, weight_error**2, value, repeats, output, p)
-    linear = np.zeros_like(output)
-    for direction in error.common:
-        direction = direction * apart
-        linear += np.abs((kept * direction) @ value - (p * direction).sum(axis=1, keepdims=True) * output)
-    variance = sum_of_squares(kept, error.variance * apart, value, repeats, output, p) + linear**2
+    square = stretch**2 * sum_of_squares(kept, errors, tile.v, repeats, output, p)
+    linear = sum(np.abs(times(kept * part, tile.v.exact) - row_sums(p, part) * output) for part in common)
+    variance = sum_of_squares(kept, variance, tile.v, repeats, output, p) + linear**2
     if tile.query.largest_error is not None:
         shared = _query_rounding(tile, kept, p, output)
         # all dims share them: nothing averages out
@@ -159,52 +132,43 @@ def _score_errors(tile, error, repeats, multiplier) -> Errors:
     return Errors(square, linear, variance)
 
 
+def weight_errors(squares, multiplier):
+    """Square sums of the errors of weights, (expm1(lambda r) / lambda)^2, of those of their scores, r^2."""
+    largest = squares.max(initial=0.0)
+    if multiplier * math.sqrt(largest) < NEGLIGIBLE:
+        return squares * (1.0 + multiplier * math.sqrt(largest))
+    errors = np.expm1(np.minimum(multiplier * np.sqrt(squares), LARGEST_EXPONENT))
+    errors *= 1.0 / multiplier
+    return errors * errors
+
+
+def _generous(tile, repeats, multiplier, largest, common, ample):
+    """At most what the errors of the scores may be, from the largest of each row, `largest`; None unless
+    that is far below `ample`, a square sum."""
+    if repeats or tile.query.largest_error is not None or not np.any(ample):
+        return None
+    size = np.abs(tile.output)
+    square = 2.0 * (1.0 + multiplier * largest) * largest**2
+    square = square * (tile.squares + row_sums(tile.weights, tile.weights) * size**2)
+    linear = sum(np.abs(part).max(axis=1, keepdims=True, initial=0.0).astype(np.float64) for part in common)
+    linear = linear * (tile.absolute_sum + size)
+    if (
+        (largest < NEGLIGIBLE).all()
+        and (square <= ample).all()
+        and (linear <= NEGLIGIBLE * multiplier * np.sqrt(ample / NEGLIGIBLE)).all()
+    ):
+        return Errors(square, linear, square + linear**2)
+    return None
+
+
 def _first_order(tile, error):
     """Rows whose scores are certain enough for the tight bound: they change few per cent of the weights, (R,
     1)."""
+    largest = 3.0 * np.sqrt(error.square.max(axis=1, keepdims=True, initial=0.0))
+    if (largest < FIRST_ORDER / 2).all():
+        return np.ones_like(largest, dtype=bool)
     size = 3.0 * np.sqrt(error.square * ~error.level)
-    return (tile.weights * np.expm1(np.minimum(size, LARGEST_EXPONENT))).sum(
-        axis=1, keepdims=True
-    ) < FIRST_ORDER
-
-
-@dataclass
-class BothSums:
-    """The second product and the row sum, rescaled and divided: their errors together, and what the models
-    read.
-    """
-
-    errors: list[Errors]
-    products: Sums
-    row_sum: Sums
-    steps: np.ndarray  # (R, 1): sum of the squares of rescaling and dividing, relative
-    equal: np.ndarray  # (R, 1): what the row sum may lose of equal weights, relative to it
-    at_the_top: np.ndarray  # (R, 1): the same of keys at the row maximum
-    same_sign: np.ndarray  # (R, E): losses that may have one sign everywhere
-
-
-def _both_sums(tile, spec, error, repeats, ties) -> BothSums:
-    """The second product and the row sum: squared partial sums, and linearly what equal terms lose alike."""
-    u, magnitude, p = spec.softmax.unit_roundoff, np.abs(tile.output), tile.weights
-    products = _products(tile, spec, tile.kept)
-    row_sum = _sums(p, np.ones((p.shape[1], 1)), tile.visible, spec.sum_block, u, False)
-    steps = u**2 * (error.rises + 5.0)
-    square = products.square + steps * magnitude**2 + (row_sum.square + steps) * magnitude**2
-    equal = np.minimum(u * ties.count / spec.sum_block, ties.share)
-    pairs = repeated_keys(np.concatenate([tile.key.exact, tile.value.exact], axis=1)) if repeats else []
-    again = sum(
-        (tile.visible[:, members].sum(axis=1, keepdims=True) for members in pairs), np.zeros_like(equal)
-    )
-    again = spec.accumulator_roundoff * np.where(ties.steady, tile.count, again) / spec.sum_block
-    steady = products.steady + row_sum.steady * magnitude
-    correlated = (
-        products.correlated + (row_sum.correlated + equal) * magnitude + again * products.largest_partial
-    )
-    independent = Errors(square, 0.0, ROUNDING_VARIANCE * square)
-    errors = [independent, Errors(0.0, steady, steady**2), Errors(0.0, correlated, correlated**2 / 3.0)]
-    at_the_top = _correlated_at_the_top(tile, spec, error)
-    same_sign = steady + correlated + at_the_top * magnitude
-    return BothSums(errors, products, row_sum, steps, equal, at_the_top, same_sign)
+    return row_sums(tile.weights, np.expm1(np.minimum(size, LARGEST_EXPONENT))) < FIRST_ORDER
 
 
 @dataclass
@@ -218,12 +182,12 @@ class LostToUnderflow:
 
 def _lost_to_underflow(tile, spec, unit) -> LostToUnderflow:
     """Every product and sum rounds to the subnormal step; a product loses no more than itself."""
-    count, size, step = tile.count.astype(np.float64), np.abs(tile.value.exact), smallest_lost(spec)
+    count, step = tile.count.astype(np.float64), smallest_lost(spec)
     deviation = step * np.sqrt(count + 4) / np.sqrt(3.0)
-    absolute_sum = tile.kept @ size
-    matters = step * count.max(initial=0.0) > 1e-6 * np.min(unit) * size.min(initial=np.inf, where=size > 0)
+    absolute_sum, largest_value = tile.absolute_sum, tile.largest_value
+    matters = step * count.max(initial=0.0) > 1e-6 * np.min(unit) * tile.smallest_value
     of_products = np.fmin(step * count, unit * absolute_sum) if matters else step * count
-    largest = step * (count * unit * size.max(axis=0, initial=0.0) + 5) + of_products
+    largest = step * (count * unit * largest_value + 5) + of_products
     return LostToUnderflow(largest, deviation, absolute_sum)
 
 
@@ -247,7 +211,7 @@ def _output_model(tile, spec, unit, error, conversion, sums, lost, before, sigma
         lost.deviation / over
     ) ** 2
     shared = sums.same_sign + (0.0 if conversion is None else conversion.tied)
-    shared = (unit * (shared + _lost_terms(tile, spec)) + lost.largest) / over
+    shared = (unit * (shared + lost_terms(tile, spec)) + lost.largest) / over
     latent = None if tile.latent is None else ROUNDING_VARIANCE * unit**2 * sums.products.latent
     rescaled = ROUNDING_VARIANCE * (sums.row_sum.square + sums.steps)
     joined = _lse_of_a_split(tile, spec) if spec.splits > 1 else 0.0
@@ -282,8 +246,8 @@ def _query_rounding(tile, kept, p, output):
     total = np.zeros_like(output)
     for _ in range(PROBES):
         signs = rng.choice([-1.0, 1.0], size=tile.head_dim)
-        shift = tile.scale * ((tile.query.typical_error * signs) @ tile.key.exact.T)
-        total += ((kept * shift) @ tile.value.exact - (p * shift).sum(axis=1, keepdims=True) * output) ** 2
+        shift = tile.scale * ((tile.query.typical_error * signs.astype(tile.dtype)) @ tile.k.exact.T)
+        total += (times(kept * shift, tile.v.exact) - row_sums(p, shift) * output) ** 2
     return total / PROBES
 
 
@@ -293,6 +257,8 @@ def _in_units(tile):
 
     A value may be tiny or huge; all weights of a row are tiny where a sink takes the rest.
     """
+    if tile.dtype != np.float64:  # whose sizes are ordinary
+        return 1.0, tile
     output = np.where(np.isfinite(tile.output), tile.output, 0.0)
     # a key of value 0 does not show, however large its weight
     kept = np.where(tile.value.exact.any(axis=1), tile.kept, 0.0)
@@ -305,7 +271,12 @@ def _in_units(tile):
     value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
     latent = None if tile.latent is None else tile.latent / of_value
     return of_value * of_row, replace(
-        tile, value=value, latent=latent, kept=kept / of_row, output=output / of_value / of_row
+        tile,
+        value=value,
+        v=type(tile.v).of(value.exact),
+        latent=latent,
+        kept=kept / of_row,
+        output=output / of_value / of_row,
     )
 
 
@@ -313,252 +284,6 @@ def _power_of_two(largest):
     """The power of two above a magnitude far from 1, and 1 near it."""
     power = np.ldexp(1.0, np.frexp(largest)[1])
     return np.where((largest > 0) & ((power < 2.0**-200) | (power > 2.0**200)), power, 1.0)
-
-
-@dataclass
-class Ties:
-    """Keys of one row with equal scores below the maximum, (R, 1): their share of the row, and how many
-    there are."""
-
-    share: np.ndarray
-    count: np.ndarray
-    steady: np.ndarray  # of bool: all keys, because the scores rise or fall by equal steps
-
-
-def _ties(tile):
-    """Equal scores, whether or not the keys are equal: bias, softcap and zero queries make them too.
-
-    Keys at the row maximum are left out: their weight is exp(0) = 1, which no conversion or sum rounds. A
-    sum to which the same weight is added over and over loses the same each time, up to a unit roundoff of
-    it: both are multiples of its last digit but for the same remainder.
-    """
-    scores = np.sort(np.where(tile.visible, tile.biased, -np.inf).astype(np.float32), axis=1)
-    rows, keys = scores.shape
-    share, count = np.zeros((rows, 1)), np.zeros((rows, 1))
-    if keys < 2:
-        return Ties(share, count, np.zeros((rows, 1), dtype=bool))
-    top = np.maximum(scores[:, -1:], tile.maximum[:, None].astype(np.float32))
-    equal = (scores[:, 1:] == scores[:, :-1]) & (scores[:, 1:] > -np.inf) & (scores[:, 1:] < top)
-    steady = _progressions(tile)
-    share[steady], count[steady] = 1.0, tile.count[steady]
-    for row in np.flatnonzero(equal.any(axis=1) & ~steady):
-        values, counts = np.unique(scores[row], return_counts=True)
-        tied = (counts > 1) & (values > -np.inf) & (values < top[row])
-        mass = (
-            counts[tied] * np.exp(values[tied].astype(np.float64) - tile.maximum[row]) / tile.total[row, 0]
-        )
-        share[row], count[row] = mass.sum(), counts[tied].sum()
-    return Ties(np.minimum(share, 1.0), count, steady[:, None])
-
-
-def _correlated_at_the_top(tile, spec, error):
-    """What the row sum may lose of keys at the row maximum whose scores are not surely equal, relative to
-    it, (R, 1).
-
-    Their weights are 1 but for a few last digits, all below the last digit of a long sum: it loses what they
-    have in common.
-    """
-    u = spec.softmax.unit_roundoff
-    near = tile.visible & (tile.drop <= SPREAD * u * np.abs(tile.biased))
-    count, off = (
-        near.sum(axis=1, keepdims=True),
-        np.sqrt(np.where(near, error.square, 0.0)).max(axis=1, keepdims=True, initial=0.0),
-    )
-    lost = np.minimum(u * count / spec.sum_block, off) * np.where(near, tile.weights, 0.0).sum(
-        axis=1, keepdims=True
-    )
-    return np.where((count > 1) & ~error.level, lost, 0.0)
-
-
-def _progressions(tile):
-    """Rows whose scores rise or fall by one and the same step, (R,): relative to a running maximum every
-    block has the same weights again."""
-    scores = np.where(tile.visible, tile.biased, np.nan)
-    bend = np.abs(scores[:, 2:] - 2.0 * scores[:, 1:-1] + scores[:, :-2])
-    bend = np.where(np.isnan(bend), 0.0, bend).max(axis=1, initial=0.0)
-    largest = np.abs(tile.biased).max(axis=1, initial=0.0)
-    gaps = (tile.visible[:, 1:] != tile.visible[:, :-1]).sum(axis=1) > 2
-    return (
-        (bend <= SPREAD * 2.0**-24 * largest)
-        & (tile.drop.max(axis=1, initial=0.0) > 0)
-        & (tile.count[:, 0] > 2)
-        & ~gaps
-    )
-
-
-def _converted(tile, spec, rounding, repeats, ties, output, level) -> Conversion:
-    """Weights: u_P^2 sum_j p_j^2 v_j^2, and linearly those that are equal, known exactly, or flushed."""
-    p = tile.weights
-    stored = p * (1.0 if spec.normalises_first else tile.total) * spec.weight_scale
-    flushed = tile.visible & (stored < spec.weight.half_subnormal_step)
-    step = np.where(p > 0, spec.weight.step(stored) / np.where(p > 0, stored, 1.0), 0.0)
-    step = np.where(flushed, 0.0, step)
-    exact = _rounding_of(stored * tile.keep_scale, spec.weight)
-    errors = _independent_conversions(tile, spec, rounding, step, repeats, ties, output)
-    tied = errors.linear
-    errors = _with_exact_roundings(tile, spec, exact, errors, output)
-    if level.any():  # one number converted for all keys, in proportion to the result
-        times = 1.0 if spec.denominator == "unrounded" else 2.0 * tile.dropout
-        same = times * level_conversion(tile, rounding) * np.abs(output)
-        parts = ((0.0, errors.square), (same, errors.linear), (same**2 / 3.0, errors.variance))
-        errors = Errors(*(np.where(level, of_level, other) for of_level, other in parts))
-        tied = np.where(level, same, tied)
-    if flushed.any():
-        for part in _flushed_weights(tile, spec, flushed, repeats, output):
-            errors = errors + part
-    return Conversion(
-        errors.square, errors.linear, errors.variance, tied, step, np.where(flushed, -1.0, exact)
-    )
-
-
-def _independent_conversions(tile, spec, rounding, step, repeats, ties, output) -> Errors:
-    """Conversions of weights that differ, and of equal ones, which round alike: u_P times their share.
-
-    When the row sum is taken before the conversion, weights within a few steps of each other move the row by
-    up to u times itself; equal weights of different keys, by up to u times their share of sum p |v|.
-    """
-    p, kept, value, magnitude = tile.weights, tile.kept, tile.value.exact, np.abs(output)
-    u, relative = spec.weight.unit_roundoff, rounding / np.where(p > 0, p, 1.0)
-    both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
-    square = sum_of_squares(kept, relative**2, value, repeats, *both)
-    variance = sum_of_squares(kept, step**2 / 12.0, value, repeats, *both)
-    if both:
-        return Errors(square, np.zeros_like(magnitude), variance)
-    if spec.denominator == "rounded":
-        # scaled up before they are converted, the weights of numerator and row sum round apart
-        square = square + (p**2 * relative**2).sum(axis=1, keepdims=True) * output**2
-        variance = variance + (p**2 * step**2 / 12.0).sum(axis=1, keepdims=True) * output**2
-        return Errors(square, 2.0 * u * ties.share * magnitude, variance)
-    whole = np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    mean = (p * tile.drop).sum(axis=1, keepdims=True) / whole
-    spread = np.sqrt(np.maximum((p * tile.drop**2).sum(axis=1, keepdims=True) / whole - mean**2, 0.0))
-    linear = u * np.where(spread < SPREAD * u, 1.0, ties.share) * magnitude
-    if ties.share.any():
-        linear = np.maximum(linear, u * ties.share * (kept @ np.abs(value)))
-    return Errors(square, linear, variance + linear**2 / 3.0)
-
-
-def _with_exact_roundings(tile, spec, exact, errors, output) -> Errors:
-    """The roundings of the exact weights, where their joint effect exceeds that of independent ones.
-
-    They are what weights share that lie close together, or are a few steps of the subnormal range large.
-    """
-    p, kept, value = tile.weights, tile.kept, tile.value.exact
-    both = (output, p) if spec.denominator == "rounded" and not tile.dropout else ()
-    joint = (kept * exact) @ value - ((p * exact).sum(axis=1, keepdims=True) * output if both else 0.0)
-    variance = np.maximum(errors.variance, sum_of_squares(kept, exact**2, value, [], *both))
-    shared = joint**2 > ALIKE**2 * variance
-    # columns share them, and rows where biases or positions give the same few weights: the mean square over
-    # a row's columns says so
-    ratio = np.where(shared | (variance <= 0), 1.0, joint**2 / np.where(variance > 0, variance, 1.0))
-    ratio = ratio.sum(axis=1, keepdims=True) / max(value.shape[1], 1)
-    linear = np.maximum(errors.linear, np.where(shared, np.abs(joint), 0.0))
-    return Errors(errors.square, linear, np.where(shared, joint**2, variance * np.maximum(ratio, 1.0)))
-
-
-def _flushed_weights(tile, spec, flushed, repeats, output):
-    """Weights below the smallest number are lost, one part of the errors after the other.
-
-    With a running maximum those relative to an early, lower one survive: some are lost, and others do not
-    cancel them.
-    """
-    p, kept, value = tile.weights, tile.kept, tile.value.exact
-    rounded = spec.denominator == "rounded"
-    lost = np.where(flushed, kept, 0.0) @ value
-    if rounded:
-        lost = lost - np.where(flushed, p, 0.0).sum(axis=1, keepdims=True) * output
-    yield Errors(0.0, np.abs(lost), lost**2)
-    if spec.block_size is not None:
-        both = (output, p) if rounded else ()
-        yield Errors(0.0, 0.0, sum_of_squares(kept, flushed.astype(np.float64), value, repeats, *both))
-
-
-def _rounding_of(stored, form):
-    """Relative error of converting numbers to a format; 0 where they are 0, flushed or beyond its range."""
-    with np.errstate(all="ignore"):
-        error = (round_to(stored, form) - stored) / stored
-    return np.where((stored >= form.half_subnormal_step) & (np.abs(error) <= 1.0), error, 0.0)
-
-
-def _products(tile, spec, kept):
-    """Errors of the sum of weights times values; in the absorbed form it runs over latents and is stored
-    before it meets w_uv."""
-    u = spec.accumulator_roundoff
-    if tile.latent is None:
-        return _sums(kept, tile.value.exact, tile.visible, spec.sum_block, u, spec.truncates)
-    inner = _sums(kept, tile.latent, tile.visible, spec.sum_block, u, spec.truncates)
-    middle = (kept @ tile.latent) ** 2
-    w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
-    stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
-    parts = (part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.correlated, inner.largest_partial))
-    return Sums(inner.square @ w2 + stored * (middle @ w2), *parts, inner.square + stored * middle)
-
-
-def _sums(weights, x, visible, block, u, truncates):
-    """Errors of sum_j weights_j x_j with one rounding of relative size u for each addition.
-
-    An addition rounds the partial sum it makes, so the square sum is u^2 times the sum of squared partial
-    sums: `block` terms among themselves, then the block onto what came before. Partial sums are taken at
-    CHUNKS places in the order of the keys and in the reverse, whichever gives more; between them the terms
-    are treated as a random walk.
-    """
-    rows, keys = weights.shape
-    count = visible.sum(axis=1, keepdims=True).astype(np.float64)
-    squares = weights**2 @ x**2
-    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
-    forward = np.zeros((rows, x.shape[1]))
-    total = weights @ x
-    sums = {
-        name: np.zeros_like(total)
-        for name in ("forward", "backward", "inside", "forward_size", "backward_size", "largest")
-    }
-    for first, last in pairwise(edges):
-        here = visible[:, first:last].sum(axis=1, keepdims=True)
-        additions = np.where(here > 0, np.maximum(here / block, 1.0), 0.0)
-        part = weights[:, first:last] @ x[first:last]
-        backward = total - forward
-        forward = forward + part
-        sums["forward"] += additions * forward**2
-        sums["backward"] += additions * backward**2
-        sums["forward_size"] += additions * np.abs(forward)
-        sums["backward_size"] += additions * np.abs(backward)
-        sums["inside"] += part**2
-        sums["largest"] = np.maximum(sums["largest"], np.maximum(np.abs(forward), np.abs(backward)))
-    inside = np.minimum(count, block)
-    square = np.maximum(sums["forward"], sums["backward"]) + (count / block) * 0.5 * squares
-    square = square + inside * (0.5 * squares + sums["inside"] / 3.0)
-    # Truncation loses between 0 and u of each partial sum, half of that in the mean.
-    steady = 0.5 * u * truncates * np.maximum(sums["forward_size"], sums["backward_size"])
-    # Terms that hardly differ, compared with the last digit of the sum, all lose the same.
-    mean = total / np.maximum(count, 1.0)
-    close = squares / np.maximum(count, 1.0) - mean**2 < (SPREAD * u * sums["largest"]) ** 2
-    correlated = np.where(close & (count > 1), u * (count / block) * sums["largest"], 0.0)
-    # Terms below the last digit of the sum are lost, and of terms of a few last digits the rounding is
-    # lopsided.
-    small = u / np.where(weights > 0, weights * block, np.inf)
-    lost = np.where(small > 1e-2, weights * np.minimum(1.0, 2.0 * small**2), 0.0)
-    if lost.any():
-        steady = steady + np.abs(lost @ x)
-    return Sums(u**2 * square, steady, correlated, sums["largest"])
-
-
-def _lost_terms(tile, spec):
-    """What a coarse accumulator loses of terms below the last digit of their sum because the value is small,
-    not the weight, (R, E)."""
-    lost, u = np.zeros_like(tile.output), spec.accumulator_roundoff
-    if u < COARSE or tile.latent is not None:
-        return lost
-    for column, value in enumerate(tile.value.exact.T):
-        terms = tile.kept * value
-        small = (
-            u
-            * np.abs(tile.output[:, column, None])
-            / np.where(terms != 0, spec.sum_block * np.abs(terms), np.inf)
-        )
-        lost[:, column] = np.abs(
-            (terms * np.where(small > 1e-2, np.minimum(1.0, 2.0 * small**2), 0.0)).sum(axis=1)
-        )
-    return lost
 
 
 def _lse_of_a_split(tile, spec):
@@ -570,42 +295,38 @@ def _lse_of_a_split(tile, spec):
 def _split_shift(tile, kept, p, output):
     """Largest |sum over a run of leading keys of p (v - o)|, (R, E): what an error of one split's lse can
     move."""
-    keys = p.shape[1]
-    edges = np.unique(np.linspace(0, keys, min(CHUNKS, max(keys, 1)) + 1).astype(int))
     running, largest = np.zeros_like(output), np.zeros_like(output)
-    for first, last in pairwise(edges):
-        running = running + kept[:, first:last] @ tile.value.exact[first:last]
-        running = running - p[:, first:last].sum(axis=1, keepdims=True) * output
+    for first, last in runs_of_keys(len(tile.v.exact)):
+        running = running + times(kept[:, first:last], tile.v.exact[first:last])
+        running = running - row_sums(p[:, first:last]) * output
         largest = np.maximum(largest, np.abs(running))
     return 2.0 * largest
 
 
-def _lse(tile, spec, error, rounding, conversion, repeats, both_sums, multiplier):
-    u, row_sum = spec.softmax.unit_roundoff, both_sums.row_sum
-    ones = np.ones((tile.weights.shape[1], 1))
+def _lse(tile, spec, error, rounding, conversion, repeats, both, multiplier):
+    u, row_sum = spec.softmax.unit_roundoff, both.row_sum
     sums = (
         row_sum.square[:, 0]
         + u**2 * (error.rises[:, 0] + 4.0)
         + error.rescaled[:, 0] * (spec.exp_error**2 + 4 * u**2)
     )
-    square = sum_of_squares(tile.weights, error.square, ones, repeats)[:, 0] + sums
-    variance = sum_of_squares(tile.weights, error.variance, ones, repeats)[:, 0] + ROUNDING_VARIANCE * sums
+    square = sum_of_row(tile.weights, error.square, repeats) + sums
+    variance = sum_of_row(tile.weights, error.variance, repeats) + ROUNDING_VARIANCE * sums
     # one rounding of a row's query shifts the scores of all its keys
     if tile.query.largest_error is not None:
-        of_query = ((tile.scale * tile.query.typical_error) ** 2 * (tile.weights @ tile.key.exact) ** 2).sum(
-            axis=1
-        )
+        mean = times(tile.weights, tile.k.exact)
+        of_query = ((tile.scale * tile.query.typical_error) ** 2 * mean**2).sum(axis=1)
         square, variance = square + of_query, variance + ROUNDING_VARIANCE * of_query
-    common = [(tile.weights * direction).sum(axis=1) for direction in error.common]
-    shared, of_weights = (both_sums.equal + row_sum.steady + row_sum.correlated)[:, 0], 0.0
+    common = [row_sums(tile.weights, direction)[:, 0] for direction in error.common]
+    shared, of_weights = (both.equal + row_sum.steady + row_sum.correlated)[:, 0], 0.0
     linear = sum(np.abs(part) for part in common) + shared
     if rounding is not None and spec.denominator == "rounded":
-        linear = linear + rounding.sum(axis=1)
-        common.append(KNOWN * (tile.weights * conversion.exact).sum(axis=1))
+        linear = linear + row_sums(rounding.each)[:, 0]
+        common.append(KNOWN * row_sums(tile.weights, conversion.exact)[:, 0])
         of_weights = np.maximum(
             *(
-                sum_of_squares(tile.weights, part**2, ones, repeats)[:, 0]
-                for part in (conversion.step / 12**0.5, conversion.exact)
+                sum_of_row(tile.weights, part, repeats)
+                for part in (conversion.step_square / 12.0, conversion.exact_square)
             )
         )
     variance_of_sink = 0.0
@@ -625,4 +346,4 @@ def _lse(tile, spec, error, rounding, conversion, repeats, both_sums, multiplier
         + variance_of_sink
         + (fixed - spec.exp_error) ** 2
     )
-    return bound, sigma, LseModel(own, shared + both_sums.at_the_top[:, 0] + spec.exp_error, common)
+    return bound, sigma, LseModel(own, shared + both.at_the_top[:, 0] + spec.exp_error, common)

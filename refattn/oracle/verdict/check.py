@@ -37,7 +37,8 @@ from refattn.oracle.bounds.reference import (
     roundoff,
 )
 from refattn.oracle.bounds.results import RESULTS, handed_over
-from refattn.oracle.bounds.row_blocks import count_rows, tiles
+from refattn.oracle.bounds.row_blocks import count_rows, tile_jobs
+from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
@@ -120,8 +121,9 @@ def check(
 
     Notes
     -----
-    Cost: about twenty products the size of Q K^T in float64 and a few hundred MiB besides the results,
-    whatever the shape.
+    Cost: the reference, and about ten products the size of Q K^T, in float32 where the spec allows it, in as
+    many threads as BLAS would use; a few hundred MiB besides the results, whatever the shape.
+    `python benchmarks/oracle_times.py` prints times.
 
     Examples
     --------
@@ -186,14 +188,30 @@ def check(
         report.reference = compared_with.name
         exact = dict(zip(RESULTS, compared_with.results, strict=True))
         measures += [
-            Measure(result, array.shape, Lean(result, exact[result])) for result, array in given.items()
+            Measure(
+                result,
+                array.shape,
+                Lean(result, exact[result], _looked_at(call, result, exact[result], pick)),
+            )
+            for result, array in given.items()
         ]
         shown.begin("check", rows_in_all, "rows")
-        for tile in tiles(call, exact.values(), rows=pick):
-            bounds = bound_tile(tile, spec, multiplier)
-            with shown.taking(len(tile.lse)):
-                for measure in measures:
-                    compare_tile(measure, given[measure.result], tile, bounds[measure.result], spec)
+
+        def look_at(job):
+            """Everything about one tile but what is summed up over tiles."""
+            tile = job()
+            bounds = bound_tile(tile, spec, multiplier, compared_with.error)
+            return len(tile.lse), [
+                compared_tile(measure, given[measure.result], tile, bounds[measure.result], spec)
+                for measure in measures
+            ]
+
+        for rows_done, compared in in_threads(
+            look_at, tile_jobs(call, list(exact.values()), pick, spec=spec)
+        ):
+            with shown.taking(rows_done):
+                for measure, tile in zip(measures, compared, strict=True):
+                    measure.update(tile)
     return judged()
 
 
@@ -263,6 +281,16 @@ OUR_NAMES = {
 }
 
 
+def _looked_at(call, result, exact, pick):
+    """The rows of an exact result that `pick` picks, part by part; None for all."""
+    if pick is None:
+        return None
+    axis, dims = (-2, (slice(None),)) if result.has_dims else (-1, ())
+    places = (place if isinstance(place, tuple) else (place,) for place in call.places)
+    parts = (exact[(*place, *dims)] for place in places)
+    return [part.take(pick(part.shape[axis]), axis=axis) for part in parts]
+
+
 def _look_at_other_rows(report, given, call):
     """NaN, infinities and empty rows where errors were not looked at, for all results together."""
     others = {measure: measure.other_rows for measure in report.measures}
@@ -291,6 +319,12 @@ def _explain_arguments(function, arrays, options):
 
 def compare_tile(measure, actual, tile, bound, spec):
     """Take one tile of the actual result into its measure; `bound` is that of the same result."""
+    measure.update(compared_tile(measure, actual, tile, bound, spec))
+
+
+def compared_tile(measure, actual, tile, bound, spec) -> ComparedTile:
+    """One tile of the actual result beside the exact one, and its sums in the measure's `lean`, which are
+    those of its rows alone."""
     result = measure.result
     with np.errstate(all="ignore"):
         got, expected = np.asarray(tile.place.cut(result, actual), dtype=np.float64), tile.exact(result)
@@ -316,9 +350,9 @@ def compare_tile(measure, actual, tile, bound, spec):
         compared = ComparedTile(
             result, tile.place, got, expected, bound, finite, ~right, lost, outside, float64_suffices(spec)
         )
-        measure.update(compared)
         if measure.lean is not None and bound.model is not None:
             measure.lean.update(tile, spec, compared)
+        return compared
 
 
 def _beyond(got, expected, form):

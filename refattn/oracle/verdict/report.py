@@ -83,6 +83,7 @@ class Measure:
         self._sums = {"squares": 0.0, "count": 0, "effective": 0.0}
         self._largest, self._judged = -1.0, 0
 
+    @np.errstate(all="ignore")
     def update(self, compared: ComparedTile):
         """Take in one tile."""
         self.checked += int(compared.claimed.sum())

@@ -211,10 +211,10 @@ def test_forms_agree_with_the_dense_problems_they_are():
         for first, last in itertools.pairwise(cut):
             rows = slice(first, last)
             alone = error_bound(q[:, rows], k[:, rows], v[:, rows], spec=spec, causal=True)
-            np.testing.assert_allclose(getattr(packed, name)[:, rows], getattr(alone, name), rtol=1e-12)
+            np.testing.assert_allclose(getattr(packed, name)[:, rows], getattr(alone, name), rtol=1e-6)
         for rows in (slice(0, 12), slice(12, 24)):
             alone = error_bound(q[:, rows], k[:, rows], v[:, rows], spec=spec, causal=True)
-            np.testing.assert_allclose(getattr(local, name)[:, rows], getattr(alone, name), rtol=1e-12)
+            np.testing.assert_allclose(getattr(local, name)[:, rows], getattr(alone, name), rtol=1e-6)
 
     pages = np.full((9, 2, 4, 16), np.nan)
     value_pages = np.full((9, 2, 4, 12), np.nan)
@@ -235,7 +235,7 @@ def test_forms_agree_with_the_dense_problems_they_are():
     )
     alone = error_bound(q, k[:, :21], v[:, :21], spec=spec)
     for name in ("output_hard", "output_tight", "lse_hard", "lse_tight"):
-        np.testing.assert_allclose(getattr(paged, name)[0], getattr(alone, name), rtol=1e-12)
+        np.testing.assert_allclose(getattr(paged, name)[0], getattr(alone, name), rtol=1e-6)
 
 
 def test_latent_forms_bound_their_own_roundings():

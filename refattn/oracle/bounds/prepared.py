@@ -1,0 +1,87 @@
+"""A group of query heads with everything about its keys and values that its tiles share, made once.
+
+Scores are always computed in float64. What follows is float32 where that suffices (`single.py`).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from refattn.oracle.bounds import single
+from refattn.oracle.bounds.operands import Group, Operand, finite
+from refattn.oracle.bounds.repeated_keys import repeated_keys
+from refattn.oracle.bounds.single import Parts
+
+
+class RepeatedRows:
+    """Keys of a group that occur more than once, alone and with their values, looked for when needed."""
+
+    def __init__(self, group):
+        self._group = group
+
+    @property
+    def keys(self) -> list[np.ndarray]:
+        return self._group.key.repeated
+
+    @cached_property
+    def pairs(self) -> list[np.ndarray]:
+        if not self.keys:
+            return []
+        sides = (finite(side.exact) for side in (self._group.key, self._group.value))
+        return repeated_keys(np.concatenate(list(sides), axis=1))
+
+    @staticmethod
+    def among(sets, keys: slice) -> list[np.ndarray]:
+        """What a run of keys has of these index sets, numbered from its first key."""
+        inside = (members[(members >= keys.start) & (members < keys.stop)] - keys.start for members in sets)
+        return [members for members in inside if len(members) > 1]
+
+
+class PreparedGroup:
+    """What the tiles of one group share."""
+
+    def __init__(self, group: Group, spec):
+        self.group, self._parts = group, {}
+        self.dtype = np.dtype(np.float64)
+        if single.suffices_for(spec) and group.query.in_single is not None:
+            keys, values = group.key.in_single, group.value.in_single
+            if keys is not None and values is not None:
+                self.dtype = np.dtype(np.float32)
+                self._parts[self.dtype] = keys, values
+        known = self.dtype == np.float32  # to be finite
+        self.key, self.value = (side if known else _finite(side) for side in (group.key, group.value))
+        self.repeated = RepeatedRows(group)
+        # (length,) of bool: values that are not finite; None where all are
+        self.holes = None
+        if self.value.exact is not group.value.exact:
+            self.holes = ~np.isfinite(group.value.exact).all(axis=1)
+
+    def parts(self, dtype) -> tuple[Parts, Parts]:
+        """Keys and values of all tiles, in their dtype."""
+        if dtype not in self._parts:
+            sides = (self.key, self.value)
+            self._parts[dtype] = tuple(Parts.of(side.exact.astype(dtype, copy=False)) for side in sides)
+        return self._parts[dtype]
+
+    @cached_property
+    def wide_key(self):
+        """The keys as they are, in float64."""
+        return self.group.key.exact.astype(np.float64, copy=False)
+
+    def largest_product(self, query):
+        """At most this is every |q_d k_jd|."""
+        return float(np.abs(query.exact).max(initial=0.0)) * self.largest_key
+
+    @cached_property
+    def largest_key(self):
+        key, _ = self.parts(self.dtype)
+        return float(key.magnitude.max(initial=0.0))
+
+
+def _finite(operand):
+    """The operand with 0 for NaN and infinities; itself where there are none."""
+    if np.isfinite(operand.exact).all():
+        return operand
+    return Operand(finite(operand.exact), operand.largest_error, operand.typical_error)

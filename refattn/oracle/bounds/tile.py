@@ -1,0 +1,372 @@
+"""Attention of one block of rows, and everything an error bound reads from it.
+
+Output and lse are the exact ones, handed in. What a bound needs besides - weights, magnitudes, squares -
+need only be good to a few digits. Rows of all heads of a group are stacked: R = G * rows of the block. S
+counts the keys that any of these rows can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from refattn.oracle.bounds.infinite_values import InfiniteValues
+from refattn.oracle.bounds.operands import Operand, finite
+from refattn.oracle.bounds.prepared import PreparedGroup, RepeatedRows
+from refattn.oracle.bounds.results import Result, columns
+from refattn.oracle.bounds.single import Parts
+from refattn.oracle.bounds.tile_sums import times
+
+# float32 serves where no weight, square or product can leave its range and matter
+LARGEST_SCORE = 2.0**14
+NO_WEIGHT = 41.0  # exp(-41) is about 2**-59, of which the square is still a normal number of float32
+FAINT = 2.0**-40  # outputs this small beside the largest value depend on what float32 takes for 0
+
+
+@dataclass
+class Tile:
+    """One block of rows. Shapes: R rows, S keys, D head_dim, E v_head_dim.
+
+    Arrays (R, S), and what they are multiplied by, have the dtype `dtype`; numbers of a row are float64.
+    """
+
+    place: object  # `row_blocks.Place`
+    dtype: np.dtype
+    output: np.ndarray  # (R, E) exact
+    lse: np.ndarray  # (R,)
+    scores: np.ndarray  # (R, S) scale * q . k; 0 where hidden
+    capped: np.ndarray  # (R, S) after softcap
+    biased: np.ndarray  # (R, S) after ALiBi and bias; 0 where hidden
+    alibi: np.ndarray | None  # (R, S) |slope * distance|
+    bias: np.ndarray | None  # (R, S) |bias|
+    drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
+    visible: np.ndarray  # (R, S) bool
+    edge: slice  # the keys that some row does not see are among these; empty where every row sees every key
+    # (R, S) bool, by -inf alone: their products are formed; None if none is
+    hidden_by_bias: np.ndarray | None
+    # (R, S) bool: keys that neither range, mask nor a bias of -inf hides, whatever their score
+    in_sight: np.ndarray
+    # (R,) bool: rows with a score that is NaN or overflows in float64; nothing is visible in them
+    broken: np.ndarray
+    infinite: InfiniteValues | None  # None where all values are finite
+    exponentials: np.ndarray  # (R, S) exp(-drop), 0 where hidden
+    weights: np.ndarray  # (R, S) softmax weights
+    kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
+    whole: np.ndarray  # (R, 1) sum of the weights: 1 without a sink, 0 in empty rows
+    total: np.ndarray  # (R, 1) softmax denominator relative to the row maximum, >= 1
+    maximum: np.ndarray  # (R,) row maximum, the sink among the candidates
+    largest_score: np.ndarray  # (R,) largest score of a visible key, -inf without one
+    sink: np.ndarray | None  # (R,)
+    count: np.ndarray  # (R, 1) visible keys
+    query: Operand  # (R, D)
+    key: Operand  # (S, D)
+    value: Operand  # (S, E), entries that are not finite are 0
+    q: Parts  # the exact parts of the same three in the dtype of the tile
+    k: Parts
+    v: Parts
+    repeats: list  # index sets of equal keys
+    equal_pairs: list  # of equal keys with equal values
+    latent: np.ndarray | None  # (S, C)
+    w_uv: np.ndarray | None  # (E, C)
+    scale: float
+    softcap: float | None
+    keep_scale: float
+    shared_rounding: bool
+    widened: Callable[[], Tile]  # the same in float64
+
+    def exact(self, result: Result):
+        """The exact result, (R, C)."""
+        return columns(getattr(self, result.name))
+
+    @property
+    def dropout(self):
+        return self.kept is not self.weights
+
+    @property
+    def head_dim(self):
+        return self.query.exact.shape[-1]
+
+    def hide(self, array, hidden=0.0):
+        """The array (R, S) itself, with `hidden` written where a key is hidden."""
+        np.copyto(array[:, self.edge], hidden, where=self._hidden)
+        return array
+
+    @cached_property
+    def _hidden(self):
+        return ~self.visible[:, self.edge]
+
+    def counts(self, runs):
+        """Visible keys of each row in some runs of keys, (first, last) each, (R, runs)."""
+        counts = np.zeros((len(self.visible), len(runs)))
+        for number, (first, last) in enumerate(runs):
+            seen_by_all = min(max(self.edge.start, first), last)
+            counts[:, number] = seen_by_all - first
+            if seen_by_all < last:
+                counts[:, number] += self.visible[:, seen_by_all:last].sum(axis=1)
+        return counts
+
+    def per_row(self, numbers):
+        """One number a row, (R,) or (R, 1), as a factor of arrays (R, S)."""
+        return columns(np.asarray(numbers)).astype(self.dtype)
+
+    @cached_property
+    def largest_value(self):
+        """max_j |v_j|, (E,)."""
+        return self.v.magnitude.max(axis=0, initial=0.0).astype(np.float64)
+
+    @cached_property
+    def smallest_value(self):
+        """No |v_jc| that is not 0 is smaller; inf without one."""
+        size = self.v.magnitude
+        smallest = size.min(initial=np.inf) if self.v.smallest is None else self.v.smallest
+        return float(smallest) if smallest > 0 else size.min(initial=np.inf, where=size > 0)
+
+    @cached_property
+    def absolute_sum(self):
+        """sum_j kept_j |v_j|, (R, E)."""
+        return times(self.kept, self.v.magnitude)
+
+    @cached_property
+    def squares(self):
+        """sum_j kept_j^2 v_j^2, (R, E)."""
+        return times(self.kept * self.kept, self.v.square)
+
+
+@dataclass
+class Cut:
+    """The part of the options that one tile needs, with its rows stacked."""
+
+    options: object
+    index: tuple
+    heads: slice
+    rows: np.ndarray
+    keys: slice
+    shape: tuple  # (G, rows, S)
+
+    def stacked(self, array):
+        """(..., rows, S) as (R, S)."""
+        return np.broadcast_to(array, self.shape).reshape(self.shape[0] * self.shape[1], self.shape[2])
+
+    def plane(self, name):
+        array = getattr(self.options, name)
+        return (
+            None if array is None else self.stacked(array[self.index][self.heads][:, self.rows, self.keys])
+        )
+
+    def per_row(self, name):
+        array = getattr(self.options, name)
+        if array is None:
+            return None
+        return np.repeat(np.asarray(array[self.index][self.heads], dtype=np.float64), self.shape[1])
+
+    def distance(self):
+        position = self.options.q_offset[self.index] + self.rows
+        distance = np.abs(position[:, None] - np.arange(self.keys.start, self.keys.stop))
+        return self.stacked(distance.astype(np.float64))
+
+
+@dataclass
+class _Scores:
+    """The stages of the scores, (R, S) each in float64, hidden keys included; `alibi` and `bias` are None if
+    unused."""
+
+    scaled: np.ndarray
+    capped: np.ndarray
+    biased: np.ndarray
+    alibi: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def _scores(cut, query, wide_key) -> _Scores:
+    """s = cap tanh(scale q . k / cap) - slope distance + bias, and its stages."""
+    options = cut.options
+    scaled = query.exact @ wide_key.T
+    scaled *= options.scale
+    capped = scaled if options.softcap is None else options.softcap * np.tanh(scaled / options.softcap)
+    biased, slopes, alibi, bias = capped, cut.per_row("alibi_slopes"), None, cut.plane("bias")
+    if slopes is not None:
+        alibi = slopes[:, None] * cut.distance()
+        biased = biased - alibi
+    if bias is not None:
+        bias = np.asarray(bias, dtype=np.float64)
+        biased = biased + bias
+    return _Scores(scaled, capped, biased, alibi, bias)
+
+
+@dataclass
+class _Seen:
+    """Which keys the rows see."""
+
+    visible: np.ndarray  # (R, S)
+    edge: slice
+    in_sight: np.ndarray
+    hidden_by_bias: np.ndarray | None
+    broken: np.ndarray  # (R,)
+
+
+def _seen(scores, query, key, visible, edge) -> _Seen:
+    """What scores that are not finite, and a bias of -inf, hide of the visible keys."""
+    broken = np.zeros(len(visible), dtype=bool)
+    if np.isfinite(scores.biased).all():
+        return _Seen(visible, edge, visible, None, broken)
+    broken |= (visible & ~(scores.biased < np.inf)).any(axis=1)
+    hidden_by_bias = None if scores.bias is None else visible & (scores.bias == -np.inf)
+    in_sight = visible if hidden_by_bias is None else visible & ~hidden_by_bias
+    broken |= (in_sight & (scores.biased == -np.inf) & _finite_pairs(query, key)).any(axis=1)
+    visible = visible & (scores.biased > -np.inf) & ~broken[:, None]
+    if hidden_by_bias is not None and not hidden_by_bias.any():
+        hidden_by_bias = None
+    return _Seen(visible, slice(0, visible.shape[1]), in_sight, hidden_by_bias, broken)
+
+
+def make_tile(place, prepared: PreparedGroup, cut: Cut, visible, edge, output, lse) -> Tile:
+    """The tile of some rows; `visible`, (R, S), is what their ranges alone let them see, `edge` as in
+    `Tile`."""
+    dtype = prepared.dtype
+    if dtype != np.float64:
+        tile = _tile(place, prepared, cut, visible, edge, output, lse, dtype)
+        if tile is not None:
+            return tile
+    return _tile(place, prepared, cut, visible, edge, output, lse, np.dtype(np.float64))
+
+
+def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
+    """The tile in a dtype; None where float32 is too narrow for it."""
+    options, group, keys = cut.options, prepared.group, cut.keys
+    query = _stack_rows(group.query.rows(cut.rows))
+    mask, keep, sink = cut.plane("mask"), cut.plane("dropout_mask"), cut.per_row("sinks")
+    if mask is not None:
+        visible, edge = visible & mask, slice(0, visible.shape[1])
+    scores = _scores(cut, query, prepared.wide_key[keys])
+    seen = _seen(scores, query, group.key.rows(keys), visible, edge)
+    visible, edge = seen.visible, seen.edge
+    hidden = ~visible[:, edge]
+
+    biased = scores.biased.copy() if scores.biased is scores.capped else scores.biased
+    np.copyto(biased[:, edge], -np.inf, where=hidden)
+    largest_score = biased.max(axis=1, initial=-np.inf)
+    maximum = largest_score if sink is None else np.maximum(largest_score, sink)
+    maximum = np.where(maximum > -np.inf, maximum, 0.0)
+    if dtype != np.float64 and _too_wide(
+        scores, sink, largest_score, options.scale * prepared.largest_product(query)
+    ):
+        return None
+    below = np.subtract(biased, maximum[:, None]).astype(dtype, copy=False)
+    exponentials = np.exp(below)
+    if dtype != np.float64 and below.min(initial=0.0) < -NO_WEIGHT:
+        np.copyto(exponentials, 0.0, where=below < -NO_WEIGHT)
+    drop = np.negative(below, out=below)
+    total = exponentials.sum(axis=1, keepdims=True).astype(np.float64)
+    without_sink = total
+    total = np.maximum(total + (0.0 if sink is None else np.exp(sink - maximum)[:, None]), 1.0)
+    weights = exponentials * (1.0 / total).astype(dtype)
+    kept = weights
+    if keep is not None:
+        kept = np.where(keep, weights * dtype.type(options.keep_scale), dtype.type(0.0))
+
+    def stage(array):
+        array = array.astype(dtype, copy=dtype == np.float64)
+        np.copyto(array[:, edge], 0.0, where=hidden)
+        return array
+
+    scaled = stage(scores.scaled)
+    capped = scaled if scores.capped is scores.scaled else stage(scores.capped)
+    biased = capped if scores.biased is scores.capped else stage(biased)
+    np.copyto(drop[:, edge], 0.0, where=hidden)
+    k, v = (side.rows(keys) for side in prepared.parts(dtype))
+    finite_query = Operand(finite(query.exact), *_in_dtype(query.parts[1:], dtype))
+    tile = Tile(
+        place=place,
+        dtype=dtype,
+        output=output,
+        lse=lse,
+        scores=scaled,
+        capped=capped,
+        biased=biased,
+        alibi=None if scores.alibi is None else stage(np.abs(scores.alibi)),
+        bias=None if scores.bias is None else stage(np.abs(scores.bias)),
+        drop=drop,
+        visible=visible,
+        edge=edge,
+        hidden_by_bias=seen.hidden_by_bias,
+        in_sight=seen.in_sight,
+        broken=seen.broken,
+        infinite=_infinite_values(prepared, keys, visible if keep is None else visible & keep, drop, total),
+        exponentials=exponentials,
+        weights=weights,
+        kept=kept,
+        whole=without_sink / total,
+        total=total,
+        maximum=maximum,
+        largest_score=largest_score,
+        sink=sink,
+        count=edge.start + visible[:, edge].sum(axis=1, keepdims=True),
+        query=finite_query,
+        key=_rows_in_dtype(prepared.key, keys, dtype),
+        value=_rows_in_dtype(prepared.value, keys, dtype),
+        q=Parts.of(finite_query.exact.astype(dtype, copy=False)),
+        k=k,
+        v=v,
+        repeats=RepeatedRows.among(prepared.repeated.keys, keys),
+        equal_pairs=RepeatedRows.among(prepared.repeated.pairs, keys),
+        latent=None if group.latent is None else group.latent.latent[keys].astype(dtype, copy=False),
+        w_uv=None if group.latent is None else group.latent.w_uv,
+        scale=abs(options.scale),
+        softcap=options.softcap,
+        keep_scale=1.0 if keep is None else options.keep_scale,
+        shared_rounding=group.shared_rounding,
+        widened=lambda: _tile(place, prepared, cut, visible, edge, output, lse, np.dtype(np.float64)),
+    )
+    return None if dtype != np.float64 and _faint(tile) else tile
+
+
+def _too_wide(scores, sink, largest_score, largest_product):
+    """Whether a score, a product in it, or a sink above the scores, leaves what float32 can hold."""
+    stages = (part for part in (scores.scaled, scores.alibi, scores.bias) if part is not None)
+    largest = max(max(part.max(initial=0.0), -part.min(initial=0.0)) for part in stages)  # NaN is too wide
+    if not max(largest, 2.0**-10 * abs(largest_product)) <= LARGEST_SCORE:
+        return True
+    return sink is not None and bool((sink > largest_score).any())
+
+
+def _faint(tile):
+    """Whether an output depends on weights or values that float32 may have taken for 0."""
+    there = tile.largest_value
+    seen = tile.absolute_sum[(tile.count > 0)[:, 0]]
+    return bool((seen < FAINT * there.max(initial=0.0))[:, there > 0].any())
+
+
+def _finite_pairs(query, key):
+    """Pairs of a row and a key, (R, S), that hold finite numbers only: their exact score is finite."""
+    rows, keys = (np.isfinite(side.exact).all(axis=1) for side in (query, key))
+    return rows[:, None] & keys
+
+
+def _infinite_values(prepared, keys, taken, drop, total):
+    """The keys with a value that is not finite, None without any; `taken`: visible and not dropped."""
+    if prepared.holes is None:
+        return None
+    holes = prepared.holes[keys]
+    if not holes.any():
+        return None
+    value = prepared.group.value.exact[keys]
+    return InfiniteValues(drop[:, holes], total, taken[:, holes], value[holes])
+
+
+def _in_dtype(parts, dtype):
+    return [None if part is None else part.astype(dtype, copy=False) for part in parts]
+
+
+def _rows_in_dtype(operand, rows, dtype):
+    """Some rows of an operand, its errors in the dtype of the tile, and itself in no narrower one."""
+    exact, *errors = operand.rows(rows).parts
+    wide = np.promote_types(exact.dtype, dtype)
+    return Operand(exact.astype(wide, copy=False), *_in_dtype(errors, dtype))
+
+
+def _stack_rows(operand):
+    flat = lambda part: part.reshape(-1, part.shape[-1])
+    return Operand(*(None if part is None else flat(part) for part in operand.parts))
