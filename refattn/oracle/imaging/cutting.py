@@ -80,7 +80,12 @@ def _pairs(part, rows=None):
 
 
 def _numbers(part):
-    return len(part.query) * part.num_kv_heads * part.kv_len * (part.head_dim + part.v_head_dim)
+    return len(part.query) * part.num_kv_heads * _numbers_of_group(part)
+
+
+def _numbers_of_group(part):
+    """Numbers of the keys and values of a key head, or of the values repeated for its query heads."""
+    return part.kv_len * max(part.head_dim + part.v_head_dim, part.group_size * part.v_head_dim)
 
 
 def cut_call(arrays, options, worst) -> Cut | None:
@@ -128,7 +133,7 @@ def _kept(parts, worst):
     part = max(parts, key=lambda part: part.kv_len)
     count, groups = _sequence_count(parts), part.num_kv_heads
     pairs = part.group_size * min(part.q_len, 2 * ROW_TILE) * part.kv_len
-    numbers = part.kv_len * (part.head_dim + part.v_head_dim)
+    numbers = _numbers_of_group(part)
 
     def fits(n, k):
         return n * k * pairs <= PAIRS_OF_CUT and n * k * numbers <= MOST_NUMBERS
