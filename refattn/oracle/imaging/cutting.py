@@ -16,7 +16,7 @@ from refattn.oracle.mistakes.wrong_kernel import checked_call, part_outlines
 from refattn.oracle.simulated.staged import Sample
 
 MOST_PAIRS = 3 * 2**20  # of rows and keys that are looked at where all sequences and heads are
-PAIRS_OF_CUT = 2**23  # of a smaller call
+PAIRS_OF_CUT = 2**22  # of a smaller call
 MOST_NUMBERS = 2**24  # of keys and values that are looked at
 ROW_TILE = 128
 MOST_SEQUENCES = 4  # of a smaller call

@@ -73,9 +73,16 @@ class Reading:
         """Findings that do not follow from the weights."""
         return []
 
-    def in_time(self, search) -> bool:
-        """Whether there is time left for a search, in words; where there is none, it is noted."""
-        if time.monotonic() <= self.until:
+    def end_of(self, share) -> float:
+        """When a search ends that may take so much of the time left."""
+        now = time.monotonic()
+        return now + share * (self.until - now)
+
+    def in_time(self, search, end=np.inf) -> bool:
+        """Whether there is time left for a search, in words, that ends then at the latest; where there is
+        none, it is noted.
+        """
+        if time.monotonic() <= min(self.until, end):
             return True
         if search not in self.unfinished:
             self.unfinished.append(search)

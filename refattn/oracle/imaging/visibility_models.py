@@ -23,6 +23,7 @@ from refattn.oracle.imaging.visibility_rows import explain_rows
 from refattn.oracle.imaging.visibility_skips import skipped_tiles
 from refattn.oracle.imaging.visibility_tiles import cells, tiles
 
+SHARE_OF_TIME = 1 / 3  # of what is left, that all models may take
 EXPLAINS = 0.94
 WORD = 18  # letters of a sentence by which kinds of models are told apart
 AS_GOOD = 0.02  # of fit: a model that is worse by no more than that is named beside the best
@@ -119,10 +120,10 @@ def explain_visibility(ledgers, missing, extra, regions, judged=None) -> Explain
     view = ledgers.view
     judged = (ledgers.judged if judged is None else judged) & view.exists
     rules, found = Rules.of(view), []
-    counts = _Counts(rules.visible(), missing, extra, judged)
+    counts, end = _Counts(rules.visible(), missing, extra, judged), ledgers.measured.end_of(SHARE_OF_TIME)
     for family in FAMILIES:
         for words, cost, visible in family(view, rules):
-            if not ledgers.measured.in_time("which keys rows see"):
+            if not ledgers.measured.in_time("which keys rows see", end):
                 break
             fit, change = counts.fit(visible)
             if fit >= EXPLAINS:

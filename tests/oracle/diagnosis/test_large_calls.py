@@ -137,9 +137,9 @@ def test_a_row_that_is_not_compared_is_found_by_its_numbers(fill):
 
 
 def test_the_rows_of_an_xray_are_bounded_and_hold_the_worst():
-    query = np.broadcast_to(np.float32(0), (8, 64, 4096, 8))
+    query = np.broadcast_to(np.float32(0), (2, 64, 4096, 8))
     checked = checked_call(query, query, query)
-    (sample,) = row_samples(checked, (3, 9, 1000))
+    (sample,) = row_samples(checked, (1, 9, 1000))
     assert 9 in sample.heads and 1000 in sample.rows and {0, 4095} <= set(sample.rows)
     pairs = len(sample.sequences) * len(sample.heads) * len(sample.rows) * 4096
     assert pairs <= 2 * cutting.PAIRS_OF_CUT
