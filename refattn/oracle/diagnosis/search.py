@@ -99,9 +99,12 @@ def diagnose(
 
     Notes
     -----
-    Large problems are sampled: a few sequences, heads and rows, so the cost is that of a few hundred
-    small attentions. The verdict "agrees" is that of `check`, and so is `bound_used` of the best findings
-    (`fit_bound`).
+    Large problems are sampled: rows of every head of every sequence are compared with a reference in float64
+    to find the worst place (`wide_look`), and hypotheses are tried on a few sequences, heads and rows around
+    it. An unknown mistake is described on a smaller call, whose sequences and heads are numbered from 0
+    (`XRay.looked_at`). So the cost is that of a few hundred small attentions, and the memory that of a few
+    heads in float64. The verdict "agrees" is that of `check` on what is looked at, and so is `bound_used` of
+    the best findings (`fit_bound`).
 
     Examples
     --------
