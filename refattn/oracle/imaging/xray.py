@@ -39,6 +39,7 @@ from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import NOT_JUDGED
 
 WRONG = "wrong"
+AFTER_VIEW = 5.0  # times the time for the right weights of a large call: the least for estimating others
 WITH_WORDS = 1.2  # times the time for estimating weights: with that for describing them
 
 
@@ -251,6 +252,9 @@ def xray_of_outputs(arrays, options, given, spec, seconds=5.0, worst=None) -> XR
         arrays, options, given, checked = cut.arrays, cut.options, cut.of(given), cut.checked
         worst = cut.worst
     view = View(arrays, options, row_samples(checked, worst))
+    spent = time.monotonic() - started
+    if AFTER_VIEW * spent > seconds - spent:  # what follows is not interrupted before it has begun
+        return XRay(LOCATED, seconds=spent, unfinished=("estimating the weights",))
     return _of_cut(_estimated(view, given, spec, seconds, started), cut)
 
 

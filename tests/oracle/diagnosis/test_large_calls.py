@@ -157,6 +157,15 @@ def test_an_xray_of_a_large_call_says_what_it_looked_at(monkeypatch, make):
     assert "doubled" in found.text(), found.text()
 
 
+def test_an_xray_that_does_not_fit_into_its_time_is_not_begun(monkeypatch):
+    monkeypatch.setattr(cutting, "MOST_PAIRS", 100)
+    function, arrays, options = paged(count=6)
+    given = results_of(function, arrays, options)
+    given[OUTPUT] *= 2
+    found = xray_of_outputs(arrays, options, given, kernel_spec("float32"), 1e-6)
+    assert not found.findings and found.unfinished == ("estimating the weights",)
+
+
 @pytest.mark.parametrize("where", ["sequence", "head", "last row"])
 def test_a_fault_in_one_place_of_a_large_call_is_seen(where):
     count, heads, keys = (48, 8, 1500) if where != "last row" else (2, 32, 1024)
