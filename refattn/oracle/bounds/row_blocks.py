@@ -56,23 +56,23 @@ def count_rows(call: Call, rows=None) -> int:
     return sum(math.prod(heads) * (q_len if rows is None else len(rows(q_len))) for *heads, q_len in shapes)
 
 
-def tiles(call: Call, exact, rows=None, block_scores=BLOCK_SCORES, spec=None) -> Iterator[Tile]:
-    """The tiles of a call, part by part, group by group, of about `block_scores` scores each; `exact`
+def tiles(call: Call, exact, rows=None, spec=None) -> Iterator[Tile]:
+    """The tiles of a call, part by part, group by group, of about BLOCK_SCORES scores each; `exact`
     holds the exact results of the whole call in the order of `RESULTS`. `rows(q_len)` picks the rows
     of a part to look at, an increasing array of row numbers; all by default. With the spec whose bounds are
     wanted, tiles are float32 where that suffices.
     """
-    for job in tile_jobs(call, exact, rows, block_scores, spec):
+    for job in tile_jobs(call, exact, rows, spec):
         yield job()
 
 
-def tile_jobs(call: Call, exact, rows=None, block_scores=BLOCK_SCORES, spec=None) -> Iterator[Callable]:
+def tile_jobs(call: Call, exact, rows=None, spec=None) -> Iterator[Callable]:
     """One function for each tile, which makes it, in any thread; parameters as in `tiles`."""
     for part in call.parts:
         picked = np.arange(part.q_len) if rows is None else rows(part.q_len)
         for index in np.ndindex(part.batch_shape):
             for kv_head in range(part.num_kv_heads):
-                yield from _jobs_of_group(part, index, kv_head, picked, block_scores, exact, spec)
+                yield from _jobs_of_group(part, index, kv_head, picked, exact, spec)
 
 
 class _LoadedOnce:
@@ -88,7 +88,7 @@ class _LoadedOnce:
             return self._group
 
 
-def _jobs_of_group(part, index, kv_head, picked, block_scores, exact, spec):
+def _jobs_of_group(part, index, kv_head, picked, exact, spec):
     options, size = part.options, part.group_size
     length = int(options.kv_lengths[index])
     heads = slice(kv_head * size, (kv_head + 1) * size)
@@ -96,9 +96,7 @@ def _jobs_of_group(part, index, kv_head, picked, block_scores, exact, spec):
     group = _LoadedOnce(lambda: PreparedGroup(part.load(index, kv_head), spec))
     first_row = 0
     while first_row < len(picked):
-        rows = picked[
-            first_row : first_row + _rows_at_once(start, stop, picked[first_row:], size, block_scores)
-        ]
+        rows = picked[first_row : first_row + _rows_at_once(start, stop, picked[first_row:], size)]
         first_row += len(rows)
         seeing = rows[start[rows] < stop[rows]]
         keys = slice(int(start[seeing].min()), int(stop[seeing].max())) if len(seeing) else slice(0, 0)
@@ -109,12 +107,12 @@ def _jobs_of_group(part, index, kv_head, picked, block_scores, exact, spec):
         yield _Job(place, group, cut, start[rows], stop[rows], exact)
 
 
-def _rows_at_once(start, stop, rows, size, block_scores):
+def _rows_at_once(start, stop, rows, size):
     """How many of the next rows make a block: the more, the fewer keys they see together."""
     most = max(1, MOST_ROWS // size)
     first, last = start[rows[:most]], stop[rows[:most]]
     together = np.maximum.accumulate(last) - np.minimum.accumulate(first)
-    fits = size * np.arange(1, len(together) + 1) * np.maximum(together, 1) <= block_scores
+    fits = size * np.arange(1, len(together) + 1) * np.maximum(together, 1) <= BLOCK_SCORES
     return max(1, len(fits) if fits.all() else int(fits.argmin()))
 
 

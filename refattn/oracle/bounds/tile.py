@@ -325,8 +325,10 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
 
 def _too_wide(scores, sink, largest_score, largest_product):
     """Whether a score, a product in it, or a sink above the scores, leaves what float32 can hold."""
-    stages = (part for part in (scores.scaled, scores.alibi, scores.bias) if part is not None)
-    largest = max(max(part.max(initial=0.0), -part.min(initial=0.0)) for part in stages)  # NaN is too wide
+    stages = [part for part in (scores.scaled, scores.alibi) if part is not None]
+    if scores.bias is not None:
+        stages.append(np.where(scores.bias == -np.inf, 0.0, scores.bias))  # that hides keys
+    largest = np.max([np.maximum(part.max(initial=0.0), -part.min(initial=0.0)) for part in stages])
     if not max(largest, 2.0**-10 * abs(largest_product)) <= LARGEST_SCORE:
         return True
     return sink is not None and bool((sink > largest_score).any())

@@ -12,7 +12,7 @@ from cases import CASES
 import refattn
 from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
 from refattn.oracle.arithmetic.formats import round_to
-from refattn.oracle.bounds import row_blocks as tiles_module
+from refattn.oracle.bounds import row_blocks
 
 FUNCTIONS = ("attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention")
 NAMES = ("output_hard", "output_tight", "output_sigma", "lse_hard", "lse_tight", "lse_sigma")
@@ -270,10 +270,12 @@ def test_latent_forms_bound_their_own_roundings():
 def test_blocks_of_rows_do_not_change_the_bounds(monkeypatch, size):
     q, k, v = sample()
     whole = error_bound(q, k, v, spec="bfloat16")
-    monkeypatch.setattr(tiles_module.tiles, "__defaults__", (None, size))
+    monkeypatch.setattr(row_blocks, "BLOCK_SCORES", size)
     cut = error_bound(q, k, v, spec="bfloat16")
-    for name in NAMES:
-        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-9)
+    for (
+        name
+    ) in NAMES:  # bounds of bfloat16 are float32, whose sums depend on how many rows are summed together
+        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
