@@ -15,7 +15,7 @@ from refattn.oracle.bounds.prepared import PreparedGroup
 from refattn.oracle.bounds.results import RESULTS, Result
 from refattn.oracle.bounds.tile import Cut, Tile, make_tile
 
-BLOCK_SCORES = 2**18  # scores of one block of rows: an array of them stays near the processor
+BLOCK_SCORES = 2**19  # scores of one block of rows: an array of them is 2 MiB in float32
 MOST_ROWS = 1024  # rows of a block, so that its results stay there, too
 
 

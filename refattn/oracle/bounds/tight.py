@@ -145,20 +145,26 @@ def weight_errors(squares, multiplier):
 def _generous(tile, repeats, multiplier, largest, common, ample):
     """At most what the errors of the scores may be, from the largest of each row, `largest`; None unless
     that is far below `ample`, a square sum."""
-    if repeats or tile.query.largest_error is not None or not np.any(ample):
+    if repeats or tile.dropout or tile.query.largest_error is not None or not np.any(ample):
         return None
     size = np.abs(tile.output)
     square = 2.0 * (1.0 + multiplier * largest) * largest**2
     square = square * (tile.squares + row_sums(tile.weights, tile.weights) * size**2)
-    linear = sum(np.abs(part).max(axis=1, keepdims=True, initial=0.0).astype(np.float64) for part in common)
-    linear = linear * (tile.absolute_sum + size)
-    if (
-        (largest < NEGLIGIBLE).all()
-        and (square <= ample).all()
-        and (linear <= NEGLIGIBLE * multiplier * np.sqrt(ample / NEGLIGIBLE)).all()
-    ):
+    if not ((largest < NEGLIGIBLE).all() and (square <= ample).all()):
+        return None
+    # Cauchy and Schwarz: |sum p d (v - o)|^2 <= sum p d^2 sum p v^2, and sum p v^2 <= max |v| sum p |v|
+    spread = np.sqrt(tile.largest_value * tile.absolute_sum)
+    linear = sum(np.sqrt(_mean_square(tile, part)) for part in common) * spread
+    if (linear <= multiplier * np.sqrt(NEGLIGIBLE * ample)).all():
         return Errors(square, linear, square + linear**2)
     return None
+
+
+def _mean_square(tile, direction):
+    """sum_j p_j d_j^2, (R, 1); of d less its mean where the weights add up to 1, as that moves no output."""
+    mean = row_sums(tile.weights, direction)
+    square = row_sums(tile.weights * direction, direction)
+    return np.where(tile.whole == 1.0, np.maximum(square - mean**2, 0.0), square)
 
 
 def _first_order(tile, error):
