@@ -172,7 +172,8 @@ class View:
     def applied(self, weights, value):
         """weights @ value, (B, H, T, E), for the values (B, K, S, E) of the key/value heads."""
         if len(self.heads) == self.num_heads:  # no copy of the values for each head of a group
-            grouped = weights.reshape(*value.shape[:2], -1, *weights.shape[2:])
+            group = weights.shape[1] // max(value.shape[1], 1)
+            grouped = weights.reshape(*value.shape[:2], group, *weights.shape[2:])
             return (grouped @ value[:, :, None]).reshape(*weights.shape[:3], value.shape[-1])
         return weights @ self.of_heads(value)
 
