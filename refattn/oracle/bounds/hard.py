@@ -249,11 +249,11 @@ def _latent_products(tile, spec, weights, passes):
 
     V is taken of the latents here, and the latent output carries B_s and B_P of its own.
     """
-    latent, w_uv = np.abs(tile.latent), np.abs(tile.w_uv).T
+    latent, w_uv = tile.latent.magnitude, np.abs(tile.w_uv).T
     least = weights.least_row_sum
     scores = times(weights.keep * weights.error, latent)
     middle, largest = (
-        np.abs(times(tile.kept, tile.latent)),
+        np.abs(times(tile.kept, tile.latent.exact)),
         tile.keep_scale * latent.max(axis=0, initial=0.0),
     )
     conversion = 0.0 if weights.rounding is None else weights.converted(tile, latent)
@@ -262,7 +262,7 @@ def _latent_products(tile, spec, weights, passes):
     off = np.fmin((scores + weights.row_error * middle) / least, largest + middle) + conversion
     off = off + passes * absolute_sum
     stored = spec.intermediate.unit_roundoff
-    after = gamma(tile.latent.shape[1], spec.accumulator_roundoff) * (1 + stored) + stored
+    after = gamma(tile.latent.exact.shape[1], spec.accumulator_roundoff) * (1 + stored) + stored
     return (passes * absolute_sum + after * (middle + off) + spec.intermediate.half_subnormal_step) @ w_uv
 
 

@@ -345,16 +345,14 @@ class _Rows:
             variance = variance + ROUNDING_VARIANCE * ((query.typical_error * by_dim) ** 2).sum(axis=1)
             signed.append((by_dim * _rounding(query, tile, self.spec)).sum(axis=1))
         rows = max(len(both), 1)
-        of_query = tile.scale * tile.q.exact
         for operand, rounding, weights, columns in (
-            (key, self.key_rounding, both, of_query),
+            (key, self.key_rounding, both, tile.scale * tile.q.exact),
             (value, self.value_rounding, tile.kept, signs),
         ):
             if rounding is not None:
-                shared = times(weights.T, columns)
-                variance = (
-                    variance + ROUNDING_VARIANCE * ((operand.typical_error * shared) ** 2).sum() / rows
-                )
+                shared = weights.T @ columns  # [S, R] @ [R, C] -> [S, C]
+                shared *= operand.typical_error
+                variance = variance + ROUNDING_VARIANCE * float(np.vdot(shared, shared)) / rows
                 signed.append((columns * times(weights, rounding)).sum(axis=1))
         return variance
 

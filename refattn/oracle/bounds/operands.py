@@ -26,6 +26,7 @@ from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.formats import FORMATS, all_held
 from refattn.oracle.bounds import single
 from refattn.oracle.bounds.repeated_keys import repeated_keys
+from refattn.oracle.bounds.single import Parts
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Operand:
 class Latent:
     """The second product of the absorbed form: weights @ latent, (S, C), rounded, then @ w_uv.T, (E, C)."""
 
-    latent: np.ndarray
+    latent: Operand  # all entries finite
     w_uv: np.ndarray
 
 
@@ -190,10 +191,11 @@ def _latent_part(problem, spec) -> Part:
         length = int(problem.kv_lengths[index])
         arrays = problem.kv_latent[index][:length], problem.k_rope[index][:length]
         latent, k_rope = (_loaded(array, spec) for array in arrays)
-        return latent, k_rope, _joined(latent, k_rope), _works_in_single(latent, spec)
+        in_sums = Operand(finite(latent.exact))
+        return latent, k_rope, _joined(latent, k_rope), in_sums
 
     def load(index, head):
-        latent, k_rope, absorbed_key, in_single = latents(index)
+        latent, k_rope, absorbed_key, in_sums = latents(index)
         inputs = (
             problem.q_nope[index][head],
             problem.q_rope[index][head],
@@ -201,30 +203,23 @@ def _latent_part(problem, spec) -> Part:
             problem.w_uv[head],
         )
         q_nope, q_rope, w_uk, w_uv = (_loaded(array, spec) for array in inputs)
-        in_single = in_single and all(_works_in_single(side, spec) for side in (q_nope, w_uk, w_uv))
+        sides = (latent, q_nope, w_uk, w_uv)
+        in_single = single.suffices_for(spec) and all(side.in_single is not None for side in sides)
         dtype = np.float32 if in_single else np.float64
         shared = w_uk.largest_error is not None or w_uv.largest_error is not None
         if problem.implementation == "absorb":
             absorbed = _product(q_nope, w_uk, spec)  # (T, N) @ (N, C)
             # no kernel forms these values; bounds need them to a few digits
-            value = _product(_in_dtype(latent, dtype), _in_dtype(_transposed(w_uv), dtype), None, dtype)
-            kept = Latent(finite(latent.exact), finite(w_uv.exact))
+            value = _product(latent, _transposed(w_uv), None, dtype, dtype)
+            kept = Latent(in_sums, finite(w_uv.exact))
             query = _scaled(_stacked(_joined(absorbed, q_rope)), spec, problem.scale)
             return Group(query, absorbed_key, value, kept, shared)
         key = _joined(_product(latent, _transposed(w_uk), spec, dtype), k_rope)  # (S, C) @ (C, N)
-        value = _product(latent, _transposed(w_uv), spec, dtype)
+        value = _product(latent, _transposed(w_uv), spec, dtype, dtype)
         query = _joined(q_nope, q_rope)
         return Group(_scaled(_stacked(query), spec, problem.scale), key, value, None, shared)
 
     return Part(problem, batch_shape, num_heads, 1, q_len, problem.kv_latent.shape[-2], load)
-
-
-def _works_in_single(operand, spec):
-    return single.suffices_for(spec) and operand.in_single is not None
-
-
-def _in_dtype(operand, dtype):
-    return Operand(*(None if part is None else part.astype(dtype, copy=False) for part in operand.parts))
 
 
 def _transposed(operand):
@@ -249,32 +244,34 @@ def _joined(left, right):
     return Operand(*parts)
 
 
-def _product(left, right, spec, dtype=np.float64):
+def _product(left, right, spec, dtype=np.float64, exact_in=np.float64):
     """left @ right as a kernel computes it ahead of attention: inputs rounded, n terms added up, the result
-    stored as `intermediate`; errors in `dtype`.
+    stored as `intermediate`; the product itself in `exact_in`, its errors in `dtype`.
 
     With spec None only the errors of the operands count, because the kernel never forms this product.
     """
-    exact = left.exact @ right.exact
+    a, b = (
+        side.in_single if dtype == np.float32 else Parts.of(finite(side.exact)) for side in (left, right)
+    )
+    exact = a.exact @ b.exact if exact_in == np.float32 else left.exact @ right.exact
     if spec is None and left.largest_error is None and right.largest_error is None:
         return Operand(exact)
-    in_dtype = lambda x: None if x is None else np.abs(finite(x)).astype(dtype, copy=False)
-    a, b = in_dtype(left.exact), in_dtype(right.exact)
-    product = in_dtype(exact)
+    in_dtype = lambda x: None if x is None else x.astype(dtype, copy=False)
+    product = np.abs(in_dtype(finite(exact)))
     largest, squares = np.zeros_like(product), np.zeros_like(product)
     for error, typical, other, first in (
         (*map(in_dtype, left.parts[1:]), b, True),
         (*map(in_dtype, right.parts[1:]), a, False),
     ):
         if error is not None:
-            largest += error @ other if first else other @ error
-            squares += typical**2 @ other**2 if first else other**2 @ typical**2
+            largest += error @ other.magnitude if first else other.magnitude @ error
+            squares += typical**2 @ other.square if first else other.square @ typical**2
     if left.largest_error is not None and right.largest_error is not None:
         largest += in_dtype(left.largest_error) @ in_dtype(right.largest_error)
     if spec is not None:
-        terms, u = a.shape[-1], spec.accumulator_roundoff
-        largest += gamma(terms, u) * (a @ b + largest)
-        squares += u**2 * (chain(terms, spec.sum_block) * (0.5 * (a**2 @ b**2) + product**2 / 3))
+        terms, u = a.exact.shape[-1], spec.accumulator_roundoff
+        largest += gamma(terms, u) * (a.magnitude @ b.magnitude + largest)
+        squares += u**2 * (chain(terms, spec.sum_block) * (0.5 * (a.square @ b.square) + product**2 / 3))
         stored = spec.intermediate.unit_roundoff
         largest += stored * (product + largest) + spec.intermediate.half_subnormal_step
         squares += (stored * product) ** 2

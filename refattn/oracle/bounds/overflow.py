@@ -59,7 +59,7 @@ def _converted_beyond(tile, spec):
     sides = (
         (tile.key.exact, tile.value.exact)
         if tile.latent is None
-        else (tile.key.exact, tile.value.exact, tile.latent)
+        else (tile.key.exact, tile.value.exact, tile.latent.exact)
     )
     shared = max((np.abs(side).max(initial=0.0) for side in sides), default=0.0) >= top
     query = np.abs(tile.query.exact).max(axis=1, initial=0.0)

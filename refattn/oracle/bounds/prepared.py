@@ -65,6 +65,11 @@ class PreparedGroup:
             self._parts[dtype] = tuple(Parts.of(side.exact.astype(dtype, copy=False)) for side in sides)
         return self._parts[dtype]
 
+    def latent(self, dtype) -> Parts:
+        """The latents of the absorbed form, in the dtype of a tile."""
+        latent = self.group.latent.latent
+        return latent.in_single if dtype == np.float32 else Parts.of(latent.exact.astype(dtype, copy=False))
+
     @cached_property
     def wide_key(self):
         """The keys as they are, in float64."""

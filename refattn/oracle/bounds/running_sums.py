@@ -76,13 +76,13 @@ def _products(tile, spec, kept, ample):
     if tile.latent is None:
         sums, others = _sums_at_most(tile, spec, u, ample)
         if len(others):
-            exactly = _sums(tile, kept, tile.v.exact, block, u, truncates, others)
+            exactly = _sums(tile, kept, tile.v, block, u, truncates, others)
             for name in ("square", "steady", "correlated", "largest_partial"):
                 getattr(sums, name)[others] = getattr(exactly, name)
         return sums
     inner = _sums(tile, kept, tile.latent, block, u, truncates)
-    middle = times(kept, tile.latent) ** 2
-    w2, rank = (tile.w_uv**2).T, tile.latent.shape[1]
+    middle = times(kept, tile.latent.exact) ** 2
+    w2, rank = (tile.w_uv**2).T, tile.latent.exact.shape[1]
     stored = spec.intermediate.unit_roundoff**2 + u**2 * (0.5 * rank + 1.0)
     parts = (part @ np.abs(tile.w_uv).T for part in (inner.steady, inner.correlated, inner.largest_partial))
     return Sums(inner.square @ w2 + stored * (middle @ w2), *parts, inner.square + stored * middle)
@@ -113,10 +113,12 @@ def _sums(tile, weights, x, block, u, truncates, rows=slice(None)):
     are treated as a random walk.
     """
     weights = weights[rows]
-    parts = [times(weights[:, first:last], x[first:last]) for first, last in runs_of_keys(len(x))]
-    squares = times(weights * weights, x * x)
-    partial = _PartialSums.of(tile, parts, times(weights, x), block, rows)
-    return _errors_of_sums(tile.count[rows], partial, squares, weights, x, block, u, truncates)
+    parts = [
+        times(weights[:, first:last], x.exact[first:last]) for first, last in runs_of_keys(len(x.exact))
+    ]
+    squares = times(weights * weights, x.square)
+    partial = _PartialSums.of(tile, parts, times(weights, x.exact), block, rows)
+    return _errors_of_sums(tile.count[rows], partial, squares, weights, x.exact, block, u, truncates)
 
 
 def _sums_of_weights(tile, block, u):

@@ -275,7 +275,7 @@ def _in_units(tile):
     if of_value == 1.0 and (of_row == 1.0).all():
         return 1.0, replace(tile, output=output)
     value = Operand(*(None if part is None else part / of_value for part in tile.value.parts))
-    latent = None if tile.latent is None else tile.latent / of_value
+    latent = None if tile.latent is None else type(tile.latent).of(tile.latent.exact / of_value)
     return of_value * of_row, replace(
         tile,
         value=value,

@@ -69,7 +69,7 @@ class Tile:
     v: Parts
     repeats: list  # index sets of equal keys
     equal_pairs: list  # of equal keys with equal values
-    latent: np.ndarray | None  # (S, C)
+    latent: Parts | None  # (S, C)
     w_uv: np.ndarray | None  # (E, C)
     scale: float
     softcap: float | None
@@ -250,9 +250,8 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
     largest_score = biased.max(axis=1, initial=-np.inf)
     maximum = largest_score if sink is None else np.maximum(largest_score, sink)
     maximum = np.where(maximum > -np.inf, maximum, 0.0)
-    if dtype != np.float64 and _too_wide(
-        scores, sink, largest_score, options.scale * prepared.largest_product(query)
-    ):
+    largest_product = abs(options.scale) * prepared.largest_product(query)
+    if dtype != np.float64 and _too_wide(scores, sink, largest_score, largest_product, query):
         return None
     below = np.subtract(biased, maximum[:, None]).astype(dtype, copy=False)
     exponentials = np.exp(below)
@@ -312,7 +311,7 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
         v=v,
         repeats=RepeatedRows.among(prepared.repeated.keys, keys),
         equal_pairs=RepeatedRows.among(prepared.repeated.pairs, keys),
-        latent=None if group.latent is None else group.latent.latent[keys].astype(dtype, copy=False),
+        latent=None if group.latent is None else prepared.latent(dtype).rows(keys),
         w_uv=None if group.latent is None else group.latent.w_uv,
         scale=abs(options.scale),
         softcap=options.softcap,
@@ -323,15 +322,18 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
     return None if dtype != np.float64 and _faint(tile) else tile
 
 
-def _too_wide(scores, sink, largest_score, largest_product):
+def _too_wide(scores, sink, largest_score, largest_product, query):
     """Whether a score, a product in it, or a sink above the scores, leaves what float32 can hold."""
+    if sink is not None and (sink > largest_score).any():
+        return True
+    alone = scores.alibi is None and scores.bias is None
+    if alone and query.exact.shape[1] * largest_product <= LARGEST_SCORE:
+        return False
     stages = [part for part in (scores.scaled, scores.alibi) if part is not None]
     if scores.bias is not None:
         stages.append(np.where(scores.bias == -np.inf, 0.0, scores.bias))  # that hides keys
     largest = np.max([np.maximum(part.max(initial=0.0), -part.min(initial=0.0)) for part in stages])
-    if not max(largest, 2.0**-10 * abs(largest_product)) <= LARGEST_SCORE:
-        return True
-    return sink is not None and bool((sink > largest_score).any())
+    return not max(largest, 2.0**-10 * largest_product) <= LARGEST_SCORE
 
 
 def _faint(tile):

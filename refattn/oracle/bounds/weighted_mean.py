@@ -40,9 +40,9 @@ def mean_rounding(tile, spec, rows):
         own = own + 2.0 * tile.value.largest_error.max(axis=0, initial=0.0)
     u, sums = spec.softmax.unit_roundoff, gamma(count, spec.accumulator_roundoff)
     if tile.latent is not None:  # products and sums round in the latent space, and once more on the way out
-        size = np.maximum(size, np.abs(tile.latent).max(axis=0, initial=0.0) @ np.abs(tile.w_uv).T)
+        size = np.maximum(size, tile.latent.magnitude.max(axis=0, initial=0.0) @ np.abs(tile.w_uv).T)
         stored = 2 * spec.intermediate.unit_roundoff
-        sums = sums + gamma(tile.latent.shape[1], spec.accumulator_roundoff) + stored
+        sums = sums + gamma(tile.latent.exact.shape[1], spec.accumulator_roundoff) + stored
         own = own + spec.intermediate.half_subnormal_step * np.abs(tile.w_uv).sum(axis=1)
     converted = 0.0
     if spec.denominator != "rounded":
