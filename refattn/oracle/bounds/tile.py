@@ -75,7 +75,7 @@ class Tile:
     softcap: float | None
     keep_scale: float
     shared_rounding: bool
-    widened: Callable[[], Tile]  # the same in float64
+    widened: Callable[[], Tile] | None  # the same in float64, of tiles in float32
 
     def exact(self, result: Result):
         """The exact result, (R, C)."""
@@ -225,15 +225,14 @@ def _seen(scores, query, key, visible, edge) -> _Seen:
 def make_tile(place, prepared: PreparedGroup, cut: Cut, visible, edge, output, lse) -> Tile:
     """The tile of some rows; `visible`, (R, S), is what their ranges alone let them see, `edge` as in
     `Tile`."""
-    dtype = prepared.dtype
-    if dtype != np.float64:
-        tile = _tile(place, prepared, cut, visible, edge, output, lse, dtype)
-        if tile is not None:
-            return tile
-    return _tile(place, prepared, cut, visible, edge, output, lse, np.dtype(np.float64))
+    widened = lambda: _tile(place, prepared, cut, visible, edge, output, lse, np.dtype(np.float64))
+    tile = None
+    if prepared.dtype != np.float64:
+        tile = _tile(place, prepared, cut, visible, edge, output, lse, prepared.dtype, widened)
+    return widened() if tile is None else tile
 
 
-def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
+def _tile(place, prepared, cut, visible, edge, output, lse, dtype, widened=None):
     """The tile in a dtype; None where float32 is too narrow for it."""
     options, group, keys = cut.options, prepared.group, cut.keys
     query = _stack_rows(group.query.rows(cut.rows))
@@ -317,7 +316,7 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype):
         softcap=options.softcap,
         keep_scale=1.0 if keep is None else options.keep_scale,
         shared_rounding=group.shared_rounding,
-        widened=lambda: _tile(place, prepared, cut, visible, edge, output, lse, np.dtype(np.float64)),
+        widened=widened,
     )
     return None if dtype != np.float64 and _faint(tile) else tile
 

@@ -437,13 +437,14 @@ def test_nothing_compares_the_name_of_a_result(room):
 
 @pytest.mark.parametrize("rows", [None, lambda q_len: np.array([0, q_len - 1])], ids=["all", "picked"])
 @pytest.mark.parametrize("function", ["attention", "packed_attention"])
-def test_rows_cut_from_a_result_are_written_back_where_they_were(function, rows):
+def test_rows_cut_from_a_result_are_written_back_where_they_were(monkeypatch, function, rows):
+    monkeypatch.setattr("refattn.oracle.bounds.row_blocks.BLOCK_SCORES", 20)
     query, key, value = sample(q_len=7, kv_len=7)
     cuts = {"cu_q": [0, 3, 7], "cu_kv": [0, 3, 7]} if function == "packed_attention" else {}
     exact = reference_results(function, (query, key, value), cuts, HALF, "exact").results
     call = operands(function, (query, key, value), cuts, HALF)
     copies = [np.full_like(array, np.nan) for array in exact]
-    for tile in tiles(call, exact, rows, 20):
+    for tile in tiles(call, exact, rows):
         for result, array, copy in zip(RESULTS, exact, copies, strict=True):
             assert tile.exact(result).tolist() == tile.place.cut(result, array).tolist()
             tile.place.write(result, copy, tile.exact(result))
