@@ -298,7 +298,8 @@ def test_bounds_in_float32_are_those_in_float64(monkeypatch, function, spec):
     monkeypatch.setattr(single, "suffices_for", lambda spec: False)
     wide = error_bound(*arrays, spec=spec, function=function, **options)
     for name in NAMES:
-        ratio = getattr(narrow, name) / getattr(wide, name)
+        with np.errstate(invalid="ignore"):  # empty rows: 0 / 0
+            ratio = getattr(narrow, name) / getattr(wide, name)
         # one per cent, but where the roundings of the exact weights all but cancel
         assert np.nanquantile(np.abs(ratio - 1.0), 0.999) < 0.01 and np.nanmax(np.abs(ratio - 1.0)) < 0.05
         assert name.endswith("hard") or (getattr(narrow, name) != getattr(wide, name)).any()
