@@ -41,15 +41,17 @@ TERMS = tuple(field.name for field in fields(OutputTerms))
 
 def limits(tile, spec, eps, rows, output, sink_eps) -> OutputTerms:
     """What the terms of the rows numbered `rows` are at most; eps is (R, S), sink_eps (R, 1)."""
-    keys, dims = tile.value.exact.shape
-    at_once = max(1, CHUNK // max(keys * dims, 1))
-    cuts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+    # what none of the rows sees adds nothing; at least one key, for rows that see none
+    seen = np.flatnonzero(tile.visible[rows].any(axis=0))
+    seen = seen if len(seen) else np.arange(1)
+    at_once = max(1, CHUNK // max(len(seen) * tile.value.exact.shape[1], 1))
+    cuts = [np.ix_(rows[first : first + at_once], seen) for first in range(0, len(rows), at_once)]
     parts = [_limits_of(tile, spec, eps, cut, output, sink_eps) for cut in cuts]
     return OutputTerms(*(np.concatenate([getattr(part, name) for part in parts]) for name in TERMS))
 
 
-def _limits_of(tile, spec, eps, rows, output, sink_eps):
-    keys = _keys_of(tile, eps, rows, output, sink_eps)
+def _limits_of(tile, spec, eps, cut, output, sink_eps):
+    keys = _keys_of(tile, eps, cut, output, sink_eps)
     share, top = _shares(keys)
     absolute_sum = np.minimum(np.einsum("rs,rse->re", share, keys.size), keys.size.max(axis=1, initial=0.0))
     u, lost = spec.weight.unit_roundoff, spec.weight_underflow
@@ -60,7 +62,7 @@ def _limits_of(tile, spec, eps, rows, output, sink_eps):
             return OutputTerms(np.full_like(absolute_sum, np.inf), absolute_sum, conversion)
         left = 1.0 - u - lost * share.sum(axis=1, keepdims=True)
         share = _converted(share, left, keys.visible)
-        share[np.arange(len(rows)), top] = 1.0
+        share[np.arange(len(share)), top] = 1.0
     scores = np.einsum("rs,rse->re", share, keys.distance)
     return OutputTerms(np.minimum(scores, keys.distance.max(axis=1, initial=0.0)), absolute_sum, conversion)
 
@@ -76,14 +78,16 @@ class _Keys:
     size: np.ndarray  # (r, S, E) |v_j|, likewise
 
 
-def _keys_of(tile, eps, rows, output, sink_eps):
-    visible, drop, eps, output = tile.visible[rows], tile.drop[rows], eps[rows], output[rows]
+def _keys_of(tile, eps, cut, output, sink_eps):
+    """`cut`: index of the rows and keys, as of `np.ix_`."""
+    rows, seen = cut[0][:, 0], cut[1][0]
+    visible, drop, eps, output = tile.visible[cut], tile.drop[cut], eps[cut], output[rows]
     factor = np.where(visible, tile.keep_scale, 0.0)
     unknown = np.zeros_like(visible)
     if tile.dropout:  # weights that underflow here do not tell whether they are dropped
-        unknown = tile.weights[rows] == 0
-        factor = np.where(~unknown & (tile.kept[rows] == 0), 0.0, factor)
-    taken = factor[:, :, None] * tile.value.exact
+        unknown = tile.weights[cut] == 0
+        factor = np.where(~unknown & (tile.kept[cut] == 0), 0.0, factor)
+    taken = factor[:, :, None] * tile.value.exact[seen]
     distance = np.where(visible[:, :, None], np.abs(taken - output[:, None, :]), 0.0)
     if tile.dropout:
         dropped = np.where(visible & unknown, 1.0, 0.0)[:, :, None] * np.abs(output)[:, None, :]
