@@ -284,16 +284,16 @@ def _lse_bound(tile, spec, error, weights):
 
 def _row_sum_range(tile, spec, error, weights):
     """Section 3: sum_j p_j e^(-eps_j) and sum_j p_j e^(eps_j), between which Z lies, (R,) each."""
-    converted, least, gained = weights.row_conversion, weights.least_row_sum, weights.row_error
-    in_row_sum = spec.denominator == "rounded"
+    growth, least, gained = weights.growth, weights.least_row_sum, weights.row_error
+    converted = weights.rounding if spec.denominator == "rounded" else None  # what the row sum adds
     if error.level.any():  # equal errors move no output, but they move the lse
         growth, weight_error = _grown(tile.weights, error.largest)
-        converted, gained = _row_conversion(weights.rounding, growth), row_sums(weight_error)
+        gained = row_sums(weight_error)
         least = _least_sum(tile, error.largest, weight_error)
-        least = np.maximum(least - (converted if in_row_sum else 0.0), 0.0)
+        least = np.maximum(least - _row_conversion(converted, growth), 0.0)
         least = least + weights.sink_share * np.exp(-weights.sink_eps)
-    most = (tile.whole + gained + weights.sink_share * np.exp(weights.sink_eps))[:, 0]
-    return least[:, 0], most + converted[:, 0] if in_row_sum else most
+    most = tile.whole + gained + weights.sink_share * np.exp(weights.sink_eps)
+    return least[:, 0], (most + _row_conversion(converted, growth))[:, 0]
 
 
 def sums_overflow(tile, spec):

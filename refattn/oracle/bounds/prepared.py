@@ -86,7 +86,5 @@ class PreparedGroup:
 
 
 def _finite(operand):
-    """The operand with 0 for NaN and infinities; itself where there are none."""
-    if np.isfinite(operand.exact).all():
-        return operand
-    return Operand(finite(operand.exact), operand.largest_error, operand.typical_error)
+    """The operand with 0 for NaN and infinities; its own matrix where there are none."""
+    return Operand(finite(operand.exact), *operand.parts[1:])
