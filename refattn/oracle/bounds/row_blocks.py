@@ -56,6 +56,16 @@ def count_rows(call: Call, rows=None) -> int:
     return sum(math.prod(heads) * (q_len if rows is None else len(rows(q_len))) for *heads, q_len in shapes)
 
 
+def picked_parts(call: Call, result: Result, exact, rows=None):
+    """Of an exact result of a call the rows that `rows` picks, part by part; None for all."""
+    if rows is None:
+        return None
+    axis, dims = (-2, (slice(None),)) if result.has_dims else (-1, ())
+    places = (place if isinstance(place, tuple) else (place,) for place in call.places)
+    parts = (exact[(*place, *dims)] for place in places)
+    return [part.take(rows(part.shape[axis]), axis=axis) for part in parts]
+
+
 def tiles(call: Call, exact, rows=None, spec=None) -> Iterator[Tile]:
     """The tiles of a call, part by part, group by group, of about BLOCK_SCORES scores each; `exact`
     holds the exact results of the whole call in the order of `RESULTS`. `rows(q_len)` picks the rows

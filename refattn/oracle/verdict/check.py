@@ -37,7 +37,7 @@ from refattn.oracle.bounds.reference import (
     roundoff,
 )
 from refattn.oracle.bounds.results import RESULTS, handed_over
-from refattn.oracle.bounds.row_blocks import count_rows, tile_jobs
+from refattn.oracle.bounds.row_blocks import count_rows, picked_parts, tile_jobs
 from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
 from refattn.oracle.progress import Progress
@@ -191,7 +191,7 @@ def check(
             Measure(
                 result,
                 array.shape,
-                Lean(result, exact[result], _looked_at(call, result, exact[result], pick)),
+                Lean(result, exact[result], picked_parts(call, result, exact[result], pick)),
             )
             for result, array in given.items()
         ]
@@ -279,16 +279,6 @@ OUR_NAMES = {
     "sm_scale": "scale=",
     "scaling": "scale=",
 }
-
-
-def _looked_at(call, result, exact, pick):
-    """The rows of an exact result that `pick` picks, part by part; None for all."""
-    if pick is None:
-        return None
-    axis, dims = (-2, (slice(None),)) if result.has_dims else (-1, ())
-    places = (place if isinstance(place, tuple) else (place,) for place in call.places)
-    parts = (exact[(*place, *dims)] for place in places)
-    return [part.take(pick(part.shape[axis]), axis=axis) for part in parts]
 
 
 def _look_at_other_rows(report, given, call):
