@@ -15,28 +15,10 @@ from refattn.oracle.bounds.repeated_keys import repeated_keys
 from refattn.oracle.bounds.single import Parts
 
 
-class RepeatedRows:
-    """Keys of a group that occur more than once, alone and with their values, looked for when needed."""
-
-    def __init__(self, group):
-        self._group = group
-
-    @property
-    def keys(self) -> list[np.ndarray]:
-        return self._group.key.repeated
-
-    @cached_property
-    def pairs(self) -> list[np.ndarray]:
-        if not self.keys:
-            return []
-        sides = (finite(side.exact) for side in (self._group.key, self._group.value))
-        return repeated_keys(np.concatenate(list(sides), axis=1))
-
-    @staticmethod
-    def among(sets, keys: slice) -> list[np.ndarray]:
-        """What a run of keys has of these index sets, numbered from its first key."""
-        inside = (members[(members >= keys.start) & (members < keys.stop)] - keys.start for members in sets)
-        return [members for members in inside if len(members) > 1]
+def among(sets, keys: slice) -> list[np.ndarray]:
+    """What a run of keys has of sets of equal keys, numbered from its first key."""
+    inside = (members[(members >= keys.start) & (members < keys.stop)] - keys.start for members in sets)
+    return [members for members in inside if len(members) > 1]
 
 
 class PreparedGroup:
@@ -52,11 +34,23 @@ class PreparedGroup:
                 self._parts[self.dtype] = keys, values
         known = self.dtype == np.float32  # to be finite
         self.key, self.value = (side if known else _finite(side) for side in (group.key, group.value))
-        self.repeated = RepeatedRows(group)
         # (length,) of bool: values that are not finite; None where all are
         self.holes = None
         if self.value.exact is not group.value.exact:
             self.holes = ~np.isfinite(group.value.exact).all(axis=1)
+
+    @property
+    def repeated_keys(self) -> list[np.ndarray]:
+        """The index sets of equal keys."""
+        return self.group.key.repeated
+
+    @cached_property
+    def repeated_pairs(self) -> list[np.ndarray]:
+        """Those of equal keys with equal values."""
+        if not self.repeated_keys:
+            return []
+        sides = (finite(side.exact) for side in (self.group.key, self.group.value))
+        return repeated_keys(np.concatenate(list(sides), axis=1))
 
     def parts(self, dtype) -> tuple[Parts, Parts]:
         """Keys and values of all tiles, in their dtype."""

@@ -8,15 +8,16 @@ counts the keys that any of these rows can see.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 
 from refattn.oracle.bounds.infinite_values import InfiniteValues
 from refattn.oracle.bounds.operands import Operand, finite
-from refattn.oracle.bounds.prepared import PreparedGroup, RepeatedRows
+from refattn.oracle.bounds.prepared import PreparedGroup, among
 from refattn.oracle.bounds.results import Result, columns
+from refattn.oracle.bounds.seen import Seen, seen_of
 from refattn.oracle.bounds.single import Parts
 from refattn.oracle.bounds.tile_sums import times
 
@@ -27,7 +28,19 @@ FAINT = 2.0**-40  # outputs this small beside the largest value depend on what f
 
 
 @dataclass
-class Tile:
+class Softmax:
+    """The softmax of one block of rows."""
+
+    drop: np.ndarray  # (R, S) row maximum minus score, >= 0; 0 where hidden
+    exponentials: np.ndarray  # (R, S) exp(-drop), 0 where hidden
+    weights: np.ndarray  # (R, S)
+    whole: np.ndarray  # (R, 1) sum of the weights: 1 without a sink, 0 in empty rows
+    total: np.ndarray  # (R, 1) denominator relative to the row maximum, >= 1
+    maximum: np.ndarray  # (R,) row maximum, the sink among the candidates
+
+
+@dataclass(kw_only=True)
+class Tile(Seen, Softmax):
     """One block of rows. Shapes: R rows, S keys, D head_dim, E v_head_dim.
 
     Arrays (R, S), and what they are multiplied by, have the dtype `dtype`; numbers of a row are float64.
@@ -42,25 +55,10 @@ class Tile:
     biased: np.ndarray  # (R, S) after ALiBi and bias; 0 where hidden
     alibi: np.ndarray | None  # (R, S) |slope * distance|
     bias: np.ndarray | None  # (R, S) |bias|
-    drop: np.ndarray  # (R, S) row maximum minus biased, >= 0
-    visible: np.ndarray  # (R, S) bool
-    edge: slice  # the keys that some row does not see are among these; empty where every row sees every key
-    # (R, S) bool, by -inf alone: their products are formed; None if none is
-    hidden_by_bias: np.ndarray | None
-    # (R, S) bool: keys that neither range, mask nor a bias of -inf hides, whatever their score
-    in_sight: np.ndarray
-    # (R,) bool: rows with a score that is NaN or overflows in float64; nothing is visible in them
-    broken: np.ndarray
     infinite: InfiniteValues | None  # None where all values are finite
-    exponentials: np.ndarray  # (R, S) exp(-drop), 0 where hidden
-    weights: np.ndarray  # (R, S) softmax weights
     kept: np.ndarray  # (R, S) weights after dropout, the factors of the values
-    whole: np.ndarray  # (R, 1) sum of the weights: 1 without a sink, 0 in empty rows
-    total: np.ndarray  # (R, 1) softmax denominator relative to the row maximum, >= 1
-    maximum: np.ndarray  # (R,) row maximum, the sink among the candidates
     largest_score: np.ndarray  # (R,) largest score of a visible key, -inf without one
     sink: np.ndarray | None  # (R,)
-    count: np.ndarray  # (R, 1) visible keys
     query: Operand  # (R, D)
     key: Operand  # (S, D)
     value: Operand  # (S, E), entries that are not finite are 0
@@ -88,25 +86,6 @@ class Tile:
     @property
     def head_dim(self):
         return self.query.exact.shape[-1]
-
-    def hide(self, array, hidden=0.0):
-        """The array (R, S) itself, with `hidden` written where a key is hidden."""
-        np.copyto(array[:, self.edge], hidden, where=self._hidden)
-        return array
-
-    @cached_property
-    def _hidden(self):
-        return ~self.visible[:, self.edge]
-
-    def counts(self, runs):
-        """Visible keys of each row in some runs of keys, (first, last) each, (R, runs)."""
-        counts = np.zeros((len(self.visible), len(runs)))
-        for number, (first, last) in enumerate(runs):
-            seen_by_all = min(max(self.edge.start, first), last)
-            counts[:, number] = seen_by_all - first
-            if seen_by_all < last:
-                counts[:, number] += self.visible[:, seen_by_all:last].sum(axis=1)
-        return counts
 
     def per_row(self, numbers):
         """One number a row, (R,) or (R, 1), as a factor of arrays (R, S)."""
@@ -196,30 +175,19 @@ def _scores(cut, query, wide_key) -> _Scores:
     return _Scores(scaled, capped, biased, alibi, bias)
 
 
-@dataclass
-class _Seen:
-    """Which keys the rows see."""
-
-    visible: np.ndarray  # (R, S)
-    edge: slice
-    in_sight: np.ndarray
-    hidden_by_bias: np.ndarray | None
-    broken: np.ndarray  # (R,)
-
-
-def _seen(scores, query, key, visible, edge) -> _Seen:
-    """What scores that are not finite, and a bias of -inf, hide of the visible keys."""
-    broken = np.zeros(len(visible), dtype=bool)
-    if np.isfinite(scores.biased).all():
-        return _Seen(visible, edge, visible, None, broken)
-    broken |= (visible & ~(scores.biased < np.inf)).any(axis=1)
-    hidden_by_bias = None if scores.bias is None else visible & (scores.bias == -np.inf)
-    in_sight = visible if hidden_by_bias is None else visible & ~hidden_by_bias
-    broken |= (in_sight & (scores.biased == -np.inf) & _finite_pairs(query, key)).any(axis=1)
-    visible = visible & (scores.biased > -np.inf) & ~broken[:, None]
-    if hidden_by_bias is not None and not hidden_by_bias.any():
-        hidden_by_bias = None
-    return _Seen(visible, slice(0, visible.shape[1]), in_sight, hidden_by_bias, broken)
+def _softmax(biased, largest_score, sink, dtype) -> Softmax:
+    """The softmax of scores in float64, -inf where hidden, in the dtype of the tile."""
+    maximum = largest_score if sink is None else np.maximum(largest_score, sink)
+    maximum = np.where(maximum > -np.inf, maximum, 0.0)
+    below = np.subtract(biased, maximum[:, None]).astype(dtype, copy=False)
+    exponentials = np.exp(below)
+    if dtype != np.float64 and below.min(initial=0.0) < -NO_WEIGHT:
+        np.copyto(exponentials, 0.0, where=below < -NO_WEIGHT)
+    of_keys = exponentials.sum(axis=1, keepdims=True).astype(np.float64)
+    of_sink = 0.0 if sink is None else np.exp(sink - maximum)[:, None]
+    total = np.maximum(of_keys + of_sink, 1.0)
+    weights = exponentials * (1.0 / total).astype(dtype)
+    return Softmax(np.negative(below, out=below), exponentials, weights, of_keys / total, total, maximum)
 
 
 def make_tile(place, prepared: PreparedGroup, cut: Cut, visible, edge, output, lse) -> Tile:
@@ -240,76 +208,41 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype, widened=None)
     if mask is not None:
         visible, edge = visible & mask, slice(0, visible.shape[1])
     scores = _scores(cut, query, prepared.wide_key[keys])
-    seen = _seen(scores, query, group.key.rows(keys), visible, edge)
-    visible, edge = seen.visible, seen.edge
-    hidden = ~visible[:, edge]
-
+    finite_pairs = lambda: _finite_pairs(query, group.key.rows(keys))
+    seen = seen_of(scores.biased, scores.bias, finite_pairs, visible, edge)
     biased = scores.biased.copy() if scores.biased is scores.capped else scores.biased
-    np.copyto(biased[:, edge], -np.inf, where=hidden)
-    largest_score = biased.max(axis=1, initial=-np.inf)
-    maximum = largest_score if sink is None else np.maximum(largest_score, sink)
-    maximum = np.where(maximum > -np.inf, maximum, 0.0)
+    largest_score = seen.hide(biased, -np.inf).max(axis=1, initial=-np.inf)
     largest_product = abs(options.scale) * prepared.largest_product(query)
     if dtype != np.float64 and _too_wide(scores, sink, largest_score, largest_product, query):
         return None
-    below = np.subtract(biased, maximum[:, None]).astype(dtype, copy=False)
-    exponentials = np.exp(below)
-    if dtype != np.float64 and below.min(initial=0.0) < -NO_WEIGHT:
-        np.copyto(exponentials, 0.0, where=below < -NO_WEIGHT)
-    drop = np.negative(below, out=below)
-    total = exponentials.sum(axis=1, keepdims=True).astype(np.float64)
-    without_sink = total
-    total = np.maximum(total + (0.0 if sink is None else np.exp(sink - maximum)[:, None]), 1.0)
-    weights = exponentials * (1.0 / total).astype(dtype)
-    kept = weights
+    softmax = _softmax(biased, largest_score, sink, dtype)
+    seen.hide(softmax.drop)
+    kept = softmax.weights
     if keep is not None:
-        kept = np.where(keep, weights * dtype.type(options.keep_scale), dtype.type(0.0))
-
-    def stage(array):
-        array = array.astype(dtype, copy=dtype == np.float64)
-        np.copyto(array[:, edge], 0.0, where=hidden)
-        return array
-
-    scaled = stage(scores.scaled)
-    capped = scaled if scores.capped is scores.scaled else stage(scores.capped)
-    biased = capped if scores.biased is scores.capped else stage(biased)
-    np.copyto(drop[:, edge], 0.0, where=hidden)
+        kept = np.where(keep, kept * dtype.type(options.keep_scale), dtype.type(0.0))
     k, v = (side.rows(keys) for side in prepared.parts(dtype))
     finite_query = Operand(finite(query.exact), *_in_dtype(query.parts[1:], dtype))
+    taken = seen.visible if keep is None else seen.visible & keep
     tile = Tile(
         place=place,
         dtype=dtype,
         output=output,
         lse=lse,
-        scores=scaled,
-        capped=capped,
-        biased=biased,
-        alibi=None if scores.alibi is None else stage(np.abs(scores.alibi)),
-        bias=None if scores.bias is None else stage(np.abs(scores.bias)),
-        drop=drop,
-        visible=visible,
-        edge=edge,
-        hidden_by_bias=seen.hidden_by_bias,
-        in_sight=seen.in_sight,
-        broken=seen.broken,
-        infinite=_infinite_values(prepared, keys, visible if keep is None else visible & keep, drop, total),
-        exponentials=exponentials,
-        weights=weights,
-        kept=kept,
-        whole=without_sink / total,
-        total=total,
-        maximum=maximum,
+        **_stages(scores, biased, seen, dtype),
+        **_fields(softmax),
+        **_fields(seen),
         largest_score=largest_score,
         sink=sink,
-        count=edge.start + visible[:, edge].sum(axis=1, keepdims=True),
+        infinite=_infinite_values(prepared, keys, taken, softmax.drop, softmax.total),
+        kept=kept,
         query=finite_query,
         key=_rows_in_dtype(prepared.key, keys, dtype),
         value=_rows_in_dtype(prepared.value, keys, dtype),
         q=Parts.of(finite_query.exact.astype(dtype, copy=False)),
         k=k,
         v=v,
-        repeats=RepeatedRows.among(prepared.repeated.keys, keys),
-        equal_pairs=RepeatedRows.among(prepared.repeated.pairs, keys),
+        repeats=among(prepared.repeated_keys, keys),
+        equal_pairs=among(prepared.repeated_pairs, keys),
         latent=None if group.latent is None else prepared.latent(dtype).rows(keys),
         w_uv=None if group.latent is None else group.latent.w_uv,
         scale=abs(options.scale),
@@ -319,6 +252,25 @@ def _tile(place, prepared, cut, visible, edge, output, lse, dtype, widened=None)
         widened=widened,
     )
     return None if dtype != np.float64 and _faint(tile) else tile
+
+
+def _stages(scores, biased, seen, dtype):
+    """The stages of the scores as fields of a `Tile`: in its dtype, 0 where hidden, and the magnitudes of
+    what is added. `biased` is handed apart, as it may be written over."""
+
+    def stage(array):
+        array = array.astype(dtype, copy=dtype == np.float64)
+        return seen.hide(array)
+
+    scaled = stage(scores.scaled)
+    capped = scaled if scores.capped is scores.scaled else stage(scores.capped)
+    return {
+        "scores": scaled,
+        "capped": capped,
+        "biased": capped if scores.biased is scores.capped else stage(biased),
+        "alibi": None if scores.alibi is None else stage(np.abs(scores.alibi)),
+        "bias": None if scores.bias is None else stage(np.abs(scores.bias)),
+    }
 
 
 def _too_wide(scores, sink, largest_score, largest_product, query):
@@ -357,6 +309,10 @@ def _infinite_values(prepared, keys, taken, drop, total):
         return None
     value = prepared.group.value.exact[keys]
     return InfiniteValues(drop[:, holes], total, taken[:, holes], value[holes])
+
+
+def _fields(part):
+    return {field.name: getattr(part, field.name) for field in fields(part)}
 
 
 def _in_dtype(parts, dtype):
