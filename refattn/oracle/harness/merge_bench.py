@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 import refattn
-from refattn.oracle.harness.check_kernel import Bench, Failure, Trial
+from refattn.oracle.harness.bench import Bench, Failure, Trial
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.variants import JUNK
 

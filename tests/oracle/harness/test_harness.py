@@ -10,8 +10,8 @@ from refattn.calls.options import WORDS
 from refattn.calls.registry import ATTENTION
 from refattn.oracle import check_kernel
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.harness.bench import Bench
 from refattn.oracle.harness.callables import KernelCall
-from refattn.oracle.harness.check_kernel import Bench
 from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
 from refattn.oracle.inputs.families import every_option
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants
