@@ -40,7 +40,8 @@ from refattn.calls.packed import PACKED
 from refattn.calls.paged import PAGED
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.spec import KernelSpec
-from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.dialects.results import result_to_ours
+from refattn.oracle.dialects.translate import from_ours
 from refattn.oracle.imaging import xray as xray_module
 from refattn.oracle.inputs.families import (
     FAMILIES,

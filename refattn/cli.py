@@ -12,6 +12,7 @@ SUBCOMMANDS = {  # each a module of refattn.commands; an example, and what it do
     "check": ("refattn check case.npz out.safetensors", "judge a result in a file"),
     "diagnose": ("refattn diagnose case.npz out.npz", "find the mistake behind a wrong result"),
     "xray": ("refattn xray kernels.py:flash --picture x.png", "measure what a kernel does otherwise"),
+    "explain": ("refattn explain torch flash_attn", "where two libraries mean different things"),
     "vectors": (
         "refattn vectors make DIRECTORY",
         "golden vectors with error bounds, for tests in any language",

@@ -14,3 +14,10 @@ def add_result_arguments(parser):
     )
     parser.add_argument("--lse", metavar="FILE", help="lse as a file of its own (.npy, .bin)")
     parser.add_argument("--json", action="store_true", help="machine-readable report on standard output")
+    parser.add_argument(
+        "--dialect",
+        metavar="NAME",
+        default="refattn",
+        help="library in whose axis order and conventions the result is written, such as "
+        "flash_attn; the case stays as it is. 'refattn explain' lists the names",
+    )

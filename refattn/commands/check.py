@@ -59,7 +59,7 @@ def run(args):
     rows, plain = [], []
     try:
         spec = _spec(args.spec)
-        for pair in pairs(args.case, args.result, args.lse):
+        for pair in pairs(args.case, args.result, args.lse, args.dialect):
             start = time.perf_counter()
             status, text, facts = _judge(pair, args, spec)
             rows.append((pair.name, status, text, time.perf_counter() - start))
@@ -114,8 +114,8 @@ def _judge(pair, args, spec):
     try:
         case, given = pair.read()
         if args.stored or (case.work > LARGEST_WORK and args.rows is None):
-            return _by_stored_bounds(case, given, args.require_complete)
-        report = case.check(*map(given.get, RESULTS), spec, args.rows)
+            return _by_stored_bounds(case, pair.in_our_terms(case, given), args.require_complete)
+        report = case.check(*map(given.get, RESULTS), spec, args.rows, args.dialect)
     except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         return "error", str(error), {}
     if not report.passed:

@@ -37,13 +37,14 @@ def run(args):
 
     found = []
     try:
-        for pair in pairs(args.case, args.result, args.lse):
+        for pair in pairs(args.case, args.result, args.lse, args.dialect):
             case, given = pair.read()
             if OUTPUT not in given:
                 raise VectorError(
                     f"{pair.result.name} must hold the output, by which mistakes are told; got an lse "
                     "alone, which refattn check judges."
                 )
+            given = pair.in_our_terms(case, given)
             how = {"lse": given.get(LSE), "spec": case.spec, "seconds": args.seconds, **case.options}
             diagnosis = diagnose(given[OUTPUT], *case.arrays, **how)
             found.append((pair.name, diagnosis))

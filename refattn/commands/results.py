@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS, Result
+from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS, Result, handed_over
 from refattn.oracle.vectors.containers import ENDINGS, read_arrays
 from refattn.oracle.vectors.golden import VectorCase, load_case
 from refattn.oracle.vectors.npz_file import read_npy
@@ -27,21 +27,41 @@ class Pair:
     load_case: object
     result: Path
     lse: Path | None = None
+    dialect: str = "refattn"
 
     def read(self) -> tuple[VectorCase, dict[Result, np.ndarray]]:
-        """The case, and the results that the kernel wrote: at least one."""
+        """The case, and the results that the kernel wrote, at least one, as its dialect writes them."""
         case = self.load_case()
-        given = read_result(self.result, case)
+        shapes = expected_shapes(case, self.dialect)
+        given = read_result(self.result, case, shapes)
         if self.lse is not None:
             if OUTPUT not in given:
                 raise VectorError(
                     f"{self.result.name} must hold the output where --lse gives the lse; got an lse."
                 )
-            given[LSE] = read_array(self.lse, case, LSE)
+            given[LSE] = read_array(self.lse, case, LSE, shapes)
         return case, given
 
+    def in_our_terms(self, case, given) -> dict[Result, np.ndarray]:
+        """The results in the conventions of `refattn`; ValueError for shapes that the dialect does not
+        have.
+        """
+        if self.dialect == "refattn":
+            return given
+        call = case.written_by(self.dialect)
+        call.require_shapes(given)
+        return handed_over(*call.to_ours(*map(given.get, RESULTS)))
 
-def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
+
+def expected_shapes(case, dialect="refattn") -> dict[Result, tuple[int, ...]]:
+    """The shapes of the results of a case as a library writes them."""
+    if dialect == "refattn":
+        return {result: case.expected(result).shape for result in RESULTS}
+    results = case.written_by(dialect).results
+    return {result: results.shape(result) for result in RESULTS if results.layout(result)}
+
+
+def pairs(case_path, result_path, lse_path=None, dialect="refattn") -> Iterator[Pair]:
     """One pair for two files; for a pack and a directory one for every case, whose result is named like it.
 
     Raises
@@ -61,6 +81,7 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
             lambda: load_case(case_path),
             result_path,
             None if lse_path is None else Path(lse_path),
+            dialect,
         )
         return
     if not result_path.is_dir():
@@ -74,22 +95,25 @@ def pairs(case_path, result_path, lse_path=None) -> Iterator[Pair]:
         ]
         lse = result_path / f"{entry.name}-lse{found[0].suffix}" if found else None
         result = found[0] if found else result_path / f"{entry.name}.npz"
-        yield Pair(entry.name, entry.load, result, lse if lse is not None and lse.exists() else None)
+        yield Pair(
+            entry.name, entry.load, result, lse if lse is not None and lse.exists() else None, dialect
+        )
 
 
-def read_result(path, case) -> dict[Result, np.ndarray]:
+def read_result(path, case, shapes) -> dict[Result, np.ndarray]:
     """What a result file holds: arrays with the names of results, or one array alone (.npy, or .bin
     without a header).
 
-    An array without a name is the lse if it has the size of the lse and not that of the output.
+    An array without a name is the lse if it has the size of the lse and not that of the output; `shapes`
+    are those that results have.
     """
     path = Path(path)
     if not path.exists():
         raise VectorError(f"{path.name} must exist: there is no result for this case.")
     if path.suffix in (".npy", ".bin"):
-        fitting = (result for result in RESULTS if _fits(path, case, result))
+        fitting = (result for result in shapes if _fits(path, case, result, shapes))
         result = next(fitting, OUTPUT)
-        return {result: read_array(path, case, result)}
+        return {result: read_array(path, case, result, shapes)}
     arrays, _ = read_arrays(path)
     named = {result: arrays[result.name] for result in RESULTS if result.name in arrays}
     if OUTPUT not in named and len(arrays) != 1:
@@ -101,12 +125,11 @@ def read_result(path, case) -> dict[Result, np.ndarray]:
     return {result: _floating(array, result.form(case.spec).name) for result, array in named.items()}
 
 
-def _fits(path, case, result):
+def _fits(path, case, result, shapes):
     """Whether an array without a name has the size of a result."""
-    expected, format_name = case.expected(result), result.form(case.spec).name
     if path.suffix == ".npy":
-        return read_array(path, case, result).shape == expected.shape
-    return path.stat().st_size in _dtypes_of_bin(expected.size, format_name)
+        return read_array(path, case, result, shapes).shape == shapes[result]
+    return path.stat().st_size in _dtypes_of_bin(math.prod(shapes[result]), result.form(case.spec).name)
 
 
 def _dtypes_of_bin(count, format_name):
@@ -117,11 +140,11 @@ def _dtypes_of_bin(count, format_name):
     return dtypes
 
 
-def read_array(path, case, result) -> np.ndarray:
+def read_array(path, case, result, shapes) -> np.ndarray:
     """One array, a result of the case. A .bin holds it in C order, little-endian; the number of its bytes
     says how wide the numbers are.
     """
-    path, shape, format_name = Path(path), case.expected(result).shape, result.form(case.spec).name
+    path, shape, format_name = Path(path), shapes.get(result, ()), result.form(case.spec).name
     with open_regular(path) as file:
         size = path.stat().st_size
         if size > LARGEST:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:  # _HOME once more, for readers that do not run it
     from refattn.oracle.bounds.bound import error_bound as error_bound
     from refattn.oracle.diagnosis.search import Diagnosis as Diagnosis
     from refattn.oracle.diagnosis.search import diagnose as diagnose
+    from refattn.oracle.dialects.differences import explain_difference as explain_difference
     from refattn.oracle.dialects.libraries import DIALECTS as DIALECTS
     from refattn.oracle.dialects.libraries import dialect as dialect
-    from refattn.oracle.dialects.libraries import explain_difference as explain_difference
+    from refattn.oracle.dialects.results import result_to_ours as result_to_ours
     from refattn.oracle.dialects.translate import from_ours as from_ours
-    from refattn.oracle.dialects.translate import result_to_ours as result_to_ours
     from refattn.oracle.dialects.translate import to_ours as to_ours
     from refattn.oracle.harness.check_kernel import check_kernel as check_kernel
     from refattn.oracle.harness.outcomes import HarnessReport as HarnessReport
@@ -47,7 +47,7 @@ _HOME = {
     "HarnessReport": "oracle.harness.outcomes",
     "diagnose": "oracle.diagnosis.search",
     "Diagnosis": "oracle.diagnosis.search",
-    "explain_difference": "oracle.dialects.libraries",
+    "explain_difference": "oracle.dialects.differences",
     "adversarial_inputs": "oracle.inputs.families",
     "exact_cases": "oracle.inputs.suites",
     "mutation_score": "oracle.mistakes.mutation",
@@ -55,7 +55,7 @@ _HOME = {
     "DIALECTS": "oracle.dialects.libraries",
     "to_ours": "oracle.dialects.translate",
     "from_ours": "oracle.dialects.translate",
-    "result_to_ours": "oracle.dialects.translate",
+    "result_to_ours": "oracle.dialects.results",
     "attention_inputs": "oracle.inputs.families",
     "default_suite": "oracle.inputs.suites",
     "Rope": "calls.rotary",

@@ -135,6 +135,8 @@ class Diagnosis:
         Arguments that the kernel changes in place; it is given copies.
     interrupted : bool
         Ctrl-C ended the search; the last of `unfinished` is the part that it ended.
+    dialect : str
+        The library of `dialect=`, and how it writes results, in words; "" without one.
     """
 
     verdict: str
@@ -151,6 +153,7 @@ class Diagnosis:
     held: str = ""
     changed: tuple[str, ...] = ()
     interrupted: bool = False
+    dialect: str = ""
 
     @property
     def best(self) -> Finding | None:
@@ -159,7 +162,9 @@ class Diagnosis:
     def __str__(self):
         held = f"{self.held[:1].upper()}{self.held[1:]}. With it:" if self.held else ""
         changed = (f"  The kernel changes its argument {name} in place." for name in self.changed)
-        return "\n".join(filter(None, (held, self._found(), *changed)))
+        read = f"  Results were read as those of {self.dialect}; options are named as in refattn."
+        dialect = (read,) if self.dialect and self.verdict != "agrees" else ()
+        return "\n".join(filter(None, (held, self._found(), *changed, *dialect)))
 
     def _found(self):
         if self.verdict == "agrees":
@@ -231,6 +236,7 @@ class Diagnosis:
             "held": self.held,
             "changed": list(self.changed),
             "interrupted": self.interrupted,
+            "dialect": self.dialect,
             "xray": None if self.xray is None else self.xray.to_json(),
         }
 

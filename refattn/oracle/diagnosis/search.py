@@ -14,9 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.calls.registry import form_of
 from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS, handed_over
 from refattn.oracle.diagnosis.axis_order import diagnose_shape, shapes_agree
 from refattn.oracle.diagnosis.budget import Budget, seconds_given
 from refattn.oracle.diagnosis.evidence import Evidence
@@ -31,6 +32,8 @@ from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
 from refattn.oracle.diagnosis.wide_look import look_at
+from refattn.oracle.dialects.axis_hints import with_axis_hint
+from refattn.oracle.dialects.foreign_call import read_call
 from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.progress import Progress
@@ -52,7 +55,16 @@ PARTLY = 0.05
 
 
 def diagnose(
-    actual, *arrays, lse=None, spec=None, pairs=True, seconds=20.0, near=None, progress=None, **options
+    actual,
+    *arrays,
+    lse=None,
+    spec=None,
+    pairs=True,
+    seconds=20.0,
+    near=None,
+    progress=None,
+    dialect="refattn",
+    **options,
 ) -> Diagnosis:
     """Find the mistake or foreign convention that explains a result.
 
@@ -83,8 +95,13 @@ def diagnose(
     progress : callable or False, optional
         Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
         on a terminal, from two seconds on (`refattn.oracle.progress`).
+    dialect : str
+        Name of a library (`refattn.oracle.DIALECTS`): arrays, options and results, also those of a kernel,
+        are as it writes them, as for `check`. Findings and remedies speak of the options of `refattn`,
+        which `refattn.oracle.to_ours` shows; `near` counts as in `refattn`.
     **options
-        Of the function; `rope=Rope(...)` when query and key are given before rotation.
+        Of the function; `rope=Rope(...)` when query and key are given before rotation. With `dialect`, the
+        library's.
 
     Returns
     -------
@@ -115,13 +132,25 @@ def diagnose(
     >>> from_torch = refattn.attention(query, key, value, causal=True, q_offset=0)
     >>> diagnose(from_torch, query, key, value, causal=True).best.remedy
     'q_offset=0'
+
+    The same in the axis order and the words of FlashAttention:
+
+    >>> q, k, v, output = (array.swapaxes(1, 2) for array in (query, key, value, from_torch))
+    >>> diagnose(output, q, k, v, causal=True, dialect="flash_attn").best.remedy
+    'q_offset=0'
     """
     seconds = seconds_given(seconds)
+    if dialect != "refattn":
+        call = read_call(dialect, arrays, options)
+        arrays, options = call.arrays, call.options
     shown = Progress(
         "diagnose", progress=progress, seconds=seconds, partial=lambda: search.so_far(shown.event().what)
     )
-    kernel = CalledKernel(_under_callers_settings(actual)) if callable(actual) else None
+    kernel = CalledKernel(_under_callers_settings(actual), dialect) if callable(actual) else None
     given = given_results(actual, lse) if kernel is None else kernel(arrays, options)
+    if dialect != "refattn" and kernel is None:
+        call.require_shapes(given)
+        given = handed_over(*call.to_ours(*map(given.get, RESULTS)))
     # a mistake may subtract infinities, and a wrong result may hold anything
     with np.errstate(all="ignore"):
         if len(arrays) == 2:
@@ -131,7 +160,8 @@ def diagnose(
             found = search.run(pairs)
         search = None  # `shown` refers to it, and its arrays would stay until the next collection of cycles
     changed = () if kernel is None else tuple(sorted(kernel.changed))
-    return dataclasses.replace(found, changed=changed)
+    words = "" if dialect == "refattn" else call.results.words
+    return dataclasses.replace(found, changed=changed, dialect=words)
 
 
 def _under_callers_settings(kernel):
@@ -152,7 +182,9 @@ class Search:
         self.start, self.budget, self.progress = time.monotonic(), budget, progress
         self.arrays, self.options, self.given, self.kernel, self.near = arrays, options, given, kernel, near
         self.inferred = spec is None
-        self.checked, self.spec = checked_call(*arrays, **options), kernel_spec(spec, given[OUTPUT].dtype)
+        function = form_of(arrays, options).function
+        self.checked = with_axis_hint(checked_call, function, arrays, options)
+        self.spec = kernel_spec(spec, given[OUTPUT].dtype)
         self.tried, self.whole = 0, True
         # single mistakes that are only compared on a small sample, and how many not even there
         self._later, self._untried = [], 0

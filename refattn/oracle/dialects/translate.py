@@ -1,24 +1,32 @@
-"""Translate calls and results between a library's dialect and ours.
+"""Translate calls between a library's dialect and ours.
 
 Everything is NumPy: the caller turns arrays into the library's tensors. Nothing here imports a library.
+What is particular to packed sequences and pages stands in `structured`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from refattn.calls.arrays import as_array
+from refattn.calls.arrays import as_array, as_int_array, is_float
 from refattn.calls.dense import attention_problem
 from refattn.calls.options import OPTIONS
+from refattn.calls.registry import form_called
 from refattn.exact.visibility import range_mask, row_bounds
-from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours, lse_from_ours, lse_to_ours
-from refattn.oracle.dialects.libraries import Dialect, dialect
+from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
+from refattn.oracle.dialects.libraries import dialect
+from refattn.oracle.dialects.other_calls import call_of, call_read
+from refattn.oracle.dialects.record import Dialect
+from refattn.oracle.dialects.structured import (
+    arrays_from_ours,
+    pages_to_ours,
+    structure_from_ours,
+    structure_to_ours,
+)
 
-LN2 = math.log(2.0)
 # arguments that carry no convention and pass through `to_ours` unread
 IGNORED = {
     "enable_gqa",
@@ -32,11 +40,25 @@ IGNORED = {
     "implementation",
     "total_sequence_length",
     "right_window_size",
-    "block_table",
     "return_residual",
     "return_lse",
+    "return_attn_probs",
+    "return_softmax_lse",
     "deterministic",
+    "num_splits",
+    "pack_gqa",
+    "sm_margin",
+    "max_seqlen_q",
+    "max_seqlen_k",
+    "tile_scheduler_metadata",
+    "scheduler_metadata",
+    "smooth_softmax",
 }
+# arguments beside a table of pages, by the name of the table
+ALSO = {"indices": ("indptr", "paged_kv_cache")}
+# masks that are spelled: of MLX, and the classes of xFormers
+CAUSAL_WORDS = ("causal", "LowerTriangularMask", "LowerTriangularFromBottomRightMask")
+FLOAT32_MIN = np.finfo(np.float32).min * (1 - 2.0**-7)  # -3.39e38 is the lowest bfloat16
 # options that `from_ours` says in a way of their own: any other one has an argument, or is refused
 SPELLED_OR_DRAWN = {"scale", "bias", "mask", "causal", "window", "chunk", "kv_lengths", "q_offset"}
 
@@ -54,7 +76,7 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
     Returns
     -------
     function : str
-        "attention" or "paged_attention".
+        "attention", "packed_attention" or "paged_attention".
     arrays : tuple of ndarray
         In our layout.
     options : dict
@@ -62,8 +84,8 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
 
     Raises
     ------
-    ValueError
-        An unknown dialect or argument.
+    TypeError, ValueError
+        An unknown dialect or argument, a missing array, other axes than the library's, or dropout.
 
     Examples
     --------
@@ -72,26 +94,41 @@ def to_ours(name: str, **call) -> tuple[str, tuple[np.ndarray, ...], dict[str, A
     >>> to_ours("torch", query=x, key=x, value=x, is_causal=True)[2]
     {'causal': True, 'q_offset': 0}
     """
-    d = dialect(name)
-    call = dict(call)
-    known = {*d.arguments.values(), *IGNORED}
-    for argument in call:
-        if argument not in known:
-            raise ValueError(
-                f"call must use the arguments of {d.call} "
-                f"({', '.join(sorted(set(d.arguments.values())))}); got {argument!r}."
-            )
-    if d.paged:
-        return _paged_to_ours(d, call)
-    arrays = _arrays(d, call)
+    call = {argument: value for argument, value in call.items() if value is not None}
+    d = call_read(name, call)
+    _require_known(d, call)
+    arrays = pages_to_ours(d, call) if d.paged else _arrays(d, call)
     options: dict[str, Any] = {}
     _scale_to_ours(d, call, options)
     _mask_to_ours(d, call, arrays, options)
     _window_to_ours(d, call, options)
     _plain_to_ours(d, call, options)
+    structure_to_ours(d, call, arrays, options)
     if {"causal", "window", "chunk"} & {*options} and _stands_top_left(d, call):
         options["q_offset"] = 0
-    return "attention", arrays, options
+    return d.function, arrays, options
+
+
+def _require_known(d, call):
+    """Every argument must be one of the call's, and all arrays must be there."""
+    known = {*d.arguments.values(), *IGNORED, *ALSO.get(d.arguments.get("block_table", ""), ())}
+    for argument in call:
+        if argument not in known:
+            ours = d.arguments.get(argument, "")
+            raise ValueError(
+                f"call must use the arguments of {d.call} "
+                f"({', '.join(sorted({*d.arguments.values()}))}); got {argument!r}."
+                + (f" What refattn calls {argument} is {ours} there." if ours else "")
+            )
+    needed = ["query", "key", "value"] if "paged_kv_cache" not in call else ["query"]
+    for role in (*needed, "cu_q", "cu_kv", "block_table", *["kv_lengths"] * d.paged):
+        if role in d.arguments and d.arguments[role] not in call:
+            raise TypeError(f"{d.arguments[role]} must be given to {d.call}; got {d.arguments[role]}=None.")
+    if call.get("dropout_p"):
+        raise ValueError(
+            "dropout_p must be 0: which weights the library dropped is not known; got "
+            f"dropout_p={call['dropout_p']!r}."
+        )
 
 
 def _stands_top_left(d, call):
@@ -109,7 +146,7 @@ def _arrays(d: Dialect, call) -> tuple[np.ndarray, ...]:
     heads, kv_heads = call.get("num_heads"), call.get("kv_num_heads", call.get("num_heads"))
     names = [d.arguments[role] for role in ("query", "key", "value")]
     return tuple(
-        array_to_ours(call[argument], d.layout, count)
+        array_to_ours(call[argument], d.layout, count, argument)
         for argument, count in zip(names, (heads, kv_heads, kv_heads), strict=True)
     )
 
@@ -135,6 +172,9 @@ def _mask_to_ours(d, call, arrays, options):
             continue
         value = as_array(value, argument)
         value = value.reshape((1,) * (rank - value.ndim) + value.shape) if 2 < value.ndim < rank else value
+        if value.dtype != np.bool_ and d.hidden.startswith("finfo.min") and is_float(value.dtype):
+            lowest = np.finfo(value.dtype).min if value.dtype.kind == "f" else FLOAT32_MIN
+            value = np.where(value <= lowest, value.dtype.type(-np.inf), value)
         options["mask" if value.dtype == np.bool_ else "bias"] = value
     if (
         d.always_causal
@@ -143,7 +183,12 @@ def _mask_to_ours(d, call, arrays, options):
     ):
         options["causal"] = True
     spelled = call.get(d.arguments.get("causal", ""))
-    if isinstance(spelled, str):  # "causal" of MLX, the mask classes of xFormers
+    if isinstance(spelled, str):
+        if spelled not in CAUSAL_WORDS:
+            raise ValueError(
+                f"{d.arguments['causal']} must be an array or one of {', '.join(CAUSAL_WORDS)}; got "
+                f"{d.arguments['causal']}={spelled!r}."
+            )
         options["causal"] = True
 
 
@@ -151,11 +196,15 @@ def _window_to_ours(d, call, options):
     value = call.get(d.arguments.get("window", ""))
     if d.window is None or (value is None and d.window not in ("two", "cudnn")):
         return
+    sides = value if isinstance(value, tuple | list) else (value, value)
+    if len(sides) != 2 or not all(side is None or isinstance(side, int | np.integer) for side in sides):
+        raise ValueError(
+            f"{d.arguments['window']} must be an integer or a pair of them; got "
+            f"{d.arguments['window']}={value!r}."
+        )
     limit = lambda side: None if side is None or side == d.window_none or side < 0 else int(side)
     if d.window == "pair":
-        left, right = (
-            limit(side) for side in (value if isinstance(value, tuple | list) else (value, value))
-        )
+        left, right = map(limit, sides)
     elif d.window == "left":
         left, right = limit(value), None
     elif d.window == "count":
@@ -185,28 +234,13 @@ def _plain_to_ours(d, call, options):
         options["sinks"] = np.zeros(call["num_heads"])
     lengths = call.get(d.arguments.get("kv_lengths", ""))
     if lengths is not None:
-        options["kv_lengths"] = np.ravel(as_array(lengths, "kv_lengths")).astype(np.int64) + (
-            d.lengths == "count - 1"
-        )
-
-
-def _paged_to_ours(d, call):
-    """FlashMLA: pages (num_blocks, page_size, 1, width) hold keys whose first dims are the values."""
-    query = array_to_ours(call["q"], d.layout)
-    pages = np.swapaxes(as_array(call["k_cache"], "k_cache"), 1, 2)
-    options: dict[str, Any] = {"block_table": as_array(call["block_table"], "block_table")}
-    options["kv_lengths"] = as_array(call["cache_seqlens"], "cache_seqlens")
-    if call.get("softmax_scale") is not None:
-        options["scale"] = float(call["softmax_scale"])
-    if call.get("causal"):
-        options["causal"] = True
-    if call.get("attn_sink") is not None:
-        options["sinks"] = as_array(call["attn_sink"], "attn_sink")
-    return "paged_attention", (query, pages, pages[..., : call.get("head_dim_v", 512)]), options
+        lengths = as_int_array(lengths, d.arguments["kv_lengths"])
+        lengths = np.ravel(lengths) if lengths.ndim else lengths
+        options["kv_lengths"] = lengths + (d.lengths == "count - 1")
 
 
 def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
-    """Our dense call as a library's arguments.
+    """Our call as a library's arguments: dense, or with `cu_q` packed, with `block_table` paged.
 
     What the library cannot spell (another alignment, a window, chunks, lengths, ALiBi) goes into its mask,
     drawn out, where it takes one; in float32 beside arrays of 16 bits, if the library takes that and
@@ -215,11 +249,11 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        Of a dialect; not "flashmla", which reads pages.
+        Of a dialect.
     query, key, value : array_like
-        In our layout.
+        In our layout; of a paged call the pages.
     **options
-        Of `refattn.attention`, without dropout.
+        Of the function, without dropout.
 
     Returns
     -------
@@ -238,11 +272,13 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
     >>> sorted(from_ours("flash_attn", x, x, x, causal=True, window=(1, None)))
     ['causal', 'k', 'q', 'softmax_scale', 'v', 'window_size']
     """
+    if "cu_q" in options or "block_table" in options:
+        d = call_of(name, "packed_attention" if "cu_q" in options else "paged_attention")
+        return _structured_from_ours(d, (query, key, value), options)
     d = dialect(name)
     if d.paged:
         raise ValueError(
-            f"dialect must take dense keys; got dialect={name!r}. Build its pages and use "
-            "refattn.paged_attention."
+            f"block_table must be given: {d.call} reads pages; got dialect={name!r} without block_table."
         )
     p = _causal_if_one_row(d, attention_problem(query, key, value, **options))
     if p.dropout_mask is not None:
@@ -267,6 +303,35 @@ def from_ours(name: str, query, key, value, **options) -> dict[str, Any]:
             raise ValueError(f"{name} must be None: {d.call} has none; got {name}={options[name]!r}.")
     drawn = _visibility_from_ours(d, p, call)
     _masks_from_ours(d, p, call, drawn)
+    return call
+
+
+def _structured_from_ours(d, arrays, options):
+    """Our packed or paged call as a library's arguments."""
+    p = form_called(d.function).check(*arrays, **options)
+    for option in ("mask", "bias", "dropout_mask"):
+        if options.get(option) is not None:
+            raise ValueError(f"{option} must be None: {d.call} has none.")
+    call = arrays_from_ours(d, arrays)
+    call |= structure_from_ours(d, p, arrays)
+    call[d.arguments["scale"]] = p.scale
+    spelled = {*SPELLED_OR_DRAWN, *p.form.structure}
+    for name, value in options.items():
+        if name not in spelled and value is not None:
+            if name not in d.arguments:
+                raise ValueError(f"{name} must be None: {d.call} has none.")
+            call[d.arguments[name]] = value
+    rows = np.diff(p.cu_q) if "cu_q" in p.form.structure else p.query.shape[-2]
+    aligned = (np.asarray(p.q_offset) == p.kv_lengths - rows).all()
+    if not aligned and (p.bounded or p.alibi_slopes is not None):
+        raise ValueError(f"q_offset must be left out: {d.call} puts the last row at the last key.")
+    if d.layout == "BHD" and p.right == 0 and aligned:  # one row on the last key: causal or not is the same
+        p = replace(p, right=None)
+    if not _spellable_window(d, p):
+        raise ValueError(f"window must be one that {d.call} can say.")
+    if p.right == 0:
+        call[d.arguments["causal"]] = True
+    _spell_window(d, p, call)
     return call
 
 
@@ -391,63 +456,3 @@ def _masks_from_ours(d, p, call, drawn):
         call[d.arguments["bias"]] = np.ascontiguousarray(
             np.broadcast_to(bias, (*p.query.shape[:-1], p.kv_len))
         ).astype(kind)
-
-
-def result_to_ours(name: str, output, lse=None, *, heads=None, sinks=None, empty=None):
-    """A library's output and lse in our conventions.
-
-    Parameters
-    ----------
-    name : str
-    output : array_like
-        In the library's layout.
-    lse : array_like, optional
-    heads : int, optional
-        Query heads; needed where the layout merges heads and dims.
-    sinks : array_like, shape (H,), optional
-        Those of the call: added to an lse that leaves them out.
-    empty : array_like of bool, shape (..., H, T), optional
-        Rows that see no key: set to 0 and -inf, or to the sink's lse, whatever the library left there.
-
-    Returns
-    -------
-    output : ndarray, shape (..., H, T, E)
-    lse : ndarray, shape (..., H, T), or None
-    """
-    d = dialect(name)
-    output = array_to_ours(output, d.output_layout, heads)
-    sinks = None if sinks is None else as_array(sinks, "sinks").astype(np.float64)[:, None]
-    if lse is not None:
-        if d.lse_base is None:
-            raise ValueError(f"lse must be None: {d.call} returns none.")
-        lse = lse_to_ours(lse, d.lse_layout).astype(np.float64) * (LN2 if d.lse_base == "2" else 1.0)
-        if d.empty_lse == "+inf":
-            lse = np.where(np.isposinf(lse), -np.inf, lse)
-        if sinks is not None and d.sinks_in_lse is False:
-            lse = np.logaddexp(lse, sinks)
-    if empty is not None:
-        empty = np.broadcast_to(as_array(empty, "empty"), output.shape[:-1])
-        output = np.where(empty[..., None], np.zeros((), output.dtype), output)
-        lse = None if lse is None else np.where(empty, -np.inf if sinks is None else sinks, lse)
-    return output, lse
-
-
-def result_from_ours(name: str, output, lse=None, *, sinks=None):
-    """Our output and lse as the library returns them, to compare with it or to hand on.
-
-    Rows without keys become what the library gives where it can be told (0 and its lse); "mean of values"
-    stays 0.
-    """
-    d = dialect(name)
-    if lse is not None:
-        if d.lse_base is None:
-            raise ValueError(f"lse must be None: {d.call} returns none.")
-        lse = as_array(lse, "lse").astype(np.float64)
-        if sinks is not None and d.sinks_in_lse is False:
-            sink = as_array(sinks, "sinks").astype(np.float64)[:, None]
-            with np.errstate(all="ignore"):
-                lse = np.where(lse > sink, lse + np.log1p(-np.exp(np.minimum(sink - lse, 0.0))), -np.inf)
-        if d.empty_lse == "+inf":
-            lse = np.where(np.isneginf(lse), np.inf, lse)
-        lse = lse_from_ours(lse / (LN2 if d.lse_base == "2" else 1.0), d.lse_layout)
-    return array_from_ours(output, d.output_layout), lse

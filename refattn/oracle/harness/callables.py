@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-import refattn
 from refattn.calls.arrays import as_float_array
 from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.calls.registry import form_called
 from refattn.oracle.dialects.libraries import dialect as dialect_named
-from refattn.oracle.dialects.translate import from_ours, result_to_ours
+from refattn.oracle.dialects.other_calls import call_of
+from refattn.oracle.dialects.results import fills_empty_rows, result_to_ours, rows_without_keys
+from refattn.oracle.dialects.translate import from_ours
 from refattn.oracle.harness.guards import damage, guard_all, guarded_output
 
 BATCHED_AXES = 4  # of a query with one batch axis
@@ -65,10 +66,10 @@ class KernelCall:
         if not callable(kernel):
             raise TypeError(f"kernel must be callable; got kernel={kernel!r}.")
         self.form = form_called(function)
-        self.kernel, self.function, self.dialect = kernel, function, dialect_named(dialect)
-        spoken = "paged_attention" if self.dialect.paged else "attention"
-        if dialect != "refattn" and function != spoken:
-            raise ValueError(f"function must be {spoken} for dialect {dialect}; got function={function!r}.")
+        self.kernel, self.function = kernel, function
+        self.dialect = (
+            dialect_named(dialect) if dialect == "refattn" else call_of(dialect, self.form.function)
+        )
         self.parameters = _parameters(kernel)
         out = (self.parameters or {}).get("out")
         self.needs_out = dialect == "refattn" and out is not None and out.default is out.empty
@@ -169,7 +170,9 @@ class KernelCall:
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
-        if "B" not in d.layout and arrays[0].ndim == 4:  # the library takes one sequence a call
+        if (
+            d.function == "attention" and "B" not in d.layout and arrays[0].ndim == 4
+        ):  # the library takes one sequence a call
             parts = [self._translated(*_sequence(arrays, options, b), layout) for b in range(len(arrays[0]))]
             if not parts:
                 raise Unsupported("no batch axis")
@@ -180,7 +183,7 @@ class KernelCall:
                 [words for part in parts for words in part.damage],
             )
         try:
-            call = _flashmla_call(arrays, options) if d.paged else from_ours(d.name, *arrays, **options)
+            call = from_ours(d.name, *arrays, **options)
         except ValueError as error:
             # one reason, whatever the numbers
             raise Unsupported(str(error).partition("; got ")[0]) from error
@@ -208,20 +211,14 @@ class KernelCall:
         output, lse = _output_and_lse(self.kernel(**dict(zip(positional, views, strict=True)), **inner))
         found = damage(guards)
         lse = None if d.lse_base is None else lse
-        empty = (
-            None
-            if d.empty_output == "zero" and d.empty_lse in ("-inf", "+inf", None)
-            else self._empty_rows(arrays, options)
-        )
-        output, lse = result_to_ours(
-            d.name, output, lse, heads=arrays[0].shape[-3], sinks=options.get("sinks"), empty=empty
-        )
+        empty = self._empty_rows(arrays, options) if fills_empty_rows(d) else None
+        how = {"heads": arrays[0].shape[-3], "sinks": options.get("sinks"), "empty": empty}
+        output, lse = result_to_ours(d.name, output, lse, function=d.function, **how)
         return Result(np.array(output), None if lse is None else np.array(lse), found)
 
     def _empty_rows(self, arrays, options):
         """Rows that see no key, (..., H, T), in whatever way the dialect fills them."""
-        seen = {name: value for name, value in options.items() if name != "sinks"}
-        return np.isneginf(getattr(refattn, self.form.with_lse)(*arrays, **seen)[1])
+        return rows_without_keys(self.form.check(*arrays, **options))
 
 
 def _sequence(arrays, options, b):
@@ -254,23 +251,3 @@ def _output_and_lse(returned):
     if isinstance(output, (tuple, list)):
         raise TypeError(f"kernel must return output or (output, lse); got {len(returned)} values.")
     return as_float_array(output, "output"), None if lse is None else as_float_array(lse, "lse")
-
-
-def _flashmla_call(arrays, options):
-    """Our paged call as FlashMLA's: one key head, values the first dims of the keys."""
-    query, keys, values = arrays
-    if keys.shape[1] != 1 or not np.array_equal(keys[..., : values.shape[-1]], values, equal_nan=True):
-        raise ValueError("FlashMLA reads one key head whose first dims are the values.")
-    names = {
-        "kv_lengths": "cache_seqlens",
-        "block_table": "block_table",
-        "scale": "softmax_scale",
-        "causal": "causal",
-        "sinks": "attn_sink",
-    }
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise ValueError(f"flash_mla_with_kvcache has no {unknown[0]}.")
-    call = {names[name]: value for name, value in options.items()}
-    query, pages = (np.ascontiguousarray(np.swapaxes(x, 1, 2)) for x in (query, keys))
-    return {"q": query, "k_cache": pages, "head_dim_v": values.shape[-1], **call}

@@ -96,10 +96,15 @@ class VectorCase:
         """Its statistical bound."""
         return getattr(self, f"{result.name}_bound")
 
-    def check(self, output, lse=None, spec=None, rows=None):
-        """The `Report` on a kernel's result, by `refattn.oracle.check`; `rows` as there."""
-        from refattn.oracle.verdict.check import check
+    def check(self, output, lse=None, spec=None, rows=None, dialect="refattn"):
+        """The `Report` on a kernel's result, by `refattn.oracle.check`; `rows` as there. `dialect`: the
+        library in whose conventions the result, and it alone, is written.
+        """
+        from refattn.oracle.verdict.check import check, check_foreign
 
+        if dialect != "refattn":
+            spec = self.spec if spec is None else spec
+            return check_foreign(self.written_by(dialect), output, lse, spec, rows=rows)
         return check(
             output,
             *self.arrays,
@@ -109,6 +114,14 @@ class VectorCase:
             rows=rows,
             **self.options,
         )
+
+    def written_by(self, dialect):
+        """The call, and how a library writes its results:
+        `refattn.oracle.dialects.foreign_call.ForeignCall`.
+        """
+        from refattn.oracle.dialects.foreign_call import written_by
+
+        return written_by(dialect, self.function, self.arrays, self.options)
 
     def within(self, output, lse=None) -> np.ndarray:
         """What a test without Python does: whether each element of output, and with lse each row, is

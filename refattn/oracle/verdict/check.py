@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -40,8 +41,12 @@ from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import count_rows, picked_parts, tile_jobs
 from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
+from refattn.oracle.dialects.axis_hints import with_axis_hint
+from refattn.oracle.dialects.foreign_call import read_call
+from refattn.oracle.dialects.libraries import DIALECTS
 from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
+from refattn.oracle.verdict.foreign_results import judge_foreign
 from refattn.oracle.verdict.layout_hint import layout_hint
 from refattn.oracle.verdict.other_rows import row_states
 from refattn.oracle.verdict.picked_rows import row_picker
@@ -59,6 +64,7 @@ def check(
     seed=0,
     failure_probability=FAILURE_PROBABILITY,
     progress=None,
+    dialect="refattn",
     **options,
 ) -> Report:
     """Compare a kernel's output, and lse if given, with the exact result and the error its arithmetic
@@ -98,8 +104,15 @@ def check(
     progress : callable or False, optional
         Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
         on a terminal, where the check takes longer than two seconds (`refattn.oracle.progress`).
+    dialect : str
+        Name of a library (`refattn.oracle.DIALECTS`): arrays, options and results are as it writes them, in
+        its axis order and under its names, `block_table` or `cu_seqlens_q` and their like making a call of
+        pages or of packed sequences. The lse may be to base 2, leave out the sink, or be +inf in rows
+        without keys, as it is there. Its names of arrays may stand in place of `*arrays`, and `function` is
+        not needed.
     **options
-        Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs.
+        Those of the function in `refattn`; for latent attention with `form`, the one the kernel runs. With
+        `dialect`, the library's.
 
     Returns
     -------
@@ -138,14 +151,49 @@ def check(
     True
     >>> check(output, x, x, x, spec=spec).passed  # the kernel forgot nothing, the caller did
     False
+
+    Arrays, options and results as FlashInfer has them: (length, heads, dim), and an lse to base 2:
+
+    >>> there, results = x.swapaxes(0, 1), (output.swapaxes(0, 1), lse.T / np.log(2))
+    >>> how = {"lse": results[1], "dialect": "flashinfer", "causal": True}
+    >>> report = check(results[0], there, there, there, **how)
+    >>> print(report.summary)  # doctest: +ELLIPSIS
+    attention: pass, bound used ..., worst at head ..., output[...] of flashinfer
     """
     if not 0.0 < failure_probability < 1.0:
         raise ValueError(
             f"failure_probability must be in (0, 1); got failure_probability={failure_probability!r}."
         )
-    inferred = spec is None
     if actual is None and lse is None:
         raise ValueError("actual and lse must not both be None; got actual=None, lse=None.")
+    how = {
+        "reference": reference,
+        "rows": rows,
+        "seed": seed,
+        "failure_probability": failure_probability,
+        "progress": progress,
+    }
+    if dialect != "refattn":
+        call = read_call(dialect, arrays, options)
+        if function not in ("attention", call.function):
+            raise ValueError(
+                f"function must be {call.function} for {call.record.call}; got function={function!r}."
+            )
+        return check_foreign(call, actual, lse, spec, **how)
+    return _check(actual, lse, arrays, options, function, spec, **how)
+
+
+def check_foreign(call, actual, lse=None, spec=None, *, rows=None, **how) -> Report:
+    """`check` of what a library wrote for a `ForeignCall`; other parameters are those of `check`."""
+    how = {"reference": None, "seed": 0, "failure_probability": FAILURE_PROBABILITY, "progress": None} | how
+    return judge_foreign(partial(_check, rows=rows, **how), call, actual, lse, spec)
+
+
+def _check(
+    actual, lse, arrays, options, function, spec, *, reference, rows, seed, failure_probability, progress
+):
+    """`check` of arrays, options and results in our own conventions."""
+    inferred = spec is None
     actual = None if actual is None else as_float_array(actual, "actual")
     lse = None if lse is None else as_float_array(lse, "lse")
     spec = kernel_spec(
@@ -153,7 +201,7 @@ def check(
         actual.dtype if actual is not None else as_float_array(arrays[0], "query").dtype if arrays else None,
     )
     _explain_arguments(function, arrays, options)
-    call = operands(function, arrays, options, spec)
+    call = with_axis_hint(lambda *a, **o: operands(function, a, o, spec), function, arrays, options)
     require_reference(reference, spec)
     report = Report(function, spec, inferred)
     given = handed_over(actual, lse)
@@ -227,6 +275,8 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     >>> import numpy as np
     >>> x = np.ones((1, 2, 4), dtype=np.float32)
     >>> assert_attention_close(x, x, x, x)
+    >>> there = x[None]  # (batch, length, heads, dim)
+    >>> assert_attention_close(there, there, there, there, window_size=(2, 0), dialect="flash_attn")
     >>> assert_attention_close(1.001 * x, x, x, x)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
@@ -246,6 +296,12 @@ def _arithmetic(report, actual, arrays, lse, options):
     if not {name.split()[-1] for name in report.failed} <= {"hard", "tight", "aggregate", "lean"}:
         return ""
     of_function = {name: value for name, value in options.items() if name not in CHECKS_OWN}
+    if report.dialect is not None:
+        call = read_call(options["dialect"], arrays, of_function)
+        actual, lse = call.to_ours(actual, lse)
+        arrays, of_function = call.arrays, call.options
+        own = {name: options[name] for name in CHECKS_OWN if name in options and name != "dialect"}
+        options = {**own, "function": call.function, **call.options}
     pick = row_picker(options.get("rows"), options.get("seed", 0), report.function, arrays, of_function)
     others = [
         (report.spec.replace(**changes), changes, words) for changes, words in other_specs(report.spec)
@@ -266,7 +322,7 @@ def _arithmetic(report, actual, arrays, lse, options):
     )
 
 
-CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability", "progress")
+CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability", "progress", "dialect")
 
 
 OUR_NAMES = {
@@ -303,8 +359,14 @@ def _explain_arguments(function, arrays, options):
         if name in OUR_NAMES:
             raise TypeError(
                 f"options must be those of refattn.{function}; got {name}. "
-                f"In refattn it is {OUR_NAMES[name]}."
+                f"In refattn it is {OUR_NAMES[name]}.{_dialects_that_have(name)}"
             )
+
+
+def _dialects_that_have(name):
+    """The libraries whose calls have an argument of this name, in a sentence."""
+    names = [d.name for d in DIALECTS.values() if name in d.arguments.values()]
+    return f" dialect= reads the call as a library writes it: {', '.join(names)}." if names else ""
 
 
 def compare_tile(measure, actual, tile, bound, spec):

@@ -292,12 +292,15 @@ class Report:
         Rows that were looked at before Ctrl-C came, and rows that were to be looked at.
     warnings : list of str
     output, lse : Measure or None
+    dialect : ForeignResults or None
+        How the library of `dialect=` writes the results; None where they are in the conventions of
+        `refattn`.
     """
 
     def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str = "none"):
         self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
         self.warnings, self._refused, self._measures = [], [], {}
-        self.interrupted = None
+        self.interrupted = self.dialect = None
 
     @property
     def output(self):
@@ -333,6 +336,20 @@ class Report:
                 "an intermediate may overflow the formats of the spec. "
                 "Smaller inputs, or a spec with wider formats, let them be judged."
             )
+
+    def joined(self, other):
+        """This report with the measures and the warnings of another one on the same call."""
+        self._measures |= other._measures
+        self.warnings += [words for words in other.warnings if words not in self.warnings]
+        self.interrupted = self.interrupted or other.interrupted
+        return self
+
+    def _place(self, measure):
+        """Where a result is worst, in words; of a library's results also where that is in its array."""
+        if self.dialect is None or measure.worst is None:
+            return measure.place()
+        there = self.dialect.place(measure.result, measure.worst)
+        return f"{measure.place()}, {there} of {self.dialect.record.name}"
 
     @property
     def failed(self):
@@ -407,7 +424,7 @@ class Report:
         which = "" if measure.result.principal else f" of the {measure.name}"
         leaning = f", {measure.bias_words}" if LEAN in measure.failed else ""
         line = f"{self.function}: {verdict}{leaning}, bound used {measure.use_tight:.3g}{which}"
-        line += f", worst at {measure.place()}"
+        line += f", worst at {self._place(measure)}"
         if principal is None:
             line += f"; only the {measure.name} was given, the {OUTPUT.name} is not judged"
         more = (self.left_over, stopped if measure.failed else "", self.not_looked_at)
@@ -423,6 +440,8 @@ class Report:
             f"  spec       {self.spec.name}{source}",
             f"  reference  {self.reference}",
         ]
+        if self.dialect is not None:
+            lines.append(f"  dialect    {self.dialect.words}")
         if self.not_looked_at:
             lines.append(f"  rows       {self.not_looked_at}; {OTHER_ROWS}")
         for measure in self.measures:
@@ -459,7 +478,7 @@ class Report:
         if measure.at_worst and measure.worst is not None:
             at = measure.at_worst
             lines.append(
-                f"             worst at {measure.place()}: got {at['got']:.9g}, "
+                f"             worst at {self._place(measure)}: got {at['got']:.9g}, "
                 f"expected {at['expected']:.9g}, error {at['error']:.3g}, "
                 f"bounds {at['tight']:.3g} tight, {at['hard']:.3g} hard"
             )
@@ -490,6 +509,7 @@ class Report:
             "spec": self.spec.to_dict(),
             "spec_inferred": self.inferred,
             "reference": self.reference,
+            "dialect": None if self.dialect is None else self.dialect.to_dict(),
             "warnings": list(self.warnings),
             "refused": [{"name": name, "message": message} for name, message in self._refused],
             **{

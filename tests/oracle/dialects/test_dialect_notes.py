@@ -7,10 +7,12 @@ from real_libraries import GQA_ORDER, MODULES, onnx_model
 import refattn
 from refattn.calls.rotary import Rope
 from refattn.oracle.diagnosis.search import diagnose
+from refattn.oracle.dialects.differences import explain_difference
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects.libraries import DIALECTS, dialect, explain_difference
+from refattn.oracle.dialects.libraries import DIALECTS, dialect
 from refattn.oracle.dialects.library_errors import LIBRARY_ERRORS
-from refattn.oracle.dialects.translate import from_ours, result_from_ours, to_ours
+from refattn.oracle.dialects.results import result_from_ours
+from refattn.oracle.dialects.translate import from_ours, to_ours
 
 RNG = np.random.default_rng(2)
 QUERY, KEY, VALUE = (

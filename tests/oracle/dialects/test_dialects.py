@@ -7,9 +7,11 @@ import pytest
 from real_libraries import CALLS, MODULES
 
 import refattn
+from refattn.oracle.dialects.differences import differences, explain_difference
 from refattn.oracle.dialects.layouts import array_from_ours, array_to_ours
-from refattn.oracle.dialects.libraries import DIALECTS, dialect, differences, explain_difference
-from refattn.oracle.dialects.translate import from_ours, result_from_ours, result_to_ours, to_ours
+from refattn.oracle.dialects.libraries import DIALECTS, dialect
+from refattn.oracle.dialects.results import result_from_ours, result_to_ours
+from refattn.oracle.dialects.translate import from_ours, to_ours
 from refattn.oracle.inputs.families import OPTION_NAMES, Sizes, attention_inputs
 
 REQUIRED = (
@@ -184,6 +186,7 @@ def test_every_dialect_is_there_with_its_source(name):
         "alibi_slopes",
         "sinks",
         "kv_lengths",
+        "block_table",
         "scale",
     }
     assert set(record.arguments) <= ours
@@ -332,7 +335,10 @@ def test_explain_difference_shows_only_what_differs():
     [
         (lambda: dialect("tensorflow"), "dialect must be one of refattn, torch"),
         (lambda: to_ours("torch", q=1), "call must use the arguments of torch.nn.functional"),
-        (lambda: from_ours("flashmla", *[np.ones((1, 1, 2, 4))] * 3), "dialect must take dense keys"),
+        (
+            lambda: from_ours("flashmla", *[np.ones((1, 1, 2, 4))] * 3),
+            "block_table must be given: flash_mla",
+        ),
         (
             lambda: from_ours("flash_attn", *[np.ones((1, 1, 2, 4))] * 3, mask=np.ones((2, 2), bool)),
             "mask must be None: flash_attn_func takes",

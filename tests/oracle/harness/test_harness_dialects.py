@@ -5,7 +5,8 @@ import pytest
 
 import refattn
 from refattn.oracle import check_kernel
-from refattn.oracle.dialects.translate import result_from_ours, to_ours
+from refattn.oracle.dialects.results import result_from_ours
+from refattn.oracle.dialects.translate import to_ours
 
 
 def status(report):

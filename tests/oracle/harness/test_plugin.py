@@ -289,7 +289,8 @@ def test_damage(refattn_case):
 def test_other_forms_and_dialects(run):
     result = run(
         """
-from refattn.oracle.dialects.translate import result_from_ours, to_ours
+from refattn.oracle.dialects.results import result_from_ours
+from refattn.oracle.dialects.translate import to_ours
 
 @pytest.mark.refattn(function="paged_attention", supports={"causal"})
 def test_paged(refattn_case):
