@@ -155,7 +155,7 @@ def check(
     Arrays, options and results as FlashInfer has them: (length, heads, dim), and an lse to base 2:
 
     >>> there, results = x.swapaxes(0, 1), (output.swapaxes(0, 1), lse.T / np.log(2))
-    >>> how = {"lse": results[1], "dialect": "flashinfer", "causal": True}
+    >>> how = {"lse": results[1], "spec": spec, "dialect": "flashinfer", "causal": True}
     >>> report = check(results[0], there, there, there, **how)
     >>> print(report.summary)  # doctest: +ELLIPSIS
     attention: pass, bound used ..., worst at head ..., output[...] of flashinfer
