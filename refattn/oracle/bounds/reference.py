@@ -45,15 +45,12 @@ class Reference:
         What computed them, in words for a report.
     error : float
         Their own error is at most this share of the hard bound; 0.0 for exact results.
-    whole : bool
-        Whether every row was computed.
     """
 
     output: np.ndarray
     lse: np.ndarray
     name: str
     error: float = 0.0
-    whole: bool = True
 
     @property
     def results(self):
@@ -102,13 +99,12 @@ def reference_results(function, arrays, options, spec, reference=None, rows=None
             name = "exact"
     run = solve_latent if form.projects else partial(solve, each=in_threads)
     if name == "exact":
-        return Reference(*run(problem, rows=rows), IN_WORDS[name], whole=rows is None)
+        return Reference(*run(problem, rows=rows), IN_WORDS[name])
     if name == "cpu_kernels":
-        rows = None
         output, lse = compiled_results(problem, JudgingGroup)
     else:
         output, lse = run(problem, rows=rows, arithmetic=JudgingGroup)
-    return Reference(output, lse, IN_WORDS[name], float64_error(spec, problem), rows is None)
+    return Reference(output, lse, IN_WORDS[name], float64_error(spec, problem))
 
 
 def projections_within_range(problem):

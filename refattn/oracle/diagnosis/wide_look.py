@@ -27,7 +27,7 @@ MOST_ROWS = 16  # of each head
 SUMS, SCORES = 64.0, 8.0  # roundoffs of softmax and sums, and of scores, that a row may be off
 
 
-class Place(NamedTuple):
+class WorstRow(NamedTuple):
     """A row that is looked at; of a call that is cut into several parts, the sequence is the part."""
 
     excess: float  # its error over what rounding makes, roughly
@@ -42,7 +42,7 @@ class Look:
 
     Attributes
     ----------
-    worst : Place
+    worst : WorstRow
     wrong : ndarray of int, (rows, 3)
         Sequence, head and row of what is off by more than rounding.
     counts : tuple of int
@@ -51,7 +51,7 @@ class Look:
         Whether every row was compared.
     """
 
-    worst: Place
+    worst: WorstRow
     wrong: np.ndarray
     counts: tuple[int, int]
     complete: bool
@@ -106,10 +106,10 @@ def look_at(checked, arrays, options, given, spec, seconds=math.inf) -> Look | N
         wrong.append(np.column_stack([at[:, :2], looked_at[at[:, 2]]]))
         at = np.unravel_index(int(np.argmax(excess)), excess.shape)
         places.append(
-            Place(float(excess[at]), n if several else int(at[0]), int(at[1]), int(looked_at[at[2]]))
+            WorstRow(float(excess[at]), n if several else int(at[0]), int(at[1]), int(looked_at[at[2]]))
         )
         if (at := _odd_row(own[OUTPUT][0], looked_at)) is not None:
-            odd.append(Place(0.0, n if several else at[0], *at[1:]))
+            odd.append(WorstRow(0.0, n if several else at[0], *at[1:]))
     worst = max(places)
     counts = len(outlines) if several else len(outlines[0].query), outlines[0].num_heads
     complete = all(part.q_len <= count for part in outlines)
