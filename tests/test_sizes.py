@@ -548,6 +548,15 @@ def test_kv_counts_the_window(kv):
     assert "195.000 MiB" in out
 
 
+@pytest.mark.parametrize(
+    "words, tokens", [("131072", 131_072), ("128k", 131_072), ("1.5K", 1_536), ("1M", 1_048_576), ("0", 0)]
+)
+def test_kv_context_with_a_suffix(kv, words, tokens):
+    code, out, _ = kv("--model", "llama3-8b", "--context", words, "--json")
+    assert code == 0 and json.loads(out)["context"] == tokens
+    assert json.loads(out)["bytes"] == tokens * 131_072
+
+
 def test_kv_list_has_every_model(kv):
     code, out, _ = kv("--list")
     assert code == 0
@@ -569,6 +578,10 @@ def test_kv_list_has_every_model(kv):
         ),
         (["--heads", "8", "--kv-heads", "8", "--head-dim", "0"], "head_dim must be at least 1"),
         (["--model", "gpt2", "--context", "-1"], "context must be at least 0; got context=-1."),
+        (["--model", "gpt2", "--context", "-1k"], "context must be at least 0; got context=-1024."),
+        (["--model", "gpt2", "--context", "128kk"], "or 1M (times 1024 * 1024); got context='128kk'."),
+        (["--model", "gpt2", "--context", "0.3k"], "must be a whole number of tokens, such as 8192, 128k"),
+        (["--model", "gpt2", "--context", ""], "must be a whole number of tokens, such as 8192, 128k"),
         (["--model", "gpt2", "--batch", "0"], "batch must be at least 1; got batch=0."),
         (["--model", "gpt2", "--dtype", "float17"], "dtype must be one of"),
     ],

@@ -1,6 +1,7 @@
 """`refattn kv`: the size of a model's key/value cache, next to the other kinds of attention."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from fractions import Fraction
@@ -46,6 +47,9 @@ _DTYPE_ALIASES = {
 }
 
 
+SUFFIXES = {"": 1, "K": 2**10, "M": 2**20}  # models that are said to read "128k tokens" read 131,072
+
+
 def add_parser(subparsers) -> None:
     """Add `kv` to the subcommands of `refattn`."""
     parser = subparsers.add_parser(
@@ -53,7 +57,7 @@ def add_parser(subparsers) -> None:
         help="size of a model's key/value cache",
         description="Size of a key/value cache, per token and at a context length, next to the other kinds "
         "of attention.",
-        epilog="example: refattn kv --model llama3-8b --context 8192 --batch 1 --dtype bfloat16; exit "
+        epilog="example: refattn kv --model llama3-8b --context 128k --batch 1 --dtype bfloat16; exit "
         "code: 0 done, 2 bad usage",
     )
     parser.add_argument("--model", help="a model of the table, in any case and punctuation")
@@ -61,7 +65,10 @@ def add_parser(subparsers) -> None:
     for option in DIMENSIONS:
         parser.add_argument("--" + option.replace("_", "-"), type=int, metavar="N", help=HELP[option])
     parser.add_argument(
-        "--context", type=int, default=8192, metavar="TOKENS", help="tokens per sequence (default 8192)"
+        "--context",
+        default="8192",
+        metavar="TOKENS",
+        help="tokens per sequence; k means times 1024, M times 1024 * 1024: 128k is 131,072 (default 8192)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default 1)")
     parser.add_argument(
@@ -79,7 +86,7 @@ def run(args) -> int:
             report = [_summary(name, shape, dtype) for name, shape in MODELS.items()]
             print(json.dumps(report, indent=2) if args.json else _listing(report, dtype))
             return 0
-        context, batch = checked_integer(args.context, "context", 0), checked_integer(args.batch, "batch", 1)
+        context, batch = _tokens(args.context), checked_integer(args.batch, "batch", 1)
         name, shape = _requested(args)
     except (KeyError, TypeError, ValueError) as error:
         print(f"refattn kv: {error.args[0]}", file=sys.stderr)
@@ -87,6 +94,22 @@ def run(args) -> int:
     report = _report(name, shape, context, batch, dtype)
     print(json.dumps(report, indent=2) if args.json else _page(report, shape))
     return 0
+
+
+def _tokens(text: str) -> int:
+    """A number of tokens as people write it.
+
+    >>> _tokens("8192"), _tokens("128k"), _tokens("1.5M")
+    (8192, 131072, 1572864)
+    """
+    found = re.fullmatch(r"([+-]?\d{1,15}(?:\.\d{1,15})?)([kKmM]?)", text.replace("_", ""), re.ASCII)
+    count = Fraction(found[1]) * SUFFIXES[found[2].upper()] if found else None
+    if count is None or count.denominator != 1:
+        raise ValueError(
+            "context must be a whole number of tokens, such as 8192, 128k (times 1024) or 1M (times 1024 * "
+            f"1024); got context={text!r}."
+        )
+    return checked_integer(count.numerator, "context", 0)
 
 
 def _dtype(name: str) -> str:
