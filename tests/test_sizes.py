@@ -578,7 +578,7 @@ def test_kv_list_has_every_model(kv):
         ),
         (["--heads", "8", "--kv-heads", "8", "--head-dim", "0"], "head_dim must be at least 1"),
         (["--model", "gpt2", "--context", "-1"], "context must be at least 0; got context=-1."),
-        (["--model", "gpt2", "--context", "-1k"], "context must be at least 0; got context=-1024."),
+        (["--model", "gpt2", "--context=-1k"], "context must be at least 0; got context=-1024."),
         (["--model", "gpt2", "--context", "128kk"], "or 1M (times 1024 * 1024); got context='128kk'."),
         (["--model", "gpt2", "--context", "0.3k"], "must be a whole number of tokens, such as 8192, 128k"),
         (["--model", "gpt2", "--context", ""], "must be a whole number of tokens, such as 8192, 128k"),
