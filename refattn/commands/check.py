@@ -132,18 +132,20 @@ def _by_stored_bounds(case, given, require_complete):
     from refattn.oracle.bounds.results import OUTPUT, RESULTS
 
     for result, got in given.items():
-        shape = case.expected(result).shape
+        shape = case.shape(result)
         if got.shape != shape:
             return "fail", f"{result.name} must have shape {shape}; got {got.shape}", {}
     good = case.within(*map(given.get, RESULTS))
     good = good if OUTPUT in given else good[..., 0]
     if good.all():
         return _unbounded(case, given, good.size, require_complete)
-    at = tuple(int(i) for i in np.argwhere(~good)[0])
+    first = np.argwhere(~good)[0].tolist()
+    row = -2 if OUTPUT in given else -1
+    first[row] = case.row(first[row])
     beyond = int(np.count_nonzero(~good))
     return (
         "fail",
-        f"{beyond} of {good.size} elements beyond the stored bounds, the first at {at}",
+        f"{beyond} of {good.size} elements beyond the stored bounds, the first at {tuple(first)}",
         {"beyond": beyond},
     )
 

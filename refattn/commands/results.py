@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from refattn.oracle.bounds.results import LSE, OUTPUT, RESULTS, Result, handed_over
+from refattn.oracle.dialects.layouts import array_to_ours
+from refattn.oracle.vectors.case_file import load_case
 from refattn.oracle.vectors.containers import ENDINGS, read_arrays
-from refattn.oracle.vectors.golden import VectorCase, load_case
+from refattn.oracle.vectors.golden import VectorCase
 from refattn.oracle.vectors.npz_file import read_npy
 from refattn.oracle.vectors.pack_directory import MANIFEST, read_pack
 from refattn.oracle.vectors.untrusted import BITS, LARGEST, VectorError, as_dtype, open_regular
@@ -30,7 +32,9 @@ class Pair:
     dialect: str = "refattn"
 
     def read(self) -> tuple[VectorCase, dict[Result, np.ndarray]]:
-        """The case, and the results that the kernel wrote, at least one, as its dialect writes them."""
+        """The case, and the results that the kernel wrote, at least one, as its dialect writes them; the
+        axes of ours are in memory as everywhere, whatever the layout of the case.
+        """
         case = self.load_case()
         shapes = expected_shapes(case, self.dialect)
         given = read_result(self.result, case, shapes)
@@ -40,6 +44,8 @@ class Pair:
                     f"{self.result.name} must hold the output where --lse gives the lse; got an lse."
                 )
             given[LSE] = read_array(self.lse, case, LSE, shapes)
+        if self.dialect == "refattn":
+            given = {result: in_our_order(array, case, result) for result, array in given.items()}
         return case, given
 
     def in_our_terms(self, case, given) -> dict[Result, np.ndarray]:
@@ -54,11 +60,32 @@ class Pair:
 
 
 def expected_shapes(case, dialect="refattn") -> dict[Result, tuple[int, ...]]:
-    """The shapes of the results of a case as a library writes them."""
+    """The shapes of the results of a case as a library writes them, or in the layout of the case."""
     if dialect == "refattn":
-        return {result: case.expected(result).shape for result in RESULTS}
+        return {result: in_file_order(case.shape(result), case, result) for result in RESULTS}
     results = case.written_by(dialect).results
     return {result: results.shape(result) for result in RESULTS if results.layout(result)}
+
+
+def in_file_order(shape, case, result) -> tuple[int, ...]:
+    """A shape (..., heads, length, dim) in the order of axes that the file of the case has."""
+    if not case.layout or not result.has_dims:
+        return shape
+    size_of = dict(zip("BHTD"[-len(shape) :], shape, strict=True))
+    return tuple(size_of[axis] for axis in case.layout)
+
+
+def in_our_order(array, case, result) -> np.ndarray:
+    """The inverse, of an array."""
+    if not case.layout or not result.has_dims:
+        return array
+    try:
+        return array_to_ours(array, case.layout)
+    except ValueError:
+        raise VectorError(
+            f"{result.name} must have the {len(case.layout)} axes {case.layout} of this case; got "
+            f"{result.name}.shape={array.shape}."
+        ) from None
 
 
 def pairs(case_path, result_path, lse_path=None, dialect="refattn") -> Iterator[Pair]:

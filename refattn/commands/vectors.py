@@ -24,7 +24,8 @@ def add_parser(subparsers):
         "make",
         help=words,
         description=words[0].upper() + words[1:] + ": one file a case, and manifest.json.",
-        epilog="example: refattn vectors make vectors --pack gqa --dtype bfloat16 --format safetensors",
+        epilog="examples: refattn vectors make vectors --pack gqa --dtype bfloat16 --format safetensors; "
+        "refattn vectors make mine --shape 2x32/8x4096 --head-dim 128 --tile 128 --layout BSHD --format raw",
     )
     make.add_argument("directory", help="created; must not hold a pack already")
     make.add_argument(
@@ -32,6 +33,35 @@ def add_parser(subparsers):
         action="append",
         metavar="NAME",
         help="only this one of 'refattn vectors list'; may be repeated; default all",
+    )
+    make.add_argument(
+        "--shape",
+        metavar="BxH/KxTxS",
+        help="in place of packs: batch, query heads / key heads, rows, keys of a call of your own; "
+        "4x16x1024 has as many key heads as heads and as many keys as rows",
+    )
+    make.add_argument(
+        "--head-dim",
+        metavar="D",
+        help="with --shape: numbers a head; 192/128 where values have fewer than keys; default 128",
+    )
+    make.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="with --shape: also calls of N-1, N, N+1, 2N+1 and 3N+1 keys, where kernels with such tiles "
+        "err",
+    )
+    make.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="with --shape: results of so many rows of each head; default all of calls of up to 2**24 "
+        "scores, 64 of larger ones",
+    )
+    make.add_argument(
+        "--layout",
+        help="with --shape: order of the axes in the files: BHSD (default), BSHD, or HSD and SHD of batch 1",
     )
     make.add_argument(
         "--dtype",
@@ -91,12 +121,53 @@ def _make(args):
 
     spec = None if args.spec is None else kernel_spec(args.spec)
     about = {"dtype": args.dtype, "seed": args.seed}
-    cases = make_cases(args.pack, spec=spec, **about)
-    with Progress("making", unit="cases") as shown:
+    if args.shape is None:
+        _require_no_shape(args)
+        count, cases = None, make_cases(args.pack, spec=spec, **about)
+    else:
+        count, cases = _cases_of_a_shape(args, spec, about)
+    with Progress("making", count, "cases") as shown:
         told = shown.over(cases, lambda case: f"{case.pack} {case.name}")
         write_pack(args.directory, told, container=args.format, description=about)
     print(f"{sum(1 for _ in read_pack(args.directory))} cases in {args.directory}")
     return 0
+
+
+OF_SHAPE = ("head_dim", "tile", "rows", "layout")
+
+
+def _require_no_shape(args):
+    for name in OF_SHAPE:
+        if getattr(args, name) is not None:
+            raise ValueError(f"shape must be given with {name}; got {name}={getattr(args, name)!r} alone.")
+
+
+def _cases_of_a_shape(args, spec, about):
+    """How many, and the cases; their bytes are said, and must fit, before the first is made."""
+    from refattn.oracle.vectors.shapes import make_shape_cases, planned_cases, shape_sizes
+
+    if args.pack:
+        raise ValueError(f"pack must not be given with shape; got pack={', '.join(args.pack)!r}.")
+    sizes = shape_sizes(args.shape, args.head_dim or "128")
+    planned = planned_cases(sizes, args.tile, args.rows)
+    total, cases = make_shape_cases(planned, spec=spec, layout=args.layout or "", **about)
+    about["shape"] = {name: getattr(args, name) for name in ("shape", *OF_SHAPE)}
+    require_space(args.directory, total)
+    print(f"{len(planned)} cases of {total:,} bytes together", flush=True)
+    return len(planned), cases
+
+
+def require_space(directory, total):
+    """Raise OSError where so many bytes do not fit beside a directory still to be made."""
+    import shutil
+    from pathlib import Path
+
+    there = next(
+        path for path in (Path(directory).absolute(), *Path(directory).absolute().parents) if path.exists()
+    )
+    free = shutil.disk_usage(there).free
+    if total > free:
+        raise OSError(f"directory must have {total:,} bytes free; {there} has {free:,}.")
 
 
 def _check(args):

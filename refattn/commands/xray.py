@@ -185,7 +185,7 @@ def _calls(args):
     """(name, function, arrays, options, spec)"""
     from refattn.oracle.harness.check_kernel import input_dtype
     from refattn.oracle.inputs.suites import default_suite
-    from refattn.oracle.vectors.golden import load_case
+    from refattn.oracle.vectors.case_file import load_case
 
     if args.case is not None:
         case = load_case(args.case)

@@ -13,8 +13,9 @@ import pytest
 import refattn
 from refattn.cli import SUBCOMMANDS, main
 from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.vectors.case_file import save_case
 from refattn.oracle.vectors.containers import write_arrays
-from refattn.oracle.vectors.golden import make_case, save_case
+from refattn.oracle.vectors.golden import make_case
 
 ROOT = Path(refattn.__file__).parents[1]
 

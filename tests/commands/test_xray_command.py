@@ -7,7 +7,8 @@ import pytest
 
 from refattn.cli import main
 from refattn.oracle.inputs.families import Sizes, attention_inputs
-from refattn.oracle.vectors.golden import make_case, save_case
+from refattn.oracle.vectors.case_file import save_case
+from refattn.oracle.vectors.golden import make_case
 
 KERNELS = """
 import numpy as np

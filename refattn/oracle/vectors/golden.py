@@ -11,34 +11,23 @@ formats of the spec may overflow. The same for `lse`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-import refattn
-from refattn.calls.options import OPTIONS
+from refattn.calls.arrays import as_int_array
+from refattn.calls.dense import DENSE
 from refattn.calls.registry import ATTENTION
 from refattn.oracle.arithmetic.formats import number_format
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
 from refattn.oracle.bounds.bound import error_bound
+from refattn.oracle.bounds.results import LSE, OUTPUT
 from refattn.oracle.inputs.families import AttentionInputs
-from refattn.oracle.vectors.containers import read_arrays, write_arrays
-from refattn.oracle.vectors.untrusted import (
-    BITS,
-    LARGEST,
-    VectorError,
-    as_dtype,
-    as_stored,
-    dtype_name,
-    parse_json,
-    valid_name,
-)
+from refattn.oracle.vectors.rows import bound_of_rows
+from refattn.oracle.vectors.untrusted import as_dtype
 
-FORMAT = "refattn case", 1
+LAYOUTS = ("", "BHTD", "BTHD", "HTD", "THD")  # names of `dialects.layouts`; "": ours, any batch axes
 EXPECTED = (
     "expected_output",
     "expected_lse",
@@ -70,6 +59,12 @@ class VectorCase:
     seed : int
     stored : dict of str to str
         Argument -> 8-bit format it has in the file.
+    rows : ndarray of int64 or None
+        The query rows of each head that results and bounds are of, increasing: the other rows of a large
+        call are not judged. None: all.
+    layout : str
+        Order of the axes of query, key, value and output in the file, of `LAYOUTS`. Here, in memory, they
+        are (..., heads, length, dim) whatever it is; and so is the lse everywhere.
     """
 
     name: str
@@ -87,10 +82,20 @@ class VectorCase:
     lse_hard_bound: np.ndarray
     seed: int = 0
     stored: dict[str, str] = field(default_factory=dict)
+    rows: np.ndarray | None = None
+    layout: str = ""
 
     def expected(self, result) -> np.ndarray:
-        """The exact array of one of `refattn.oracle.bounds.results.RESULTS`."""
+        """The exact array of one of `refattn.oracle.bounds.results.RESULTS`, of the judged rows."""
         return getattr(self, result.name)
+
+    def shape(self, result) -> tuple[int, ...]:
+        """The shape of a kernel's array of this result, which has all rows."""
+        return result.shape(STORED_FORMS[self.function].check(*self.arrays, **self.options).output_shape)
+
+    def judged(self, result, array):
+        """The judged rows of a kernel's array of this result."""
+        return array if self.rows is None else array.take(self.rows, axis=-2 if result.has_dims else -1)
 
     def bound(self, result) -> np.ndarray:
         """Its statistical bound."""
@@ -125,19 +130,29 @@ class VectorCase:
 
     def within(self, output, lse=None) -> np.ndarray:
         """What a test without Python does: whether each element of output, and with lse each row, is
-        within its bound; None: not given.
+        within its bound; None: not given. Of the judged rows.
         """
-        good = (
-            np.ones(self.output.shape, bool)
-            if output is None
-            else _within(output, self.output, self.output_bound)
-        )
-        return good if lse is None else good & _within(lse, self.lse, self.lse_bound)[..., None]
+        good = np.ones(self.output.shape, bool)
+        if output is not None:
+            good = _within(self.judged(OUTPUT, np.asarray(output)), self.output, self.output_bound)
+        if lse is not None:
+            good = good & _within(self.judged(LSE, np.asarray(lse)), self.lse, self.lse_bound)[..., None]
+        return good
 
     @property
     def work(self) -> int:
         """Multiplications of the call, about."""
         return work(STORED_FORMS[self.function].check(*self.arrays, **self.options))
+
+    @property
+    def judged_work(self) -> int:
+        """Those of the judged rows."""
+        every = self.arrays[0].shape[-2]
+        return self.work if self.rows is None else self.work * len(self.rows) // every
+
+    def row(self, n) -> int:
+        """The row of the call that is number `n` of the judged ones."""
+        return int(n if self.rows is None else self.rows[n])
 
 
 def _within(got, expected, bound):
@@ -152,7 +167,9 @@ def work(problem) -> int:
     return math.prod(problem.lse_shape) * kv_len * max(sum(widths), 1)
 
 
-def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=None) -> VectorCase:
+def make_case(
+    inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=None, rows=None, layout=""
+) -> VectorCase:
     """Result and bounds of a call.
 
     Parameters
@@ -167,6 +184,12 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     store : {"float8_e4m3fn", "float8_e5m2"}, optional
         Format of the arguments in the file; they must hold numbers of it (`quantised` makes them so).
         Needs `ml_dtypes`.
+    rows : array_like of int, optional
+        The query rows of each head to compute results and bounds of, increasing; of dense attention alone.
+        The results then come from float64 where that suffices for the spec, as those of `check` do.
+        Default: all, and exact.
+    layout : str
+        Of the file, one of `LAYOUTS`; of dense attention alone. Default: as in memory.
 
     Examples
     --------
@@ -179,10 +202,15 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
     if function not in STORED_FORMS:
         raise ValueError(f"inputs must be of one of {', '.join(STORED_FORMS)}; got {inputs.function}.")
     form = STORED_FORMS[function]
+    require_layout(layout, form, inputs.arrays)
     spec = kernel_spec(spec, inputs.arrays[0].dtype)
     options = dict(inputs.options)
     options |= {name: choices[0] for name, choices in form.choices.items() if name not in options}
-    bound = error_bound(*inputs.arrays, spec=spec, function=function, **options)
+    if rows is None:
+        bound = error_bound(*inputs.arrays, spec=spec, function=function, **options)
+    else:
+        rows = checked_rows(rows, form, inputs.arrays)
+        bound = bound_of_rows(rows, inputs.arrays, options, spec)
     bounds = bound.output_tight, bound.lse_tight, bound.output_hard, bound.lse_hard
     name = "-".join(part for part in "".join(c if c.isalnum() else " " for c in inputs.name).split())
     scale = float(form.check(*inputs.arrays, **options).scale)
@@ -200,7 +228,32 @@ def make_case(inputs: AttentionInputs, spec=None, *, pack="own", seed=0, store=N
         *bounds,
         seed,
         stored,
+        rows,
+        layout,
     )
+
+
+def require_layout(layout, form, arrays):
+    """Raise ValueError where a layout is none of `LAYOUTS`, or not one of such arrays."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(filter(None, LAYOUTS))}; got layout={layout!r}.")
+    if layout and (form is not DENSE or arrays[0].ndim != len(layout)):
+        raise ValueError(
+            f"layout must be of dense attention with {len(layout)} axes; got layout={layout!r} for "
+            f"{form.function} with {arrays[0].ndim} axes."
+        )
+
+
+def checked_rows(rows, form, arrays) -> np.ndarray:
+    """Numbers of query rows of dense attention, increasing, as int64."""
+    rows, q_len = as_int_array(rows, "rows"), arrays[0].shape[-2]
+    if form is not DENSE or rows.ndim != 1 or not len(rows):
+        raise ValueError(
+            f"rows must be a list of rows of dense attention; got rows={rows} of {form.function}."
+        )
+    if rows[0] < 0 or rows[-1] >= q_len or (np.diff(rows) <= 0).any():
+        raise ValueError(f"rows must increase from 0 at least to {q_len - 1} at most; got rows={rows}.")
+    return rows
 
 
 def quantised(array, name) -> np.ndarray:
@@ -217,238 +270,3 @@ def quantised(array, name) -> np.ndarray:
         .astype(form)
         .astype(np.float32)
     )
-
-
-# one case, one file
-
-
-def save_case(case: VectorCase, path, container=None) -> str:
-    """Write a case; returns the sha256 of its manifest. The container is npz or safetensors by the
-    ending of `path`, or "raw".
-    """
-    form = STORED_FORMS[case.function]
-    names = list(form.arrays)
-    arrays = {
-        name: _narrow(array, case.stored.get(name), name)
-        for name, array in zip(names, case.arrays, strict=True)
-    }
-    options = {}
-    for name, value in case.options.items():
-        if isinstance(value, np.ndarray):
-            arrays[name], options[name] = value, {"array": name}
-        else:
-            options[name] = (
-                list(value)
-                if isinstance(value, tuple)
-                else value.item()
-                if isinstance(value, np.generic)
-                else value
-            )
-    arrays |= {name: getattr(case, name.removeprefix("expected_")) for name in EXPECTED}
-    axes = {option.name: option.belongs_to for option in OPTIONS} | {
-        **form.structure,
-        **form.arrays,
-        **form.results,
-    }
-    manifest = {
-        "format": FORMAT[0],
-        "version": FORMAT[1],
-        "name": case.name,
-        "pack": case.pack,
-        "function": case.function,
-        "arguments": list(names),
-        "options": options,
-        "scale": case.scale,
-        "seed": case.seed,
-        "spec": case.spec.to_dict(),
-        "layout": {
-            name: axes[name]
-            for name in (*names, *options, "output", "lse")
-            if axes.get(name) and name in {*arrays, "output", "lse"}
-        },
-        "rule": "x == expected or abs(x - expected) <= bound or both NaN",
-        "arrays": {
-            name: {"dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest(array)}
-            for name, array in arrays.items()
-        },
-        "made_by": {"refattn": refattn.__version__, "numpy": np.__version__},
-    }
-    text = json.dumps(manifest, indent=1, allow_nan=False)
-    write_arrays(path, arrays, text, container, _raw_lines(case, options))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _narrow(array, form, name):
-    """An argument as the file holds it."""
-    if form is None:
-        return array
-    bits = array.astype(as_dtype(np.zeros(0, np.uint8), form).dtype)
-    if not np.array_equal(bits.astype(array.dtype), array, equal_nan=True):
-        raise ValueError(
-            f"{name} must hold numbers of {form} only. Use refattn.oracle.vectors.golden.quantised."
-        )
-    return bits
-
-
-def _raw_lines(case, options):
-    """The head of case.txt: one fact a line, words apart by blanks, "none" for None."""
-    lines = [
-        f"refattn-case {FORMAT[1]}",
-        f"name {case.name}",
-        f"function {case.function}",
-        f"scale {case.scale!r}",
-    ]
-    lines.append(f"causal {int(bool(options.get('causal')))}")
-    for name, value in options.items():
-        if name in ("scale", "causal"):
-            continue
-        words = ["array"] if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        lines.append(" ".join([name, *("none" if word is None else str(word) for word in words)]))
-    return lines
-
-
-def digest(array) -> str:
-    """sha256 of the stored bytes."""
-    return hashlib.sha256(as_stored(array).tobytes()).hexdigest()
-
-
-def load_case(path, *, largest=LARGEST) -> VectorCase:
-    """Read a case of any container, digests checked.
-
-    Raises
-    ------
-    VectorError
-        The file is damaged, hostile, larger than allowed, or no case.
-    """
-    label = Path(path).name
-    arrays, text = read_arrays(path, largest=largest)
-    manifest = _checked_manifest(text, label)
-    arrays = {name: _checked_array(name, array, manifest["arrays"], label) for name, array in arrays.items()}
-    missing = ({*manifest["arrays"]} | {*EXPECTED} | {*manifest["arguments"]}) - {*arrays}
-    if missing:
-        raise VectorError(f"{label} must hold the array {sorted(missing)[0]}.")
-    try:
-        spec = KernelSpec.from_dict(manifest["spec"])
-    except (TypeError, ValueError, KeyError) as error:
-        raise VectorError(f"{label}: the spec must describe a kernel: {error}") from error
-    expected = [np.asarray(arrays[name], np.float64) for name in EXPECTED]
-    options = {name: _option(name, value, arrays, label) for name, value in manifest["options"].items()}
-    stored = {
-        name: arrays[name].dtype.name
-        for name in manifest["arguments"]
-        if arrays[name].dtype.name in BITS and arrays[name].itemsize == 1
-    }
-    own = tuple(
-        arrays[name].astype(np.float32) if name in stored else arrays[name] for name in manifest["arguments"]
-    )
-    try:
-        problem = STORED_FORMS[manifest["function"]].check(*own, **options)
-    except (TypeError, ValueError, MemoryError) as error:
-        raise VectorError(f"{label} must hold a call of {manifest['function']}: {error}") from error
-    _check_shapes(expected, problem.output_shape, label)
-    return VectorCase(
-        manifest["name"],
-        str(manifest.get("pack", "")),
-        manifest["function"],
-        own,
-        options,
-        spec,
-        float(manifest["scale"]),
-        *expected,
-        seed=int(manifest.get("seed", 0)),
-        stored=stored,
-    )
-
-
-def _checked_manifest(text, label):
-    if not text:
-        raise VectorError(f"{label} must hold the manifest of a case; it has arrays only.")
-    manifest = parse_json(text, f"the manifest of {label}")
-    kinds = {
-        "format": str,
-        "version": int,
-        "name": str,
-        "function": str,
-        "arguments": list,
-        "options": dict,
-        "scale": (int, float),
-        "spec": dict,
-        "arrays": dict,
-    }
-    for name, kind in kinds.items():
-        if (
-            not isinstance(manifest, dict)
-            or not isinstance(manifest.get(name), kind)
-            or isinstance(manifest[name], bool)
-        ):
-            raise VectorError(f"{label}: the manifest must have a {name}.")
-    if (manifest["format"], manifest["version"]) != FORMAT:
-        found = f"{manifest['format'][:40]!r} of version {manifest['version']}"
-        raise VectorError(f"{label} must be a {FORMAT[0]} of version {FORMAT[1]}; got {found}.")
-    if not valid_name(manifest["name"]):
-        raise VectorError(
-            f"{label}: the case must have a name of letters, digits, '_', '.' and '-'; got "
-            f"{manifest['name'][:60]!r}."
-        )
-    if manifest["function"] not in STORED_FORMS:
-        raise VectorError(
-            f"{label}: function must be one of {', '.join(STORED_FORMS)}; got {manifest['function'][:60]!r}."
-        )
-    form = STORED_FORMS[manifest["function"]]
-    names = form.arrays
-    if manifest["arguments"] != list(names):
-        raise VectorError(f"{label}: the arguments of {manifest['function']} must be {', '.join(names)}.")
-    unknown = {*manifest["options"]} - {*form.arguments}
-    if unknown:
-        raise VectorError(f"{label}: {manifest['function']} has no option {sorted(unknown)[0][:60]!r}.")
-    if not isinstance(manifest.get("seed", 0), int):
-        raise VectorError(f"{label}: seed must be an integer.")
-    return manifest
-
-
-def _checked_array(name, array, described, label):
-    entry = described.get(name)
-    if not isinstance(entry, dict):
-        raise VectorError(f"{label}: the manifest must describe {name}.")
-    dtype, shape = entry.get("dtype"), entry.get("shape")
-    if isinstance(dtype, str) and array.dtype == BITS.get(dtype):
-        array = as_dtype(array, dtype)
-    decoded = dtype == "bfloat16" and array.dtype == np.float32  # ml_dtypes is missing
-    if not (decoded or array.dtype.name == dtype) or list(array.shape) != shape:
-        raise VectorError(
-            f"{label}: {name} must have dtype {dtype} and shape {shape}; got {array.dtype.name} "
-            f"{list(array.shape)}."
-        )
-    stored = (array.view(np.uint32) >> 16).astype("<u2") if decoded else as_stored(array)
-    if hashlib.sha256(stored.tobytes()).hexdigest() != entry.get("sha256"):
-        raise VectorError(
-            f"{label}: {name} does not have its sha256; the file was changed after it was made."
-        )
-    return array
-
-
-def _check_shapes(expected, shape, label):
-    # output and lse: results, bounds, hard bounds
-    for array, like in zip(expected, (shape, shape[:-1]) * 3, strict=True):
-        if array.shape != like:
-            raise VectorError(
-                f"{label}: expected results and bounds must have matching shapes; got {array.shape} for "
-                f"{like}."
-            )
-    if any(not (bound >= 0).all() for bound in expected[2:]):
-        raise VectorError(f"{label}: bounds must be at least 0.")
-
-
-def _option(name, value, arrays, label):
-    if isinstance(value, dict):
-        key = value.get("array")
-        if {*value} != {"array"} or not isinstance(key, str) or key not in arrays:
-            raise VectorError(f"{label}: option {name} must name one of the arrays.")
-        return arrays[key]
-    if isinstance(value, list):
-        if len(value) != 2 or not all(item is None or type(item) is int for item in value):
-            raise VectorError(f"{label}: option {name} must be a value, an array or a pair of integers.")
-        return tuple(value)
-    if value is not None and not isinstance(value, (bool, int, float, str)):
-        raise VectorError(f"{label}: option {name} must be a value, an array or a pair of integers.")
-    return value

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import refattn
+from refattn.oracle.vectors.case_file import load_case, save_case
 from refattn.oracle.vectors.containers import ENDINGS
-from refattn.oracle.vectors.golden import VectorCase, load_case, save_case
+from refattn.oracle.vectors.golden import VectorCase
 from refattn.oracle.vectors.untrusted import (
     LARGEST,
     VectorError,

@@ -13,8 +13,9 @@ from attack_files import MEBIBYTE, raw, refused
 
 from refattn.cli import main
 from refattn.oracle.inputs.families import Sizes, attention_inputs
+from refattn.oracle.vectors.case_file import digest, load_case, save_case
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
-from refattn.oracle.vectors.golden import digest, load_case, make_case, save_case
+from refattn.oracle.vectors.golden import make_case
 from refattn.oracle.vectors.pack_directory import read_pack, write_pack
 from refattn.oracle.vectors.untrusted import VectorError, parse_json
 
@@ -180,7 +181,7 @@ def test_reading_imports_no_pickle_machinery(tmp_path, case):
     save_case(case, tmp_path / "case.npz")
     code = (
         "import sys, pickle, builtins\n"
-        "from refattn.oracle.vectors.golden import load_case\n"
+        "from refattn.oracle.vectors.case_file import load_case\n"
         f"load_case({str(tmp_path / 'case.npz')!r})\n"  # imports use exec
         "def no(*a, **k): raise SystemExit('called')\n"
         "pickle.loads = pickle.load = pickle.Unpickler = no\n"

@@ -12,8 +12,9 @@ from refattn.cli import main
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.inputs.families import attention_inputs
 from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.vectors.case_file import load_case, save_case
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
-from refattn.oracle.vectors.golden import load_case, make_case, quantised, save_case
+from refattn.oracle.vectors.golden import make_case, quantised
 from refattn.oracle.vectors.packs import make_cases, recompute
 
 ml_dtypes = pytest.importorskip("ml_dtypes")

@@ -19,14 +19,14 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.inputs.families import AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.mistakes.mutants import mutants
 from refattn.oracle.simulated.emulated import EmulatedKernel
+from refattn.oracle.vectors.case_file import load_case, save_case
 from refattn.oracle.vectors.containers import read_arrays, write_arrays
-from refattn.oracle.vectors.golden import load_case, make_case, save_case
+from refattn.oracle.vectors.golden import make_case
 from refattn.oracle.vectors.pack_directory import read_pack, write_pack
 from refattn.oracle.vectors.packs import PACKS, make_cases, recompute
 from refattn.oracle.vectors.untrusted import VectorError
 
 CONTAINERS = ("npz", "safetensors", "raw")
-EXAMPLE = Path(__file__).parents[3] / "examples" / "check_vectors_cpp" / "check_vectors.cpp"
 
 COUNT = {name: len([*PACKS[name].inputs(np.float32, 0)]) for name in ("gqa", "mla", "local")}
 TOTAL = COUNT["gqa"] + COUNT["mla"]  # of the pack that commands read
@@ -455,37 +455,3 @@ def test_the_commands_import_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(refattn.__file__).parents[1]
     )
     assert done.stderr.strip() == "False" and "exit code" in done.stdout
-
-
-# without Python
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("cpp") / "check_vectors"
-    done = subprocess.run(
-        [compiler, *["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-o"], str(target), str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return target
-
-
-def test_the_cpp_example_checks_itself(program, tmp_path):
-    write_pack(tmp_path / "pack", make_cases(["mha", "mqa", "gqa", "decode", "hostile"]), container="raw")
-    directories = sorted(str(path) for path in (tmp_path / "pack").iterdir() if path.is_dir())
-    done = subprocess.run([program, *directories], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1] == "23 of 23 cases are right"
-    text = tmp_path / "pack" / "gqa-normal-causal" / "case.txt"
-    text.write_text(text.read_text().replace("causal 1", "causal 0"))
-    done = subprocess.run([program, *directories], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "22 of 23 cases are right"
-
-
-def test_the_cpp_example_fails_without_cases(program, tmp_path):
-    assert subprocess.run([program, str(tmp_path)], capture_output=True).returncode == 1
