@@ -183,7 +183,7 @@ def _first_wrong(kernel, args):
 
 def _calls(args):
     """(name, function, arrays, options, spec)"""
-    from refattn.oracle.harness.check_kernel import input_dtype
+    from refattn.oracle.harness.input_dtype import input_dtype
     from refattn.oracle.inputs.suites import default_suite
     from refattn.oracle.vectors.case_file import load_case
 
@@ -194,7 +194,7 @@ def _calls(args):
     from refattn.oracle.dialects.libraries import dialect
 
     function = "paged_attention" if dialect(args.dialect or "refattn").paged else "attention"
-    for inputs in default_suite(input_dtype(None, args.spec)):
+    for inputs in default_suite(input_dtype(None, args.spec)[0]):
         if inputs.function.removesuffix("_with_lse") == function and "rope" not in inputs.options:
             yield inputs.name, function, inputs.arrays, inputs.options, args.spec
 

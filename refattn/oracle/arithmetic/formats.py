@@ -134,6 +134,8 @@ def number_format(value, name="format") -> NumberFormat:
         label = f"2^{exponent:.0f}" if exponent == int(exponent) else f"{unit:.3g}"
         base = FORMATS["float32"]
         return NumberFormat(f"unit_roundoff={label}", unit, base.smallest_normal, base.largest)
+    if type(value).__module__.partition(".")[0] in ("torch", "mlx"):
+        return number_format(str(value).rpartition(".")[2], name)  # torch.bfloat16, mlx.core.bfloat16
     try:
         dtype_name = np.dtype(value).name
     except TypeError:

@@ -29,7 +29,7 @@ from refattn.oracle.harness.guards import LAYOUTS
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
-from refattn.oracle.inputs.variants import fitted, with_numbers
+from refattn.oracle.inputs.variants import fitted, held_in, with_numbers
 from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import Report
 
@@ -76,25 +76,35 @@ class Bench:
     supports: set[str] | None = None  # what the caller named; `call.supports` is what holds
 
     def settings(self):
+        device = self.call.library.device_name
         return {
             "function": self.call.function,
             "dialect": self.call.dialect.name,
             "level": self.level,
-            "dtype": self.dtype.name,
+            "dtype": self.handed.name,
             "seed": self.seed,
+            "arrays": self.call.library.name,
+            **({} if device is None else {"device": device}),
         }
+
+    @property
+    def handed(self):
+        """The dtype in which the kernel gets its inputs."""
+        return self.call.stored or self.dtype
 
     def reproduction(self, test):
         given = {
             "function": ("attention", self.call.function),
             "dialect": ("refattn", self.call.dialect.name),
             "level": ("quick", self.level),
-            "dtype": (None, self.dtype.name),
+            "dtype": (None, self.handed.name),
             "supports": (None, self.supports),
             "form": (None, self.form),
             "head_dims": (None, self.head_dims),
             "hides_nan": (True, self.hides_nan),
             "seed": (None, self.seed),
+            "arrays": ("numpy", self.call.library.name),
+            "device": (None, self.call.library.device_name),
             "only": (None, [test.id]),
         }
         words = [f"{name}={in_order(value)}" for name, (default, value) in given.items() if value != default]
@@ -196,7 +206,8 @@ class Bench:
                 yield Trial("strides", layout, partial(self.reference, plain, layout=layout), plain)
 
     def fitted(self, inputs):
-        return fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
+        inputs = fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
+        return held_in(inputs, self.call.stored)
 
     def reference(self, inputs, **how):
         return self.judged(inputs, self.run(inputs.arrays, inputs.options, **how))

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
+from refattn.calls.host_copy import on_host
 from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
 from refattn.calls.registry import form_called
 from refattn.oracle.dialects.libraries import dialect as dialect_named
 from refattn.oracle.dialects.other_calls import call_of
 from refattn.oracle.dialects.results import fills_empty_rows, result_to_ours, rows_without_keys
 from refattn.oracle.dialects.translate import from_ours
-from refattn.oracle.harness.guards import damage, guard_all, guarded_output
+from refattn.oracle.harness.array_libraries import NumpyArrays
+from refattn.oracle.harness.guards import NUMPY, damage, guard_all, guarded_output
 
 BATCHED_AXES = 4  # of a query with one batch axis
 
@@ -55,13 +57,22 @@ class KernelCall:
 
     It takes the arguments of `function` as `refattn` calls it, unless `dialect` is the name of another
     library in `refattn.oracle.dialects.libraries.DIALECTS`: the kernel is then called with that
-    library's keyword arguments (NumPy arrays) and returns in its layout and conventions. `supports`
-    names the options of `refattn` that it has; default: its attribute `supports`, else the parameters of
-    its signature, else all.
+    library's keyword arguments and returns in its layout and conventions. `supports` names the options of
+    `refattn` that it has; default: its attribute `supports`, else the parameters of its signature, else all.
+    `library` makes the arrays it gets, of dtype `stored` where that is given: the positional ones must hold
+    numbers of that dtype. A kernel that cannot do without `out` gets one of dtype `writes`; default: that of
+    the query.
     """
 
     def __init__(
-        self, kernel: Callable, function: str = "attention", dialect: str = "refattn", supports=None
+        self,
+        kernel: Callable,
+        function: str = "attention",
+        dialect: str = "refattn",
+        supports=None,
+        library: NumpyArrays = NUMPY,
+        stored: np.dtype | None = None,
+        writes: np.dtype | None = None,
     ):
         if not callable(kernel):
             raise TypeError(f"kernel must be callable; got kernel={kernel!r}.")
@@ -70,10 +81,24 @@ class KernelCall:
         self.dialect = (
             dialect_named(dialect) if dialect == "refattn" else call_of(dialect, self.form.function)
         )
+        self.library, self.stored, self.writes = library, stored, writes
         self.parameters = _parameters(kernel)
         out = (self.parameters or {}).get("out")
         self.needs_out = dialect == "refattn" and out is not None and out.default is out.empty
         self.supports = self._supported(supports)
+
+    def check_library(self):
+        """Errors of the caller about the library, before anything is called."""
+        if self.needs_out and self.library.unwritable:
+            raise ValueError(
+                f"kernel must return its output, since {self.library.unwritable}; got a kernel whose "
+                "parameter out has no default."
+            )
+        if self.stored is not None and self.form.joins:
+            raise ValueError(
+                "dtype must be float64, float32, float16 or bfloat16 for merge_states; got "
+                f"dtype={self.stored.name}."
+            )
 
     def _supported(self, supports):
         supports = getattr(self.kernel, "supports", None) if supports is None else supports
@@ -126,10 +151,10 @@ class KernelCall:
         `refattn.oracle.harness.guards.LAYOUTS` says; raises Unsupported where the kernel, or its
         dialect, does not do this.
 
-        `out_dtype` passes `out=`, an array of this dtype inside guard bytes. A kernel that cannot do
-        without gets one in the dtype of the query.
+        `out_dtype` passes `out=`, an array of this dtype inside guard bytes.
         """
         lacking = self.unsupported(options)
+        lacking = lacking or self.library.impossible.get(layout, "")
         if lacking:
             raise Unsupported(lacking)
         try:
@@ -140,31 +165,55 @@ class KernelCall:
             raise Unsupported(str(error) or "NotImplementedError") from error
 
     def _direct(self, arrays, options, layout, out_dtype):
-        arrays, options, guards = guard_all(arrays, options, list(self.form.arrays), layout)
-        out = None
         if out_dtype is None and self.needs_out:
-            out_dtype = arrays[0].dtype
+            out_dtype = arrays[0].dtype if self.writes is None else self.writes
+        out = None
         if out_dtype is not None:
+            if self.library.unwritable:
+                raise Unsupported(f"out=: {self.library.unwritable}")
             shape = self.form.check(*arrays, **options).output_shape
-            out = guarded_output(shape, out_dtype)
-            options["out"] = out.view
-        returned = self._returned(arrays, options)
-        found = damage(guards)
-        output, lse = _output_and_lse(out.view if out is not None and returned is None else returned)
+            out = guarded_output(shape, out_dtype, library=self.library)
+        batch_axes = arrays[0].ndim - BATCHED_AXES
+        arrays = [self._as_stored(array) for array in arrays]
+        arrays, options, guards = guard_all(arrays, options, self.form.arrays, layout, self.library)
         if out is not None:
+            options["out"] = out.given
+        returned = self._returned(arrays, options, batch_axes)
+        found = damage(guards)
+        output, lse = _output_and_lse(out.given if out is not None and returned is None else returned)
+        if out is not None:
+            out.look()
             count = out.overwritten_guards()
             found += [f"{count} guard bytes around out were overwritten"] if count else []
             if not np.array_equal(output, out.view, equal_nan=True):
                 found.append("out does not hold the output that was returned")
         return Result(np.array(output), None if lse is None else np.array(lse), found)
 
-    def _returned(self, arrays, options):
+    def _as_stored(self, array):
+        """A positional array in the dtype in which the kernel takes it."""
+        if self.stored is None:
+            return array
+        with np.errstate(all="ignore"):
+            stored = array.astype(self.stored)
+            kept = (stored.astype(array.dtype) == array) | np.isnan(array)
+        if not kept.all():
+            raise Unsupported(f"numbers that {self.stored.name} does not hold")
+        return stored
+
+    def _run(self, *arrays, **options):
+        """What the kernel returns, once it is done."""
+        with self.library.running():
+            returned = self.kernel(*arrays, **options)
+            self.library.wait(returned)
+        return returned
+
+    def _returned(self, arrays, options, batch_axes):
         try:
-            return self.kernel(*arrays, **options)
+            return self._run(*arrays, **options)
         except Exception as error:
-            if self.function != "attention" or arrays[0].ndim == BATCHED_AXES:
+            if self.function != "attention" or batch_axes == 0:
                 raise
-            reason = "no batch axis" if arrays[0].ndim < BATCHED_AXES else "two batch axes"
+            reason = "no batch axis" if batch_axes < 0 else "two batch axes"
             # kernels of (B, H, T, D) need not take others
             raise Unsupported(f"{reason}: raised {type(error).__name__}") from error
 
@@ -207,8 +256,10 @@ class KernelCall:
             if isinstance(value, np.ndarray) and value.ndim >= 3 and value.dtype.kind not in "biu"
         ]
         inner = {name: value for name, value in call.items() if name not in positional}
-        views, inner, guards = guard_all([call[name] for name in positional], inner, positional, layout)
-        output, lse = _output_and_lse(self.kernel(**dict(zip(positional, views, strict=True)), **inner))
+        drawn = d.arguments.get("bias")
+        stored = [call[name] if name == drawn else self._as_stored(call[name]) for name in positional]
+        given, inner, guards = guard_all(stored, inner, positional, layout, self.library)
+        output, lse = _output_and_lse(self._run(**dict(zip(positional, given, strict=True)), **inner))
         found = damage(guards)
         lse = None if d.lse_base is None else lse
         empty = self._empty_rows(arrays, options) if fills_empty_rows(d) else None
@@ -250,4 +301,7 @@ def _output_and_lse(returned):
     )
     if isinstance(output, (tuple, list)):
         raise TypeError(f"kernel must return output or (output, lse); got {len(returned)} values.")
-    return as_float_array(output, "output"), None if lse is None else as_float_array(lse, "lse")
+    return tuple(
+        None if x is None else as_float_array(on_host(x, name), name)
+        for x, name in ((output, "output"), (lse, "lse"))
+    )

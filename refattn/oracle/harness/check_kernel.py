@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.harness.array_libraries import array_library
 from refattn.oracle.harness.bench import Bench, Failure, Trial
 from refattn.oracle.harness.callables import KernelCall, Unsupported
+from refattn.oracle.harness.input_dtype import input_dtype, output_dtype
 from refattn.oracle.harness.outcomes import HarnessReport, Outcome
 from refattn.oracle.progress import Progress
 
 LEVELS = ("quick", "full")
+DEVICE_LOST = (
+    "After this the device refuses all work, as a GPU after an illegal access: no further test was run"
+)
 DIAGNOSED = 3  # failures that are explained; each may take seconds
 
 
@@ -35,6 +38,8 @@ def check_kernel(
     diagnose=True,
     max_failures=None,
     progress=None,
+    arrays="numpy",
+    device=None,
 ) -> HarnessReport:
     """Test a kernel on everything it says it supports.
 
@@ -49,15 +54,16 @@ def check_kernel(
         "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or
         "merge_states": whose arguments it takes; states come stacked on a new first axis.
     dialect : str
-        Library whose calling conventions the kernel has (`refattn.oracle.dialects.libraries.DIALECTS`); it
-        gets NumPy arrays.
+        Library whose calling conventions the kernel has (`refattn.oracle.dialects.libraries.DIALECTS`);
+        `arrays` says whose arrays it gets.
     spec : KernelSpec, str, dtype or None
         The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager
         bfloat16" and "cpu_kernels float32" are known words.
     level : {"quick", "full"}
         "quick" takes seconds, "full" adds shapes, random options and other seeds, and takes minutes.
     dtype : dtype, optional
-        Of the inputs. Default: that of the spec, or float32.
+        Of the inputs. Default: that of the spec, or float32. 8-bit floats are those of `ml_dtypes` in NumPy
+        arrays, which hold float32 unless `dtype` asks for them.
     supports : set of str, optional
         Names of the options it has. Default: `kernel.supports`, else the parameters of its signature,
         else all.
@@ -83,6 +89,11 @@ def check_kernel(
     progress : callable or False, optional
         Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
         on a terminal, from two seconds on (`refattn.oracle.progress`).
+    arrays : {"numpy", "torch", "jax", "mlx"}
+        Whose arrays the kernel gets, options included: masks are boolean, lengths, tables and offsets int32.
+        It may return arrays of any library, from any device, once its work there is done.
+    device : str or object, optional
+        Where they lie, as the library names it: "cuda", "mps", "gpu:0". Default: the library's default.
 
     Returns
     -------
@@ -93,6 +104,8 @@ def check_kernel(
     ------
     TypeError, ValueError
         For the arguments of this function; what the kernel raises is a failed test.
+    ImportError
+        The library of `arrays` is not installed.
     KeyboardInterrupt
         By Ctrl-C. Its `partial` is the report of the tests that had run.
 
@@ -103,6 +116,11 @@ def check_kernel(
     counts their conversion to the input format of the spec, as a kernel does that rounds after rotating;
     for rotation in float32 itself `spec.replace(input=2.0**-22)` allows for its few roundings.
     `diagnose(..., rope=Rope(...))` knows the mistakes of rotary kernels.
+
+    Tensors of torch, on a GPU too, lie between guard bytes and have strides as NumPy arrays do, but no
+    negative ones, and none is read-only. Arrays of mlx likewise; they cannot be written. Arrays of jax have
+    neither strides nor surroundings; of them the harness only sees whether a call changed their numbers.
+    After each call the device is waited for, so that an error it reports late belongs to the right test.
 
     Examples
     --------
@@ -118,10 +136,16 @@ def check_kernel(
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
-    call, dtype = KernelCall(kernel, function, dialect, supports), input_dtype(dtype, spec)
+    library = array_library(arrays, device)
+    dtype, stored = input_dtype(dtype, spec, arrays)
+    library.check_dtype(stored or dtype)
+    spec = kernel_spec(spec, stored or dtype)
+    writes = None if stored is None else output_dtype(spec)
+    call = KernelCall(kernel, function, dialect, supports, library, stored, writes)
+    call.check_library()
     bench = _bench_of(call.form)(
         call,
-        kernel_spec(spec, dtype),
+        spec,
         dtype,
         form,
         checked_head_dims(head_dims, call),
@@ -151,6 +175,10 @@ def check_kernel(
             outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
             diagnosed += outcome.diagnosis is not None
             report.outcomes.append(outcome)
+            if outcome.status == "FAIL" and not library.alive():
+                outcome.words += f". {DEVICE_LOST}"
+                report.interrupted = len(report.outcomes), len(tests)
+                break
             if max_failures is not None and len(report.failures) >= max_failures:
                 break
     return report
@@ -176,17 +204,6 @@ def checked_head_dims(head_dims, call):
     if call.form.joins:
         raise ValueError(f"head_dims must be None for merge_states; got head_dims={head_dims!r}.")
     return pair
-
-
-def input_dtype(dtype, spec) -> np.dtype:
-    if dtype is None:
-        name = kernel_spec(spec, np.float32).input.name if spec is not None else "float32"
-        dtype = name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype)
 
 
 def _outcome(test: Trial, bench, explain) -> Outcome:

@@ -2,17 +2,19 @@
 
 Every array handed to a kernel lies inside a larger buffer. What surrounds it is NaN where numbers are
 floating, so that a read past the end reaches the output, and is compared byte for byte after the call, so
-that a write shows as well.
+that a write shows as well. Arrays of other libraries take the place of the same bytes (`array_libraries`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from refattn.oracle.harness.array_libraries import NumpyArrays
 
 GUARD_BYTES = 4096  # on either side; more where 64 rows of the array need more
 ALIGNMENT = 64  # bytes: what array libraries hand out, and vector loads may rely on
@@ -23,20 +25,30 @@ class Guarded:
     """An array inside a larger buffer."""
 
     buffer: np.ndarray
-    view: np.ndarray  # what the kernel gets
+    view: np.ndarray
     name: str
+    given: Any = None  # what the kernel gets: the view, or an array of another library in its place
+    # writes into `buffer` what a call changed elsewhere; None where the kernel has the same memory
+    bring_back: Callable | None = None
 
     def __post_init__(self):
+        self.given = self.view if self.given is None else self.given
         self._before = self.buffer.tobytes()
         self._inside = self.view.copy()
 
     def damage(self) -> str:
         """What a call did to an input, in words; empty when nothing."""
+        self.look()
         if self.buffer.tobytes() == self._before:
             return ""
         if self.view.tobytes() != self._inside.tobytes():
             return f"{self.name} was changed"
         return f"{self.overwritten_guards()} guard bytes around {self.name} were overwritten"
+
+    def look(self):
+        """Make `buffer` and `view` show what the kernel left."""
+        if self.bring_back is not None:
+            self.bring_back()
 
     def overwritten_guards(self) -> int:
         """How many bytes outside the view differ from before; what lies inside may have been written."""
@@ -127,9 +139,15 @@ LAYOUTS = {
 }
 
 
-def guarded(array: np.ndarray, name: str = "array", layout: str = "contiguous") -> Guarded:
+NUMPY = NumpyArrays()
+
+
+def guarded(
+    array: np.ndarray, name: str = "array", layout: str = "contiguous", library: NumpyArrays = NUMPY
+) -> Guarded:
     """A copy of an array of floating-point numbers, integers or booleans inside a guarded buffer; `name`
-    is for messages, `layout` is one of LAYOUTS: how the copy lies in memory.
+    is for messages, `layout` is one of LAYOUTS: how the copy lies in memory. `library` makes what the kernel
+    gets.
 
     Examples
     --------
@@ -148,29 +166,29 @@ def guarded(array: np.ndarray, name: str = "array", layout: str = "contiguous") 
     view[...] = array
     if layout == "read-only":
         view.flags.writeable = False
-    return Guarded(buffer, view, name)
+    return Guarded(buffer, view, name, *library.put(buffer, view))
 
 
-def guarded_output(shape, dtype, name="out") -> Guarded:
+def guarded_output(shape, dtype, name="out", library: NumpyArrays = NUMPY) -> Guarded:
     """A buffer for a result, full of NaN inside and around."""
     dtype = np.dtype(dtype)
     buffer, view = _room(tuple(shape), dtype)
     view[...] = np.nan
-    return Guarded(buffer, view, name)
+    return Guarded(buffer, view, name, *library.put(buffer, view))
 
 
-def guard_all(arrays, options: Mapping[str, Any], names, layout="contiguous"):
+def guard_all(arrays, options: Mapping[str, Any], names, layout="contiguous", library=NUMPY):
     """All arrays of a call in guarded buffers: (arrays, options) to call the kernel with, and the
     guards. Arrays among the options are guarded too; the layout applies to the positional arrays
     only, which have these names.
     """
-    guards = [guarded(array, name, layout) for array, name in zip(arrays, names, strict=True)]
-    inner = dict(options)
-    for name, value in options.items():
+    guards = [guarded(array, name, layout, library) for array, name in zip(arrays, names, strict=True)]
+    inner = {name: library.option(value, arrays[0].dtype) for name, value in options.items()}
+    for name, value in inner.items():
         if isinstance(value, np.ndarray) and value.ndim:
-            guards.append(guarded(value, name))
-            inner[name] = guards[-1].view
-    return tuple(g.view for g in guards[: len(arrays)]), inner, guards
+            guards.append(guarded(value, name, library=library))
+            inner[name] = guards[-1].given
+    return tuple(g.given for g in guards[: len(arrays)]), inner, guards
 
 
 def damage(guards) -> list[str]:

@@ -282,12 +282,12 @@ def _one_block_at_a_time(run, dtype, seed):
 
 
 def _expanded_and_absorbed(run, dtype, seed):
-    arrays = latent_inputs(dtype, seed).arrays
+    arrays = run.fitted(latent_inputs(dtype, seed)).arrays
     yield run(*arrays, form="expand"), run(*arrays, form="absorb")
 
 
 def _latents_permuted(run, dtype, seed):
-    q_nope, q_rope, latent, k_rope, *weights = latent_inputs(dtype, seed).arrays
+    q_nope, q_rope, latent, k_rope, *weights = run.fitted(latent_inputs(dtype, seed)).arrays
     order = np.random.default_rng(seed).permutation(latent.shape[-2])
     yield (
         run(q_nope, q_rope, latent, k_rope, *weights),

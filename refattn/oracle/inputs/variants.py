@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.inputs.families import AttentionInputs
 
 FULL_SEEDS = 3
@@ -57,6 +58,14 @@ def with_numbers(inputs: AttentionInputs) -> AttentionInputs:
             np.where(np.isfinite(array), array, np.asarray(JUNK, array.dtype)) for array in inputs.arrays
         ),
     )
+
+
+def held_in(inputs: AttentionInputs, dtype) -> AttentionInputs:
+    """The inputs with every finite number of its arrays rounded to one of `dtype`; None leaves them."""
+    if dtype is None:
+        return inputs
+    arrays = tuple(round_to(array, dtype.name).astype(array.dtype) for array in inputs.arrays)
+    return replace(inputs, arrays=arrays)
 
 
 def _with(inputs, positions, filler):
