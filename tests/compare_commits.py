@@ -297,7 +297,7 @@ def wrong_results(form, options, exact):
 
 def found(diagnosis):
     """What `diagnose` found: keys in order apart from words and numbers; not the seconds it took."""
-    plain = diagnosis.to_json()
+    plain = diagnosis.to_dict() if hasattr(diagnosis, "to_dict") else diagnosis.to_json()  # of older commits
     findings = plain.pop("findings")
     keys = [[finding["id"], *finding["same_as"]] for finding in findings]
     return {"keys": keys, "words": str(diagnosis), "findings": findings} | plain

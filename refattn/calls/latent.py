@@ -71,6 +71,26 @@ class LatentProblem(Options, Checked):
         )
 
 
+AXES = {
+    "q_rope": "(..., heads, length, qk_rope_head_dim)",
+    "kv_latent": "(..., length, kv_lora_rank)",
+    "k_rope": "(..., length, qk_rope_head_dim)",
+    "w_uk": "(heads, qk_nope_head_dim, kv_lora_rank)",
+    "w_uv": "(heads, v_head_dim, kv_lora_rank)",
+}
+
+
+def _hint(name, shape, expected):
+    """What an array of the wrong shape may be, as a sentence; empty where nothing fits."""
+    if name in ("kv_latent", "k_rope"):
+        return " Keys of MLA have no head axis: one latent and one k_rope serve all heads."
+    if (name == "w_uv" and (shape[0], shape[1]) == (expected[0], expected[2])) or (
+        name == "w_uk" and shape == (expected[0], expected[2], expected[1])
+    ):
+        return " It fits with its last two axes swapped."
+    return ""
+
+
 def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absorb", **options):
     """Check the arguments of `refattn.latent_attention`."""
     q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv = floating(
@@ -82,7 +102,8 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absor
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     at_least_axes(3, "(heads, length, dim)", q_nope=q_nope, q_rope=q_rope)
     at_least_axes(2, "(length, dim)", kv_latent=kv_latent, k_rope=k_rope)
-    exactly_axes(3, "(heads, dim, kv_lora_rank)", w_uk=w_uk, w_uv=w_uv)
+    exactly_axes(3, AXES["w_uk"], w_uk=w_uk)
+    exactly_axes(3, AXES["w_uv"], w_uv=w_uv)
     *batch_shape, num_heads, q_len, nope = q_nope.shape
     batch_shape = tuple(batch_shape)
     kv_len, rank = kv_latent.shape[-2:]
@@ -95,12 +116,11 @@ def latent_problem(q_nope, q_rope, kv_latent, k_rope, w_uk, w_uv, *, form="absor
         ("w_uv", w_uv, (num_heads, w_uv.shape[1], rank)),
     ):
         if array.shape != expected:
-            hint = (
-                " Keys of MLA have no head axis: one latent and one k_rope serve all heads."
-                if name in ("kv_latent", "k_rope")
-                else ""
+            any_width = f"({num_heads}, any, {rank})" if name == "w_uv" else expected
+            raise ValueError(
+                f"{name} must have shape {AXES[name]}={any_width}; got {name}.shape={array.shape}."
+                f"{_hint(name, array.shape, expected)}"
             )
-            raise ValueError(f"{name} must have shape {expected}; got {name}.shape={array.shape}.{hint}")
     if num_heads < 1 or nope + rope < 1 or rank < 1:
         raise ValueError(
             "num_heads, qk_nope_head_dim + qk_rope_head_dim and kv_lora_rank must be at least 1; "

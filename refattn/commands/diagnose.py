@@ -33,7 +33,6 @@ def run(args):
     from refattn.oracle.bounds.results import LSE, OUTPUT
     from refattn.oracle.diagnosis.search import diagnose
     from refattn.oracle.vectors.untrusted import VectorError
-    from refattn.oracle.verdict.report import json_ready
 
     found = []
     try:
@@ -58,7 +57,7 @@ def run(args):
     if args.json:
         print(
             json.dumps(
-                {"cases": [{"name": name, **json_ready(diagnosis.to_json())} for name, diagnosis in found]},
+                {"cases": [{"name": name, **diagnosis.to_dict()} for name, diagnosis in found]},
                 indent=2,
                 allow_nan=False,
             )

@@ -83,7 +83,7 @@ def run(args):
 
 def _report(args, name, found, skipped):
     if args.json:
-        plain = {"kernel": args.kernel, "case": name, "skipped": skipped, **found.to_json()}
+        plain = {"kernel": args.kernel, "case": name, "skipped": skipped, **found.to_dict()}
         print(json.dumps(plain, indent=2, allow_nan=False))
         return
     print(f"{name}\n{found if found.measured is not None else found.sentence}")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from refattn.oracle.saved import Saved
+
 if TYPE_CHECKING:
     from refattn.oracle.imaging.report import XRay
 
@@ -104,7 +106,7 @@ def _percent(share):
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Saved):
     """What `diagnose` found, best first.
 
     Attributes
@@ -155,16 +157,31 @@ class Diagnosis:
     interrupted: bool = False
     dialect: str = ""
 
+    kind = "diagnosis"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the result agrees with the reference."""
+        return self.verdict == "agrees"
+
+    @property
+    def summary(self) -> str:
+        """The first line of the text: what is wrong."""
+        return self.text().split("\n")[0]
+
     @property
     def best(self) -> Finding | None:
         return self.findings[0] if self.findings else None
 
-    def __str__(self):
+    def text(self):
+        """What was found, as lines."""
         held = f"{self.held[:1].upper()}{self.held[1:]}. With it:" if self.held else ""
         changed = (f"  The kernel changes its argument {name} in place." for name in self.changed)
         read = f"  Results were read as those of {self.dialect}; options are named as in refattn."
         dialect = (read,) if self.dialect and self.verdict != "agrees" else ()
         return "\n".join(filter(None, (held, self._found(), *changed, *dialect)))
+
+    __str__ = text
 
     def _found(self):
         if self.verdict == "agrees":
@@ -217,10 +234,9 @@ class Diagnosis:
                 found.append(finding)
         return found[:SHOWN]
 
-    def to_json(self) -> dict:
-        """Plain values, for reports."""
+    def plain(self) -> dict:
+        """Plain values of its own; `to_dict` has all."""
         return {
-            "verdict": self.verdict,
             "findings": [
                 vars(finding)
                 | {name: list(getattr(finding, name)) for name in ("same_as", "issues", "same_words")}
@@ -237,7 +253,7 @@ class Diagnosis:
             "changed": list(self.changed),
             "interrupted": self.interrupted,
             "dialect": self.dialect,
-            "xray": None if self.xray is None else self.xray.to_json(),
+            "xray": None if self.xray is None else self.xray.to_dict(),
         }
 
 

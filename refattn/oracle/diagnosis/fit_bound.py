@@ -22,7 +22,7 @@ from refattn.oracle.mistakes.record import stages_of
 from refattn.oracle.mistakes.wrong_kernel import changed_call, dense_part, possible, run_form
 from refattn.oracle.simulated.staged import Sample
 from refattn.oracle.verdict.check import compare_tile
-from refattn.oracle.verdict.report import Measure
+from refattn.oracle.verdict.measure import Measure
 
 
 @dataclass(frozen=True)

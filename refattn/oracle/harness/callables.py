@@ -139,7 +139,9 @@ class KernelCall:
         if self.dialect.name == "refattn" or self.unsupported(inputs.options):
             return not self.unsupported(inputs.options)
         try:
-            KernelCall(_reached, self.function, self.dialect.name)(inputs.arrays, inputs.options)
+            KernelCall(_reached, self.function, self.dialect.name, self.supports)(
+                inputs.arrays, inputs.options
+            )
         except Unsupported:
             return False
         except _Reached:
@@ -164,7 +166,18 @@ class KernelCall:
         except NotImplementedError as error:
             raise Unsupported(str(error) or "NotImplementedError") from error
 
+    def _spoken(self, options):
+        """The options without those that have their default, but for parameters that have none."""
+        defaults = {option.name: option.default for option in OPTIONS}
+        said = {name: value for name, value in options.items() if name not in defaults or not _unset(value)}
+        for name, parameter in (self.parameters or {}).items():
+            needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+            if needed and name in defaults and name in self.supports:
+                said.setdefault(name, defaults[name])
+        return said
+
     def _direct(self, arrays, options, layout, out_dtype):
+        options = self._spoken(options)
         if out_dtype is None and self.needs_out:
             out_dtype = arrays[0].dtype if self.writes is None else self.writes
         out = None
@@ -243,6 +256,7 @@ class KernelCall:
             and not d.float32_bias
         ):
             raise Unsupported(f"ALiBi, drawn in the mask, would be rounded to {arrays[0].dtype.name}")
+        call = self._within_supports(call, options)
         added = (
             d.additive_mask
             and d.mask_true is None
@@ -267,6 +281,29 @@ class KernelCall:
         output, lse = result_to_ours(d.name, output, lse, function=d.function, **how)
         return Result(np.array(output), None if lse is None else np.array(lse), found)
 
+    def _within_supports(self, call, options):
+        """The call without its default scale; Unsupported where an array says what the kernel has no option
+        for, as a mask does in which an alignment is drawn."""
+        d = self.dialect
+        scale = d.arguments.get("scale")
+        if options.get("scale") is None and d.default_scale not in ("1", "required"):
+            call = {name: value for name, value in call.items() if name != scale}
+        for argument, value in call.items():
+            roles = [role for role in ("mask", "bias") if d.arguments.get(role) == argument]
+            if roles and isinstance(value, np.ndarray) and not self.supports.intersection(roles):
+                raise Unsupported(f"no {' or '.join(roles)}, which {d.call} needs here")
+        return call
+
+    def without_empty_rows(self, result, arrays, options):
+        """The result with what is right in rows that see no key, whatever the kernel gives there."""
+        empty, sinks = self._empty_rows(arrays, options), options.get("sinks")
+        if empty.shape == result.output.shape[:-1]:
+            result.output[empty] = 0.0
+        if result.lse is not None and empty.shape == result.lse.shape:
+            right = -np.inf if sinks is None else np.asarray(sinks, np.float64)[:, None]
+            np.copyto(result.lse, right, where=empty, casting="same_kind")
+        return result
+
     def _empty_rows(self, arrays, options):
         """Rows that see no key, (..., H, T), in whatever way the dialect fills them."""
         return rows_without_keys(self.form.check(*arrays, **options))
@@ -282,6 +319,11 @@ def _sequence(arrays, options, b):
         if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
             cut[name] = value[b if len(value) > 1 else 0]
     return tuple(array[b] for array in arrays), cut
+
+
+def _unset(value):
+    """Whether an option has its default."""
+    return value is None or value is False
 
 
 def _parameters(kernel):

@@ -11,6 +11,7 @@ from refattn.oracle.harness.bench import Bench, Failure, Trial
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.input_dtype import input_dtype, output_dtype
 from refattn.oracle.harness.outcomes import HarnessReport, Outcome
+from refattn.oracle.harness.remedies import remedies
 from refattn.oracle.progress import Progress
 
 LEVELS = ("quick", "full")
@@ -32,6 +33,7 @@ def check_kernel(
     form=None,
     head_dims=None,
     hides_nan=True,
+    ignore_empty_rows=False,
     seed=0,
     only=None,
     skip=(),
@@ -75,6 +77,8 @@ def check_kernel(
     hides_nan : bool
         False for a kernel that multiplies hidden keys and values by a weight of 0, which lets NaN through
         (torch, ONNX and mlx do): hidden slots then hold large numbers.
+    ignore_empty_rows : bool
+        Leave out rows that see no key, whatever the kernel gives there, as in `check`.
     seed : int
         Of all inputs.
     only : str or sequence of str, optional
@@ -143,6 +147,8 @@ def check_kernel(
     writes = None if stored is None else output_dtype(spec)
     call = KernelCall(kernel, function, dialect, supports, library, stored, writes)
     call.check_library()
+    if ignore_empty_rows and call.form.joins:
+        raise ValueError("ignore_empty_rows must be False for merge_states; got ignore_empty_rows=True.")
     bench = _bench_of(call.form)(
         call,
         spec,
@@ -154,6 +160,7 @@ def check_kernel(
         level,
         hides_nan,
         None if supports is None else {*supports},
+        ignore_empty_rows,
     )
     if not (only is None or isinstance(only, str | list | tuple | set)):
         raise TypeError(f"only must be a string or a list of names; got only={only!r}.")
@@ -181,6 +188,7 @@ def check_kernel(
                 break
             if max_failures is not None and len(report.failures) >= max_failures:
                 break
+        report.remedies = remedies(bench, tests[: len(report.outcomes)], report)
     return report
 
 
@@ -220,6 +228,7 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
         if explain and failure.result is not None and test.inputs is not None:
             outcome.diagnosis = bench.diagnosis(test.inputs, failure)
     except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
-        outcome.status, outcome.words = "FAIL", f"raised {type(error).__name__}: {error}"
+        outcome.raised = f"{type(error).__name__}: {error}"
+        outcome.status, outcome.words = "FAIL", f"raised {outcome.raised}"
     outcome.seconds = time.perf_counter() - start
     return outcome

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from dataclasses import dataclass, field
 
+from refattn.commands.text import aligned
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.saved import Saved
 from refattn.oracle.verdict.report import Report
 
 FAILURES_SHOWN = 10
+NAMED = 3  # tests that are named of those that raise the same
+NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass
@@ -29,6 +33,8 @@ class Outcome:
     diagnosis : Diagnosis or None
     reproduce : str
         One line that runs this test again.
+    raised : str
+        The exception that the kernel raised: its type and message; "" where it raised none.
     seconds : float
     """
 
@@ -40,6 +46,7 @@ class Outcome:
     report: Report | None = None
     diagnosis: object = None
     reproduce: str = ""
+    raised: str = ""
     seconds: float = 0.0
 
     @property
@@ -65,13 +72,14 @@ class Outcome:
             "use": self.use if self.use is not None and math.isfinite(self.use) else None,
             "seconds": self.seconds,
             "reproduce": self.reproduce,
-            "report": None if self.report is None else json.loads(self.report.to_json()),
-            "diagnosis": None if self.diagnosis is None else str(self.diagnosis),
+            "raised": self.raised,
+            "report": None if self.report is None else self.report.to_dict(),
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
         }
 
 
 @dataclass
-class HarnessReport:
+class HarnessReport(Saved):
     """All outcomes of one kernel; true when none failed and at least one passed.
 
     Attributes
@@ -83,13 +91,18 @@ class HarnessReport:
     outcomes : list of Outcome
     interrupted : (int, int) or None
         Tests that had run when Ctrl-C came, and tests that were to run; such a report has not passed.
+    remedies : list of str
+        Arguments of `check_kernel` under which tests run that raised exceptions.
     """
+
+    kind = "harness"
 
     kernel: str
     settings: dict
     spec: KernelSpec
     outcomes: list[Outcome] = field(default_factory=list)
     interrupted: tuple[int, int] | None = None
+    remedies: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -108,58 +121,56 @@ class HarnessReport:
         )
 
     @property
+    def verdict(self) -> str:
+        """ "pass", "FAIL" or "interrupted"."""
+        if self.failures or self.interrupted is None:
+            return "pass" if self.passed else "FAIL"
+        return "interrupted"
+
+    @property
+    def exceptions(self) -> list[list[Outcome]]:
+        """Failures that raised the same exception, but for numbers in its message, most frequent first."""
+        alike: dict[str, list[Outcome]] = {}
+        for outcome in self.failures:
+            if outcome.raised:
+                alike.setdefault(NUMBER.sub("#", outcome.raised), []).append(outcome)
+        return sorted(alike.values(), key=lambda outcomes: -len(outcomes))
+
+    @property
     def summary(self) -> str:
+        """One line: the verdict, of a failure what is wrong, and how many tests passed."""
         counts = f"{self.count('pass')} passed, {self.count('FAIL')} failed, {self.count('skip')} skipped"
         verdict = "pass" if self.passed else "FAIL"
         if self.interrupted is not None:
             after = "interrupted after {:,} of {:,} tests".format(*self.interrupted)
             verdict = f"FAIL, {after}" if self.failures else f"{after}, nothing wrong so far"
-        return f"{self.kernel}: {verdict}, {counts}"
+        what = f"{self._what_is_wrong()}; " if self.failures else ""
+        return f"{self.kernel}: {verdict}{': ' if what else ', '}{what}{counts}"
+
+    def _what_is_wrong(self):
+        """Of the failures the exception that most raise, what is known of the first, or its words."""
+        same = (self.exceptions or [[]])[0]
+        if 2 * len(same) >= len(self.failures):
+            return f"{_tests(len(same))} raised {_first_line(same[0].raised)}"
+        explained = next((f for f in self.failures if f.diagnosis is not None), None)
+        if explained is not None and explained.diagnosis.verdict in ("explained", "described"):
+            return explained.diagnosis.summary.rstrip(".")
+        first = next(outcome for outcome in self.failures if not outcome.raised)
+        words = first.words if first.report is None else first.report.summary.split("FAIL: ", 1)[-1]
+        return f"{first.id}: {_first_line(words)}"
 
     def text(self) -> str:
-        """The table, the reasons for what was skipped, and the failures."""
+        """What is wrong, the table, the reasons for what was skipped, and the failures."""
         settings = "  ".join(f"{name} {value}" for name, value in self.settings.items())
-        lines = [self.summary, f"  spec {self.spec.name}  {settings}", ""]
-        rows = [("section", "passed", "failed", "skipped", "bound used", "seconds")]
-        for section in dict.fromkeys(outcome.section for outcome in self.outcomes):
-            part = [outcome for outcome in self.outcomes if outcome.section == section]
-            uses = [outcome.use for outcome in part if outcome.use is not None]
-            counts = [str(self.count(status, section)) for status in ("pass", "FAIL", "skip")]
-            rows.append(
-                (
-                    section,
-                    *counts,
-                    f"{max(uses):.2g}" if uses else "-",
-                    f"{sum(outcome.seconds for outcome in part):.1f}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        for first, *others in rows:
-            cells = [
-                first.ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)),
-            ]
-            lines.append("  " + "  ".join(cells))
+        lines = [self.summary, *self.remedies, f"  spec {self.spec.name}  {settings}", "", *self._table()]
         reasons: dict[str, int] = {}
         for outcome in self.outcomes:
             if outcome.status == "skip":
                 reasons[outcome.words] = reasons.get(outcome.words, 0) + 1
         if reasons:
-            lines += [
-                "",
-                *(
-                    f"  skipped {count}: {words}"
-                    for words, count in sorted(reasons.items(), key=lambda item: -item[1])
-                ),
-            ]
-        for outcome in self.failures[:FAILURES_SHOWN]:
-            lines += ["", outcome.text()]
-        if len(self.failures) > FAILURES_SHOWN:
-            lines += [
-                "",
-                f"and {len(self.failures) - FAILURES_SHOWN} more: "
-                + "; ".join(outcome.id for outcome in self.failures[FAILURES_SHOWN:]),
-            ]
+            by_count = sorted(reasons.items(), key=lambda item: -item[1])
+            lines += ["", *(f"  skipped {count}: {words}" for words, count in by_count)]
+        lines += self._failures()
         if self.failures and all(
             outcome.section == "hidden slots" or outcome.name.startswith("poison")
             for outcome in self.failures
@@ -171,25 +182,63 @@ class HarnessReport:
             ]
         return "\n".join(lines)
 
+    def _table(self):
+        """A line for each section; sections with equal numbers share one, with the sum of their seconds."""
+        alike: dict[tuple, list[str]] = {}
+        seconds: dict[tuple, float] = {}
+        for section in dict.fromkeys(outcome.section for outcome in self.outcomes):
+            part = [outcome for outcome in self.outcomes if outcome.section == section]
+            uses = [outcome.use for outcome in part if outcome.use is not None]
+            counts = [str(self.count(status, section)) for status in ("pass", "FAIL", "skip")]
+            row = (*counts, f"{max(uses):.2g}" if uses else "-")
+            alike.setdefault(row, []).append(section)
+            seconds[row] = seconds.get(row, 0.0) + sum(outcome.seconds for outcome in part)
+        rows = [("section", "passed", "failed", "skipped", "bound used", "seconds")]
+        rows += [
+            (", ".join(sections) + " each" * (len(sections) > 1), *row, f"{seconds[row]:.1f}")
+            for row, sections in alike.items()
+        ]
+        return [f"  {line}" for line in aligned(rows, left=1)]
+
+    def _failures(self):
+        """The failures: those that raised the same in a few lines, of the others the first in full."""
+        lines = []
+        for same in self.exceptions:
+            names = ", ".join(outcome.id for outcome in same[:NAMED])
+            more = f" and {len(same) - NAMED} more" if len(same) > NAMED else ""
+            lines += ["", f"FAIL {_tests(len(same))}: {names}{more}"]
+            lines += _indented(f"raised {same[0].raised}\nreproduce: {same[0].reproduce}")
+        others = [outcome for outcome in self.failures if not outcome.raised]
+        for outcome in others[:FAILURES_SHOWN]:
+            lines += ["", outcome.text()]
+        if len(others) > FAILURES_SHOWN:
+            names = "; ".join(outcome.id for outcome in others[FAILURES_SHOWN:])
+            lines += ["", f"and {len(others) - FAILURES_SHOWN} more: {names}"]
+        return lines
+
     __str__ = text
 
     def __repr__(self):
         return f"<HarnessReport {self.summary}>"
 
-    def to_dict(self) -> dict:
-        """Plain values."""
+    def plain(self) -> dict:
+        """Plain values of its own; `to_dict` has all."""
         return {
             "kernel": self.kernel,
-            "passed": self.passed,
             "interrupted": self.interrupted,
             **self.settings,
             "spec": self.spec.to_dict(),
+            "remedies": list(self.remedies),
             "outcomes": [outcome.to_dict() for outcome in self.outcomes],
         }
 
-    def to_json(self, **options) -> str:
-        """JSON text; `options` go to `json.dumps`."""
-        return json.dumps(self.to_dict(), **options)
+
+def _tests(count):
+    return "1 test" if count == 1 else f"{count} tests"
+
+
+def _first_line(words):
+    return words.split("\n")[0].rstrip(".")
 
 
 def _indented(text):

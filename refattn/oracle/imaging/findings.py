@@ -82,5 +82,5 @@ class Finding:
             text += ", in all rows and heads"
         return f"{text}. {self.note}".rstrip() if self.note else f"{text}."
 
-    def to_json(self):
+    def to_dict(self):
         return {name: getattr(self, name) for name in IN_JSON}

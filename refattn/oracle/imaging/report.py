@@ -11,7 +11,8 @@ import numpy as np
 from refattn.oracle.imaging.compare import EXTRA, MISSING, SCALED, Ledgers
 from refattn.oracle.imaging.findings import SHOWN, Finding
 from refattn.oracle.imaging.measure import Measured
-from refattn.oracle.verdict.report import NOT_JUDGED, json_ready
+from refattn.oracle.saved import Saved
+from refattn.oracle.verdict.faults import NOT_JUDGED
 
 AGREES, DESCRIBED, LOCATED = "agrees", "described", "located"
 REST = 0.05  # of the wrong rows, that may stay unexplained
@@ -21,7 +22,7 @@ TILES_SAID = re.compile(r"tiles? of (\d+) keys")
 
 
 @dataclass(eq=False)
-class XRay:
+class XRay(Saved):
     """What a kernel does otherwise than it should, read off its attention weights.
 
     Attributes
@@ -74,6 +75,18 @@ class XRay:
     failed: str = ""
     interrupted: bool = False
     looked_at: str = ""
+
+    kind = "xray"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the kernel agrees with the reference."""
+        return self.verdict == AGREES
+
+    @property
+    def summary(self) -> str:
+        """`sentence`, under the name that every answer of the oracle has."""
+        return self.sentence
 
     @property
     def best(self) -> Finding | None:
@@ -217,29 +230,26 @@ class XRay:
             "rows_of_wrong_lse": int((ledgers.lse_off != 0).sum()),
         }
 
-    def to_json(self) -> dict:
-        """Plain values, for reports: of arrays the shapes and counts."""
+    def plain(self) -> dict:
+        """Plain values of its own, of arrays the shapes and counts; `to_dict` has all."""
         measured = self.measured
-        return json_ready(
-            {
-                "verdict": self.verdict,
-                "sentence": self.sentence,
-                "findings": [_plain(finding) for finding in self.findings],
-                "counts": self.counts,
-                "shapes": {}
-                if measured is None
-                else {"weights": list(measured.view.shape), "output": list(measured.output.shape)},
-                "unseen": self.unseen(),
-                "unfinished": list(self.unfinished),
-                "changed": sorted(self.changed),
-                "failed": self.failed,
-                "interrupted": self.interrupted,
-                "looked_at": self.looked_at,
-                "called": dict(self.called),
-                "calls": self.calls,
-                "seconds": self.seconds,
-            }
-        )
+        return {
+            "sentence": self.sentence,
+            "findings": [_plain(finding) for finding in self.findings],
+            "counts": self.counts,
+            "shapes": {}
+            if measured is None
+            else {"weights": list(measured.view.shape), "output": list(measured.output.shape)},
+            "unseen": self.unseen(),
+            "unfinished": list(self.unfinished),
+            "changed": sorted(self.changed),
+            "failed": self.failed,
+            "interrupted": self.interrupted,
+            "looked_at": self.looked_at,
+            "called": dict(self.called),
+            "calls": self.calls,
+            "seconds": self.seconds,
+        }
 
     def picture(self, path):
         """Draw the expected weights, the measured ones and their difference into a file, with the place of
@@ -280,4 +290,4 @@ def counted(finding) -> str:
 
 def _plain(finding):
     region = finding.region
-    return finding.to_json() | {"region_shape": None if region is None else list(region.shape)}
+    return finding.to_dict() | {"region_shape": None if region is None else list(region.shape)}

@@ -36,7 +36,7 @@ from refattn.oracle.imaging.view import W_UV, View
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.check import check
-from refattn.oracle.verdict.report import NOT_JUDGED
+from refattn.oracle.verdict.faults import NOT_JUDGED
 
 WRONG = "wrong"
 AFTER_VIEW = 5.0  # times the time for the right weights of a large call: the least for estimating others

@@ -101,22 +101,22 @@ class VectorCase:
         """Its statistical bound."""
         return getattr(self, f"{result.name}_bound")
 
-    def check(self, output, lse=None, spec=None, rows=None, dialect="refattn"):
-        """The `Report` on a kernel's result, by `refattn.oracle.check`; `rows` as there. `dialect`: the
-        library in whose conventions the result, and it alone, is written.
+    def check(self, output, lse=None, spec=None, dialect="refattn", **how):
+        """The `Report` on a kernel's result, by `refattn.oracle.check`; `how` are arguments of it, such as
+        `rows`. `dialect`: the library in whose conventions the result, and it alone, is written.
         """
         from refattn.oracle.verdict.check import check, check_foreign
 
         if dialect != "refattn":
             spec = self.spec if spec is None else spec
-            return check_foreign(self.written_by(dialect), output, lse, spec, rows=rows)
+            return check_foreign(self.written_by(dialect), output, lse, spec, **how)
         return check(
             output,
             *self.arrays,
             lse=lse,
             spec=self.spec if spec is None else spec,
             function=self.function,
-            rows=rows,
+            **how,
             **self.options,
         )
 

@@ -48,9 +48,11 @@ from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
 from refattn.oracle.verdict.foreign_results import judge_foreign
 from refattn.oracle.verdict.layout_hint import layout_hint
+from refattn.oracle.verdict.measure import Measure
 from refattn.oracle.verdict.other_rows import row_states
 from refattn.oracle.verdict.picked_rows import row_picker
-from refattn.oracle.verdict.report import Measure, Report
+from refattn.oracle.verdict.report import Report
+from refattn.oracle.verdict.reproduction import lines_of_check
 
 
 def check(
@@ -62,6 +64,7 @@ def check(
     function="attention",
     rows=None,
     seed=0,
+    ignore_empty_rows=False,
     failure_probability=FAILURE_PROBABILITY,
     progress=None,
     dialect="refattn",
@@ -99,6 +102,9 @@ def check(
         heads x keys), 64 rows of each head where it has more. Default: every row.
     seed : int
         Picks those rows.
+    ignore_empty_rows : bool
+        Leave out rows that see no key, whatever they hold: libraries fill them with 0, NaN or the mean of
+        the values. The report counts them.
     failure_probability : float
         That a correct kernel fails the tight tier, or that of bias.
     progress : callable or False, optional
@@ -170,6 +176,7 @@ def check(
         "reference": reference,
         "rows": rows,
         "seed": seed,
+        "ignore_empty_rows": ignore_empty_rows,
         "failure_probability": failure_probability,
         "progress": progress,
     }
@@ -179,18 +186,36 @@ def check(
             raise ValueError(
                 f"function must be {call.function} for {call.record.call}; got function={function!r}."
             )
-        return check_foreign(call, actual, lse, spec, **how)
-    return _check(actual, lse, arrays, options, function, spec, **how)
+        function, report = call.function, check_foreign(call, actual, lse, spec, **how)
+    else:
+        report = _check(actual, lse, arrays, options, function, spec, **how)
+    said = {name: how[name] for name in ("rows", "seed", "ignore_empty_rows")}
+    said["dialect"] = None if dialect == "refattn" else dialect
+    report.reproduce = lines_of_check(function, actual, arrays, lse, spec, said, options)
+    return report
 
 
 def check_foreign(call, actual, lse=None, spec=None, *, rows=None, **how) -> Report:
     """`check` of what a library wrote for a `ForeignCall`; other parameters are those of `check`."""
-    how = {"reference": None, "seed": 0, "failure_probability": FAILURE_PROBABILITY, "progress": None} | how
+    usual = {"reference": None, "seed": 0, "ignore_empty_rows": False, "progress": None}
+    how = usual | {"failure_probability": FAILURE_PROBABILITY} | how
     return judge_foreign(partial(_check, rows=rows, **how), call, actual, lse, spec)
 
 
 def _check(
-    actual, lse, arrays, options, function, spec, *, reference, rows, seed, failure_probability, progress
+    actual,
+    lse,
+    arrays,
+    options,
+    function,
+    spec,
+    *,
+    reference,
+    rows,
+    seed,
+    ignore_empty_rows,
+    failure_probability,
+    progress,
 ):
     """`check` of arrays, options and results in our own conventions."""
     inferred = spec is None
@@ -240,6 +265,7 @@ def _check(
                 result,
                 array.shape,
                 Lean(result, exact[result], picked_parts(call, result, exact[result], pick)),
+                ignore_empty_rows,
             )
             for result, array in given.items()
         ]
@@ -280,7 +306,7 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     >>> assert_attention_close(1.001 * x, x, x, x)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    AssertionError: attention: FAIL (hard, tight, aggregate), bound used ..., worst at head 0 row 0 dim 0
+    AssertionError: attention: FAIL: errors of up to ... times the bound, in all 2 rows, worst at head 0 ...
     ...
     """
     __tracebackhide__ = True
@@ -322,7 +348,16 @@ def _arithmetic(report, actual, arrays, lse, options):
     )
 
 
-CHECKS_OWN = ("reference", "function", "rows", "seed", "failure_probability", "progress", "dialect")
+CHECKS_OWN = (
+    "reference",
+    "function",
+    "rows",
+    "seed",
+    "ignore_empty_rows",
+    "failure_probability",
+    "progress",
+    "dialect",
+)
 
 
 OUR_NAMES = {
@@ -399,8 +434,23 @@ def compared_tile(measure, actual, tile, bound, spec) -> ComparedTile:
         outside = np.zeros_like(finite)
         if result.averages_values and not tile.dropout:
             outside = _outside(got, finite & (bound.hard == np.inf), tile, spec)
+        empty = (tile.count[:, 0] == 0) & ~tile.broken
+        if measure.ignore_empty_rows:
+            for there in (finite, lost, outside):
+                there &= ~empty[:, None]
+            right = right | empty[:, None]
         compared = ComparedTile(
-            result, tile.place, got, expected, bound, finite, ~right, lost, outside, float64_suffices(spec)
+            result,
+            tile.place,
+            got,
+            expected,
+            bound,
+            finite,
+            ~right,
+            lost,
+            outside,
+            empty,
+            float64_suffices(spec),
         )
         if measure.lean is not None and bound.model is not None:
             measure.lean.update(tile, spec, compared)

@@ -28,6 +28,7 @@ class ComparedTile:
     wrong: np.ndarray
     lost: np.ndarray
     outside: np.ndarray
+    empty: np.ndarray  # (R,) rows that see no key
     coarse: bool = False  # the last bits of `expected` may be those of a reference in float64
 
     @cached_property

@@ -16,13 +16,14 @@ from refattn.calls.registry import ATTENTION, form_called
 from refattn.exact.visibility import range_mask, row_bounds
 from refattn.oracle.arithmetic.spec import KernelSpec
 
-UNKNOWN, FINITE, EMPTY = 0, 1, 2
+UNKNOWN, FINITE, EMPTY, SINK_ALONE = 0, 1, 2, 3
 MARGIN = 0.25  # of the largest number of a format: roundings, powers of two in place of e, partial sums
 BLOCK_SCORES = 2**22  # entries of a mask or bias read at a time
 
 
 def row_states(function, arrays, options, spec: KernelSpec, wanted) -> np.ndarray:
-    """What each row of a call must be: FINITE, EMPTY (sees no key) or UNKNOWN.
+    """What each row of a call must be: FINITE, EMPTY (sees no key), SINK_ALONE (sees no key and has a finite
+    sink: its results are finite) or UNKNOWN.
 
     Parameters
     ----------
@@ -119,7 +120,9 @@ def _states_of_head(problem, at, query, key, value, spec):
     fits &= problem.keep_scale * largest_value < MARGIN * spec.output.largest
     empty = ~seen & (~formed | fits)
     states = np.where(seen & fits, FINITE, UNKNOWN)
-    return np.where(empty, EMPTY if sink == -np.inf else FINITE if math.isfinite(sink) else UNKNOWN, states)
+    return np.where(
+        empty, EMPTY if sink == -np.inf else SINK_ALONE if math.isfinite(sink) else UNKNOWN, states
+    )
 
 
 def _through_masks(problem, at, start, stop, key, value):

@@ -302,7 +302,7 @@ def test_text_and_json():
     )
     assert str(found).startswith(says)
     assert "pytorch/pytorch #108108" in str(found)
-    plain = found.to_json()
+    plain = found.to_dict()
     assert (
         plain["verdict"] == "explained"
         and plain["findings"][0]["id"] == "causal_top_left"

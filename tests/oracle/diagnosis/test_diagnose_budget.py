@@ -114,7 +114,7 @@ class TestTimeIsKept:
             runs[0],
             max(units),
         )  # a first unit of each kind may be of any size
-        assert found.unfinished and "ended the search" in str(found) and found.to_json()["unfinished"]
+        assert found.unfinished and "ended the search" in str(found) and found.to_dict()["unfinished"]
 
     def test_a_unit_of_work_is_bounded_in_the_number_of_sequences(self):
         sizes = []

@@ -153,7 +153,7 @@ def test_an_xray_of_a_large_call_says_what_it_looked_at(monkeypatch, make):
     given = results_of(function, arrays, options)
     given[OUTPUT] *= 2
     found = xray_of_outputs(arrays, options, given, kernel_spec("float32"), 5.0)
-    assert "numbered from 0" in found.text() and found.to_json()["looked_at"]
+    assert "numbered from 0" in found.text() and found.to_dict()["looked_at"]
     assert "doubled" in found.text(), found.text()
 
 

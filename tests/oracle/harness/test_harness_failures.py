@@ -8,6 +8,7 @@ import pytest
 import refattn
 from refattn.oracle import check_kernel
 from refattn.oracle.arithmetic.spec import KernelSpec
+from refattn.oracle.harness.outcomes import HarnessReport, Outcome
 from refattn.oracle.mistakes.mutants import correct_kernel
 
 
@@ -127,3 +128,107 @@ def test_the_line_that_reproduces_a_failure_does(arguments):
     ).failures[0]
     assert again.id == failure.id and again.report.to_json() == failure.report.to_json()
     assert again.reproduce == failure.reproduce
+
+
+def test_the_same_exception_is_one_line_with_its_remedy():
+    def built_for_64(query, key, value, *, causal=False):
+        if query.shape[-1] != 64 or value.shape[-1] != 64:
+            raise ValueError(f"head_dim must be 64; got {query.shape[-1]} and {value.shape[-1]}")
+        return right(query, key, value, causal=causal)
+
+    report = check_kernel(built_for_64, only="reference: normal")
+    count = sum(outcome.raised != "" for outcome in report.outcomes)
+    assert count > 5 and f"FAIL {count} tests: reference: " in report.text()
+    assert report.text().count("head_dim must be 64") == 2  # in the summary and in that line
+    assert "raised ValueError: head_dim must be 64" in report.summary
+    assert report.remedies == ["head_dims=64 lets the kernel run: it is built for that size."]
+    assert report.remedies[0] in report.text()
+
+
+def test_unexpected_options_are_named_as_what_supports_leaves_out():
+    def kernel(query, key, value, **options):
+        if options:
+            raise TypeError(f"kernel() got an unexpected keyword argument '{min(options)}'")
+        return right(query, key, value)
+
+    report = check_kernel(kernel, only=["reference: normal causal", "reference: normal sinks"])
+    assert len(report.remedies) == 1 and report.remedies[0].startswith("supports={")
+    assert "'causal'" not in report.remedies[0] and "'sinks'" not in report.remedies[0]
+
+
+def test_other_exceptions_have_no_remedy():
+    def kernel(query, key, value):
+        raise RuntimeError("out of memory")
+
+    report = check_kernel(kernel, only="reference: normal")
+    assert report.remedies == [] and "raised RuntimeError: out of memory" in report.summary
+
+
+def test_the_summary_says_what_is_wrong_in_words():
+    def kernel(query, key, value, *, causal=False):
+        return right(query, key, value, causal=causal, q_offset=0)
+
+    report = check_kernel(kernel, only=["reference: normal causal"])
+    assert report.summary.startswith("kernel: FAIL: causal mask and window are top-left aligned")
+    report = check_kernel(kernel, only=["reference: normal causal"], diagnose=False)
+    assert report.summary.startswith("kernel: FAIL: reference: normal causal: errors of up to ")
+
+
+def test_sections_with_equal_numbers_are_one_line():
+    outcomes = [Outcome(section, "a", "pass", use=0.25, seconds=1.0) for section in ("guards", "strides")]
+    report = HarnessReport(
+        "kernel", {}, KernelSpec.flash("float32"), [*outcomes, Outcome("exact", "b", "skip")]
+    )
+    lines = [line.split() for line in report.text().splitlines() if line.startswith("  ")]
+    assert ["guards,", "strides", "each", "1", "0", "0", "0.25", "2.0"] in lines
+    assert ["exact", "0", "0", "1", "-", "0.0"] in lines
+
+
+def test_options_that_have_their_default_are_not_passed():
+    seen = []
+
+    def kernel(query, key, value, **options):
+        seen.append({name: value for name, value in options.items() if value is None or value is False})
+        return right(query, key, value, **options)
+
+    assert check_kernel(kernel, only="identities: neutral", diagnose=False).failures == []
+    assert len(seen) > 10 and not any(seen)
+
+
+def test_a_parameter_without_a_default_is_always_passed():
+    def kernel(query, key, value, causal):
+        return right(query, key, value, causal=causal)
+
+    assert check_kernel(kernel, only=["reference: normal", "reference: normal causal"]).passed
+
+
+@pytest.mark.parametrize("dialect, scale", [("torch", "scale"), ("flash_attn", "softmax_scale")])
+def test_options_outside_supports_are_not_passed_in_a_dialect_either(dialect, scale):
+    seen = []
+
+    def kernel(**call):
+        seen.append({*call})
+        raise RuntimeError("enough")
+
+    check_kernel(kernel, dialect=dialect, supports={"causal"}, only="reference", diagnose=False)
+    assert seen and not any({scale, "attn_mask", "window_size", "softcap"} & call for call in seen)
+
+
+@pytest.mark.parametrize("fill", [np.nan, 7.0])
+def test_empty_rows_are_left_out_where_that_is_asked_for(fill):
+    def kernel(query, key, value, *, mask=None, causal=False, q_offset=None, sinks=None):
+        output, lse = right(query, key, value, mask=mask, causal=causal, q_offset=q_offset, sinks=sinks)
+        seen = refattn.attention_with_lse(query, key, value, mask=mask, causal=causal, q_offset=q_offset)[1]
+        output[np.isneginf(seen)], lse[np.isneginf(seen)] = fill, fill
+        return output, lse
+
+    only = "exact: no visible key"
+    report = check_kernel(kernel, diagnose=False, only=only)
+    assert report.failures and all(
+        "only rows that see no key" in f.words for f in report.failures if f.report
+    )
+    assert check_kernel(kernel, diagnose=False, ignore_empty_rows=True, only=only).passed
+    assert "ignore_empty_rows=True" in check_kernel(
+        lambda query, key, value: right(query, key, value)[0] + 1, ignore_empty_rows=True, max_failures=1,
+        diagnose=False,
+    ).failures[0].reproduce  # fmt: skip

@@ -389,7 +389,7 @@ def test_the_example_project(pytester, monkeypatch):
     broken = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", "caught.py")
     broken.stdout.fnmatch_lines(
         [
-            "*FAIL (hard, tight*",
+            "*FAIL: errors of up to*hard, tight*",
             "*diagnosis: the last tile is padded with zero keys*to do: hide keys past kv_len*",
         ]
     )

@@ -45,7 +45,7 @@ def test_a_kernel_that_changes_its_arguments_is_wrong_and_told(kernel, name, jud
     found = judge(kernel, *ARRAYS, seconds=5)
     assert found.verdict != "agrees" and found.changed == (name,)
     assert f"The kernel changes its argument {name} in place." in str(found)
-    assert found.to_json()["changed"] == [name]
+    assert found.to_dict()["changed"] == [name]
     for array, old in zip(ARRAYS, before, strict=True):
         np.testing.assert_array_equal(array, old)
 

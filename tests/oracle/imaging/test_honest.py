@@ -257,7 +257,7 @@ def test_no_shape_makes_it_crash(shape, kernel):
     found = xray(kernel, *arrays, **options)
     assert found.verdict in ("agrees", "described", "located")
     assert found.verdict == "agrees" or kernel is not right
-    assert found.text() and found.to_json()["verdict"] == found.verdict
+    assert found.text() and found.to_dict()["verdict"] == found.verdict
 
 
 @pytest.mark.parametrize("form", SIZES)

@@ -69,7 +69,7 @@ def test_calls_end_with_the_time(kernel, form, share):
     assert found.calls * SECONDS <= seconds + 2 * SECONDS and found.calls < whole.calls
     assert found.unfinished and len({*found.unfinished}) == len(found.unfinished)
     assert f"left out for want of time: {'; '.join(found.unfinished)}" in " ".join(str(found).split())
-    assert json.loads(json.dumps(found.to_json()))["unfinished"] == list(found.unfinished)
+    assert json.loads(found.to_json())["unfinished"] == list(found.unfinished)
     assert not any(line.startswith(part) for line in lines for part in found.unfinished)
 
 

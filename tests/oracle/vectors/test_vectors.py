@@ -353,6 +353,19 @@ def test_check_require_complete(pack, results, tmp_path, capsys):
         assert main([*whole, "--require-complete"]) == 0 and capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stored", [[], ["--stored"]])
+def test_check_leaves_rows_out_that_see_no_key(tmp_path, stored, capsys):
+    inputs = attention_inputs("normal", ["causal"], sizes=Sizes(1, 2, 1, 9, 5, 4, 4))  # rows 0 to 3 see none
+    save_case(make_case(inputs), tmp_path / "c.npz")
+    case = load_case(tmp_path / "c.npz")
+    output = case.output.astype(np.float32)
+    output[..., 0, :] = np.nan
+    write_arrays(tmp_path / "o.npz", {"output": output}, "")
+    words = ["check", str(tmp_path / "c.npz"), str(tmp_path / "o.npz"), *stored]
+    assert main(words) == 1 and main([*words, "--ignore-empty-rows"]) == 0
+    assert stored or "only rows that see no key differ" in capsys.readouterr().out
+
+
 def test_check_one_result(pack, results, capsys):
     case = str(pack / "gqa-normal.safetensors")
     assert main(["check", case, str(results / "gqa-normal.npz")]) == 0

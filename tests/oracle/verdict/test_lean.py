@@ -297,7 +297,7 @@ def test_the_report_says_it_in_words_and_numbers(bounds):
     report = check(bound.output - bound.output_sigma * np.sign(bound.output), *arrays, spec="bfloat16")
     assert report.failed == ("output lean",) and not report.passed and report.wrong
     assert (
-        "FAIL (lean), errors lean toward zero: mean -1 sigma over " in report.summary
+        "FAIL: errors lean toward zero: mean -1 sigma over " in report.summary
         and " independent errors (allowed 0." in report.summary
     )
     plain = json.loads(report.to_json())["output"]

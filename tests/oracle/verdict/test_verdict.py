@@ -19,6 +19,7 @@ from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import OUTPUT, RESULTS
 from refattn.oracle.bounds.row_blocks import Place, tiles
+from refattn.oracle.verdict import row_map
 
 HALF = KernelSpec.flash("bfloat16")
 
@@ -78,7 +79,7 @@ def test_assert_passes_and_raises_the_report(kernel_result):
     arrays, options, output, lse = kernel_result
     assert assert_attention_close(output, *arrays, lse=lse, spec=HALF, **options) is None
     with pytest.raises(
-        AssertionError, match=r"attention: FAIL \(hard, tight, aggregate\), bound used"
+        AssertionError, match=r"FAIL: errors of up to .* times the bound, in .*\(hard, tight, aggregate\)"
     ) as caught:
         assert_attention_close(1.1 * output, *arrays, spec=HALF, **options)
     assert "beyond the bound: " in str(caught.value) and "flash bfloat16" in str(caught.value)
@@ -106,7 +107,7 @@ def test_nan_and_infinity_out_of_place(kernel_result):
         output[1, 2, 5, 7] = bad
         report = judge(kernel_result, output)
         assert report.failed == ("output positions",) and report.output.misplaced == 1
-        assert report.output.worst == (1, 2, 5, 7) and "FAIL (positions)" in report.summary
+        assert report.output.worst == (1, 2, 5, 7) and "where finite numbers belong" in report.summary
 
 
 def test_missing_nan_is_noticed():
@@ -157,10 +158,9 @@ def test_one_wrong_element_is_found_and_named(kernel_result):
     output[1, 3, 17, 5] += 0.2
     report = judge(kernel_result, output)
     assert {"output hard", "output tight"} <= set(report.failed) and "lse hard" not in report.failed
-    assert report.output.worst == (1, 3, 17, 5) and report.summary.endswith(
-        "worst at batch 1 head 3 row 17 dim 5"
-    )
-    assert "1 of 256 rows; heads 3 of 4; rows 17 of 32, the first is 17; dims 5 of 24" in report.text()
+    assert report.output.worst == (1, 3, 17, 5)
+    assert "worst at batch 1 head 3 row 17 dim 5" in report.summary
+    assert "1 of 256 rows; head 3 of 4; row 17 of 32, the first is 17; dim 5 of 24" in report.text()
     np.testing.assert_allclose(report.output.at_worst["error"], 0.2, rtol=0.2)
 
 
@@ -189,7 +189,11 @@ def test_lse_is_judged_like_the_output(kernel_result):
     assert {"lse hard", "lse tight"} <= set(report.failed) and not any(
         name.startswith("output") for name in report.failed
     )
-    assert "of the lse" in report.summary and report.lse.worst is not None and len(report.lse.worst) == 3
+    assert (
+        "FAIL: lse: errors of" in report.summary
+        and report.lse.worst is not None
+        and len(report.lse.worst) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,21 +368,45 @@ def test_json_holds_the_numbers_and_is_valid(kernel_result):
 def test_heat_map_shows_where(kernel_result):
     output = kernel_result[2].copy()
     output[1, 2, 20:] += 1.0
-    lines = judge(kernel_result, output).output.heat_map().splitlines()
-    assert len(lines) == 8 and all(len(line) == 34 for line in lines)
-    assert (
-        lines[6][21:33] == "@" * 12
-        and "@" not in lines[6][:21]
-        and all("@" not in line for line in lines[:6] + lines[7:])
-    )
+    title, *lines, legend = judge(kernel_result, output).output.heat_map().splitlines()
+    drawn = dict(line.strip().split(" |") for line in lines)
+    beyond = [label for label, line in drawn.items() if any(c in "123456789X" for c in line)]
+    assert beyond == ["1.2"] and set(drawn["1.2"][20:32]) == {"3"} and not drawn["1.2"][:20].strip(" .:")
+    assert "batch.head" in title and "3 up to 1,000 times" in legend and "?" not in legend
+
+
+def test_heads_that_look_alike_are_one_line():
+    query, key, value = np.zeros((3, 6, 8, 4), np.float32)
+    output = np.zeros_like(query)
+    output[2] = np.nan
+    lines = check(output, query, key, value).output.heat_map().splitlines()
+    assert [line.split(" |")[0].strip() for line in lines[1:-1]] == ["0-1", "2", "3-5"]
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0, 1e9])
+def test_no_size_of_an_error_is_hidden(size):
+    arrays = sample(heads=2, kv_heads=2, q_len=9, kv_len=5, dtype="float32")
+    output = refattn.attention(*arrays)
+    output[0, 3] += size
+    measure = check(output, *arrays, spec="float32").output
+    _, line, *_, legend = measure.heat_map().splitlines()
+    power = min(int(np.ceil(np.log10(measure.use_tight))), 9)
+    assert line.split("|")[1][3] == str(power) and row_map.LEGEND[str(power)] in legend
+
+
+def test_every_symbol_has_a_legend():
+    uses = [row_map.LEFT_OUT, row_map.NOT_LOOKED_AT, 0.0, 0.3, 0.9, *10.0 ** np.arange(0.5, 12), np.inf]
+    assert {row_map.symbol(use) for use in uses} == {*row_map.LEGEND}
+    assert all(mark == words[0] or mark == " " for mark, words in row_map.LEGEND.items())
 
 
 def test_heat_map_of_long_rows_is_pooled():
     arrays = sample(heads=40, kv_heads=40, q_len=500, kv_len=4, dim=2, v_dim=2, dtype="float32")
     output = refattn.attention(*arrays)
     output[39, 499] += 1
-    lines = check(output, *arrays, spec="float32").output.heat_map().splitlines()
-    assert len(lines) == 32 and all(len(line) == 66 for line in lines) and lines[-1][-2] == "@"
+    *lines, _ = check(output, *arrays, spec="float32").output.heat_map().splitlines()
+    label, line = lines[-1].rstrip("|").split(" |")
+    assert label == "38-39" and len(line) == 64 and line[-1] in "123456789" and not line[:-1].strip(" .:")
 
 
 def test_picture(kernel_result, tmp_path):

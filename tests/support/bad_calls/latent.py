@@ -15,7 +15,9 @@ GOOD = {
 }
 
 NO_HEADS = "Keys of MLA have no head axis: one latent and one k_rope serve all heads."
-WEIGHT = "must have 3 axes (heads, dim, kv_lora_rank)"
+W_UK, W_UV = "(heads, qk_nope_head_dim, kv_lora_rank)", "(heads, v_head_dim, kv_lora_rank)"
+Q_ROPE, K_ROPE = "(..., heads, length, qk_rope_head_dim)", "(..., length, qk_rope_head_dim)"
+KV_LATENT = "(..., length, kv_lora_rank)"
 AT_LEAST_ONE = "num_heads, qk_nope_head_dim + qk_rope_head_dim and kv_lora_rank must be at least 1"
 
 BAD = table(
@@ -83,84 +85,96 @@ BAD = table(
         ValueError,
         "k_rope must have at least 2 axes, the last ones (length, dim); got k_rope.shape=().",
     ),
-    ("w_uk of two axes", {"w_uk": real(48, 16)}, ValueError, f"w_uk {WEIGHT}; got w_uk.shape=(48, 16)."),
+    (
+        "w_uk of two axes",
+        {"w_uk": real(48, 16)},
+        ValueError,
+        f"w_uk must have 3 axes {W_UK}; got w_uk.shape=(48, 16).",
+    ),
     (
         "w_uv of four axes",
         {"w_uv": real(1, 6, 7, 16)},
         ValueError,
-        f"w_uv {WEIGHT}; got w_uv.shape=(1, 6, 7, 16).",
+        f"w_uv must have 3 axes {W_UV}; got w_uv.shape=(1, 6, 7, 16).",
     ),
     (
         "q_rope of another length",
         {"q_rope": real(2, 6, 5, 3)},
         ValueError,
-        "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 6, 5, 3).",
+        f"q_rope must have shape {Q_ROPE}=(2, 6, 4, 3); got q_rope.shape=(2, 6, 5, 3).",
     ),
     (
         "q_rope of other heads",
         {"q_rope": real(2, 1, 4, 3)},
         ValueError,
-        "q_rope must have shape (2, 6, 4, 3); got q_rope.shape=(2, 1, 4, 3).",
+        f"q_rope must have shape {Q_ROPE}=(2, 6, 4, 3); got q_rope.shape=(2, 1, 4, 3).",
     ),
     (
         "rope dims differ",
         {"k_rope": real(2, 5, 4)},
         ValueError,
-        "q_rope must have shape (2, 6, 4, 4); got q_rope.shape=(2, 6, 4, 3).",
+        f"q_rope must have shape {Q_ROPE}=(2, 6, 4, 4); got q_rope.shape=(2, 6, 4, 3).",
     ),
     (
         "kv_latent of another batch",
         {"kv_latent": real(1, 5, 16)},
         ValueError,
-        f"kv_latent must have shape (2, 5, 16); got kv_latent.shape=(1, 5, 16). {NO_HEADS}",
+        f"kv_latent must have shape {KV_LATENT}=(2, 5, 16); got kv_latent.shape=(1, 5, 16). {NO_HEADS}",
     ),
     (
         "k_rope with a head axis",
         {"k_rope": real(2, 1, 5, 3)},
         ValueError,
-        f"k_rope must have shape (2, 5, 3); got k_rope.shape=(2, 1, 5, 3). {NO_HEADS}",
+        f"k_rope must have shape {K_ROPE}=(2, 5, 3); got k_rope.shape=(2, 1, 5, 3). {NO_HEADS}",
     ),
     (
         "kv_latent with a head axis",
         {"kv_latent": real(2, 6, 5, 16)},
         ValueError,
-        f"kv_latent must have shape (2, 5, 16); got kv_latent.shape=(2, 6, 5, 16). {NO_HEADS}",
+        f"kv_latent must have shape {KV_LATENT}=(2, 5, 16); got kv_latent.shape=(2, 6, 5, 16). {NO_HEADS}",
     ),
     (
         "k_rope of another length",
         {"k_rope": real(2, 6, 3)},
         ValueError,
-        f"k_rope must have shape (2, 5, 3); got k_rope.shape=(2, 6, 3). {NO_HEADS}",
+        f"k_rope must have shape {K_ROPE}=(2, 5, 3); got k_rope.shape=(2, 6, 3). {NO_HEADS}",
     ),
     (
         "w_uk of other heads",
         {"w_uk": real(3, 8, 16)},
         ValueError,
-        "w_uk must have shape (6, 8, 16); got w_uk.shape=(3, 8, 16).",
+        f"w_uk must have shape {W_UK}=(6, 8, 16); got w_uk.shape=(3, 8, 16).",
     ),
     (
         "w_uk of another nope",
         {"w_uk": real(6, 9, 16)},
         ValueError,
-        "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 9, 16).",
+        f"w_uk must have shape {W_UK}=(6, 8, 16); got w_uk.shape=(6, 9, 16).",
     ),
     (
         "w_uk transposed",
         {"w_uk": real(6, 16, 8)},
         ValueError,
-        "w_uk must have shape (6, 8, 16); got w_uk.shape=(6, 16, 8).",
+        f"w_uk must have shape {W_UK}=(6, 8, 16); got w_uk.shape=(6, 16, 8). It fits with its last two axes swapped.",
     ),
     (
         "w_uv of another rank",
         {"w_uv": real(6, 7, 12)},
         ValueError,
-        "w_uv must have shape (6, 7, 16); got w_uv.shape=(6, 7, 12).",
+        f"w_uv must have shape {W_UV}=(6, any, 16); got w_uv.shape=(6, 7, 12).",
+    ),
+    (
+        "w_uv transposed",
+        {"w_uv": real(6, 16, 7)},
+        ValueError,
+        f"w_uv must have shape {W_UV}=(6, any, 16); got w_uv.shape=(6, 16, 7). It fits with its last two axes "
+        "swapped.",
     ),
     (
         "w_uv of other heads",
         {"w_uv": real(1, 7, 16)},
         ValueError,
-        "w_uv must have shape (6, 7, 16); got w_uv.shape=(1, 7, 16).",
+        f"w_uv must have shape {W_UV}=(6, any, 16); got w_uv.shape=(1, 7, 16).",
     ),
     (
         "no heads",

@@ -15,6 +15,11 @@ GOOD = {
 }
 
 PAGES = "must have 4 axes (num_pages, num_kv_heads, page_size, dim)"
+AXES = "key_pages must have axes (num_pages, num_kv_heads, page_size, dim)"
+SWAPPED = (
+    "It fits (num_pages, page_size, num_kv_heads, dim), as flash_attn has it: swap axes 1 and 2 of key_pages "
+    "and value_pages."
+)
 SCORES = "(..., heads, q_len, kv_len)=(2, 6, 4, 15)"
 TABLE = "block_table must have shape (2, max_pages), one row a sequence"
 USED = "block_table must hold pages between 0 and 9 within each length"
@@ -64,6 +69,19 @@ BAD = table(
         {"query": real(2, 6, 4, 7)},
         ValueError,
         "query and key must have the same head_dim >= 1; got query head_dim 7, key head_dim 8.",
+    ),
+    (
+        "pages of flash_attn by their heads",
+        {"key_pages": real(10, 5, 3, 8), "value_pages": real(10, 5, 3, 7)},
+        ValueError,
+        f"{AXES}; got key_pages.shape=(10, 5, 3, 8): 5 heads, of which 6 is no multiple. {SWAPPED}",
+    ),
+    (
+        "pages of flash_attn by their lengths",
+        {"key_pages": real(10, 6, 2, 8), "value_pages": real(10, 6, 2, 7)},
+        ValueError,
+        f"{AXES}; got key_pages.shape=(10, 6, 2, 8): room for 6 keys in a row of block_table, where "
+        f"kv_lengths has 11. {SWAPPED}",
     ),
     (
         "value_pages of another page size",
