@@ -8,6 +8,7 @@ import sys
 import time
 
 from refattn.commands.arguments import add_result_arguments
+from refattn.commands.check_page import add_page_arguments, require_page, write_page
 
 LARGEST_WORK = 4 * 10**9  # multiplications; beyond them only the bounds in the file are used
 
@@ -51,6 +52,7 @@ def add_parser(subparsers):
         action="store_true",
         help="leave out rows that see no key, whatever the result holds there",
     )
+    add_page_arguments(parser)
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     parser.set_defaults(run=run)
 
@@ -61,17 +63,21 @@ def run(args):
     from refattn.commands.results import pairs
     from refattn.oracle.vectors.untrusted import VectorError
 
-    rows, plain = [], []
+    rows, plain, judged = [], [], []
     try:
+        require_page(args)
         spec = _spec(args.spec)
         for pair in pairs(args.case, args.result, args.lse, args.dialect):
             start = time.perf_counter()
-            status, text, facts = _judge(pair, args, spec)
+            status, text, facts, report = _judge(pair, args, spec)
+            judged += [(pair, status, text, report)] if args.html else []
             rows.append((pair.name, status, text, time.perf_counter() - start))
             plain.append({"name": pair.name, "status": status, "text": text, **facts})
             if not args.json:
                 print(f"{pair.name}: {text}" if status == "pass" else f"{pair.name}\n{text}")
         _print_summary(rows, plain, args)
+        if args.html:
+            write_page(args, judged)
         if args.junit:
             write_junit(args.junit, "refattn check", rows)
     except BrokenPipeError:
@@ -112,24 +118,24 @@ def _spec(words):
 
 
 def _judge(pair, args, spec):
-    """(status, text, facts for JSON) of one result."""
+    """(status, text, facts for JSON, Report or None) of one result."""
     from refattn.oracle.bounds.results import RESULTS
     from refattn.oracle.vectors.untrusted import VectorError
 
     try:
         case, given = pair.read()
         if args.stored or (case.work > LARGEST_WORK and args.rows is None):
-            return _by_stored_bounds(case, pair.in_our_terms(case, given), args)
+            return *_by_stored_bounds(case, pair.in_our_terms(case, given), args), None
         how = {"rows": args.rows, "ignore_empty_rows": args.ignore_empty_rows, "dialect": args.dialect}
         report = case.check(*map(given.get, RESULTS), spec, **how)
     except (VectorError, OSError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
-        return "error", str(error), {}
+        return "error", str(error), {}, None
     if not report.passed:
-        return "fail", report.text(), {"report": report.to_dict()}
+        return "fail", report.text(), {"report": report.to_dict()}, report
     facts = {"complete": report.complete, "unjudged": report.unjudged, "not_looked_at": report.not_looked_at}
     if args.require_complete and not report.complete:
-        return "fail", f"not complete: {report.summary}", facts
-    return "pass", report.summary, facts
+        return "fail", f"not complete: {report.summary}", facts, report
+    return "pass", report.summary, facts, report
 
 
 def _by_stored_bounds(case, given, args):

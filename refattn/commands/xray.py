@@ -58,7 +58,7 @@ def run(args):
     try:
         _check_picture(args.picture)
         with elsewhere:
-            name, found, skipped = _first_wrong(_load(args.kernel), args)
+            name, found, skipped = _first_wrong(load_kernel(args.kernel), args)
         _report(args, name, found, skipped)
         if args.picture and found.measured is not None:
             found.picture(args.picture)
@@ -67,7 +67,7 @@ def run(args):
     except BrokenPipeError:
         raise
     except (
-        _Raised,
+        Raised,
         CannotProbe,
         OSError,
         ValueError,
@@ -110,11 +110,11 @@ def _check_picture(path):
         raise ValueError(f"--picture must end with one of .{', .'.join(sorted(endings))}; got {path!r}.")
 
 
-class _Raised(Exception):
+class Raised(Exception):
     """What the kernel, or the module that holds it, raised; in words."""
 
 
-def _load(words):
+def load_kernel(words):
     """The function that "module:function" or "path.py:function" names."""
     where, _, name = words.rpartition(":")
     if not where or not name:
@@ -124,7 +124,7 @@ def _load(words):
     except OSError:
         raise
     except Exception as error:
-        raise _Raised(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+        raise Raised(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(
@@ -167,9 +167,9 @@ def _first_wrong(kernel, args):
     found, skipped, right = None, {}, 0
     for name, function, arrays, options, spec in _calls(args):
         try:
-            found = name, _xrayed(kernel, args, function, arrays, options, spec)
-        except (Unsupported, _Raised) as reason:
-            if args.case is not None and isinstance(reason, _Raised):
+            found = name, xrayed(kernel, args, function, arrays, options, spec)
+        except (Unsupported, Raised) as reason:
+            if args.case is not None and isinstance(reason, Raised):
                 raise
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
             continue
@@ -199,7 +199,7 @@ def _calls(args):
             yield inputs.name, function, inputs.arrays, inputs.options, args.spec
 
 
-def _xrayed(kernel, args, function, arrays, options, spec):
+def xrayed(kernel, args, function, arrays, options, spec):
     from refattn.oracle.harness.callables import KernelCall, Unsupported
     from refattn.oracle.imaging.xray import xray
 
@@ -213,7 +213,7 @@ def _xrayed(kernel, args, function, arrays, options, spec):
         except Unsupported:
             raise
         except Exception as error:  # whatever the kernel raises is said, not a crash of the command
-            raise _Raised(f"{args.kernel} raised {type(error).__name__}: {error}") from error
+            raise Raised(f"{args.kernel} raised {type(error).__name__}: {error}") from error
         return result.output, result.lse
 
     return xray(probed, *arrays, spec=spec, seconds=args.seconds, **options)

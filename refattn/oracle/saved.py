@@ -14,8 +14,8 @@ PICTURES = (".png", ".pdf", ".svg")
 class Saved:
     """An answer that is written the same way as every other.
 
-    A subclass has `kind`, `text()`, `verdict`, `passed`, `summary` and `plain()`, its own plain values;
-    where it has something to draw also `picture(path)`, and where it has a page `page()`.
+    A subclass has `kind`, `text()`, `verdict`, `passed`, `summary`, `plain()`, its own plain values, and
+    `sections()`, those of its page; where it has something to draw also `picture(path)`.
     """
 
     kind = ""
@@ -30,6 +30,12 @@ class Saved:
     def to_json(self, **options) -> str:
         """`to_dict` as JSON text; `options` go to `json.dumps`."""
         return json.dumps(self.to_dict(), **{"allow_nan": False} | options)
+
+    def page(self) -> str:
+        """A page of HTML that needs no network; `save` writes it."""
+        from refattn.oracle.verdict.page import page
+
+        return page(self.verdict, self.summary, self.sections())
 
     def save(self, path):
         """Write the answer into a file, in the form that its ending names.
@@ -49,9 +55,8 @@ class Saved:
         """
         path = Path(path)
         ending = path.suffix.lower()
-        forms = {".html": getattr(self, "page", None), ".json": self.to_json, ".txt": self.text}
-        endings = [name for name, form in forms.items() if form is not None]
-        endings += PICTURES if hasattr(self, "picture") else ()
+        forms = {".html": self.page, ".json": self.to_json, ".txt": self.text}
+        endings = [*forms, *(PICTURES if hasattr(self, "picture") else ())]
         if ending not in endings:
             raise ValueError(f"path must end with one of {', '.join(endings)}; got path={str(path)!r}.")
         if ending in PICTURES:

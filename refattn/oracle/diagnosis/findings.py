@@ -234,6 +234,15 @@ class Diagnosis(Saved):
                 found.append(finding)
         return found[:SHOWN]
 
+    def sections(self):
+        """Those of its page: the diagnosis, and the X-ray where there is one."""
+        from refattn.oracle.verdict.page import Section
+
+        measured = [] if self.xray is None else self.xray.sections()
+        if self.verdict == "described":  # by the X-ray, whose words are those of the diagnosis
+            return measured
+        return [Section("Diagnosis", self.verdict, self.text().split("\n")), *measured]
+
     def plain(self) -> dict:
         """Plain values of its own; `to_dict` has all."""
         return {

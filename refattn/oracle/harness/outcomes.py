@@ -11,7 +11,7 @@ from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.saved import Saved
 from refattn.oracle.verdict.report import Report
 
-FAILURES_SHOWN = 10
+FAILURES_IN_FULL, FAILURES_SHOWN = 3, 10  # with their report; in a line each
 NAMED = 3  # tests that are named of those that raise the same
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -62,6 +62,17 @@ class Outcome:
         if self.status == "FAIL":
             lines += _indented(f"reproduce: {self.reproduce}")
         return "\n".join(lines)
+
+    def sections(self):
+        """Those of the page of its report."""
+        from refattn.oracle.verdict.page import Section
+
+        if self.report is None:
+            found = [Section(self.id, "FAIL", [self.words])]
+        else:
+            found = self.report.sections(self.id)
+        found[0].reproduce = self.reproduce
+        return found + ([] if self.diagnosis is None else self.diagnosis.sections())
 
     def to_dict(self) -> dict:
         return {
@@ -183,6 +194,9 @@ class HarnessReport(Saved):
         return "\n".join(lines)
 
     def _table(self):
+        return [f"  {line}" for line in aligned(self._rows(), left=1)]
+
+    def _rows(self):
         """A line for each section; sections with equal numbers share one, with the sum of their seconds."""
         alike: dict[tuple, list[str]] = {}
         seconds: dict[tuple, float] = {}
@@ -198,7 +212,30 @@ class HarnessReport(Saved):
             (", ".join(sections) + " each" * (len(sections) > 1), *row, f"{seconds[row]:.1f}")
             for row, sections in alike.items()
         ]
-        return [f"  {line}" for line in aligned(rows, left=1)]
+        return rows
+
+    def sections(self):
+        """Those of its page: exceptions, then the first other failures with their maps and diagnoses."""
+        from refattn.oracle.verdict.page import Section
+
+        found = [Section("Arguments that help", "FAIL", self.remedies)] if self.remedies else []
+        for same in self.exceptions:
+            names = ", ".join(outcome.id for outcome in same)
+            words = [f"raised {same[0].raised}", names]
+            found.append(Section(_tests(len(same)), "FAIL", words, reproduce=same[0].reproduce))
+        others = [outcome for outcome in self.failures if not outcome.raised]
+        for outcome in others[:FAILURES_SHOWN]:
+            found += outcome.sections()
+        if others[FAILURES_SHOWN:]:
+            names = [outcome.id for outcome in others[FAILURES_SHOWN:]]
+            found.append(Section(f"{len(names)} more", "FAIL", names))
+        return [*found, Section("Everything", self.verdict, [], text=self.text())]
+
+    def page(self) -> str:
+        """A page of HTML that needs no network; `save` writes it."""
+        from refattn.oracle.verdict.page import page
+
+        return page(self.verdict, self.summary, self.sections(), self._rows())
 
     def _failures(self):
         """The failures: those that raised the same in a few lines, of the others the first in full."""
@@ -209,8 +246,11 @@ class HarnessReport(Saved):
             lines += ["", f"FAIL {_tests(len(same))}: {names}{more}"]
             lines += _indented(f"raised {same[0].raised}\nreproduce: {same[0].reproduce}")
         others = [outcome for outcome in self.failures if not outcome.raised]
-        for outcome in others[:FAILURES_SHOWN]:
+        for outcome in others[:FAILURES_IN_FULL]:
             lines += ["", outcome.text()]
+        for outcome in others[FAILURES_IN_FULL:FAILURES_SHOWN]:
+            lines += ["", f"FAIL {outcome.id}", *_indented(_first_line(outcome.words))]
+            lines += _indented(f"reproduce: {outcome.reproduce}")
         if len(others) > FAILURES_SHOWN:
             names = "; ".join(outcome.id for outcome in others[FAILURES_SHOWN:])
             lines += ["", f"and {len(others) - FAILURES_SHOWN} more: {names}"]

@@ -30,16 +30,28 @@ FAINTEST = 1e-5  # weight, beside the largest one, at which the colours end
 SAME = "; or, which is the same here, "
 
 INK, FAINT, HIDDEN, PLACE, NAN = "#1b1b1b", "#5f6368", "#eeeeee", "#f6e3b4", "#d9c7e6"
+# after Okabe and Ito, who chose them for colour-blind readers; a test holds them apart in simulated vision
 COLOURS = {
-    "right": "#cfe6cf",
-    "factor": "#f5d48a",
-    "less": "#d95f02",
-    "more": "#00796b",
-    "missing": "#c62828",
-    "extra": "#1f5fbf",
-    "lost": "#7b3fa0",
-    "unknown": "#b8b2c4",
+    "right": "#c3dcec",
+    "factor": "#f0e442",
+    "less": "#e69f00",
+    "more": "#009e73",
+    "missing": "#b03a00",
+    "extra": "#00508c",
+    "lost": "#1b1b1b",
+    "unknown": "#a0a0a0",
     "small": "#fafafa",
+}
+MARKS = {  # of cells that have room for a letter
+    "right": "",
+    "factor": "f",
+    "less": "-",
+    "more": "+",
+    "missing": "m",
+    "extra": "x",
+    "lost": "0",
+    "unknown": "?",
+    "small": "",
 }
 ORDER = tuple(COLOURS)
 SAYS = {
@@ -236,7 +248,7 @@ def _number(sequence):
     return sequence.part + sequence.entry  # one of them is always 0
 
 
-def _cut(xray, wrong):
+def cut_of(xray, wrong):
     """The rows and keys with most wrong pairs; `wrong` is (B, H, T, S)."""
     view = xray.measured.view
     by_head = wrong.sum((2, 3))
@@ -282,7 +294,7 @@ def _span(wrong, length):
     return slice(start, stop)
 
 
-def _kinds(xray):
+def kinds_of(xray):
     """Which of COLOURS every pair has, (B, H, T, S); -1 where it is hidden and is right to be."""
     ledgers, view = xray.ledgers, xray.measured.view
     number = ORDER.index
@@ -310,11 +322,11 @@ def _draw_weights(xray, page):
     from matplotlib.colors import LogNorm
 
     view, ledgers = xray.measured.view, xray.ledgers
-    kinds = _kinds(xray)
+    kinds = kinds_of(xray)
     lost = ledgers.nan | ledgers.zero
     wrong = (ledgers.wrong | (kinds == ORDER.index("lost"))) if lost.any() else ledgers.wrong
     region = _region(xray, wrong)
-    cut = _cut(xray, wrong & region if (wrong & region).any() else wrong)
+    cut = cut_of(xray, wrong & region if (wrong & region).any() else wrong)
     expected, got = cut.of(view.weights), np.nan_to_num(cut.of(xray.measured.weights))
     largest = max(expected.max(initial=0), got.max(initial=0), 1e-30)
     smallest = min(w.min() for array in (expected, got) if (w := array[array > 0]).size)

@@ -251,6 +251,14 @@ class XRay(Saved):
             "seconds": self.seconds,
         }
 
+    def sections(self):
+        """The section of its page: what is wrong, and the weights of the place where it is."""
+        from refattn.oracle.imaging.page_maps import maps_of
+        from refattn.oracle.verdict.page import Section
+
+        words = [finding.says for finding in self.findings[:SHOWN]] or [self.sentence]
+        return [Section("X-ray", self.verdict, words, maps=maps_of(self), text=self.text())]
+
     def picture(self, path):
         """Draw the expected weights, the measured ones and their difference into a file, with the place of
         the best finding outlined: of the sequence and head with most wrong pairs, around those. Findings

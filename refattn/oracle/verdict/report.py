@@ -108,7 +108,7 @@ class Report(Saved):
         self.interrupted = self.interrupted or other.interrupted
         return self
 
-    def _place(self, measure):
+    def place(self, measure):
         """Where a result is worst, in words; of a library's results also where that is in its array."""
         if self.dialect is None or measure.worst is None:
             return measure.place()
@@ -200,7 +200,7 @@ class Report(Saved):
     def _success(self, measure, stopped):
         right = f"{stopped}, nothing wrong so far" if stopped else "pass"
         which = "" if measure.result.principal else f" of the {measure.name}"
-        used = f"bound used {measure.use_tight:.3g}{which}, worst at {self._place(measure)}"
+        used = f"bound used {measure.use_tight:.3g}{which}, worst at {self.place(measure)}"
         return f"{self.function}: {right}, {used}"
 
     def _failure(self, failing):
@@ -210,7 +210,7 @@ class Report(Saved):
         where = spread(first).split("; ")[0]
         line = f"{self.function}: FAIL: {which}{'; '.join(faults(first))}"
         line += f", in {where}" if where else ""
-        line += f", worst at {self._place(first)} ({', '.join(first.failed)})"
+        line += f", worst at {self.place(first)} ({', '.join(first.failed)})"
         return "; ".join([line, *(f"{m.name} too: {faults(m)[0]}" for m in failing[1:])])
 
     @property
@@ -256,7 +256,7 @@ class Report(Saved):
         if LEAN in measure.failed:
             lines.append(f"             {LEAN_HINT}")
         if measure.at_worst and measure.worst is not None:
-            lines.append(f"             worst at {self._place(measure)}: {worst_in_words(measure)}")
+            lines.append(f"             worst at {self.place(measure)}: {worst_in_words(measure)}")
         if spread(measure):
             lines.append(f"             beyond the bound: {spread(measure)}")
             lines += ["             " + line for line in as_text(measure)]
@@ -308,11 +308,11 @@ class Report(Saved):
 
         draw(self, path)
 
-    def page(self):
-        """The report as a page of HTML that needs no network; `save` writes it."""
-        from refattn.oracle.verdict.page import page_of
+    def sections(self, title=None):
+        """The section of its page."""
+        from refattn.oracle.verdict.page import section_of
 
-        return page_of(self)
+        return [section_of(self, title)]
 
 
 def _tiers(measure):

@@ -36,12 +36,13 @@ def binned(grid, height, width):
     if worst.shape == grid.shape:
         return worst, np.arange(grid.size).reshape(grid.shape)
     places = np.empty(worst.shape, dtype=np.int64)
+    widths = np.diff([*across, grid.shape[1]])
     for n, top in enumerate(down):
         band = grid[top : down[n + 1] if n + 1 < len(down) else None]
-        for m, left in enumerate(across):
-            part = band[:, left : across[m + 1] if m + 1 < len(across) else None]
-            row, column = np.unravel_index(int(part.argmax()), part.shape)
-            places[n, m] = (top + row) * grid.shape[1] + left + column
+        of_column = band.max(axis=0)
+        there = np.flatnonzero(of_column == np.repeat(worst[n], widths))
+        columns = there[np.searchsorted(there, across)]  # the first of each bin that holds its worst
+        places[n] = (top + band[:, columns].argmax(axis=0)) * grid.shape[1] + columns
     return worst, places
 
 

@@ -295,7 +295,7 @@ def test_the_picture_shows_what_is_wrong_in_its_colour(kernel, name, tmp_path):
 
 
 def test_large_calls_are_cut_to_what_is_wrong():
-    from refattn.oracle.imaging.picture import MOST, _cut
+    from refattn.oracle.imaging.picture import MOST, cut_of
 
     query, key, value = arrays(rows=400, keys=700, heads=2, batch=1)
 
@@ -305,7 +305,7 @@ def test_large_calls_are_cut_to_what_is_wrong():
         return right(query, key, value, causal=causal, mask=mask)
 
     found = xray(kernel, query, key, value, causal=True)
-    cut = _cut(found, found.ledgers.wrong)
+    cut = cut_of(found, found.ledgers.wrong)
     assert cut.rows.stop - cut.rows.start <= MOST and cut.keys.stop - cut.keys.start <= MOST
     assert cut.rows.start <= 350 and cut.rows.stop >= 370 and cut.keys.start <= 600 and cut.keys.stop >= 620
     assert cut.of(found.ledgers.wrong).sum() == 400 == found.ledgers.wrong[0, cut.h].sum()
