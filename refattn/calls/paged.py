@@ -94,10 +94,10 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
     )
     batch, num_heads, q_len, head_dim = query.shape
     num_pages, num_kv_heads, page_size, key_head_dim = key_pages.shape
-    if num_kv_heads and num_heads % num_kv_heads and page_size and num_heads % page_size == 0:
-        raise ValueError(
-            _pages_swapped(key_pages, f"{num_kv_heads} heads, of which {num_heads} is no multiple")
-        )
+    fits_swapped = page_size and 0 in (num_heads % page_size, q_len % page_size)
+    if num_kv_heads and num_heads % num_kv_heads and fits_swapped:
+        what = f"{num_kv_heads} heads, of which {num_heads} is no multiple"
+        raise ValueError(_pages_swapped(query, key_pages, what))
     require_head_ratio(num_heads, num_kv_heads)
     require_head_dim(head_dim, key_head_dim)
     if value_pages.shape[:3] != key_pages.shape[:3]:
@@ -125,9 +125,9 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
     kv_lengths = as_int_array(kv_lengths, "kv_lengths")
     longest = kv_lengths.max(initial=0)
     swapped = block_table.shape[1] * num_kv_heads
-    if capacity < longest <= swapped and num_heads % page_size == 0:
+    if capacity < longest <= swapped and fits_swapped:
         what = f"room for {capacity} keys in a row of block_table, where kv_lengths has {longest}"
-        raise ValueError(_pages_swapped(key_pages, what))
+        raise ValueError(_pages_swapped(query, key_pages, what))
     sizes = Sizes((batch,), num_heads, q_len, capacity, head_dim)
     checked = checked_options(sizes, kv_lengths=kv_lengths, **options)
     num_used = -(-checked["kv_lengths"] // page_size)
@@ -146,12 +146,15 @@ def paged_problem(query, key_pages, value_pages, *, block_table, kv_lengths=None
     )
 
 
-def _pages_swapped(key_pages, what):
-    """The error of pages in the layout of flash_attn, by what they would mean in ours."""
+def _pages_swapped(query, key_pages, what):
+    """The error of pages (and query) in the layout of flash_attn, by what they would mean in ours."""
+    arrays = "key_pages and value_pages"
+    if query.shape[1] % key_pages.shape[2]:
+        arrays = f"query, {arrays}"
     return (
         "key_pages must have axes (num_pages, num_kv_heads, page_size, dim); got "
         f"key_pages.shape={key_pages.shape}: {what}. It fits (num_pages, page_size, num_kv_heads, "
-        "dim), as flash_attn has it: swap axes 1 and 2 of key_pages and value_pages."
+        f"dim), as flash_attn has it: swap axes 1 and 2 of {arrays}."
     )
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from refattn.calls.arrays import as_array
 from refattn.calls.registry import form_called
-from refattn.oracle.dialects.other_calls import CALLS
+from refattn.oracle.bounds.results import LSE, OUTPUT
+from refattn.oracle.dialects.layouts import shape_from_ours
+from refattn.oracle.dialects.other_calls import CALLS, call_of
 
 # functions whose arrays other libraries write heads-last, with that order in words
 HEADS_LAST = {
@@ -17,7 +19,7 @@ HEADS_LAST = {
     "packed_attention": "(total_length, heads, dim)",
     "paged_attention": "(batch, length, heads, dim), pages as (pages, page_size, heads, dim)",
 }
-HEADS, LENGTH = -3, -2
+HEADS_AND_LENGTH, LENGTH_AND_DIM = (-3, -2), (-2, -1)
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Order:
     """An axis order in which the arrays of a call fit."""
 
     function: str
-    swapped: tuple[str, ...]  # names of the arrays whose heads and length change places
+    swapped: tuple[str, ...]  # names of the arrays of which two axes change places
+    axes: tuple[int, int]
     libraries: tuple[str, ...]  # that write all of them in this order
 
 
 def other_orders(function, arrays, options) -> Iterator[Order]:
-    """Orders with heads and length swapped, in all arrays or in some, in which a call passes its checks."""
+    """Orders in which a call passes its checks: with heads and length swapped, or length and dim, in all
+    arrays or in some.
+    """
     if function not in HEADS_LAST:
         return
     form = form_called(function)
@@ -41,22 +46,31 @@ def other_orders(function, arrays, options) -> Iterator[Order]:
         return
     if any(array.ndim < 3 for array in arrays):
         return
-    for swapped in (names, names[1:], names[:1], names[1:2], names[2:]):
+    everything = [(names, HEADS_AND_LENGTH), (names[1:], HEADS_AND_LENGTH)]
+    single = [([name], axes) for axes in (HEADS_AND_LENGTH, LENGTH_AND_DIM) for name in names]
+    for swapped, axes in (*everything, *single):
         tried = [
-            np.swapaxes(array, HEADS, LENGTH) if name in swapped else array
+            np.swapaxes(array, *axes) if name in swapped else array
             for name, array in zip(names, arrays, strict=True)
         ]
         try:
             form.check(*tried, **options)
         except (TypeError, ValueError, MemoryError):
             continue
-        yield Order(function, tuple(swapped), _libraries(function) if len(swapped) == len(names) else ())
+        whole = len(swapped) == len(names)
+        yield Order(function, tuple(swapped), axes, libraries_with_heads_last(function) if whole else ())
 
 
-def _libraries(function):
-    """Libraries that write all arrays of a function heads-last."""
-    layouts = {"attention": "BTHD", "packed_attention": "THD", "paged_attention": "BTHD"}
-    return tuple(d.name for d in CALLS if (d.function, d.layout) == (function, layouts[function]))
+def libraries_with_heads_last(function) -> tuple[str, ...]:
+    """Libraries that write all arrays of a function heads-last.
+
+    >>> libraries_with_heads_last("packed_attention")
+    ('flash_attn', 'flash_attn_3', 'flashinfer')
+    """
+    layout = {"attention": "BTHD", "packed_attention": "THD", "paged_attention": "BTHD"}.get(function)
+    return tuple(
+        d.name for d in CALLS if (d.function, d.layout) == (function, layout) and "value" in d.arguments
+    )
 
 
 def axis_hint(order: Order, dialect="refattn") -> str:
@@ -65,13 +79,40 @@ def axis_hint(order: Order, dialect="refattn") -> str:
     if len(order.swapped) == len(form_called(order.function).arrays):
         hint = f" The arrays fit as {HEADS_LAST[order.function]}: swap axes -3 and -2"
     else:
-        hint = f" The call would fit with axes -3 and -2 of {names} swapped"
+        first, second = order.axes
+        hint = f" The call would fit with axes {first} and {second} of {names} swapped"
     libraries = [name for name in dict.fromkeys(order.libraries) if name != dialect]
     if libraries:
         hint += f", or pass dialect={libraries[0]!r}"
         hint += f" (or {', '.join(libraries[1:])})" if libraries[1:] else ""
         hint += ", whose order that is"
     return f"{hint}."
+
+
+def shapes_hint(function, arrays, options, given) -> str:
+    """Which library would write arrays and results of these shapes, as a sentence; "" for none. `given`
+    holds the results.
+    """
+    for order in other_orders(function, arrays, options):
+        turned = [np.swapaxes(as_array(array, "array"), *order.axes) for array in arrays]
+        for name in order.libraries:
+            shape = form_called(function).check(*turned, **options).output_shape
+            if _writes(call_of(name, function), shape, given):
+                return (
+                    f" All shapes fit as {name} writes them, {HEADS_LAST[function]}: pass dialect={name!r}, "
+                    "or swap axes -3 and -2 of the arrays."
+                )
+        return ""
+    return ""
+
+
+def _writes(d, output_shape, given):
+    """Whether results of these shapes are those of a library's call."""
+    layouts = {OUTPUT: d.output_layout, LSE: d.lse_layout}
+    return all(
+        layouts[result] and shape_from_ours(result.shape(output_shape), layouts[result]) == array.shape
+        for result, array in given.items()
+    )
 
 
 def with_axis_hint(check, function, arrays, options):

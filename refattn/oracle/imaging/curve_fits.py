@@ -25,6 +25,8 @@ def curves(reading, rows, steps):
     if len(h) < 8 or rows.output.shape[-1] < 16:
         return
     taken = np.random.default_rng(4).permutation(len(h))[:ROWS]
+    if not rows.visible[h[taken], i[taken]].any():
+        return
     best = None
     for words, x, periodic, scores in _variables(steps):
         if reading.left() < 0:

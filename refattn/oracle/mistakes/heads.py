@@ -294,7 +294,7 @@ HEADS = (
     Mistake(
         "inputs_heads_and_rows_swapped",
         "query, key and value are read as (batch, length, heads, dim)",
-        "pass them with swapaxes(1, 2)",
+        "swapaxes(1, 2) of query, key and value",
         ("rows",),
         _misread("query", "key", "value"),
         issues=("huggingface/transformers #41125", "InternLM/lmdeploy #2957"),
@@ -302,14 +302,14 @@ HEADS = (
     Mistake(
         "keys_heads_and_rows_swapped",
         "key and value are read as (batch, length, heads, dim)",
-        "pass them with swapaxes(1, 2)",
+        "swapaxes(1, 2) of key and value",
         ("several kv heads",),
         _misread("key", "value"),
     ),
     Mistake(
         "query_heads_and_rows_swapped",
         "query is read as (batch, length, heads, dim)",
-        "pass it with swapaxes(1, 2)",
+        "swapaxes(1, 2) of query",
         ("several heads", "rows"),
         _misread("query"),
     ),

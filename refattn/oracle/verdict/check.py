@@ -41,7 +41,7 @@ from refattn.oracle.bounds.results import RESULTS, handed_over
 from refattn.oracle.bounds.row_blocks import count_rows, picked_parts, tile_jobs
 from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.bounds.weighted_mean import mean_rounding, value_range
-from refattn.oracle.dialects.axis_hints import with_axis_hint
+from refattn.oracle.dialects.axis_hints import axis_hint, other_orders, shapes_hint, with_axis_hint
 from refattn.oracle.dialects.foreign_call import read_call
 from refattn.oracle.dialects.libraries import DIALECTS
 from refattn.oracle.progress import Progress
@@ -189,10 +189,26 @@ def check(
         function, report = call.function, check_foreign(call, actual, lse, spec, **how)
     else:
         report = _check(actual, lse, arrays, options, function, spec, **how)
+        if report.wrong and report.measures and actual is not None:
+            few = {**how, "rows": FEW_ROWS, "reference": None, "progress": False}
+            _name_axis_order(report, actual, arrays, options, spec, few)
     said = {name: how[name] for name in ("rows", "seed", "ignore_empty_rows")}
     said["dialect"] = None if dialect == "refattn" else dialect
     report.reproduce = lines_of_check(function, actual, arrays, lse, spec, said, options)
     return report
+
+
+def _name_axis_order(report, actual, arrays, options, spec, how):
+    """Warn where the output is right with heads and length of all arrays swapped, on a few rows."""
+    order = next(other_orders(report.function, arrays, options), None)
+    if order is None or not order.libraries:
+        return
+    turned = [np.swapaxes(as_float_array(array, "array"), *order.axes) for array in (actual, *arrays)]
+    if _check(turned[0], None, turned[1:], options, report.function, spec, **how).passed:
+        report.warn(f"The output is right if all arrays are laid out heads-last.{axis_hint(order)}")
+
+
+FEW_ROWS = 4  # of each head, on which another axis order is tried
 
 
 def check_foreign(call, actual, lse=None, spec=None, *, rows=None, **how) -> Report:
@@ -233,9 +249,8 @@ def _check(
     for result, array in given.items():
         shape = result.shape(call.output_shape)
         if array.shape != shape:
-            report.refuse(
-                result.name, f"must have shape {shape}; got {array.shape}.{layout_hint(array.shape, shape)}"
-            )
+            hint = shapes_hint(function, arrays, options, given) or layout_hint(array.shape, shape)
+            report.refuse(result.name, f"must have shape {shape}; got {array.shape}.{hint}")
     if report.failed:
         return report
 
