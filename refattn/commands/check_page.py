@@ -48,13 +48,15 @@ def write_page(args, judged):
             sections += _xray(args, pair)
     right = sum(status == "pass" for _, status, *_ in judged)
     wrong = next((text for _, status, text, _ in judged if status != "pass"), "")
-    summary = f"refattn check: {right} of {len(judged)} results are right"
+    summary = f"{right} of {len(judged)} results are right"
     if len(judged) == 1:
-        summary = judged[0][2]
+        _, _, summary, report = judged[0]
+        summary = summary if report is None else report.summary.removeprefix(f"{report.function}: ")
     elif wrong:
         summary += f"; the first that is not: {wrong}"
     verdict = "pass" if right == len(judged) else "FAIL"
-    Path(args.html).write_text(page(verdict, summary.split("\n")[0], sections) + "\n", encoding="utf-8")
+    text = page(f"refattn check {Path(args.case).name}", verdict, summary.split("\n")[0], sections)
+    Path(args.html).write_text(f"{text}\n", encoding="utf-8")
 
 
 def _xray(args, pair):

@@ -20,6 +20,11 @@ class Saved:
 
     kind = ""
 
+    @property
+    def title(self) -> str:
+        """What a page is called."""
+        return self.kind
+
     def to_dict(self) -> dict:
         """Plain values that JSON holds: "kind", "verdict", "passed" and "summary" first, of every kind of
         answer. NaN and infinities are the strings "nan", "inf" and "-inf", because JSON has none.
@@ -35,7 +40,7 @@ class Saved:
         """A page of HTML that needs no network; `save` writes it."""
         from refattn.oracle.verdict.page import page
 
-        return page(self.verdict, self.summary, self.sections())
+        return page(self.title, self.verdict, self.summary, self.sections())
 
     def save(self, path):
         """Write the answer into a file, in the form that its ending names.

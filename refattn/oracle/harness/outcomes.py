@@ -108,6 +108,10 @@ class HarnessReport(Saved):
 
     kind = "harness"
 
+    @property
+    def title(self):
+        return self.kernel
+
     kernel: str
     settings: dict
     spec: KernelSpec
@@ -235,7 +239,7 @@ class HarnessReport(Saved):
         """A page of HTML that needs no network; `save` writes it."""
         from refattn.oracle.verdict.page import page
 
-        return page(self.verdict, self.summary, self.sections(), self._rows())
+        return page(self.title, self.verdict, self.summary, self.sections(), self._rows())
 
     def _failures(self):
         """The failures: those that raised the same in a few lines, of the others the first in full."""

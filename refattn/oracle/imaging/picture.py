@@ -26,6 +26,7 @@ MOST = 300  # rows and keys shown
 FEW_ROWS, BANDS = 4, 64  # up to so many, the rows of all heads are drawn, one band each
 MARGIN = 0.25  # of what is wrong, shown around it
 MOST_EDGES = 40  # tile edges that are drawn
+WEIGHT_SHOWN = 4.0  # moved weight up to which bars are drawn; of more the picture says the largest
 FAINTEST = 1e-5  # weight, beside the largest one, at which the colours end
 SAME = "; or, which is the same here, "
 
@@ -33,7 +34,7 @@ INK, FAINT, HIDDEN, PLACE, NAN = "#1b1b1b", "#5f6368", "#eeeeee", "#f6e3b4", "#d
 # after Okabe and Ito, who chose them for colour-blind readers; a test holds them apart in simulated vision
 COLOURS = {
     "right": "#c3dcec",
-    "factor": "#f0e442",
+    "factor": "#f3e58c",
     "less": "#e69f00",
     "more": "#009e73",
     "missing": "#b03a00",
@@ -546,16 +547,22 @@ def _misplaced(page, x, xray, cut):
     lost, gained = (np.where(nan, 0, np.nan_to_num(share, posinf=1)) for share in (lost, gained))
     floor = 4 * cut.of(xray.measured.tolerance[..., 0])
     rows = np.arange(cut.rows.start, cut.rows.stop)
-    axes = page.panel(x, 1.02, "weight moved", "y")
+    most = max(lost.max(initial=0.0), gained.max(initial=0.0))
+    axes = page.panel(x, 1.02, f"weight moved{_beyond(most, WEIGHT_SHOWN)}", "y")
     axes.barh(rows, np.where(lost > floor, -lost, 0), height=1.0, color=COLOURS["missing"])
     axes.barh(rows, np.where(gained > floor, gained, 0), height=1.0, color=COLOURS["extra"])
-    reach = float(min(max(lost.max(), gained.max(), 0.02) * 1.1, 4.0)) if (lost + gained).any() else 1.1
+    reach = float(min(max(most, 0.02) * 1.1, WEIGHT_SHOWN)) if (lost + gained).any() else 1.1
     axes.barh(rows[nan], 2 * reach, left=-reach, height=1.0, color=NAN)
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set(xlim=(-reach, reach), ylim=cut.extent[2:])
     axes.set_xticks([-reach / 1.1, 0, reach / 1.1], [f"{-reach / 1.1:.2g}", "0", f"+{reach / 1.1:.2g}"])
     axes.tick_params(labelleft=False)
     axes.set_xlabel("lost | gained", fontsize=9.5)
+
+
+def _beyond(largest, shown):
+    """ " (up to 3e+04)" where the largest number is beyond those that a scale shows."""
+    return f" (up to {largest:.3g})" if largest > shown else ""
 
 
 # one number a row
@@ -638,7 +645,7 @@ def _map_of_rows(page, xray, wrong, off):
     grid = np.where(wrong & ~np.isnan(off), np.clip(off, -reach, reach), np.nan).reshape(-1, view.num_rows)
     sums = xray.best is not None and xray.best.kind == "normaliser"
     title = "log(measured / right), all heads" if sums else "measured minus right, all heads"
-    axes = page.panel(12.55, 3.1, title, facecolor="#e2efe2")
+    axes = page.panel(12.55, 3.1, title, facecolor=COLOURS["right"])
     image = axes.imshow(
         grid,
         cmap="RdBu_r",
@@ -674,7 +681,8 @@ def _draw_output(xray, page):
     how = {"aspect": "auto", "interpolation": "nearest", "extent": extent}
     left, step, width = 0.72, 4.82, 4.62
     head = f"head {view.heads[h]}"
-    for n, (array, title) in enumerate(((expected, "expected output"), (got, "measured output"))):
+    measured_title = f"measured output{_beyond(np.abs(got).max(initial=0.0, where=np.isfinite(got)), reach)}"
+    for n, (array, title) in enumerate(((expected, "expected output"), (got, measured_title))):
         axes = page.panel(left + n * step, width, title)
         image = axes.imshow(array, cmap="RdBu_r", vmin=-reach, vmax=reach, **how)
         axes.set_xlabel("column of the output", fontsize=9.5)
@@ -687,15 +695,13 @@ def _draw_output(xray, page):
                 else f"query row ({head})",
                 fontsize=9.5,
             )
-    axes = page.panel(
-        left + 2 * step, width, "error, in units of what rounding allows", facecolor=COLOURS["right"]
-    )
     from matplotlib.colors import LogNorm
 
-    error = np.where(wrong[b, h, rows], np.clip(use[b, h, rows], 1, 1e6), np.nan)
-    shown = axes.imshow(
-        error, cmap="YlOrRd", norm=LogNorm(1, max(np.nanmax(error, initial=10.0), 10.0)), **how
-    )
+    error = np.where(wrong[b, h, rows], use[b, h, rows], np.nan)
+    largest = max(error.max(initial=10.0, where=np.isfinite(error)), 10.0)
+    title = f"error over what rounding allows, up to {np.nanmax(error, initial=1.0):.3g}"
+    axes = page.panel(left + 2 * step, width, title, facecolor=COLOURS["right"])
+    shown = axes.imshow(np.clip(error, 1, largest), cmap="YlOrRd", norm=LogNorm(1, largest), **how)
     axes.set_xlabel("column of the output", fontsize=9.5)
     axes.tick_params(labelleft=False)
     bar = page.figure.colorbar(shown, cax=page.axes(left + 3 * step + 0.02, BELOW, 0.14, PANELS))

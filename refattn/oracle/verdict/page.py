@@ -36,10 +36,11 @@ class Section:
     reproduce: str = ""
 
 
-def page(verdict, summary, sections, table=()) -> str:
-    """The page; `table` holds rows of cells, the first of them the heading."""
-    title, _, words = summary.partition(": ") if ": " in summary[:80] else ("refattn", "", summary)
-    words = words.removeprefix(verdict).lstrip(":, ") or words
+def page(title, verdict, summary, sections, table=()) -> str:
+    """The page; `table` holds rows of cells, the first of them the heading. The summary need not say the
+    title and the verdict again.
+    """
+    words = summary.removeprefix(f"{title}: ").removeprefix(verdict).lstrip(":, ") or summary
     title = f"{title}: {verdict}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",

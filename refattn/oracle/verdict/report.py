@@ -60,6 +60,10 @@ class Report(Saved):
 
     kind = "report"
 
+    @property
+    def title(self):
+        return self.function
+
     def __init__(self, function: str, spec: KernelSpec, inferred: bool, reference: str = "none"):
         self.function, self.spec, self.inferred, self.reference = function, spec, inferred, reference
         self.warnings, self._refused, self._measures = [], [], {}

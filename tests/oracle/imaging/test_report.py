@@ -332,3 +332,25 @@ def test_tile_edges_are_those_that_the_words_name(words, tiles):
     from refattn.oracle.imaging.picture import _tiles
 
     assert _tiles(Finding("kind", words)) == tiles
+
+
+def test_the_picture_says_how_large_an_error_is_beyond_its_scale(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from refattn.oracle.imaging import picture
+
+    titles = []
+    panel = picture._Page.panel
+    monkeypatch.setattr(
+        picture._Page, "panel", lambda self, x, width, title, *a, **k: titles.append(title) or panel(
+            self, x, width, title, *a, **k)
+    )  # fmt: skip
+
+    def kernel(query, key, value):
+        output, lse = right(query, key, value)
+        output[..., 3] += 1e9
+        return output, lse
+
+    xray(kernel, *arrays()).picture(tmp_path / "x.png")
+    assert "measured output (up to 1e+09)" in titles
+    error = next(title for title in titles if title.startswith("error over what rounding allows, up to "))
+    assert float(error.split()[-1]) > 1e6

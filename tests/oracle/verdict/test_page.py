@@ -106,7 +106,7 @@ def test_no_name_becomes_markup():
 
 def test_names_in_maps_end_no_script():
     drawn = {"title": HOSTILE, "kind": "use", "names": [HOSTILE]}
-    source = pages.page("FAIL", HOSTILE, [pages.Section(HOSTILE, "FAIL", [HOSTILE], maps=[drawn])])
+    source = pages.page(HOSTILE, "FAIL", HOSTILE, [pages.Section(HOSTILE, "FAIL", [HOSTILE], maps=[drawn])])
     page = Page(source)
     assert page.maps == [drawn] and page.tags.count("script") == 2 and "img" not in page.tags
 
