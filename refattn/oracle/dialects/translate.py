@@ -325,11 +325,10 @@ def _structured_from_ours(d, arrays, options):
     aligned = (np.asarray(p.q_offset) == p.kv_lengths - rows).all()
     if not aligned and (p.bounded or p.alibi_slopes is not None):
         raise ValueError(f"q_offset must be left out: {d.call} puts the last row at the last key.")
-    if d.layout == "BHD" and p.right == 0 and aligned:  # one row on the last key: causal or not is the same
-        p = replace(p, right=None)
-    if not _spellable_window(d, p):
+    row_at_end = "T" not in d.layout and p.right == 0 and aligned  # causal or not is the same
+    if not (row_at_end or _spellable_window(d, p)):
         raise ValueError(f"window must be one that {d.call} can say.")
-    if p.right == 0:
+    if p.right == 0 and not row_at_end:
         call[d.arguments["causal"]] = True
     _spell_window(d, p, call)
     return call

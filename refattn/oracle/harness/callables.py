@@ -12,11 +12,12 @@ import numpy as np
 
 from refattn.calls.arrays import as_float_array
 from refattn.calls.host_copy import on_host
-from refattn.calls.options import OPTIONS, PER_ENTRY, PER_HEAD, PER_SCORE
+from refattn.calls.options import OPTIONS
 from refattn.calls.registry import form_called
 from refattn.oracle.dialects.libraries import dialect as dialect_named
 from refattn.oracle.dialects.other_calls import call_of
 from refattn.oracle.dialects.results import fills_empty_rows, result_to_ours, rows_without_keys
+from refattn.oracle.dialects.split_calls import joined_parts, split_call
 from refattn.oracle.dialects.translate import from_ours
 from refattn.oracle.harness.array_libraries import NumpyArrays
 from refattn.oracle.harness.guards import NUMPY, damage, guard_all, guarded_output
@@ -232,23 +233,14 @@ class KernelCall:
 
     def _translated(self, arrays, options, layout):
         d = self.dialect
-        if (
-            d.function == "attention" and "B" not in d.layout and arrays[0].ndim == 4
-        ):  # the library takes one sequence a call
-            parts = [self._translated(*_sequence(arrays, options, b), layout) for b in range(len(arrays[0]))]
-            if not parts:
-                raise Unsupported("no batch axis")
-            lses = None if parts[0].lse is None else np.stack([part.lse for part in parts])
-            return Result(
-                np.stack([part.output for part in parts]),
-                lses,
-                [words for part in parts for words in part.damage],
-            )
         try:
-            call = from_ours(d.name, *arrays, **options)
+            parts = split_call(d, arrays, options)
+            call = {} if parts else from_ours(d.name, *arrays, **options)
         except ValueError as error:
             # one reason, whatever the numbers
             raise Unsupported(str(error).partition("; got ")[0]) from error
+        if parts:
+            return _joined([self._translated(*part, layout) for part in parts], d)
         if (
             "alibi_slopes" in options
             and "alibi_slopes" not in d.arguments
@@ -309,16 +301,10 @@ class KernelCall:
         return rows_without_keys(self.form.check(*arrays, **options))
 
 
-def _sequence(arrays, options, b):
-    """One sequence of a batch."""
-    cut = dict(options)
-    batch_axes = {
-        option.name: {PER_ENTRY: 1, PER_HEAD: 2, PER_SCORE: 4}.get(option.belongs_to) for option in OPTIONS
-    }
-    for name, value in options.items():
-        if isinstance(value, np.ndarray) and value.ndim == batch_axes.get(name):
-            cut[name] = value[b if len(value) > 1 else 0]
-    return tuple(array[b] for array in arrays), cut
+def _joined(parts, d):
+    """The results of the parts of a call as one."""
+    arrays = joined_parts(d, [part.output for part in parts], [part.lse for part in parts])
+    return Result(*arrays, [words for part in parts for words in part.damage])
 
 
 def _unset(value):

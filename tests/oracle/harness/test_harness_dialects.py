@@ -1,10 +1,13 @@
 """check_kernel on kernels that speak another library's dialect."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import refattn
 from refattn.oracle import check_kernel
+from refattn.oracle.dialects.other_calls import CALLS
 from refattn.oracle.dialects.results import result_from_ours
 from refattn.oracle.dialects.translate import to_ours
 
@@ -85,3 +88,50 @@ def test_torch_itself_in_its_dialect():
     report = check_kernel(kernel, dialect="torch", only="reference: normal causal")
     assert report.passed, report.text()
     assert report.count("pass") > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [(d.name, d.function) for d in CALLS if d.function != "attention"],
+    ids=lambda word: word,
+)
+def test_calls_on_packed_sequences_and_pages(name, function):
+    """A right kernel of each call passes; one that scales by 1/head_dim, or returns ours in place of theirs, does
+    not."""
+
+    def kernel(wrong="", **call):
+        understood, arrays, options = to_ours(name, **call)
+        assert understood == function
+        if wrong == "scale":
+            options["scale"] = 1.0 / arrays[0].shape[-1]
+        output, lse = getattr(refattn, f"{function}_with_lse")(*arrays, **options)
+        output, lse = output.astype(np.float32), lse.astype(np.float32)
+        if wrong == "order":
+            return output, lse
+        return result_from_ours(name, output, lse, sinks=options.get("sinks"), function=function)
+
+    how = {"function": function, "dialect": name, "spec": "float32", "diagnose": False}
+    right = check_kernel(kernel, **how, only="reference")
+    assert right.passed and right.count("pass") >= 4, right.text()
+    assert check_kernel(kernel, **how, only="strides: padded").passed
+    passed = [outcome.id for outcome in right.outcomes if outcome.status == "pass"][:2]
+    for wrong in ("scale", "order"):
+        report = check_kernel(partial(kernel, wrong=wrong), **how, only=passed)
+        assert report.count("FAIL"), report.text()
+
+
+def test_a_kernel_of_one_row_a_call_is_asked_for_each_row():
+    rows = []
+
+    def decode(**call):
+        rows.append(call["q"].shape)
+        function, arrays, options = to_ours("flashinfer", **call)
+        output, lse = refattn.paged_attention_with_lse(*arrays, **options)
+        return result_from_ours("flashinfer", output, lse, function=function)
+
+    how = {"function": "paged_attention", "dialect": "flashinfer", "spec": "float64"}
+    report = check_kernel(decode, **how, only="reference")
+    assert report.passed and report.count("pass") >= 3, report.text()
+    assert {len(shape) for shape in rows} == {3}
+    top_left = lambda **call: decode(**{**call, "last_page_len": np.ones_like(call["last_page_len"])})
+    assert not check_kernel(top_left, **how, only="reference", diagnose=False).passed
