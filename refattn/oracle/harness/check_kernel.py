@@ -56,8 +56,9 @@ def check_kernel(
         "attention", "packed_attention", "paged_attention", "latent_attention", "block_local_attention" or
         "merge_states": whose arguments it takes; states come stacked on a new first axis.
     dialect : str
-        Library whose calling conventions the kernel has (`refattn.oracle.dialects.libraries.DIALECTS`);
-        `arrays` says whose arrays it gets.
+        Library whose calling conventions the kernel has (`refattn.oracle.DIALECTS`): it is called with that
+        library's arguments, arrays in its axis order, and returns what the library returns; `function` says
+        which of its calls (packed sequences, pages). `arrays` says whose arrays it gets.
     spec : KernelSpec, str, dtype or None
         The arithmetic it claims; a dtype means a flash kernel in it, None one in `dtype`; "eager
         bfloat16" and "cpu_kernels float32" are known words.
@@ -133,6 +134,15 @@ def check_kernel(
     >>> report = check_kernel(refattn.attention_with_lse, spec="float64", only="identities")
     >>> report.passed, report.count("pass") > 5
     (True, True)
+
+    A kernel with the arguments and the axis order of FlashAttention, (batch, length, heads, dim):
+
+    >>> def flash(q, k, v, causal=False, softmax_scale=None):
+    ...     query, key, value = (array.swapaxes(1, 2) for array in (q, k, v))
+    ...     return refattn.attention(query, key, value, causal=causal, scale=softmax_scale).swapaxes(1, 2)
+    >>> how = {"dialect": "flash_attn", "spec": "float64", "supports": {"causal", "scale"}}
+    >>> check_kernel(flash, **how, only="normal causal").passed
+    True
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got level={level!r}.")
