@@ -122,6 +122,7 @@ print(outcome())
     assert copy.python(FIRST_CALL)[0] == "([-2.0, -5.0, -8.0], 0, 1)"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "change",
     [
@@ -237,6 +238,7 @@ def test_read_only_home_falls_back_silently(copy):
     assert copy.python(FIRST_CALL, **changes) == (LOADED, "")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("place", ["off", "0", "file"])
 def test_without_a_cache_everything_works_with_one_line_at_most(copy, place):
     (copy.folder / "file").write_text("")

@@ -21,6 +21,7 @@ def copy(tmp_path):
     return PackageCopy(tmp_path)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("layer", [None, "workqueue", "omp", "tbb"])
 def test_eight_python_threads_beside_the_hosts_own_prange(copy, layer):
     """No Numba threading layer can matter: none is used. The host's own parallel loop, entered by one

@@ -157,17 +157,22 @@ def test_kinds(kind, present):
         assert (getattr(bound, name) is not None) == (name in present)
 
 
+MAKERS = [KernelSpec.flash, KernelSpec.eager, KernelSpec.cpu_kernels]
+SPEC_DTYPES = ["float64", "float32", "float16", "bfloat16"]
+
+
 @pytest.mark.sample(12)
-@pytest.mark.parametrize("make", [KernelSpec.flash, KernelSpec.eager, KernelSpec.cpu_kernels])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("dtype", SPEC_DTYPES)
 def test_every_case_has_bounds_that_a_correct_kernel_keeps(make, dtype):
     """All options and forms of the table of cases; shapes, order and signs of the bounds, and an
-    emulated kernel within them.
+    emulated kernel within them. A fifth of the cases for each spec: the specs of the default run have all
+    five of them.
     """
     spec = make(dtype)
     kernel = EmulatedKernel(spec)
     checked = 0
-    for case in CASES[:: 1 if dtype == "bfloat16" else 5]:
+    for case in CASES[(len(SPEC_DTYPES) * MAKERS.index(make) + SPEC_DTYPES.index(dtype)) % 5 :: 5]:
         if case.function not in FUNCTIONS:
             continue
         arrays, options = case.build("float32" if dtype == "float64" else dtype)

@@ -256,6 +256,7 @@ def test_a_result_in_place_of_a_kernel_is_refused():
 ELSEWHERE = (loses_the_last_tile, zero_rows, lse_in_base_2, scaled_columns)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("kernel", "shape"),
     [(kernel, shape) for kernel in KERNELS for shape in SHAPES if shape == "prefill" or kernel in ELSEWHERE],

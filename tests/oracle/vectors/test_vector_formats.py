@@ -4,6 +4,7 @@ the same numbers when read.
 
 import sys
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -26,11 +27,19 @@ def stored_dtype(path, name):
     return read_arrays(path)[0][name].dtype.name
 
 
+@pytest.fixture(scope="module")
+def cases_of():
+    """The cases of some packs by dtype, made once."""
+    return lru_cache(
+        lambda dtype: [*make_cases(["gqa", "mla", "paged", "packed", "hostile"], dtype=dtype, seed=1)]
+    )
+
+
 @pytest.mark.sample(12)
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("dtype", FLOAT8)
-def test_cases_in_8_bits_come_back_whole(tmp_path, container, dtype):
-    for n, case in enumerate(make_cases(["gqa", "mla", "paged", "packed", "hostile"], dtype=dtype, seed=1)):
+def test_cases_in_8_bits_come_back_whole(tmp_path, cases_of, container, dtype):
+    for n, case in enumerate(cases_of(dtype)):
         assert (
             {*case.stored.values()} == {dtype}
             and len(case.stored) == len(case.arrays)

@@ -215,11 +215,13 @@ def test_within_treats_what_is_not_finite(cases):
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_pack_is_read_case_by_case_and_computed_again(tmp_path, container):
-    write_pack(tmp_path / "pack", make_cases(["local", "mla"], seed=5), container=container)
+def test_a_pack_is_read_case_by_case_and_computed_again(tmp_path, cases, container):
+    write_pack(
+        tmp_path / "pack", [case for case in cases if case.pack in ("local", "mla")], container=container
+    )
     entries = list(read_pack(tmp_path / "pack"))
     assert len(entries) == COUNT["local"] + COUNT["mla"]
-    for entry in entries[::5]:
+    for entry in entries[CONTAINERS.index(container) :: 15]:
         assert recompute(entry.load()) == ""
 
 
