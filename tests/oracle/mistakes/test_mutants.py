@@ -103,28 +103,27 @@ def test_there_are_enough_and_they_have_names():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mutant", CORNER_MUTANTS, ids=lambda mutant: mutant.id)
 def test_corner_cases_catch_their_mutants(mutant, dtype):
-    """`check` rejects each on a corner case, and accepts the unbroken kernel on all of them."""
-    caught = []
-    for inputs in corner_cases(getattr(ml_dtypes, dtype, None) or np.dtype(dtype), level="full"):
-        output, lse = inputs.call(mutant)
-        caught.append(check(output, *inputs.arrays, lse=lse, **inputs.options).wrong)
-    assert any(caught)
+    """`check` rejects each on a corner case."""
+    cases = corner_cases(getattr(ml_dtypes, dtype, None) or np.dtype(dtype), level="full")
+    assert any(checked(inputs, mutant).wrong for inputs in cases)
 
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("mutant", mutants("block_local_attention_with_lse"), ids=lambda mutant: mutant.id)
 def test_check_catches_block_local_mutants(mutant):
-    caught = []
+    assert any(checked(inputs, mutant).wrong for inputs in local.suite(np.float32, seed=4))
+
+
+def test_check_accepts_a_right_block_local_kernel():
     for inputs in local.suite(np.float32, seed=4):
-        output, lse = inputs.call(mutant)
-        caught.append(
-            check(output, *inputs.arrays, lse=lse, function="block_local_attention", **inputs.options).wrong
-        )
-        right = inputs.call(correct_kernel(inputs.function))
-        assert check(
-            right[0], *inputs.arrays, lse=right[1], function="block_local_attention", **inputs.options
-        ).passed
-    assert any(caught)
+        assert checked(inputs, correct_kernel(inputs.function)).passed, inputs.name
+
+
+def checked(inputs, kernel):
+    """The report on a kernel's result."""
+    output, lse = inputs.call(kernel)
+    function = inputs.function.removesuffix("_with_lse")
+    return check(output, *inputs.arrays, lse=lse, function=function, **inputs.options)
 
 
 def test_mutants_of_one_function():
