@@ -10,6 +10,7 @@ without it those 16 bits become the upper half of a float32, which is exact.
 """
 
 import sys
+import warnings
 
 import numpy as np
 
@@ -29,6 +30,8 @@ _DEVICE_NAMES = {
     16: "hexagon",
     17: "maia",
 }
+OURS = ("refattn", "cpu_kernels")
+_warned = []  # the argument of which it was said that no gradients come back
 _MAX_NESTING = 64  # NumPy's own limit on the number of axes
 
 
@@ -218,6 +221,8 @@ def _from_torch(x, name):
         raise TypeError(f"{name} must hold data; got {name}.device=meta.")
     if x.device.type != "cpu":
         raise _not_on_cpu(name, x.device)
+    if x.requires_grad and torch.is_grad_enabled():
+        _warn_of_no_gradients(name)
     try:
         # A conjugated or negated view keeps the operation as a flag that NumPy would not see.
         x = x.detach().resolve_conj().resolve_neg()
@@ -231,6 +236,25 @@ def _from_torch(x, name):
             f"{name} must be a tensor NumPy can read; got {name}.dtype={x.dtype}. Cast it with "
             f"{name}.float()."
         ) from error
+
+
+def _warn_of_no_gradients(name):
+    """Once: whoever trains sees it, and is not told at every step."""
+    if not _warned:
+        _warned.append(name)
+        warnings.warn(
+            f"{name} requires gradients, but the result is computed by NumPy and carries none. Pass "
+            f"{name}.detach(), or call under torch.no_grad(), if that is meant.",
+            stacklevel=_frames_to_the_caller(),
+        )
+
+
+def _frames_to_the_caller():
+    """How many calls up the first function outside the packages stands, as `warnings.warn` counts."""
+    frame, count = sys._getframe(1), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+        frame, count = frame.f_back, count + 1
+    return count + 1
 
 
 def _bfloat16_from_bits(bits):

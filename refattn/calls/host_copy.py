@@ -15,20 +15,20 @@ from refattn.calls.arrays import as_array
 
 
 def on_host(x, name):
-    """`x` where `as_array` can read it; what it could read before is returned as it is.
+    """An array of another library as one of NumPy; anything else as it is.
 
     Parameters
     ----------
     x : object
-        Any argument. A torch tensor is detached and, like a jax or cupy array, copied from its device. 8-bit
-        floats of torch, jax, or `ml_dtypes` become float32, which holds each of their numbers.
+        Any argument. A torch tensor is detached and, like an array of jax or cupy, copied from its device.
+        8-bit floats of torch, jax, or `ml_dtypes` become float32, which holds each of their numbers.
     name : str
         The argument's name, for messages.
 
     Raises
     ------
     TypeError
-        For an 8-bit float of torch that NumPy has no type for because `ml_dtypes` is missing.
+        As `as_array`, and for 8-bit floats of torch where `ml_dtypes` is missing.
 
     Examples
     --------
@@ -36,13 +36,14 @@ def on_host(x, name):
     >>> on_host(x, "query") is x
     True
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
-        return _of_torch(torch, x, name)
+    if is_torch(x):
+        return _of_torch(sys.modules["torch"], x, name)
     if is_jax(x):
         x = np.asarray(x)
     elif type(x).__module__.partition(".")[0] == "cupy":
         return x.get()
+    elif type(x).__module__.partition(".")[0] == "mlx":
+        return as_array(x, name)
     return widened(x) if isinstance(x, np.ndarray) else x
 
 
@@ -52,6 +53,12 @@ def all_on_host(names, arrays, options):
     return tuple(on_host(x, name) for name, x in named), {
         name: on_host(value, name) for name, value in options.items()
     }
+
+
+def is_torch(x):
+    """Whether `x` is a tensor of torch."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(x, tensor)
 
 
 def is_jax(x):
@@ -80,7 +87,7 @@ def _of_torch(torch, x, name):
     if x.layout == torch.strided and x.device.type not in ("cpu", "meta"):
         x = x.cpu()
     if not str(x.dtype).startswith("torch.float8_"):
-        return x
+        return as_array(x, name)
     try:
         import ml_dtypes
     except ImportError:

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+import refattn
+from refattn.calls import arrays
 from refattn.calls.arrays import as_array, as_bool_array, as_float_array, as_int_array, is_float
 
 NUMBERS = np.arange(24.0).reshape(2, 3, 4)
@@ -238,6 +240,7 @@ def torch_views(torch):
         "no axes",
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* requires gradients")
 def test_torch_shares_memory(kind):
     torch = pytest.importorskip("torch")
     tensor = torch_views(torch)[kind]
@@ -248,12 +251,27 @@ def test_torch_shares_memory(kind):
 
 
 @pytest.mark.parametrize("kind", ["result of a graph", "negated view"])
+@pytest.mark.filterwarnings("ignore:.* requires gradients")
 def test_torch_lazy_views(kind):
     torch = pytest.importorskip("torch")
     tensor = torch_views(torch)[kind]
     assert np.array_equal(as_float_array(tensor, "query"), np.array(tensor.tolist()))
 
 
+def test_that_no_gradients_come_back_is_said_once(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(arrays, "_warned", [])
+    x = torch.ones(1, 2, 4, requires_grad=True)
+    with torch.no_grad():
+        refattn.attention(x, x, x)
+    refattn.attention(x.detach(), x.detach(), x.detach())
+    with pytest.warns(UserWarning, match="query requires gradients, but the result .* carries none") as said:
+        refattn.attention(x, x, x)
+        refattn.attention(x, x, x)
+    assert len(said) == 1 and said[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore:.* requires gradients")
 def test_torch_masks_and_lengths():
     torch = pytest.importorskip("torch")
     assert np.array_equal(as_bool_array(torch.tensor([True, False]), "mask"), [True, False])

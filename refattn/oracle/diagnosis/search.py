@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from refattn.calls.host_copy import all_on_host, on_host
 from refattn.calls.registry import form_of
 from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
@@ -35,6 +36,7 @@ from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
 from refattn.oracle.diagnosis.wide_look import look_at
 from refattn.oracle.dialects.axis_hints import with_axis_hint
 from refattn.oracle.dialects.foreign_call import read_call
+from refattn.oracle.harness.array_libraries import NumpyArrays, library_of
 from refattn.oracle.harness.one_call import CalledKernel, given_results
 from refattn.oracle.mistakes.wrong_kernel import checked_call
 from refattn.oracle.progress import Progress
@@ -74,7 +76,8 @@ def diagnose(
     actual : array_like or callable
         Output of the kernel; in the wrong axis order it is recognised by its shape or its numbers. Or the
         kernel itself, taking `arrays` and `options` and returning output or (output, lse): where two
-        mistakes predict the same numbers on these inputs, it is run on others that tell them apart.
+        mistakes predict the same numbers on these inputs, it is run on others that tell them apart. It gets
+        arrays of the library of `arrays`, tensors of torch on the same device for such.
     *arrays : array_like
         query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`), `paged_attention`
         (with `block_table`) or `block_local_attention` (with `block_size`); or the six arrays of
@@ -141,14 +144,20 @@ def diagnose(
     'q_offset=0'
     """
     seconds = seconds_given(seconds)
+    library = library_of((*arrays, *options.values())) if callable(actual) else NumpyArrays()
+    arrays, options = all_on_host((), arrays, options)
     if dialect != "refattn":
         call = read_call(dialect, arrays, options)
         arrays, options = call.arrays, call.options
     shown = Progress(
         "diagnose", progress=progress, seconds=seconds, partial=lambda: search.so_far(shown.event().what)
     )
-    kernel = CalledKernel(_under_callers_settings(actual), dialect) if callable(actual) else None
-    given = given_results(actual, lse) if kernel is None else kernel(arrays, options)
+    kernel = CalledKernel(_under_callers_settings(actual), dialect, library) if callable(actual) else None
+    given = (
+        given_results(on_host(actual, "actual"), on_host(lse, "lse"))
+        if kernel is None
+        else kernel(arrays, options)
+    )
     if dialect != "refattn" and kernel is None:
         call.require_shapes(given)
         given = handed_over(*call.to_ours(*map(given.get, RESULTS)))

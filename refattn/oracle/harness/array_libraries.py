@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from refattn.calls.host_copy import is_jax
+from refattn.calls.host_copy import float_dtype_name, is_jax, is_torch
 
 NO_STRIDES = "arrays of jax have no strides"
 INT32 = np.iinfo(np.int32)
@@ -42,6 +42,10 @@ class NumpyArrays:
         writes into `buffer` what a call has changed; None where both are the same memory.
         """
         return view, None
+
+    def copied(self, array):
+        """A copy of a NumPy array, of this library."""
+        return array.copy()
 
     def option(self, value, dtype):
         """An option as kernels of this library take it beside arrays of `dtype`, still as NumPy array."""
@@ -79,6 +83,10 @@ class OtherArrays(NumpyArrays):
             self.wait(array)
         except Exception as error:
             raise ValueError(f"{refused} It says: {_first_line(error)}") from error
+
+    def copied(self, array):
+        copy = np.array(array, order="C")
+        return self.put(copy.reshape(-1).view(np.uint8), copy)[0]
 
     def option(self, value, dtype):
         """Integers become int32, which kernels take for lengths, tables and offsets, where they fit.
@@ -297,14 +305,25 @@ def array_library(arrays="numpy", device=None):
 
 
 def library_of(arrays):
-    """The library, and device, of the first of a caller's arrays that is of another one than NumPy."""
+    """The library, and device, of the first of a caller's arrays that is of another one than NumPy.
+
+    Raises
+    ------
+    TypeError
+        It holds 8-bit floats: a kernel is called with other numbers than the caller's, which those cannot
+        hold.
+    """
     for x in arrays:
-        package = type(x).__module__.partition(".")[0]
-        if package == "torch":
+        if float_dtype_name(x).startswith("float8_"):
+            raise TypeError(
+                "arrays must be float16, bfloat16, float32 or float64 where the kernel itself is given, "
+                f"which is called with other numbers, too; got {float_dtype_name(x)}. Pass its output."
+            )
+        if is_torch(x):
             return TorchArrays(x.device)
         if is_jax(x):
             return JaxArrays(next(iter(x.devices())))
-        if package == "mlx":
+        if type(x).__module__.partition(".")[0] == "mlx":
             return MlxArrays()
     return NumpyArrays()
 

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 
 from refattn.calls.arrays import as_array, as_float_array, is_float
+from refattn.calls.host_copy import on_host
 from refattn.calls.registry import form_of
 from refattn.oracle.bounds.results import Result, handed_over
 from refattn.oracle.harness.callables import KernelCall
+from refattn.oracle.harness.guards import NUMPY
 from refattn.oracle.verdict.layout_hint import layout_hint
 
 NO_ARRAYS = (dict, set, str, bytes, type)
@@ -26,7 +28,7 @@ def call_once(kernel, arrays, options, dialect=None):
 
 
 class CalledKernel:
-    """A kernel, called on copies of arrays and options; it returns results by record.
+    """A kernel, called on copies of arrays and options, which `library` makes; it returns results by record.
 
     Attributes
     ----------
@@ -35,32 +37,42 @@ class CalledKernel:
     fastest : float
         Seconds of a call; compilation may slow the first one.
     changed : set of str
-        Arguments that it changes in place.
+        Arguments that it changes in place; of arrays that are not NumPy's, in the first call.
     """
 
-    def __init__(self, kernel, dialect=None):
+    def __init__(self, kernel, dialect=None, library=NUMPY):
         self.count, self.fastest, self.changed = 0, np.inf, set()
-        self._kernel, self._dialect = kernel, dialect
+        self._kernel, self._dialect, self._library = kernel, dialect, library
 
     def __call__(self, arrays, options):
         started = time.monotonic()
         self.count += 1
         with np.errstate(all="ignore"):
             if self._dialect in (None, "refattn"):
-                given = run_kernel(self._kernel, arrays, options, self.changed)
+                looked_at = self.count == 1 or self._library.name == "numpy"
+                changed = self.changed if looked_at else None
+                given = run_kernel(self._kernel, arrays, options, changed, self._library)
             else:
-                call = KernelCall(self._kernel, form_of(arrays, options).function, self._dialect)
+                function = form_of(arrays, options).function
+                call = KernelCall(self._kernel, function, self._dialect, library=self._library)
                 result = call(arrays, options)
                 given = returned_results((result.output, result.lse))
         self.fastest = min(self.fastest, time.monotonic() - started)
         return given
 
 
-def run_kernel(kernel: Callable, arrays, options, changed: set | None = None) -> dict[Result, np.ndarray]:
+def run_kernel(
+    kernel: Callable, arrays, options, changed: set | None = None, library=NUMPY
+) -> dict[Result, np.ndarray]:
     """What a kernel gives, by record. Names of arguments that it changes are added to `changed`."""
-    copies = [_copied(array) for array in arrays]
-    named = {name: _copied(value) for name, value in options.items()}
-    given = returned_results(kernel(*copies, **named))
+    dtype = getattr(arrays[0], "dtype", None) if arrays else None
+    options = {name: library.option(value, dtype) for name, value in options.items()}
+    copies = [_copied(array, library) for array in arrays]
+    named = {name: _copied(value, library) for name, value in options.items()}
+    with library.running():
+        returned = kernel(*copies, **named)
+        library.wait(returned)
+    given = returned_results(returned)
     if changed is not None:
         names = (*form_of(arrays, options).arrays, *options)
         pairs = zip((*arrays, *options.values()), (*copies, *named.values()), strict=True)
@@ -98,14 +110,15 @@ def wrong_shape(given, shape, whose="the kernel returned") -> str:
     return ""
 
 
-def _copied(value):
-    return value.copy() if isinstance(value, np.ndarray) else copy.deepcopy(value)
+def _copied(value, library):
+    return library.copied(value) if isinstance(value, np.ndarray) else copy.deepcopy(value)
 
 
 def _differ(before, after):
     """Whether an array is not what it was; NaN is NaN."""
     if not isinstance(before, np.ndarray):
         return False
+    after = as_array(on_host(after, "argument"), "argument")
     same = (before == after) | ((before != before) & (after != after))
     return not np.all(same)
 
@@ -123,7 +136,7 @@ def _returned(array, name):
         what = "None" if array is None else f"a {type(array).__name__}"
         raise TypeError(f"kernel must return output or (output, lse), arrays; the kernel returned {what}.")
     try:
-        array = as_array(array, name)
+        array = as_array(on_host(array, name), name)
     except (TypeError, ValueError) as error:
         raise TypeError(f"the kernel returned what is no array of numbers: {error}") from error
     if not is_float(array.dtype):

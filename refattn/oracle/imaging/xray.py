@@ -8,6 +8,8 @@ import time
 
 import numpy as np
 
+from refattn.calls.arrays import as_array
+from refattn.calls.host_copy import all_on_host, on_host
 from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.bounds.results import LSE, OUTPUT
@@ -16,6 +18,7 @@ from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.fit_bound import bound_use
 from refattn.oracle.diagnosis.samples import choose_samples, first_look
 from refattn.oracle.diagnosis.wide_look import look_at
+from refattn.oracle.harness.array_libraries import library_of
 from refattn.oracle.harness.one_call import CalledKernel, given_results, wrong_shape
 from refattn.oracle.imaging.compare import Ledgers
 from refattn.oracle.imaging.cutting import cut_call, is_large, row_samples, still_wrong
@@ -53,7 +56,8 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
     Parameters
     ----------
     kernel : callable
-        Called with `arrays` and `options`; returns output or (output, lse). See Notes for how often.
+        Called with arrays and options like these, of the same library and device; returns output or
+        (output, lse). See Notes for how often.
     *arrays : array_like
         query, key, value of `attention`, `packed_attention` (with `cu_q`, `cu_kv`), `paged_attention`
         (with `block_table`) or `block_local_attention` (with `block_size`); or the six arrays of
@@ -115,9 +119,11 @@ def xray(kernel, *arrays, lse=None, spec=None, dialect=None, seconds=60.0, progr
             f"kernel must be callable; got an object of type {what}. A result alone is for diagnose."
         )
     started, seconds = time.monotonic(), seconds_given(seconds)
-    arrays = tuple(np.asarray(array) for array in arrays)
+    library = library_of((*arrays, *options.values()))
+    arrays, options = all_on_host((), arrays, options)
+    arrays, lse = tuple(as_array(x, f"array {n}") for n, x in enumerate(arrays)), on_host(lse, "lse")
     checked = checked_call(*arrays, **options)  # errors of the call come before the kernel is run
-    kernel = CalledKernel(kernel, dialect)
+    kernel = CalledKernel(kernel, dialect, library)
 
     def so_far():
         part = shown.event().what

@@ -24,10 +24,11 @@ from functools import partial
 import numpy as np
 
 from refattn.calls.arrays import as_float_array
+from refattn.calls.host_copy import all_on_host, float_dtype_name, on_host
 from refattn.calls.registry import ATTENTION, form_called
 from refattn.oracle.arithmetic.held_format import held_format, held_in_words
 from refattn.oracle.arithmetic.other_specs import in_code, other_specs
-from refattn.oracle.arithmetic.spec import kernel_spec
+from refattn.oracle.arithmetic.spec import EIGHT_BITS, kernel_spec
 from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, bound_tile, hoeffding_multiplier
 from refattn.oracle.bounds.lean import Lean
 from refattn.oracle.bounds.operands import operands
@@ -46,11 +47,12 @@ from refattn.oracle.dialects.foreign_call import read_call
 from refattn.oracle.dialects.libraries import DIALECTS
 from refattn.oracle.progress import Progress
 from refattn.oracle.verdict.compared_tile import ComparedTile
+from refattn.oracle.verdict.device_result import DeviceResult, device_result
 from refattn.oracle.verdict.foreign_results import judge_foreign
 from refattn.oracle.verdict.layout_hint import layout_hint
 from refattn.oracle.verdict.measure import Measure
 from refattn.oracle.verdict.other_rows import row_states
-from refattn.oracle.verdict.picked_rows import row_picker
+from refattn.oracle.verdict.picked_rows import picked_rows_of, row_picker
 from refattn.oracle.verdict.report import Report
 from refattn.oracle.verdict.reproduction import lines_of_check
 
@@ -76,7 +78,9 @@ def check(
     Parameters
     ----------
     actual : array_like, floating point, or None
-        The kernel's output; None judges `lse` alone.
+        The kernel's output; None judges `lse` alone. Tensors of torch and jax may lie on a GPU, as may all
+        arrays here, be 8-bit floats, and require gradients. With `rows`, torch tensors on a GPU leave there
+        what is not looked at.
     *arrays : array_like
         The positional arrays of `function`: query, key, value for attention.
     lse : array_like, optional
@@ -172,6 +176,12 @@ def check(
         )
     if actual is None and lse is None:
         raise ValueError("actual and lse must not both be None; got actual=None, lse=None.")
+    names = form_called(function, ATTENTION).arrays if dialect == "refattn" else ()
+    arrays, options = all_on_host(names, arrays, options)
+    if spec is None and (name := float_dtype_name(actual)) in EIGHT_BITS:
+        spec = kernel_spec(name).replace(output=name)
+    if dialect != "refattn" or rows is None:
+        actual, lse = on_host(actual, "actual"), on_host(lse, "lse")
     how = {
         "reference": reference,
         "rows": rows,
@@ -235,8 +245,10 @@ def _check(
 ):
     """`check` of arrays, options and results in our own conventions."""
     inferred = spec is None
-    actual = None if actual is None else as_float_array(actual, "actual")
-    lse = None if lse is None else as_float_array(lse, "lse")
+    actual, lse = (
+        None if x is None else device_result(x, name) or as_float_array(on_host(x, name), name)
+        for x, name in ((actual, "actual"), (lse, "lse"))
+    )
     spec = kernel_spec(
         spec,
         actual.dtype if actual is not None else as_float_array(arrays[0], "query").dtype if arrays else None,
@@ -256,6 +268,9 @@ def _check(
 
     multiplier = hoeffding_multiplier(call, failure_probability)
     pick = row_picker(rows, seed, function, arrays, options)
+    on_device = {result: array for result, array in given.items() if isinstance(array, DeviceResult)}
+    for result, array in on_device.items():
+        given[result] = array.whole() if pick is None else array.rows(result, picked_rows_of(call, pick))
     measures = []
 
     def judged(rows_done=None):
@@ -265,7 +280,7 @@ def _check(
         if rows_done is not None:
             report.interrupt(rows_done, rows_in_all)
         elif pick is not None:
-            _look_at_other_rows(report, given, (function, arrays, options, spec))
+            _look_at_other_rows(report, given, on_device, (function, arrays, options, spec))
         _note_dtypes(report, given, spec)
         return report
 
@@ -325,6 +340,7 @@ def assert_attention_close(actual, *arrays, lse=None, spec=None, **options) -> N
     ...
     """
     __tracebackhide__ = True
+    arrays, options = all_on_host((), arrays, options)
     report = check(actual, *arrays, lse=lse, spec=spec, **options)
     if not report.passed:
         raise AssertionError(report.text() + _arithmetic(report, actual, arrays, lse, options))
@@ -387,7 +403,7 @@ OUR_NAMES = {
 }
 
 
-def _look_at_other_rows(report, given, call):
+def _look_at_other_rows(report, given, on_device, call):
     """NaN, infinities and empty rows where errors were not looked at, for all results together."""
     others = {measure: measure.other_rows for measure in report.measures}
     wanted = next(iter(others.values()))
@@ -395,7 +411,10 @@ def _look_at_other_rows(report, given, call):
         return
     states = row_states(*call, wanted)
     for measure in others:
-        measure.other_positions(given[measure.result], states)
+        array = given[measure.result]
+        if measure.result in on_device:
+            array = on_device[measure.result].with_wrong_rows(measure.result, array, states)
+        measure.other_positions(array, states)
 
 
 def _explain_arguments(function, arrays, options):

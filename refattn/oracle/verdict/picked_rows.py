@@ -42,6 +42,15 @@ def picked_rows(q_len, count, seed):
     return np.unique(np.concatenate([ends, inner]).astype(np.int64))
 
 
+def picked_rows_of(call, pick):
+    """Which rows of a call are looked at: a boolean of the shape of the lse; `pick` as of `row_picker`."""
+    wanted = np.zeros(call.lse_shape, dtype=bool)
+    for place in call.places:
+        part = wanted[place]
+        part[..., pick(part.shape[-1])] = True
+    return wanted
+
+
 def score_count(function, arrays, options):
     """Scores of a call, hidden ones included."""
     checked = form_called(function, ATTENTION).check(*arrays, **options)
