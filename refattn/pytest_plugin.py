@@ -7,9 +7,10 @@ Fixtures:
     refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed given; fails with its table.
 
 Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=...,
-head_dims=..., hides_nan=...)` chooses the cases: those whose options the kernel supports, of the given
-families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`, `--refattn-seed`
-and `--refattn-spec`.
+head_dims=..., hides_nan=..., tile=...)` chooses the cases: those whose options the kernel supports, of the
+given families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`,
+`--refattn-seed` and `--refattn-spec`; of `refattn_check_kernel`, `--refattn-seconds` and
+`--refattn-resume`.
 
 A project that uses none of this is left as it is: every name begins with `refattn`, a test that
 parametrises one of these names itself, or a fixture of its own by that name, comes first, and nothing is
@@ -24,7 +25,7 @@ import pytest
 
 LEVELS = ("quick", "full")
 MARKER = (
-    "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan): "
+    "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan, tile): "
     "which cases the fixture refattn_case gives, and what the kernel claims"
 )
 
@@ -46,6 +47,20 @@ def pytest_addoption(parser):
         metavar="SPEC",
         help="arithmetic the kernels claim, such as bfloat16 or 'eager float16'",
     )
+    group.addoption(
+        "--refattn-seconds",
+        type=seconds,
+        default=None,
+        help="seconds after which a call of refattn_check_kernel starts no test; it begins with those that "
+        "find most for their cost (default: all tests)",
+    )
+    group.addoption(
+        "--refattn-resume",
+        default=None,
+        metavar="DIRECTORY",
+        help="where each call of refattn_check_kernel writes its outcomes as they come, and goes on from "
+        "those it finds",
+    )
 
 
 def seed(text):
@@ -53,6 +68,16 @@ def seed(text):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be an integer of 0 or more; got {text!r}")
     return int(text)
+
+
+def seconds(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0; got {text!r}")
+    return number
 
 
 def pytest_configure(config):

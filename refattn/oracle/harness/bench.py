@@ -7,7 +7,8 @@ Sections, each a list of tests with a name:
     identities    the kernel against itself (`identities`)
     hidden slots  what no row may see holds NaN, or numbers: the same result
     guards        inputs and the bytes around all buffers stay as they were; only `out=` is written
-    repeatable    equal bits when called again
+    repeatable    equal bits when called again and again, also after calls of other sizes; results of
+                  earlier calls stay as they were
     strides       inputs that are not contiguous, not aligned, or read-only
 
 Inputs always lie between guard bands of NaN (`guards`).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,15 +27,21 @@ from refattn.oracle.arithmetic.spec import KernelSpec, spec_words
 from refattn.oracle.bounds.results import LSE, RESULTS
 from refattn.oracle.harness.callables import KernelCall, Result, Unsupported
 from refattn.oracle.harness.guards import LAYOUTS
+from refattn.oracle.harness.head_sizes import HeadDims
 from refattn.oracle.harness.identities import Run, identities, use_of_allowance
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
-from refattn.oracle.inputs.variants import fitted, held_in, with_numbers
+from refattn.oracle.inputs.paged import too_long
+from refattn.oracle.inputs.tiles import checked_tile, telling_rows
+from refattn.oracle.inputs.variants import held_in, with_numbers
 from refattn.oracle.verdict.check import check
 from refattn.oracle.verdict.report import Report
 
-DIAGNOSIS_SECONDS = 10.0
-REPEATS = {"quick": 2, "full": 5}
+ALL_ROWS = 200  # rows of a head up to which all are judged, and `telling_rows` of more
+MANY_CALLS = {"quick": 60, "full": 200}  # 60 calls miss a mistake of one call in twenty once in twenty runs
+SOME_CALLS = {"quick": 4, "full": 10}
+REPEATED = 8  # cases that are called `SOME_CALLS` times
+GUARDED = 20
 
 
 @dataclass
@@ -59,6 +66,13 @@ class Trial:
     def id(self):
         return f"{self.section}: {self.name}"
 
+    @property
+    def topic(self):
+        """By which `order` says what it is expected to find."""
+        if self.section != "reference":
+            return self.section
+        return self.inputs.family
+
 
 @dataclass
 class Bench:
@@ -68,11 +82,12 @@ class Bench:
     spec: KernelSpec
     dtype: np.dtype
     form: str | None
-    head_dims: tuple[int, int] | None
+    head_dims: HeadDims
     skip: tuple[str, ...]
     seed: int
     level: str
     hides_nan: bool = True
+    tile: object = None
     supports: set[str] | None = None  # what the caller named; `call.supports` is what holds
     ignore_empty_rows: bool = False
 
@@ -83,7 +98,9 @@ class Bench:
             "dialect": self.call.dialect.name,
             "level": self.level,
             "dtype": self.handed.name,
+            "head_dims": str(self.head_dims),
             "seed": self.seed,
+            **({} if self.tile is None else {"tile": self.tile}),
             "arrays": self.call.library.name,
             **({} if device is None else {"device": device}),
         }
@@ -101,7 +118,8 @@ class Bench:
             "dtype": (None, self.handed.name),
             "supports": (None, self.supports),
             "form": (None, self.form),
-            "head_dims": (None, self.head_dims),
+            "head_dims": (None, self.head_dims.given),
+            "tile": (None, self.tile),
             "hides_nan": (True, self.hides_nan),
             "ignore_empty_rows": (False, self.ignore_empty_rows),
             "seed": (None, self.seed),
@@ -143,6 +161,8 @@ class Bench:
             lse=result.lse,
             spec=self.spec,
             function=self.call.function,
+            rows=telling_rows(self.tiles, self.seed, ALL_ROWS),
+            progress=False,
             **options,
         )
         if report.wrong:
@@ -151,13 +171,13 @@ class Bench:
             raise Unsupported("not judged: an intermediate may overflow the formats of the spec")
         return max(measure.use_tight for measure in (report.output, report.lse) if measure is not None)
 
-    def diagnosis(self, inputs, failure):
+    def diagnosis(self, inputs, failure, seconds):
         from refattn.oracle.diagnosis.search import diagnose
 
         options, report = self.options_for_check(inputs.options), failure.report
         measures = () if report is None else (report.output, report.lse)
         near = next((measure.worst for measure in measures if measure is not None and measure.failed), None)
-        how = {"spec": self.spec, "seconds": DIAGNOSIS_SECONDS, "near": near, **options}
+        how = {"spec": self.spec, "seconds": seconds, "near": near, **options}
         try:
             return diagnose(self.replay(inputs, failure.result), *inputs.arrays, **how)
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
@@ -180,40 +200,58 @@ class Bench:
 
     # the sections
 
+    @property
+    def tiles(self):
+        return checked_tile(self.tile)
+
+    def cases(self) -> list[AttentionInputs]:
+        """The calls of the section "reference", with the head sizes the kernel is built for."""
+        cases = inputs_of(self.call.form).cases(self.dtype, self.seed, self.level, self.call, self.tiles)
+        return self.head_dims.of_cases(map(self.held, cases))
+
     def tests(self) -> Iterator[Trial]:
-        function, of_form = self.call.function, inputs_of(self.call.form)
-        cases = [
-            self.fitted(inputs) for inputs in of_form.cases(self.dtype, self.seed, self.level, self.call)
-        ]
-        if self.head_dims is not None:
-            cases = [inputs for inputs in cases if "head_dim" not in inputs.name]
+        of_form, cases = inputs_of(self.call.form), self.cases()
         for inputs in cases:
             yield Trial("reference", inputs.name, partial(self.reference, inputs), inputs)
         for inputs in map(self.fitted, of_form.exact(self.dtype, self.seed)):
             yield Trial("exact", inputs.name.removeprefix("exact: "), partial(self.exact, inputs), inputs)
-        for identity in identities(function):
+        for identity in identities(self.call.function):
             yield Trial("identities", identity.name, partial(self.identity, identity))
         for name, *pair in of_form.hidden_pairs(self.dtype, self.seed, self.call):
             clean, poisoned = map(self.fitted, pair)
             yield Trial("hidden slots", name, partial(self.hidden, clean, poisoned), poisoned)
         laid_out = {*self.call.form.structure, *self.call.form.choices}
         wanted = {"causal"} if self.call.dialect.always_causal else set()
-        plain = next(inputs for inputs in cases if {*inputs.options} - laid_out == wanted)
-        yield from self.trials_of_buffers(cases, plain, cases[:8] if self.level == "quick" else cases)
+        plain = [inputs for inputs in cases if {*inputs.options} - laid_out == wanted]
+        yield from self.trials_of_buffers(cases, plain[0], plain)
 
-    def trials_of_buffers(self, cases, plain, repeated) -> Iterator[Trial]:
-        """What a kernel does to memory, and whether it repeats itself; `plain` is a call without options."""
+    def trials_of_buffers(self, cases, plain, alike) -> Iterator[Trial]:
+        """What a kernel does to memory, and whether it repeats itself; `plain` is a call without options,
+        `alike` are such calls of other sizes.
+        """
         yield Trial("guards", "inputs and the bytes around them unchanged", partial(self.untouched, cases))
         yield Trial("guards", "out= written, and nothing around it", partial(self.out, plain), plain)
-        for inputs in repeated:
-            yield Trial("repeatable", inputs.name, partial(self.repeatable, inputs))
+        sized = sorted(alike, key=lambda inputs: sum(array.size for array in inputs.arrays))
+        if self.call.function == "paged_attention" and not self.call.dialect.paged:
+            yield Trial("guards", "a length past its row of the table harms no other", self.neighbours)
+        calls = MANY_CALLS[self.level]
+        yield Trial(
+            "repeatable", f"{calls} calls alike", partial(self.repeatable, sized[len(sized) // 2], calls)
+        )
+        yield Trial("repeatable", "after a longer and a shorter call", partial(self.in_turns, sized))
+        yield Trial("repeatable", "earlier results stay as they were", partial(self.kept, plain))
+        for inputs in cases[:REPEATED]:
+            yield Trial("repeatable", inputs.name, partial(self.repeatable, inputs, SOME_CALLS[self.level]))
         for layout in LAYOUTS:
             if layout != "contiguous":
                 yield Trial("strides", layout, partial(self.reference, plain, layout=layout), plain)
 
+    def held(self, inputs):
+        """The inputs as numbers that the kernel can get."""
+        return held_in(inputs if self.hides_nan else with_numbers(inputs), self.call.stored)
+
     def fitted(self, inputs):
-        inputs = fitted(inputs if self.hides_nan else with_numbers(inputs), self.head_dims)
-        return held_in(inputs, self.call.stored)
+        return self.head_dims.of_case(self.held(inputs))
 
     def reference(self, inputs, **how):
         return self.judged(inputs, self.run(inputs.arrays, inputs.options, **how))
@@ -254,8 +292,9 @@ class Bench:
         return use
 
     def untouched(self, cases):
+        """Every call of every test is looked at; these are for runs without the others."""
         done = 0
-        for inputs in cases:
+        for inputs in cases[:GUARDED]:
             try:
                 result = self.call(inputs.arrays, self.options_for_kernel(inputs.options))
             except Unsupported:
@@ -266,23 +305,70 @@ class Bench:
         if not done:
             raise Unsupported("no call it supports")
 
+    def neighbours(self):
+        """A call that the functions of `refattn` refuse: a kernel may refuse it or return what it likes for
+        the sequence at fault, not for the others.
+        """
+        broken, others = map(self.fitted, too_long(self.dtype, self.seed))
+        try:
+            result = self.run(broken.arrays, broken.options)
+        except (Failure, Unsupported):
+            raise
+        except Exception:  # refused
+            return None
+        kept = (None if array is None else array[[0, 2]] for array in (result.output, result.lse))
+        return self.judged(others, Result(*kept))
+
     def out(self, inputs):
         if not self.call.takes_out:
             raise Unsupported("no parameter out")
         allocated = self.run(inputs.arrays, inputs.options)
         return self.reference(inputs, out_dtype=allocated.output.dtype)
 
-    def repeatable(self, inputs):
+    def repeatable(self, inputs, calls):
         first = self.run(inputs.arrays, inputs.options)
-        for _ in range(REPEATS[self.level] - 1):
-            again = self.run(inputs.arrays, inputs.options)
-            if not first.same_bits(again):
-                moved = np.abs(np.asarray(first.output, np.float64) - np.asarray(again.output, np.float64))
-                count, most = np.count_nonzero(moved), np.nanmax(moved)
+        for _ in range(calls - 1):
+            require_same(
+                first, self.run(inputs.arrays, inputs.options), "called again with the same numbers"
+            )
+
+    def in_turns(self, sized):
+        """What a longer call leaves in the kernel's own memory must not reach a shorter one, nor the other
+        way round.
+        """
+        short, middle, long = sized[0], sized[len(sized) // 2], sized[-1]
+        first = {}
+        for inputs in (short, long, middle, short, middle, long):
+            result = self.run(inputs.arrays, inputs.options)
+            if inputs.name not in first:
+                first[inputs.name] = result
+                self.judged(inputs, result)
+            require_same(first[inputs.name], result, f"{inputs.name}: called again after other sizes")
+
+    def kept(self, inputs):
+        """Other numbers of the same shapes must not change what was returned before."""
+        first = self.run(inputs.arrays, inputs.options)
+        copies = [None if array is None else array.copy() for array in first.returned]
+        others = replace(inputs, arrays=(-inputs.arrays[0][..., ::-1], *inputs.arrays[1:]))
+        self.run(others.arrays, others.options)
+        for name, now, before in zip(("output", "lse"), first.returned, copies, strict=True):
+            if now is not None and now.tobytes() != before.tobytes():
                 raise Failure(
-                    f"called again with the same numbers it gives others: {count} elements, by up to "
-                    f"{most:.3g}"
+                    f"the {name} that an earlier call returned was changed by a later one: the kernel "
+                    "returns the same memory again"
                 )
+
+
+def require_same(first, again, words):
+    """Failure where two results differ in a bit."""
+    if first.same_bits(again):
+        return
+    with np.errstate(all="ignore"):
+        one, other = (np.asarray(result.output, np.float64) for result in (first, again))
+        moved = np.abs(one - other)
+        count = np.count_nonzero((moved > 0) | (np.isnan(one) != np.isnan(other)))
+        most = np.max(np.where(np.isnan(moved), 0.0, moved), initial=0.0)
+    raise Failure(f"{words} it gives others: {count} elements, by up to {most:.3g}")
 
 
 class _LseRun(Run):

@@ -44,6 +44,7 @@ class Result:
     output: np.ndarray  # (..., H, T, E)
     lse: np.ndarray | None  # (..., H, T), or None for a kernel that returns none
     damage: list[str] = field(default_factory=list)  # what happened to inputs and to guard bytes
+    returned: tuple = (None, None)  # output and lse in the kernel's own memory, not copied
 
     def same_bits(self, other) -> bool:
         pairs = [(self.output, other.output), (self.lse, other.lse)]
@@ -201,7 +202,7 @@ class KernelCall:
             found += [f"{count} guard bytes around out were overwritten"] if count else []
             if not np.array_equal(output, out.view, equal_nan=True):
                 found.append("out does not hold the output that was returned")
-        return Result(np.array(output), None if lse is None else np.array(lse), found)
+        return Result(np.array(output), None if lse is None else np.array(lse), found, (output, lse))
 
     def _as_stored(self, array):
         """A positional array in the dtype in which the kernel takes it."""
@@ -268,10 +269,11 @@ class KernelCall:
         output, lse = _output_and_lse(self._run(**dict(zip(positional, given, strict=True)), **inner))
         found = damage(guards)
         lse = None if d.lse_base is None else lse
+        own = output, lse
         empty = self._empty_rows(arrays, options) if fills_empty_rows(d) else None
         how = {"heads": arrays[0].shape[-3], "sinks": options.get("sinks"), "empty": empty}
         output, lse = result_to_ours(d.name, output, lse, function=d.function, **how)
-        return Result(np.array(output), None if lse is None else np.array(lse), found)
+        return Result(np.array(output), None if lse is None else np.array(lse), found, own)
 
     def _within_supports(self, call, options):
         """The call without its default scale; Unsupported where an array says what the kernel has no option

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from refattn.oracle.arithmetic.spec import kernel_spec
 from refattn.oracle.harness.array_libraries import array_library
 from refattn.oracle.harness.bench import Bench, Failure, Trial
 from refattn.oracle.harness.callables import KernelCall, Unsupported
+from refattn.oracle.harness.head_sizes import checked_head_dims
 from refattn.oracle.harness.input_dtype import input_dtype, output_dtype
+from refattn.oracle.harness.order import by_worth
 from refattn.oracle.harness.outcomes import HarnessReport, Outcome
 from refattn.oracle.harness.remedies import remedies
+from refattn.oracle.harness.table import Table, checked_resume, describe_run, earlier
+from refattn.oracle.inputs.tiles import checked_tile
 from refattn.oracle.progress import Progress
 
 LEVELS = ("quick", "full")
 DEVICE_LOST = (
     "After this the device refuses all work, as a GPU after an illegal access: no further test was run"
 )
-DIAGNOSED = 3  # failures that are explained; each may take seconds
+DIAGNOSED = 3  # failures that are explained
+DIAGNOSIS_SECONDS = 10.0  # of one of them
+ALL_DIAGNOSES = 16.0  # seconds of all together, the last one apart
 
 
 def check_kernel(
@@ -37,8 +44,11 @@ def check_kernel(
     seed=0,
     only=None,
     skip=(),
+    tile=None,
     diagnose=True,
     max_failures=None,
+    seconds=None,
+    resume=None,
     progress=None,
     arrays="numpy",
     device=None,
@@ -72,9 +82,9 @@ def check_kernel(
         else all.
     form : {"absorb", "expand"}, optional
         Latent attention: which form a kernel without a parameter `form` runs. Default "absorb".
-    head_dims : int or (int, int), optional
-        head_dim and v_head_dim the kernel is built for; one number for both. Default: small odd ones,
-        different from each other.
+    head_dims : int, (int, int) or "any", optional
+        head_dim and v_head_dim the kernel is built for; one number for both. "any": also small odd ones,
+        different from each other. Default: `kernel.head_dims`, else 64 and 128, in turns.
     hides_nan : bool
         False for a kernel that multiplies hidden keys and values by a weight of 0, which lets NaN through
         (torch, ONNX and mlx do): hidden slots then hold large numbers.
@@ -87,10 +97,20 @@ def check_kernel(
         tests with exactly these names.
     skip : sequence of str
         Leave out tests whose section and name contain one of these; they are listed as skipped.
+    tile : int or (int, int), optional
+        Rows and keys of the kernel's tiles, one number for both. Calls of more than two and three tiles of
+        64, 128, 256 and 512 are always made; those of `tile` come on top.
     diagnose : bool
         Explain the first failures.
     max_failures : int, optional
         Stop after so many.
+    seconds : float, optional
+        Start no test after so many seconds. The tests then run in the order of what they find for their
+        cost (`refattn.oracle.harness.order`); those left are `not_run` of the report.
+    resume : path or HarnessReport, optional
+        Go on from an earlier run with the same arguments: its outcomes are taken as they are, and the other
+        tests are run. A file need not exist; every outcome is written to it when it comes, a line of JSON
+        each, so that a run that is killed loses none. After a change of the kernel, begin a new file.
     progress : callable or False, optional
         Called with a `ProgressEvent`, whose text is one line: `print`; False says nothing. Default: a line
         on a terminal, from two seconds on (`refattn.oracle.progress`).
@@ -150,6 +170,10 @@ def check_kernel(
         raise ValueError(f"form must be 'absorb' or 'expand'; got form={form!r}.")
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of words; got skip={skip!r}.")
+    checked_tile(tile)
+    path = checked_resume(resume)
+    if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+        raise ValueError(f"seconds must be a number above 0, or None; got seconds={seconds!r}.")
     library = array_library(arrays, device)
     dtype, stored = input_dtype(dtype, spec, arrays)
     library.check_dtype(stored or dtype)
@@ -169,6 +193,7 @@ def check_kernel(
         seed,
         level,
         hides_nan,
+        tile,
         None if supports is None else {*supports},
         ignore_empty_rows,
     )
@@ -180,26 +205,68 @@ def check_kernel(
     tests = [test for test in bench.tests() if wanted(test.id)]
     if not tests:
         raise ValueError(f"only must be part of the name of a test, or a list of names; got only={only!r}.")
+    run = describe_run(bench)
     report = HarnessReport(bench.call.name, bench.settings(), bench.spec)
+    done = earlier(resume, run)
+    report.outcomes += [done[test.id] for test in tests if test.id in done]
+    tests = [test for test in tests if test.id not in done]
+    tests = tests if seconds is None else by_worth(tests)
+    with Table(path, run) as table:
+        _run_tests(bench, tests, report, table, diagnose, max_failures, seconds, progress)
+    return report
+
+
+def _run_tests(bench, tests, report, table, diagnose, max_failures, seconds, progress):
+    """Run the tests one by one, until so many failed or the time is over."""
+    in_all = len(report.outcomes) + len(tests)
 
     def so_far():
-        report.interrupted = len(report.outcomes), len(tests)
+        report.interrupted = len(report.outcomes), in_all
         return report
 
-    diagnosed = 0
+    start, explaining = time.monotonic(), Explaining(DIAGNOSED if diagnose else 0, ALL_DIAGNOSES)
+    run_now = []
+    over = lambda: seconds is not None and time.monotonic() - start >= seconds
     with Progress("check_kernel", len(tests), "tests", progress=progress, partial=so_far) as shown:
         for test in shown.over(tests, lambda test: test.id):
-            outcome = _outcome(test, bench, diagnose and diagnosed < DIAGNOSED)
-            diagnosed += outcome.diagnosis is not None
-            report.outcomes.append(outcome)
-            if outcome.status == "FAIL" and not library.alive():
+            if over():
+                report.not_run.append(test.id)
+                continue
+            table.begin(test)
+            try:
+                outcome = _outcome(test, bench, explaining)
+            except KeyboardInterrupt:
+                table.stopped(test)
+                raise
+            lost = outcome.status == "FAIL" and not bench.call.library.alive()
+            if lost:
                 outcome.words += f". {DEVICE_LOST}"
-                report.interrupted = len(report.outcomes), len(tests)
+            table.add(outcome)
+            report.outcomes.append(outcome)
+            run_now.append(test)
+            if lost:
+                so_far()
                 break
             if max_failures is not None and len(report.failures) >= max_failures:
                 break
-        report.remedies = remedies(bench, tests[: len(report.outcomes)], report)
-    return report
+    report.remedies = remedies(bench, run_now, report)
+
+
+@dataclass
+class Explaining:
+    """What diagnoses may still take."""
+
+    failures: int
+    seconds: float
+
+    def of(self, bench, test, failure):
+        if self.failures <= 0 or self.seconds <= 0 or failure.result is None or test.inputs is None:
+            return None
+        start = time.monotonic()
+        found = bench.diagnosis(test.inputs, failure, DIAGNOSIS_SECONDS)
+        self.seconds -= time.monotonic() - start
+        self.failures -= found is not None
+        return found
 
 
 def _bench_of(form):
@@ -210,21 +277,7 @@ def _bench_of(form):
     return Bench
 
 
-def checked_head_dims(head_dims, call):
-    """head_dim and v_head_dim, or None."""
-    if head_dims is None:
-        return None
-    pair = (head_dims, head_dims) if isinstance(head_dims, int) else tuple(head_dims)
-    if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
-        raise ValueError(f"head_dims must be one or two sizes of at least 1; got head_dims={head_dims!r}.")
-    if call.form.projects or call.dialect.paged:
-        raise ValueError(f"head_dims must be None for latent attention; got head_dims={head_dims!r}.")
-    if call.form.joins:
-        raise ValueError(f"head_dims must be None for merge_states; got head_dims={head_dims!r}.")
-    return pair
-
-
-def _outcome(test: Trial, bench, explain) -> Outcome:
+def _outcome(test: Trial, bench, explaining) -> Outcome:
     start = time.perf_counter()
     outcome = Outcome(test.section, test.name, "pass", reproduce=bench.reproduction(test))
     try:
@@ -235,8 +288,7 @@ def _outcome(test: Trial, bench, explain) -> Outcome:
         outcome.status, outcome.words = "skip", str(reason)
     except Failure as failure:
         outcome.status, outcome.words, outcome.report = "FAIL", failure.words, failure.report
-        if explain and failure.result is not None and test.inputs is not None:
-            outcome.diagnosis = bench.diagnosis(test.inputs, failure)
+        outcome.diagnosis = explaining.of(bench, test, failure)
     except Exception as error:  # whatever the kernel raises is a finding, not a crash of the harness
         outcome.raised = f"{type(error).__name__}: {error}"
         outcome.status, outcome.words = "FAIL", f"raised {outcome.raised}"

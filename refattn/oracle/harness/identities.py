@@ -115,17 +115,18 @@ def use_of_allowance(first: State, second: State) -> float:
     0.5
     """
     used = 0.0
-    for one, other, allowed, also in (
-        (first.output, second.output, first.output_allowance, second.output_allowance),
-        (first.lse, second.lse, first.lse_allowance, second.lse_allowance),
-    ):
+    for name in ("output", "lse"):
+        one, other = getattr(first, name), getattr(second, name)
         if one is None or other is None:
             continue
         if one.shape != other.shape:
             return np.inf
         same = (one == other) | np.isnan(one) & np.isnan(other)
+        if same.all():  # their bounds are not computed
+            continue
+        allowed = getattr(first, f"{name}_allowance") + getattr(second, f"{name}_allowance")
         with np.errstate(all="ignore"):
-            ratio = np.where(same, 0.0, np.abs(one - other) / (allowed + also))
+            ratio = np.where(same, 0.0, np.abs(one - other) / allowed)
         used = max(used, float(np.max(np.where(np.isnan(ratio), np.inf, ratio), initial=0.0)))
     return used
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 from refattn.commands.text import aligned
@@ -13,6 +14,7 @@ from refattn.oracle.verdict.report import Report
 
 FAILURES_IN_FULL, FAILURES_SHOWN = 3, 10  # with their report; in a line each
 NAMED = 3  # tests that are named of those that raise the same
+NOT_RUN_SHOWN = 5
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -74,6 +76,15 @@ class Outcome:
         found[0].reproduce = self.reproduce
         return found + ([] if self.diagnosis is None else self.diagnosis.sections())
 
+    @classmethod
+    def from_dict(cls, data) -> Outcome:
+        """What `to_dict` gave; report and diagnosis are left in words."""
+        status = "FAIL" if data["status"] == "fail" else data["status"]
+        kept = {name: data[name] for name in ("section", "name", "use", "reproduce", "raised", "seconds")}
+        found = data["diagnosis"]
+        words = data["words"] if found is None else f"{data['words']}\ndiagnosis: {found['summary']}"
+        return cls(status=status, words=words, **kept)
+
     def to_dict(self) -> dict:
         return {
             "section": self.section,
@@ -100,6 +111,8 @@ class HarnessReport(Saved):
         function, dialect, level, dtype, seed.
     spec : KernelSpec
     outcomes : list of Outcome
+    not_run : list of str
+        Tests that the `seconds` given left no time for.
     interrupted : (int, int) or None
         Tests that had run when Ctrl-C came, and tests that were to run; such a report has not passed.
     remedies : list of str
@@ -116,6 +129,7 @@ class HarnessReport(Saved):
     settings: dict
     spec: KernelSpec
     outcomes: list[Outcome] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
     interrupted: tuple[int, int] | None = None
     remedies: list[str] = field(default_factory=list)
 
@@ -155,6 +169,8 @@ class HarnessReport(Saved):
     def summary(self) -> str:
         """One line: the verdict, of a failure what is wrong, and how many tests passed."""
         counts = f"{self.count('pass')} passed, {self.count('FAIL')} failed, {self.count('skip')} skipped"
+        if self.not_run:
+            counts += f", {len(self.not_run)} not run for want of time"
         verdict = "pass" if self.passed else "FAIL"
         if self.interrupted is not None:
             after = "interrupted after {:,} of {:,} tests".format(*self.interrupted)
@@ -185,6 +201,11 @@ class HarnessReport(Saved):
         if reasons:
             by_count = sorted(reasons.items(), key=lambda item: -item[1])
             lines += ["", *(f"  skipped {count}: {words}" for words, count in by_count)]
+        if self.not_run:
+            topics = Counter(name.partition(": ")[0] for name in self.not_run)
+            words = ", ".join(f"{count} of {section}" for section, count in topics.items())
+            first = "; ".join(self.not_run[:NOT_RUN_SHOWN])
+            lines += ["", f"  not run for want of time: {words}. {first}; ..."]
         lines += self._failures()
         if self.failures and all(
             outcome.section == "hidden slots" or outcome.name.startswith("poison")
@@ -270,6 +291,7 @@ class HarnessReport(Saved):
         return {
             "kernel": self.kernel,
             "interrupted": self.interrupted,
+            "not_run": self.not_run,
             **self.settings,
             "spec": self.spec.to_dict(),
             "remedies": list(self.remedies),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from dataclasses import dataclass, replace
@@ -10,15 +11,27 @@ import numpy as np
 
 from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.harness.bench import ALL_ROWS
 from refattn.oracle.harness.callables import KernelCall, Unsupported
-from refattn.oracle.harness.check_kernel import checked_head_dims
+from refattn.oracle.harness.head_sizes import checked_head_dims
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
-from refattn.oracle.inputs.variants import fitted, with_numbers
+from refattn.oracle.inputs.tiles import checked_tile, telling_rows
+from refattn.oracle.inputs.variants import with_numbers
 from refattn.oracle.verdict.check import check
 
 DIAGNOSIS_SECONDS = 10.0
-MARKER_ARGUMENTS = ("function", "dtype", "spec", "supports", "families", "dialect", "head_dims", "hides_nan")
+MARKER_ARGUMENTS = (
+    "function",
+    "dtype",
+    "spec",
+    "supports",
+    "families",
+    "dialect",
+    "head_dims",
+    "hides_nan",
+    "tile",
+)
 
 
 @dataclass
@@ -33,6 +46,7 @@ class Settings:
     dialect: str
     head_dims: object
     hides_nan: bool
+    tile: object
     level: str
     seed: int
 
@@ -71,6 +85,7 @@ def settings_of(node, config) -> Settings:
         given.get("dialect", "refattn"),
         given.get("head_dims"),
         given.get("hides_nan", True),
+        given.get("tile"),
         config.getoption("--refattn-level"),
         config.getoption("--refattn-seed"),
     )
@@ -113,11 +128,10 @@ def _chosen(node, config):
             "kernels."
         )
     dtype, seed, of_form = settings.dtype, settings.seed, inputs_of(call.form)
-    inputs = [*of_form.cases(dtype, seed, settings.level, call), *of_form.exact(dtype, seed)]
-    head_dims = checked_head_dims(settings.head_dims, call)
-    if head_dims is not None:
-        inputs = [case for case in inputs if "head_dim" not in case.name]
-    inputs = [fitted(case if settings.hides_nan else with_numbers(case), head_dims) for case in inputs]
+    tiles = checked_tile(settings.tile)
+    inputs = [*of_form.cases(dtype, seed, settings.level, call, tiles), *of_form.exact(dtype, seed)]
+    inputs = inputs if settings.hides_nan else map(with_numbers, inputs)
+    inputs = checked_head_dims(settings.head_dims, call).of_cases(inputs)
     chosen = [
         case
         for case in inputs
@@ -215,7 +229,13 @@ class AttentionCase:
                 pytest.skip(str(reason))
             output, lse, damage = result.output, result.lse, result.damage
         report = check(
-            output, *self.arrays, lse=lse, spec=self.spec, function=self.settings.function, **self.options
+            output,
+            *self.arrays,
+            lse=lse,
+            spec=self.spec,
+            function=self.settings.function,
+            rows=telling_rows(checked_tile(self.settings.tile), self.settings.seed, ALL_ROWS),
+            **self.options,
         )
         if damage or not report.passed:
             raise AssertionError("\n".join(self._message(report, output, lse, damage)))
@@ -238,8 +258,19 @@ class AttentionCase:
             return f"none: {error}"
 
 
+def _table_of(request, call):
+    """The file of a call of the harness, in the directory of `--refattn-resume`."""
+    directory = request.config.getoption("--refattn-resume")
+    if directory is None:
+        return None
+    os.makedirs(directory, exist_ok=True)
+    number = "" if call == 1 else f"-{call}"
+    return os.path.join(directory, f"{_id(request.node.nodeid)}{number}.jsonl")
+
+
 def harness(request):
     """`check_kernel` with the settings of a test."""
+    calls = itertools.count(1)
 
     def run(kernel, **options):
         __tracebackhide__ = True
@@ -253,8 +284,11 @@ def harness(request):
             "dtype": settings.dtype,
             "head_dims": settings.head_dims,
             "hides_nan": settings.hides_nan,
+            "tile": settings.tile,
             "level": settings.level,
             "seed": settings.seed,
+            "seconds": request.config.getoption("--refattn-seconds"),
+            "resume": _table_of(request, next(calls)),
         }
         report = check_kernel(kernel, **{**defaults, **options})
         if not report.passed:

@@ -16,10 +16,10 @@ def remedies(bench, trials, report) -> list[str]:
     """Sentences, empty where no single argument lets the tests run that raised; `trials` are those that were
     run, in order.
 
-    Cost: a few calls of the kernel for each pair of SIZES, where half of the tests raised.
+    Cost: a few calls of the kernel for each pair of SIZES, where a quarter of the tests raised.
     """
     raised = {outcome.id for outcome in report.failures if outcome.raised}
-    if report.interrupted is not None or 2 * len(raised) < report.count("pass") + report.count("FAIL"):
+    if report.interrupted is not None or 4 * len(raised) < report.count("pass") + report.count("FAIL"):
         return []
     unknown = {name for same in report.exceptions for name in UNEXPECTED.findall(same[0].raised)}
     unknown &= bench.call.supports
@@ -28,7 +28,7 @@ def remedies(bench, trials, report) -> list[str]:
         return [
             f"supports={{{', '.join(map(repr, rest))}}} leaves out the options the kernel does not take."
         ]
-    if bench.head_dims is not None or bench.call.form.projects or bench.call.form.joins:
+    if bench.head_dims.given is not None or bench.call.form.projects or bench.call.form.joins:
         return []
     wrong = [trial for trial in trials if trial.id in raised and trial.inputs is not None]
     first_of_each = {outcomes[0].id for outcomes in report.exceptions}

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from refattn.oracle.inputs.corners import corner_cases
+from refattn.oracle.inputs.dense_tiles import tile_cases
 from refattn.oracle.inputs.families import OPTION_NAMES, AttentionInputs, Sizes, attention_inputs
 from refattn.oracle.inputs.pairs import option_pair_cases
 from refattn.oracle.inputs.published import published_cases
 from refattn.oracle.inputs.suites import DENSE_SUITE, SHAPED_SUITE, exact_cases
+from refattn.oracle.inputs.tiles import TILES
 from refattn.oracle.inputs.variants import FULL_SEEDS, hidden_pair, named
 
 QUICK_SHAPES = 7  # of SHAPED_SUITE
@@ -65,7 +67,7 @@ def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     return [*cases, *exact_cases(dtype, seed)]
 
 
-def cases(dtype, seed, level, call) -> Iterator[AttentionInputs]:
+def cases(dtype, seed, level, call, tiles=TILES) -> Iterator[AttentionInputs]:
     for family, names in DENSE_SUITE:
         yield attention_inputs(family, names, dtype=dtype, seed=seed)
     shaped = SHAPED_SUITE[:QUICK_SHAPES] if level == "quick" else SHAPED_SUITE
@@ -77,6 +79,7 @@ def cases(dtype, seed, level, call) -> Iterator[AttentionInputs]:
             yield named(attention_inputs("normal", options, sizes=sizes, dtype=dtype, seed=seed), name)
     yield from corner_cases(dtype, seed, level)
     yield from option_pair_cases(dtype, seed, call)
+    yield from tile_cases(dtype, seed, tiles)
     if level == "full":
         yield from published_cases(dtype, seed, batch_axes=call.dialect.name == "refattn")
         for more in range(1, FULL_SEEDS):

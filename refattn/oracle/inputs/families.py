@@ -26,6 +26,7 @@ class AttentionInputs:
     name : str
         Family and options, unique within a suite.
     family : str
+        Of `FAMILIES`, or what else the call is about: "exact", "tiles", "pages".
     function : str
         As `Mutant.function`.
     arrays : tuple of ndarray

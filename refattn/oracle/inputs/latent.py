@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from refattn.calls.latent import LATENT
 from refattn.calls.options import Sizes
 from refattn.oracle.inputs.families import AttentionInputs, every_option, make_options
+from refattn.oracle.inputs.pool import Pool
+from refattn.oracle.inputs.tiles import TILES, all_lengths, long_lengths
 from refattn.oracle.inputs.variants import hidden_pair, numbered, seeds_of
 
+# q_nope, q_rope, latents, values of one head: those of DeepSeek-V3, with more than one tile of each
+WIDTHS = 128, 64, 512, 128
 SIZES = Sizes((2,), 4, 5, 45, 24)
 
 
@@ -38,12 +44,58 @@ def suite(dtype=np.float32, seed=0) -> list[AttentionInputs]:
     return [latent_inputs(dtype, seed, **more) for more in options]
 
 
-def cases(dtype, seed, level, call):
+def cases(dtype, seed, level, call, tiles=TILES):
     forms = ({"form": "absorb"}, {"form": "expand"}) if "form" in call.supports else ({},)
     for names in every_option(LATENT):
         for form in forms:
             for s in seeds_of(seed, level):
                 yield numbered(with_options(names, dtype, s, **form), s, seed)
+    for s in seeds_of(seed, level):
+        for inputs in tile_cases(dtype, s, tiles, forms):
+            yield numbered(inputs, s, seed)
+
+
+def tile_cases(dtype=np.float32, seed=0, tiles=TILES, forms=({},)):
+    """One row on every length that follows from tiles, and every option over three of each size."""
+    turns = itertools.cycle(forms)
+    for keys in all_lengths(tiles, 1):
+        yield _of_sizes(1, keys, (), dtype, seed, **next(turns))
+    rows, keys = itertools.cycle((33, 5, 129)), itertools.cycle(long_lengths(tiles))
+    turns = itertools.cycle((*forms, *forms[::-1]))
+    for names in (*every_option(LATENT)[1:], ("two-sided window",), ("mask", "causal")):
+        yield _of_sizes(next(rows), next(keys), names, dtype, seed, **next(turns))
+    yield _of_sizes(3, 1025, (), dtype, seed, lengths=(0, 1, 512, 1025))
+
+
+def _of_sizes(rows, keys, names, dtype, seed, lengths=None, **form):
+    pool = Pool(dtype, seed, rows * keys)
+    nope, rope, latents, values = WIDTHS
+    batch = len(lengths or (1,))
+    shapes = (
+        (batch, 2, rows, nope),
+        (batch, 2, rows, rope),
+        (batch, keys, latents),
+        (batch, keys, rope),
+        (2, nope, latents),
+        (2, values, latents),
+    )
+    widths = (1, 1, 1, 1, latents**-0.5, latents**-0.5)
+    arrays = tuple(
+        pool.standard_normal(shape) if width == 1 else (width * pool.standard_normal(shape)).astype(dtype)
+        for shape, width in zip(shapes, widths, strict=True)
+    )
+    sizes = Sizes((batch,), 2, rows, keys, nope + rope, (rows, keys))
+    options = make_options(names, pool, sizes, dtype)
+    if lengths is not None:
+        options["kv_lengths"] = np.array(lengths)
+    said = " ".join(["tiles", *names, *([f"lengths {lengths}"] if lengths else [])])
+    return AttentionInputs(
+        f"{said}, {rows} rows on {keys} keys",
+        "tiles",
+        "latent_attention_with_lse",
+        arrays,
+        {**options, **form},
+    )
 
 
 def exact(dtype, seed):

@@ -23,10 +23,11 @@ PRIMES = (11, 19, 23, 31)
 PRIME = next(prime for prime in PRIMES if prime >= len(OPTIONS))
 SQUARES = {number**2 % PRIME for number in range(1, PRIME)}
 MEETINGS = 2
-SIZES = Sizes()
+FAMILY = "options together"
+SIZES = Sizes(num_heads=4, q_len=35, kv_len=577)  # three tiles of 256 keys, and several of all smaller ones
 # values that all show: offset, lengths and window each hide keys that the two others leave
-VALUES = {"q_offset": 40, "kv_lengths": np.array([47, 71])}
-WINDOW = (20, 5)
+VALUES = {"q_offset": 290, "kv_lengths": np.array([331, 507])}
+WINDOW = (140, 33)
 
 
 def option_groups(allowed=OPTIONS, always=()) -> list[tuple[str, ...]]:
@@ -85,4 +86,4 @@ def _case(names, dtype, seed):
     given = {name: VALUES.get(name, value) for name, value in inputs.options.items()}
     if "window" in given:
         given["window"] = (WINDOW[0], None if "causal" in given else WINDOW[1])
-    return replace(inputs, name=f"{inputs.name}, together", options=given)
+    return replace(inputs, name=f"{inputs.name}, together", family=FAMILY, options=given)

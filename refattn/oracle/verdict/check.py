@@ -98,12 +98,13 @@ def check(
         the bounds.
     function : str
         "attention", "packed_attention", "paged_attention", "latent_attention" or "block_local_attention".
-    rows : int or "auto", optional
+    rows : int, "auto" or callable, optional
         Check the errors of so many rows of each head only, in each sequence or block where a call has those:
         the first, the last, and random ones between. Of the other rows only NaN, infinities and empty rows
         are looked at, as far as the inputs alone tell where they belong; the report says so
         (`Report.not_looked_at`). "auto": every row where the call has at most 2**26 scores (rows of all
-        heads x keys), 64 rows of each head where it has more. Default: every row.
+        heads x keys), 64 rows of each head where it has more. A function gets the number of rows of a head
+        and gives the numbers of those to look at, an increasing integer array. Default: every row.
     seed : int
         Picks those rows.
     ignore_empty_rows : bool

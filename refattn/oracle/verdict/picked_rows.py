@@ -19,14 +19,14 @@ def row_picker(rows, seed, function, arrays, options):
     `rows` and `seed` are those of `check`; of the call, "auto" reads the shapes. Parts of the same length
     get the same rows.
     """
-    if rows is None:
-        return None
+    if rows is None or callable(rows):
+        return rows
     if isinstance(rows, str) and rows == "auto":
-        if score_count(function, arrays, options) <= AUTO_SCORES:
+        if score_count(function, arrays, options)[0] <= AUTO_SCORES:
             return None
         rows = AUTO_ROWS
     if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)):
-        raise TypeError(f"rows must be an integer, 'auto' or None; got rows={rows!r}.")
+        raise TypeError(f"rows must be an integer, 'auto', a function or None; got rows={rows!r}.")
     if rows < 1:
         raise ValueError(f"rows must be at least 1; got rows={rows}.")
     return lambda q_len: picked_rows(q_len, int(rows), seed)
@@ -52,7 +52,7 @@ def picked_rows_of(call, pick):
 
 
 def score_count(function, arrays, options):
-    """Scores of a call, hidden ones included."""
+    """Scores of a call, hidden ones included, and of how many dense parts it consists."""
     checked = form_called(function, ATTENTION).check(*arrays, **options)
     outlines = (checked.outline(n) for n in range(checked.num_parts))
-    return sum(math.prod(part.query.shape[:-1]) * part.kv_len for part in outlines)
+    return sum(math.prod(part.query.shape[:-1]) * part.kv_len for part in outlines), checked.num_parts

@@ -12,6 +12,7 @@ from refattn.oracle import check_kernel
 from refattn.oracle.arithmetic.spec import KernelSpec
 from refattn.oracle.harness.bench import Bench
 from refattn.oracle.harness.callables import KernelCall
+from refattn.oracle.harness.head_sizes import HeadDims
 from refattn.oracle.harness.identities import IDENTITIES, State, use_of_allowance
 from refattn.oracle.inputs.families import every_option
 from refattn.oracle.mistakes.mutants import correct_kernel, mutants
@@ -32,10 +33,10 @@ def status(report):
 # correct kernels pass
 
 
-@pytest.mark.parametrize("function, only", [(f, "" if f[0] == "p" else "s: ") for f in FUNCTIONS])
-def test_the_reference_passes(function, only):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_reference_passes(function):
     report = check_kernel(
-        getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only=only
+        getattr(refattn, f"{function}_with_lse"), function=function, spec="float64", only="s: "
     )
     assert report.passed, report.text()
     assert report.count("pass", "strides") == 7
@@ -127,7 +128,7 @@ def test_a_kernel_that_cannot_do_without_out():
     def kernel(query, key, value, out):
         out[...] = right(query, key, value)[0]
 
-    report = check_kernel(kernel, skip=("repeatable",))
+    report = check_kernel(kernel, skip=("repeatable", ": tiles", ": hidden tiles", "together"))
     assert (
         report.passed and report.count("pass", "reference") > 10 and report.count("pass", "guards") == 2
     ), report.text()
@@ -349,12 +350,19 @@ def test_level_full_adds_random_calls_of_what_is_supported():
 
     benches = [
         Bench(
-            KernelCall(kernel), KernelSpec.flash("float32"), np.dtype(np.float32), None, None, (), 0, level
+            KernelCall(kernel),
+            KernelSpec.flash("float32"),
+            np.dtype(np.float32),
+            None,
+            HeadDims(None, ()),
+            (),
+            0,
+            level,
         )
         for level in ("quick", "full")
     ]
     quick, full = ([test.id for test in bench.tests()] for bench in benches)
-    assert {*quick} <= {*full} and len(full) > 3 * len(quick) and len({*full}) == len(full)
+    assert {*quick} <= {*full} and len(full) > 1.5 * len(quick) and len({*full}) == len(full)
     report = check_kernel(kernel, level="full", only=", random 1")
     assert report.passed and report.count("skip") == 0 and report.count("pass", "reference") == 11
 
@@ -365,9 +373,9 @@ def test_a_kernel_built_for_one_head_size():
             raise RuntimeError("built for 64")
         return right(query, key, value, causal=causal, scale=scale)
 
-    report = check_kernel(kernel, head_dims=64, max_failures=1)
+    report = check_kernel(kernel, head_dims=64, max_failures=1, skip=(": tiles", ": hidden tiles"))
     assert report.passed and report.count("pass") > 50, report.text()
-    assert not check_kernel(kernel, max_failures=1, diagnose=False, only="strides").passed
+    assert not check_kernel(kernel, head_dims="any", max_failures=1, diagnose=False, only="strides").passed
     for function in ("packed_attention", "paged_attention"):
         sized = getattr(refattn, f"{function}_with_lse")
         assert check_kernel(sized, function=function, head_dims=(32, 16), spec="float64", only="s: ").passed

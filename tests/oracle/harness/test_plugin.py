@@ -422,3 +422,23 @@ def test_kernel(refattn_case):
     monkeypatch.chdir(pytester.path)
     outside = pytester.runpytest_inprocess("-p", "refattn.pytest_plugin", "-x", *options)
     assert reproduced(outside)[0].startswith("some where/test_it.py::test_kernel[")
+
+
+def test_a_given_time_and_a_directory_to_go_on_from(run, pytester):
+    text = """
+def test_merges(refattn_check_kernel):
+    def kernel(outputs, lses):
+        return refattn.merge_states(outputs, lses)
+    report = refattn_check_kernel(kernel, function="merge_states", spec="float64", only="reference")
+    print("outcomes", len(report.outcomes), "not run", len(report.not_run))
+    refattn_check_kernel(kernel, function="merge_states", spec="float64", only="strides: padded")
+"""
+    arguments = text, "-s", "--refattn-resume", "tables"
+    first = run(*arguments, "--refattn-seconds", "600")
+    assert first.parseoutcomes() == {"passed": 1}
+    tables = sorted((pytester.path / "tables").iterdir())
+    assert len(tables) == 2 and all(table.suffix == ".jsonl" for table in tables)
+    before = [table.read_text() for table in tables]
+    assert run(*arguments).parseoutcomes() == {"passed": 1}
+    assert [table.read_text() for table in tables] == before
+    assert "must be a number above 0" in "\n".join(run(text, "--refattn-seconds", "no").errlines)

@@ -61,7 +61,12 @@ ZEROS = {
 @pytest.mark.parametrize("name", ZEROS)
 def test_zeros_beyond_a_size_fail_the_full_level(name):
     report = check_kernel(
-        zeros_where(ZEROS[name]), only=PUBLISHED, max_failures=1, level="full", diagnose=False
+        zeros_where(ZEROS[name]),
+        only=PUBLISHED,
+        max_failures=1,
+        level="full",
+        diagnose=False,
+        head_dims="any",
     )
     assert report.failures, report.text()
 
@@ -123,7 +128,7 @@ def test_an_lse_off_where_two_options_meet():
             0.01 * (options.get("alibi_slopes") is not None and options.get("q_offset") is not None)
         )
 
-    report = check_kernel(kernel, diagnose=False)
+    report = check_kernel(kernel, only="reference: normal", diagnose=False)
     assert 1 <= len(report.failures) <= 3 and all("together" in outcome.id for outcome in report.failures), (
         report.text()
     )
