@@ -344,8 +344,8 @@ fault(
 fault(
     "first tile is left out in odd heads",
     "no weight",
-    "tile of 16 keys is the first|tile of 8 keys is one of the first 2|key is at most 15",
-    "odd|place in its group is 1",
+    "tile of 16 keys is the first|tile of 8 keys is one of the first 2|key is at most 15|keys 0 to 15",
+    "odd|place in its group is 1|head 1 and head 3",
     keep=lambda keep, at: keep & ((at.key >= 16) | (at.head % 2 == 0)),
 )
 fault(
@@ -570,7 +570,7 @@ fault(
 fault(
     "one tile in bfloat16",
     "no weight",
-    "tile of 16 keys is 3",
+    "tile of 16 keys is 3|keys 48 to 63",
     dtype="bfloat16",
     size="long",
     spans=lambda spans, at: spans[:3] + spans[4:],
@@ -669,7 +669,7 @@ fault(
 fault(
     "a hidden first tile gives NaN",
     "nan",
-    "tile of 16 keys is wholly hidden|first .*wholly hidden",
+    "tile of 16 keys is wholly hidden|first .*wholly hidden|hides all of the first tile of 16 keys",
     mask=(np.arange(83) >= 20) | (np.arange(37) % 3 != 1)[:, None],
     safe=lambda top, at: top,
 )
@@ -715,7 +715,8 @@ fault(
 )
 fault(
     "the sum takes 16 lanes of a tile of 24",
-    "keys are left out of the normaliser where the key is one of the last 8 of its tile of 24 keys",
+    "keys are left out of the normaliser where the key",
+    "is one of the last 8 of its tile of 24 keys|place in its tile of 24 keys is at least 16",
     size="grouped",
     tile=24,
     counted=lambda p, at: p * (at.key % 24 < 16),
@@ -869,7 +870,7 @@ fault(
 fault(
     "the sum is doubled in one tile of rows",
     "normaliser",
-    "multiplied by 2",
+    "multiplied by 2|sum of row t % 32 beside its own",  # of these rows that is their own
     MIDDLE_ROWS,
     finish=lambda total, at: total * (1 + (at.row.min() == 16)),
 )
@@ -1158,6 +1159,7 @@ fault(
     form="packed",
     dtype="bfloat16",
     spans=lambda spans, at: [span for span in spans if span[1] - span[0] == 16],
+    today="Keys and values are those 3 keys further back than their own",  # of one row; the length after it
 )
 fault(
     "packed: lse without the maximum",
