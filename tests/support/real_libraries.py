@@ -154,7 +154,7 @@ GQA_ORDER = (
 def onnx_call(**call):
     from onnx.reference import ReferenceEvaluator
 
-    if call["scale"] < 0:
+    if call.get("scale", 1.0) < 0:
         raise NotImplementedError(
             "query and key are each multiplied by the root of the scale, which must be at least 0"
         )
@@ -181,7 +181,7 @@ def _run_onnxruntime(model, inputs):
 
 
 def onnxruntime_call(**call):
-    if not call["scale"] > 0:
+    if not call.get("scale", 1.0) > 0:
         raise NotImplementedError("the scale must be above 0")
     if 0 in call["Q"].shape or call["K"].shape[2] == 0:
         raise NotImplementedError("there must be sequences, rows and keys")

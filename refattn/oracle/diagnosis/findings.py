@@ -157,7 +157,7 @@ class Diagnosis(Saved):
     interrupted: bool = False
     dialect: str = ""
 
-    kind = "diagnosis"
+    kind, title = "diagnosis", "Diagnosis"
 
     @property
     def passed(self) -> bool:

@@ -76,7 +76,7 @@ class XRay(Saved):
     interrupted: bool = False
     looked_at: str = ""
 
-    kind = "xray"
+    kind, title = "xray", "X-ray"
 
     @property
     def passed(self) -> bool:
