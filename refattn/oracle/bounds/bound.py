@@ -193,7 +193,7 @@ def bound_tile(
     tile: Tile, spec: KernelSpec, multiplier: float | None, reference_error: float = 0.0
 ) -> dict[Result, ResultBound]:
     """The bounds of each result in one block of rows; without `multiplier` only the hard one. Both allow for
-    an error of the reference of so large a share of the hard one."""
+    an error of the reference of so large a share of themselves."""
     with np.errstate(all="ignore"):
         error = score_error(tile, spec)
         if tile.dtype != np.float64 and not error.largest.max(initial=0.0) < UNCERTAIN_SCORE:
@@ -210,9 +210,8 @@ def bound_tile(
                 bound.effective, bound.model = tight.effective, tight.model
         for result, bound in bounds.items():
             if reference_error:
-                off = np.where(bound.hard < np.inf, reference_error * bound.hard, 0.0)
-                bound.hard = bound.hard + off
-                bound.tight = None if bound.tight is None else bound.tight + off
+                bound.hard = (1.0 + reference_error) * bound.hard
+                bound.tight = None if bound.tight is None else (1.0 + reference_error) * bound.tight
             _claim_only_what_is_known(tile, error, result, bound)
         if any(np.isinf(bound.hard).any() for bound in bounds.values()):
             for bound, overflow in zip(bounds.values(), may_overflow(tile, spec), strict=True):

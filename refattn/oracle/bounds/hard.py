@@ -273,7 +273,9 @@ def _lse_bound(tile, spec, error, weights):
     # no sum of exponentials changes by more than its largest exponent does
     largest_eps = error.largest.max(axis=1, initial=0.0)
     limit = np.maximum(largest_eps, weights.sink_eps[:, 0]) if spec.denominator == "unrounded" else np.inf
-    spread = np.where(largest_eps > LARGEST_EXPONENT, limit, spread)
+    # where such an error may bring a weight back; a key far below the others stays there
+    beyond = (error.largest > LARGEST_EXPONENT) & (error.largest - tile.drop > -LARGEST_EXPONENT)
+    spread = np.where(beyond.any(axis=1), limit, spread)
     spread = spread - np.log1p(-np.minimum(_row_sum_roundings(tile, spec, error)[:, 0], 1.0))
     maximum, log = lse_magnitudes(tile)
     lse = np.abs(np.where(np.isfinite(tile.lse), tile.lse, 0.0))

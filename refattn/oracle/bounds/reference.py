@@ -87,14 +87,16 @@ def reference_results(function, arrays, options, spec, reference=None, rows=None
     """
     if isinstance(reference, Reference):
         return reference
-    if callable(reference):
-        return Reference(*_called(reference, arrays, options), f"{reference_name(reference)} in float64")
-    require_reference(reference, spec)
     form = form_called(function, ATTENTION)
     problem = form.check(*arrays, **options)
+    if callable(reference):
+        results = _called(reference, arrays, options, problem.output_shape)
+        return Reference(*results, f"{reference_name(reference)} in float64")
+    require_reference(reference, spec)
     name = reference or chosen(problem, spec, rows)
     if form.projects and name != "exact":
-        problem = dataclasses.replace(problem, implementation=cheaper_form(problem, rows))
+        if all(np.isfinite(array).all() for array in arrays):  # 0 * inf is NaN where a form forms it
+            problem = dataclasses.replace(problem, implementation=cheaper_form(problem, rows))
         if not projections_within_range(problem):
             name = "exact"
     run = solve_latent if form.projects else partial(solve, each=in_threads)
@@ -196,7 +198,7 @@ def cheaper_form(problem, rows=None):
     return "absorb" if absorbed <= expanded else "expand"
 
 
-def _called(reference, arrays, options):
+def _called(reference, arrays, options, output_shape):
     """The results of a reference that is handed the arrays in float64."""
     wide = [np.asarray(as_float_array(array, "an input"), dtype=np.float64) for array in arrays]
     results = reference(*wide, **options)
@@ -204,4 +206,9 @@ def _called(reference, arrays, options):
         raise TypeError(
             f"reference must return (output, lse), as attention_with_lse does; got {type(results).__name__}."
         )
-    return tuple(np.asarray(array, dtype=np.float64) for array in results)
+    results = tuple(np.asarray(array, dtype=np.float64) for array in results)
+    for result, array in zip(RESULTS, results, strict=True):
+        shape = result.shape(output_shape)
+        if array.shape != shape:
+            raise ValueError(f"reference must return {result.name} of shape {shape}; got {array.shape}.")
+    return results

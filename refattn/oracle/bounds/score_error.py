@@ -153,8 +153,10 @@ def _equal_products(tile, squares, x2, u_dot):
 
 
 def _first_product(tile, spec, products) -> _Running:
-    """Lines "first product": (gamma_D(u_a) + 3u) eta_j; "inputs rounded"; "stored scores": u_S |x| twice."""
+    """Lines "first product": (gamma_D(u_a) + 3u) eta_j; "inputs rounded"; "stored scores": u_S |x| + h_S
+    twice, before the scale and after it."""
     u, u_dot, u_store = spec.softmax.unit_roundoff, spec.accumulator_roundoff, spec.score.unit_roundoff
+    h_store = spec.score.half_subnormal_step
     dim, x2 = tile.head_dim, tile.scores * tile.scores
     largest_query, largest_key = (float(side.magnitude.max(initial=0.0)) for side in (tile.q, tile.k))
     tiny = smallest_lost(spec) * (1.0 + largest_query + largest_key)  # also of a flushed operand
@@ -165,7 +167,7 @@ def _first_product(tile, spec, products) -> _Running:
     if not exact:
         largest += (1.0 + steps) * products.input_error
     if u_store:
-        largest = largest + 2 * u_store * (np.abs(tile.scores) + largest)
+        largest = largest + 2 * u_store * (np.abs(tile.scores) + largest) + (1.0 + tile.scale) * h_store
 
     additions = chain(dim, spec.sum_block)
     equal = _equal_products(tile, products.squares, x2, u_dot)
@@ -173,6 +175,7 @@ def _first_product(tile, spec, products) -> _Running:
     if equal.any():
         square += equal * (0.5 * (additions * u_dot) ** 2 * x2)
     x2 *= u_dot**2 * additions / 3 + 2 * (u**2 + u_store**2)
+    x2 += (1.0 + tile.scale**2) * h_store**2
     square += x2
     if not exact:
         square += products.input_square
@@ -192,16 +195,17 @@ def _add_softcap(tile, spec, running):
     dx is the error of x so far and y = cap tanh(x / cap).
     """
     u, u_store, cap = spec.softmax.unit_roundoff, spec.score.unit_roundoff, tile.softcap
+    h_store = spec.score.half_subnormal_step
     x, y = np.abs(tile.scores), np.abs(tile.capped)
-    dx = running.largest + (2 * u + u_store) * (x + running.largest)
+    dx = running.largest + (2 * u + u_store) * (x + running.largest) + cap * h_store
     steepest = _sech2(np.maximum(x - dx, 0.0) / cap)
     passed = np.minimum(steepest * dx, cap + y)
     largest = passed + spec.tanh_error * (y + passed)
-    running.largest = largest + (2 * u + 2 * u_store) * (y + largest)
+    running.largest = largest + (2 * u + 2 * u_store) * (y + largest) + (cap + 1.0) * h_store
 
     slope = _sech2(x / cap)
-    square = slope**2 * (running.square + (2 * u**2 + u_store**2) * x**2)
-    running.square = square + (2 * u**2 + 2 * u_store**2) * y**2
+    square = slope**2 * (running.square + (2 * u**2 + u_store**2) * x**2 + (cap * h_store) ** 2)
+    running.square = square + (2 * u**2 + 2 * u_store**2) * y**2 + (cap**2 + 1.0) * h_store**2
     running.function_square = spec.tanh_error**2 * tile.capped**2
     # Where tanh hardly bends, a stored x / cap rounds back to itself: all scores lose the bend together.
     bend = np.sign(tile.capped) * np.minimum(
@@ -217,6 +221,7 @@ def _sech2(x):
 def _add_alibi_and_bias(tile, spec, running):
     """Lines "ALiBi": 3u |slope distance|; "bias": (2u + u_in) |b|; "each addition": (u + u_S) magnitudes."""
     u, u_store = spec.softmax.unit_roundoff, spec.score.unit_roundoff
+    h_store = spec.score.half_subnormal_step
     magnitudes, additions = np.abs(tile.capped), 0
     if tile.alibi is not None:
         running.largest = running.largest + 3 * u * tile.alibi
@@ -233,9 +238,9 @@ def _add_alibi_and_bias(tile, spec, running):
         running.proportional = running.proportional + change_of_base
         return
     for _ in range(additions):
-        running.largest = running.largest + (u + u_store) * (magnitudes + running.largest)
+        running.largest = running.largest + (u + u_store) * (magnitudes + running.largest) + h_store
     squares = np.abs(tile.biased) ** 2 + (magnitudes**2 if additions > 1 else 0.0)
-    running.square = running.square + additions * (u**2 + u_store**2) * squares
+    running.square = running.square + additions * ((u**2 + u_store**2) * squares + h_store**2)
     running.separate.append(change_of_base)
 
 
@@ -246,8 +251,8 @@ def _add_exponential(tile, spec, running, rescalings):
     u, score = spec.softmax.unit_roundoff, np.abs(tile.biased)
     e_exp = -math.log1p(-spec.exp_error)
     largest = tile.hide(running.largest)
-    # 3u of the drop, which grows by the error of this score and that of the maximum
-    top = largest.max(axis=1, keepdims=True, initial=0.0).astype(np.float64)
+    # 3u of the drop, which grows by the error of this score and by how far errors may raise the maximum
+    top = (largest - tile.drop).max(axis=1, keepdims=True, initial=0.0).astype(np.float64)
     of_row = 3 * u * top + e_exp + rescalings.most_rises * (e_exp + 2 * u)
     of_score, of_drop = 2 * u, 3 * u
     if spec.splits > 1:  # weights exp(lse of the split - lse), each lse rounded

@@ -84,19 +84,20 @@ def _one_blas_thread():
     Any number of threads may be inside at a time. A signal handler may come in at any point of a call, so
     each counts itself before it looks, and keeps what it will restore.
     """
-    libraries = _blas_libraries()
-    with _calls.lock:
-        _calls.inside += 1
-        if _calls.inside == 1:
-            _calls.before = tuple(get() for get, _ in libraries)
-            _set_threads([1] * len(libraries))
-        before = _calls.before
+    libraries, counted, before = _blas_libraries(), False, ()
     try:
+        with _calls.lock:
+            _calls.inside, counted = _calls.inside + 1, True
+            if _calls.inside == 1:
+                _calls.before = tuple(get() for get, _ in libraries)
+                before = _calls.before
+                _set_threads([1] * len(libraries))
+            before = _calls.before
         yield max(before, default=1)
     finally:
         with _calls.lock:
-            _calls.inside -= 1
-            if _calls.inside == 0:
+            _calls.inside -= counted
+            if _calls.inside == 0 and before:
                 _set_threads(before)
 
 

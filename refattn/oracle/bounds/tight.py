@@ -137,7 +137,7 @@ def weight_errors(squares, multiplier):
     largest = squares.max(initial=0.0)
     if multiplier * math.sqrt(largest) < NEGLIGIBLE:
         return squares * (1.0 + multiplier * math.sqrt(largest))
-    errors = np.expm1(np.minimum(multiplier * np.sqrt(squares), LARGEST_EXPONENT))
+    errors = np.expm1(np.minimum(multiplier * np.sqrt(squares), 0.5 * LARGEST_EXPONENT))  # and its square
     errors *= 1.0 / multiplier
     return errors * errors
 

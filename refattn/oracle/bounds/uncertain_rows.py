@@ -41,9 +41,9 @@ TERMS = tuple(field.name for field in fields(OutputTerms))
 
 def limits(tile, spec, eps, rows, output, sink_eps) -> OutputTerms:
     """What the terms of the rows numbered `rows` are at most; eps is (R, S), sink_eps (R, 1)."""
-    # what none of the rows sees adds nothing; at least one key, for rows that see none
+    # what none of the rows sees adds nothing; at least one key, if there is any, for rows that see none
     seen = np.flatnonzero(tile.visible[rows].any(axis=0))
-    seen = seen if len(seen) else np.arange(1)
+    seen = seen if len(seen) else np.arange(min(1, tile.visible.shape[1]))
     at_once = max(1, CHUNK // max(len(seen) * tile.value.exact.shape[1], 1))
     cuts = [np.ix_(rows[first : first + at_once], seen) for first in range(0, len(rows), at_once)]
     parts = [_limits_of(tile, spec, eps, cut, output, sink_eps) for cut in cuts]

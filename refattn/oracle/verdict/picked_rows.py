@@ -29,6 +29,12 @@ def row_picker(rows, seed, function, arrays, options):
         raise TypeError(f"rows must be an integer, 'auto', a function or None; got rows={rows!r}.")
     if rows < 1:
         raise ValueError(f"rows must be at least 1; got rows={rows}.")
+    if seed is None or isinstance(seed, np.random.Generator):
+        seed = np.random.default_rng(seed).integers(2**63)  # drawn once: all parts get the same rows
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer, a numpy.random.Generator or None; got seed={seed!r}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative; got seed={seed}.")
     return lambda q_len: picked_rows(q_len, int(rows), seed)
 
 

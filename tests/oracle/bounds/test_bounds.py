@@ -10,7 +10,7 @@ import pytest
 from cases import CASES
 
 import refattn
-from refattn.oracle import EmulatedKernel, KernelSpec, error_bound
+from refattn.oracle import EmulatedKernel, KernelSpec, check, error_bound
 from refattn.oracle.arithmetic.formats import round_to
 from refattn.oracle.bounds import row_blocks, single
 
@@ -490,3 +490,45 @@ def test_scales_whose_square_float64_does_not_hold(scale, spec):
             else (bound.output_hard[0, rows] < 1e-12).all()
         )
     assert not np.isnan(bound.output_tight).any() and not np.isnan(bound.lse_tight).any()
+
+
+# Keys far below the others, and numbers below the smallest
+
+
+@pytest.mark.parametrize("spec", ["float32", "bfloat16", "eager float16", "split bfloat16"])
+def test_padding_of_any_size_bounds_as_minus_infinity_does(spec):
+    spec = KernelSpec.flash("bfloat16").replace(splits=3) if spec.startswith("split") else spec
+    arrays = sample(heads=2, q_len=5, kv_len=64, dtype="bfloat16")
+    padding = np.arange(64) >= 50
+    bounds = [
+        error_bound(*arrays, bias=np.where(padding, fill, 0.0).astype(np.float32)[None], spec=spec)
+        for fill in (-np.inf, -1e3, -1e4, *([] if spec == "eager float16" else (-1e9, -3e38)))
+    ]
+    for bound in bounds[1:]:
+        for name in NAMES:
+            share = getattr(bound, name) / getattr(bounds[0], name)
+            assert share.min() > 0.9 and share.max() < 1.35
+
+
+@pytest.mark.parametrize("softcap", [None, 1e6])
+def test_scores_below_the_smallest_number_of_their_format(softcap):
+    """An eager kernel in float16 stores products that are subnormal, and scales them afterwards."""
+    half, spec, scale = np.float16, KernelSpec.eager("float16"), 1.0 if softcap else 1000.0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size = 0.1 if softcap else 0.001
+        query, key = (half(size * rng.normal(size=(4, length, 16))) for length in (8, 3))
+        value = half(rng.normal(size=(4, 3, 8)))
+        scores = half(query.astype(np.float32) @ key.astype(np.float32).swapaxes(1, 2))
+        scores = np.float32(half(np.float32(scores) * np.float32(scale)))
+        if softcap is not None:
+            scores = np.float32(
+                half(np.float32(softcap) * np.float32(half(np.tanh(half(scores / softcap)))))
+            )
+        top = scores.max(-1, keepdims=True)
+        weights = np.exp(scores - top)
+        total = weights.sum(-1, keepdims=True)
+        output = half(np.float32(half(weights / total)) @ value.astype(np.float32))
+        lse = (top + np.log(total))[..., 0]
+        report = check(output, query, key, value, lse=lse, scale=scale, softcap=softcap, spec=spec)
+        assert not report.wrong, report.text()

@@ -319,3 +319,72 @@ def test_latent_attention_takes_the_cheaper_form_whichever_is_judged(form, rows,
     found = reference_results("latent_attention", arrays, {"form": form}, FLASH, "float64")
     plain = refattn.latent_attention(*arrays, form=cheaper, precision="float64")
     np.testing.assert_array_equal(found.output, plain)
+
+
+# What hidden keys, padding and infinities do to a reference in float64
+
+
+def padded(dtype, fill):
+    """Decode in which 56 of 256 keys are padding: arrays, options."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((8, length, 64)).astype(dtype) for length in (1, 256, 256)]
+    return arrays, {"bias": np.where(np.arange(256) < 200, 0.0, fill).astype(np.float32)[None]}
+
+
+def poisoned(dtype):
+    """Causal attention in which only the last row sees a huge value."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, 128, 16)).astype(dtype) for _ in range(3)]
+    arrays[2][:, -1] = 1e30
+    return arrays, {"causal": True}
+
+
+HOSTILE = {
+    "padding, -1e9": lambda dtype: padded(dtype, -1e9),
+    "padding, smallest float32": lambda dtype: padded(dtype, np.finfo(np.float32).min),
+    "huge value that is hidden": poisoned,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_float64_widens_no_bound(hostile, dtype):
+    arrays, options = HOSTILE[hostile](dtype)
+    spec = KernelSpec.flash(np.dtype(dtype).name)
+    bounds, exact = (
+        error_bound(*arrays, spec=spec, reference=reference, **options) for reference in ("float64", "exact")
+    )
+    for name in ("output_hard", "output_tight", "lse_hard", "lse_tight"):
+        np.testing.assert_allclose(getattr(bounds, name), getattr(exact, name), rtol=1e-5)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_wrong_lse_fails_beside_float64(hostile):
+    arrays, options = HOSTILE[hostile](np.float32)
+    output, lse = (np.float32(array) for array in refattn.attention_with_lse(*arrays, **options))
+    assert check(output, *arrays, lse=lse, **options).passed
+    for wrong in (lse / np.float32(np.log(2.0)), 0.0 * lse):
+        assert check(output, *arrays, lse=wrong, **options).wrong
+
+
+@pytest.mark.parametrize("form", ["absorb", "expand"])
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", range(6))
+def test_positions_of_what_is_not_finite_are_those_of_the_form(name, number, form):
+    shapes = (1, 4, 3, 4), (1, 4, 3, 2), (1, 6, 8), (1, 6, 2), (4, 4, 8), (4, 5, 8)
+    arrays = [dense(*shape) for shape in shapes]
+    arrays[name].reshape(-1)[-3] = number
+    options = {"form": form, "causal": True, "q_offset": -1}  # row 0 sees no key
+    results = [
+        reference_results("latent_attention", arrays, options, FLASH, name).results
+        for name in ("float64", "exact")
+    ]
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (2,)), ((1, 3, 4), (3,)), ((1, 3, 5), (1, 3))])
+def test_results_of_another_shape_are_refused(shapes):
+    x = dense(1, 3, 4)
+    with pytest.raises(ValueError, match=r"reference must return (output|lse) of shape \(1, 3.*; got "):
+        check(x, x, x, x, reference=lambda *arrays: tuple(map(np.zeros, shapes)))

@@ -59,6 +59,28 @@ def test_whoever_stops_early_leaves_blas_as_it_was(two_threads):
     assert two_threads[-1] == 2
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_interrupt_while_blas_is_set_leaves_it_as_it_was(two_threads, monkeypatch, number):
+    """Ctrl-C as soon as the threads are read, set, or set back."""
+    calls = itertools.count()
+    get, set_threads = threads._blas_libraries()[0]
+
+    def interrupted(function):
+        def run(*args):
+            result = function(*args)
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return result
+
+        return run
+
+    library = interrupted(get), interrupted(set_threads)
+    monkeypatch.setattr(threads, "_blas_libraries", lambda: (library,))
+    with pytest.raises(KeyboardInterrupt):
+        list(threads.in_threads(lambda job: job, iter(range(3))))
+    assert get() == 2 and threads._calls.inside == 0
+
+
 def test_calls_inside_each_other_restore_what_the_first_found(two_threads):
     inner = lambda job: list(threads.in_threads(lambda x: x, range(3)))
     assert list(threads.in_threads(inner, range(4))) == [[0, 1, 2]] * 4

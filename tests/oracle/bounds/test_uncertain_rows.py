@@ -115,3 +115,17 @@ def test_the_hard_bound_holds_for_correct_kernels(spec):
         bound = error_bound(q, k, v, spec=spec, kind="hard", **options)
         uncertain += int((bound.output_hard[np.isfinite(bound.output_hard)] > 0.1).sum())
     assert uncertain > 30
+
+
+@pytest.mark.parametrize("sink", [1e3, 2e6, 1e9])
+@pytest.mark.parametrize("function", ["attention", "paged_attention"])
+def test_rows_without_keys_beside_a_huge_sink(function, sink):
+    """Of the second sequence no key is there: its output is 0, its lse the sink."""
+    query, key = np.ones((2, 2, 1, 4), np.float32), np.ones((2, 2, 8, 4), np.float32)
+    options = {"sinks": np.full(2, sink, np.float32), "kv_lengths": np.array([8, 0])}
+    if function == "paged_attention":
+        options["block_table"] = np.array([[1], [0]])
+    output, lse = getattr(refattn, f"{function}_with_lse")(query, key, key, **options)
+    given = {"lse": np.float32(lse), "function": function, **options}
+    assert check(np.float32(output), query, key, key, **given).passed
+    assert check(np.float32(output) + np.float32(1e-3), query, key, key, **given).wrong

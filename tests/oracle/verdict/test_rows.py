@@ -43,6 +43,28 @@ def test_the_first_the_last_and_others_between():
     assert picked_rows.picked_rows(40, 7, 1).tolist() != picked_rows.picked_rows(40, 7, 2).tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 7, None, np.random.default_rng(3)], ids=str)
+def test_reference_and_bounds_are_of_the_same_rows(seed):
+    arrays = arrays_of(np.random.default_rng(0))
+    output, lse = refattn.attention_with_lse(*arrays)
+    assert check(np.float32(output), *arrays, lse=np.float32(lse), rows=8, seed=seed).passed
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind", "rule"),
+    [
+        (-1, ValueError, "not be negative; got seed=-1"),
+        ("x", TypeError, "be an integer, a numpy.random.Generator or None; got seed='x'"),
+        (1.5, TypeError, "be an integer, a numpy.random.Generator or None; got seed=1.5"),
+        (True, TypeError, "be an integer, a numpy.random.Generator or None; got seed=True"),
+    ],
+)
+def test_other_seeds_are_refused(seed, kind, rule):
+    arrays = arrays_of(np.random.default_rng(0))
+    with pytest.raises(kind, match=f"seed must {rule}"):
+        check(arrays[0], *arrays, rows=3, seed=seed)
+
+
 def test_auto_looks_at_every_row_of_small_calls_only(monkeypatch):
     arrays = arrays_of(np.random.default_rng(0))
     output, lse = refattn.attention_with_lse(*arrays, causal=True)
