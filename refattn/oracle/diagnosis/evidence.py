@@ -22,6 +22,7 @@ TILES_OF_A_RUN = 8  # as many tiles cost what a prediction costs besides its til
 SCREEN_RATIO = 1e4  # where one element stops counting while screening
 LOWEST = -1e30
 SMALLEST_BOUND = 1e-300
+CONTRADICTED = 8.0  # times its simple bound that a prediction misses a right output, to be refuted by it
 LAMBDA = 6.0  # standard deviations a random walk of roundings is allowed
 
 
@@ -137,7 +138,23 @@ class Evidence:
         want, got = self.reference[OUTPUT], self.observed[OUTPUT]
         with np.errstate(all="ignore"):
             ratio = np.abs(got - want) / self.yardstick[OUTPUT]
-        ratio = np.nan_to_num(ratio, nan=0.0 if np.isnan(want).any() else np.inf)
+        return self._place_of(np.nan_to_num(ratio, nan=0.0 if np.isnan(want).any() else np.inf))
+
+    def contradicted_at(self, hypothesis: Hypothesis) -> int | None:
+        """The sequence (or part) in which the output is most clearly right where the hypothesis says that it
+        is not; None where there is none."""
+        predicted = self.predicted(hypothesis)
+        if predicted is None:
+            return None
+        got, unit = self.observed[OUTPUT], _usable(self.yardstick[OUTPUT], np.inf)
+        with np.errstate(all="ignore"):
+            right = np.abs(got - self.reference[OUTPUT]) <= unit
+            ratio = np.where(right, np.abs(got - predicted[OUTPUT]) / unit, 0.0)
+        ratio = np.nan_to_num(ratio, nan=0.0)
+        return self._place_of(ratio)[0] if ratio.max(initial=0.0) > CONTRADICTED else None
+
+    def _place_of(self, ratio):
+        """Sequence (or part) and head of the largest of numbers that belong to the output."""
         worst, place, start, width = -1.0, (-1, 0), 0, self.checked.output_shape[-1]
         for n, sample in enumerate(self.samples):
             shape = len(sample.sequences), len(sample.heads), len(sample.rows) * width

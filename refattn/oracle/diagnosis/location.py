@@ -20,14 +20,14 @@ def locate(evidence: Evidence, use: Use) -> str:
     if not wrong.any():
         for result, others in beyond.items():
             if others.any():
-                return f"Only {result.name} is wrong, in {others.mean():.1%} of its elements."
+                return f"Only {result.name} is wrong, in {_share(others)} of its elements."
         return (
             "No single element is beyond its bound; only the average error, or its bias, is larger than "
             "rounding makes it. Is the spec that of this kernel?"
         )
-    sentences = [f"{wrong.mean():.1%} of the output elements are wrong{_kind(evidence, wrong)}."]
+    sentences = [f"{_share(wrong)} of the output elements are wrong{_kind(evidence, wrong)}."]
     of_others = [
-        f"{result.name} is {f'wrong in {others.mean():.1%} of its elements' if others.any() else 'right'}."
+        f"{result.name} is {f'wrong in {_share(others)} of its elements' if others.any() else 'right'}."
         for result, others in beyond.items()
         if others.size
     ]
@@ -47,11 +47,16 @@ def locate(evidence: Evidence, use: Use) -> str:
     for name, numbers, others in axes:
         hit = grid.any(axis=others)
         if hit.all():
-            sentences.append(f"Every {name} is affected.")
+            sentences += [f"Every {name} is affected."] if len(hit) > 1 else []
         else:
             edge = _boundary(numbers[hit], numbers) if name in ("row", "dim") else ""
             sentences.append(f"Wrong {name}s: {ranges(numbers[hit])}{edge}.")
     return " ".join([*sentences, *of_others])
+
+
+def _share(wrong):
+    share = wrong.mean()
+    return f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 
 def _kind(evidence, wrong):

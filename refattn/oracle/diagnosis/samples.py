@@ -55,6 +55,15 @@ def choose_samples(checked, work: int = WHOLE_WORK, worst: tuple[int, ...] = (-1
     return samples
 
 
+def with_sequence(checked, samples, number: int, work: int = WHOLE_WORK) -> list[Sample]:
+    """The samples with one more sequence, or part where there are several."""
+    if len(samples) == 1:
+        one = samples[0]
+        return [Sample(np.union1d(one.sequences, [number]), one.heads, one.rows)]
+    own = _sample_of(part_outlines(checked)[number], work // MOST_PARTS, (-1, 0))
+    return [own if n == number and one.left_out else one for n, one in enumerate(samples)]
+
+
 def _sample_of(part, work, worst) -> Sample:
     sequences, heads, rows = part.query.shape[:3]
     per_row = max(part.kv_len * (part.head_dim + part.v_head_dim), 1)

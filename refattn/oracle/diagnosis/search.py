@@ -31,7 +31,7 @@ from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_o
 from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
 from refattn.oracle.diagnosis.rereadings import in_another_order, looks_right, some_read_otherwise
-from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look
+from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look, with_sequence
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
 from refattn.oracle.diagnosis.wide_look import look_at
 from refattn.oracle.dialects.axis_hints import with_axis_hint
@@ -201,6 +201,7 @@ class Search:
         # what Ctrl-C leaves: all fits, and the search under another spec
         self._all_fits, self._under = [], None
         self.ranking = self.look = None
+        self.also = None  # a sequence to look at in any case
 
     def run(self, pairs) -> Diagnosis:
         """The whole search. It ends as soon as something explains the result; what costs most comes last."""
@@ -244,6 +245,8 @@ class Search:
         self.budget.reserved = 0.0
         explanations = self.ranking.explanations(fits)
         if explanations and explanations[0].better:
+            if (sequence := self._contradicted(explanations[0])) is not None:
+                return self._looking_at(sequence, pairs)
             if not self._leaves_error(explanations[0]):
                 return self._explain(explanations)
             for explanation in explanations:
@@ -270,6 +273,24 @@ class Search:
             says = f"{words[:1].upper()}{words[1:]}. With it the result agrees."
             return self._done("explained", (self._seen("format", says),))
         return dataclasses.replace(found, held=words)
+
+    def _contradicted(self, explanation):
+        """A sequence that was not looked at and is right, though the explanation says otherwise."""
+        samples = None if self.whole or self.also is not None else first_look(self.checked)
+        if samples is None:
+            return None
+        part = "whether the explanation holds in other sequences"
+        wide = self.budget.attempt("evidence", part, self.evidence.on, samples)
+        return None if wide is None else wide.contradicted_at(explanation.best.hypothesis)
+
+    def _looking_at(self, sequence, pairs):
+        """The search with one more sequence in its sample."""
+        what = (self.arrays, self.options, self.given, self.spec, self.kernel, self.near, self.progress)
+        search = Search(*what, self.budget)
+        search.also, search.inferred = sequence, self.inferred
+        self._under = "", search
+        self.budget.reserved = 0.0
+        return search.run(pairs)
 
     def so_far(self, part) -> Diagnosis:
         """What was found when Ctrl-C ended this part of the search; nothing more is computed."""
@@ -340,6 +361,8 @@ class Search:
 
     def _evidence(self, work):
         samples = choose_samples(self.checked, work, self.worst)
+        if self.also is not None:
+            samples = with_sequence(self.checked, samples, self.also, work)
         return self.budget.run("evidence", Evidence, self.checked, self.given, self.spec, samples)
 
     def _affordable_evidence(self):

@@ -181,3 +181,16 @@ def test_a_fault_in_one_place_of_a_large_call_is_seen(where):
         assert f"wrong are {'sequences 31 of 48' if where == 'sequence' else 'sequences 1 of 2'}" in str(
             found
         )
+
+
+def test_what_one_sequence_does_is_not_said_of_all():
+    """The sample holds sequence 1, which ignores the mask, and 2, to which the mask does nothing."""
+    rng, length = np.random.default_rng(0), 192
+    arrays = [rng.standard_normal((3, heads, length, 16), dtype=np.float32) for heads in (8, 2, 2)]
+    mask = np.ones((3, 1, length, length), bool)
+    mask[1, ..., length * 3 // 4 :] = mask[0, ..., length * 7 // 8 :] = False
+    output, lse = map(np.float32, refattn.attention_with_lse(*arrays, mask=mask))
+    output[1], lse[1] = (result[1] for result in refattn.attention_with_lse(*arrays))
+    found = diagnose(output, *arrays, lse=lse, mask=mask, seconds=6)
+    assert found.verdict in ("described", "unexplained"), str(found)
+    assert "sequence is 1" in str(found) or "sequences: 1" in found.location
