@@ -63,7 +63,9 @@ LIKELY = {
         "test_verdict_range test_unjudged test_lean test_campaign"
     ),
     "refattn/oracle/diagnosis": ("test_diagnose test_tell_apart test_convention_rows test_mutants"),
-    "refattn/oracle/dialects": ("test_dialects test_dialect_notes test_harness_dialects"),
+    "refattn/oracle/dialects": (
+        "test_dialects test_dialect_notes test_calls_in_dialects test_axis_hints test_harness_dialects"
+    ),
     "refattn/oracle/harness": (
         "test_guards test_harness test_harness_failures test_merge_kernels test_plugin"
     ),

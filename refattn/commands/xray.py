@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-DIALECT_HINT = "names are those of refattn.oracle.DIALECTS"
+DIALECT_HINT = "'refattn explain' lists the names"
 
 
 def add_parser(subparsers):

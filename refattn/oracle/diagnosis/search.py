@@ -30,7 +30,7 @@ from refattn.oracle.diagnosis.merged_states import diagnose_merge
 from refattn.oracle.diagnosis.pair_search import PAIR_WORK, other_tiles, pairs_of_mistakes
 from refattn.oracle.diagnosis.parameter_fits import fitted_hypotheses
 from refattn.oracle.diagnosis.ranking import CLEARLY, Explanation, Ranking
-from refattn.oracle.diagnosis.rereadings import in_another_order, looks_right, some_read_otherwise
+from refattn.oracle.diagnosis.rereadings import in_another_order, mostly_wrong, some_read_otherwise
 from refattn.oracle.diagnosis.samples import WHOLE_WORK, choose_samples, first_look, with_sequence
 from refattn.oracle.diagnosis.tell_apart import suggestion, told_apart
 from refattn.oracle.diagnosis.wide_look import look_at
@@ -206,7 +206,8 @@ class Search:
     def run(self, pairs) -> Diagnosis:
         """The whole search. It ends as soon as something explains the result; what costs most comes last."""
         agree = shapes_agree(self.given, self.checked.output_shape)
-        if not (agree and looks_right(self.checked, self.given, self.spec)):
+        otherwise = not agree or mostly_wrong(self.checked, self.given, self.spec)
+        if otherwise:
             self.progress("other axis orders")
             how = self.arrays, self.options, self.given, self.spec, self.budget
             if order := in_another_order(*how, self.kernel is not None):
@@ -226,7 +227,8 @@ class Search:
             others = self._findings(self.ranking.explanations(fits))
             return self._done("explained", (self._seen(*unwritten), *others))
         if not self._explained(fits):
-            if reading := some_read_otherwise(self.arrays, self.options, self.given, self.spec, self.budget):
+            how = self.arrays, self.options, self.given, self.spec, self.budget
+            if otherwise and (reading := some_read_otherwise(*how)):
                 return self._done("explained", (reading,))
             with self.budget.keeping(MEASURED):
                 fits += self._predict_mistakes_with_a_number()
