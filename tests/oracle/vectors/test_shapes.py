@@ -63,9 +63,16 @@ def test_lengths_follow_from_the_tile():
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    "dtype, shape, rows",
+    [
+        ("float64", "3x4/2x1x9", None),
+        ("float32", "2x2x9", 4),
+        ("float16", "1x6/3x5x9", None),
+        ("bfloat16", "2x2x9", 4),
+        ("float8_e4m3fn", "3x4/2x1x9", None),
+        ("float8_e5m2", "1x6/3x5x9", 3),
+    ],
 )
-@pytest.mark.parametrize("shape, rows", [("3x4/2x1x9", None), ("2x2x9", 4), ("1x6/3x5x9", None)])
 def test_bytes_are_those_of_the_files(tmp_path, dtype, shape, rows):
     pytest.importorskip("ml_dtypes")
     planned = planned_cases(shape_sizes(shape, "8/4"), 3, rows)

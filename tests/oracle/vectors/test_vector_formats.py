@@ -58,7 +58,7 @@ def test_cases_in_8_bits_come_back_whole(tmp_path, cases_of, container, dtype):
             np.array_equal(a, b, equal_nan=True) and a.dtype == np.float32
             for a, b in zip(back.arrays, case.arrays, strict=True)
         )
-        if n % 9 == 0:
+        if n % 27 == 9 * CONTAINERS.index(container):
             assert recompute(back) == ""
             output, lse = EmulatedKernel(back.spec)(*back.arrays, function=back.function, **back.options)
             assert (
