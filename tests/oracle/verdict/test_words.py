@@ -115,3 +115,8 @@ def test_no_number_is_said_without_its_meaning():
 def test_both_results_are_named_where_both_are_wrong():
     report = judged(lambda output, lse: (output.__iadd__(1), lse.__iadd__(1)))
     assert "; lse too: " in report.summary
+
+
+def test_rows_picked_by_a_function_are_named_without_its_address():
+    report = judged(rows=lambda q_len: np.arange(0, q_len, 3))
+    assert "rows=rows)" in report.reproduce and "0x" not in report.reproduce
