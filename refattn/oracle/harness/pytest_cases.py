@@ -11,12 +11,12 @@ import numpy as np
 
 from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
-from refattn.oracle.harness.bench import ALL_ROWS
+from refattn.oracle.harness.bench import rows_to_judge
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.head_sizes import checked_head_dims
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
-from refattn.oracle.inputs.tiles import checked_tile, telling_rows
+from refattn.oracle.inputs.tiles import checked_tile
 from refattn.oracle.inputs.variants import with_numbers
 from refattn.oracle.verdict.check import check
 
@@ -234,7 +234,7 @@ class AttentionCase:
             lse=lse,
             spec=self.spec,
             function=self.settings.function,
-            rows=telling_rows(checked_tile(self.settings.tile), self.settings.seed, ALL_ROWS),
+            rows=rows_to_judge(self.inputs, checked_tile(self.settings.tile), self.settings.seed),
             **self.options,
         )
         if damage or not report.passed:

@@ -178,6 +178,16 @@ def _sequences(make):
         for names in ((), ("causal",)) if rows > 1 else ((),):
             inputs = make(rows, 1100, names, batch=4, words=f"lengths {lengths}", heads=(2, 1))
             yield replace(inputs, options={**inputs.options, "kv_lengths": np.array(lengths)})
+    own = {"kv_lengths": np.array([1025, 130])}
+    for names in (("left window", "causal"), ("chunk",), ("alibi",), ("mask",), ("bias",), ("sinks",)):
+        yield make(35, 1100, names, batch=2, words="lengths 1025 and 130", **own)
+    for words, options in (
+        ("one q_offset a sequence", {"causal": True, "q_offset": np.array([900, 130])}),
+        ("windows at one q_offset a sequence", {"window": (70, 3), "q_offset": np.array([130, 900])}),
+        ("one set of slopes a sequence", {"alibi_slopes": 2.0 ** -np.arange(1.0, 9.0).reshape(2, 4)}),
+    ):
+        yield make(40, 1100, batch=2, words=words, **options)
+    yield make(70, 600, batch=2)
 
 
 def hidden_tiles(dtype, seed):

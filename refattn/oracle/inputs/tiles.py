@@ -8,6 +8,8 @@ lengths of one more than two tiles, and of three tiles: exactly, one less, one m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 TILES = ((64, 64), (128, 128), (256, 256), (512, 512))  # rows, keys
@@ -51,18 +53,22 @@ def long_lengths(tiles, axis=1) -> tuple[int, ...]:
     return (*lengths_of(max(tile[axis] for tile in tiles))[::-1], *OTHER_LENGTHS)
 
 
-def telling_rows(tiles, seed=0, all_up_to=0):
-    """For `check(rows=)`: a function of the number of rows that gives the first, the last, those on both
-    sides of the edges of tiles (where there are many: of the first, the last, and some between), and
-    random ones; all rows where there are at most `all_up_to`.
+@dataclass(frozen=True)
+class TellingRows:
+    """For `check(rows=)`: from the number of rows the first, the last, those on both sides of the edges of
+    tiles (where there are many: of the first, the last, and some between), and random ones.
+
+    >>> TellingRows(((64, 64),))(200)[:3], TellingRows(((64, 64),), seed=7)
+    (array([0, 4, 8]), TellingRows(((64, 64),), seed=7))
     """
 
-    def pick(q_len):
-        if q_len <= all_up_to:
-            return np.arange(q_len)
-        rng = np.random.default_rng([seed, q_len])
+    tiles: tuple[tuple[int, int], ...]
+    seed: int = 0
+
+    def __call__(self, q_len):
+        rng = np.random.default_rng([self.seed, q_len])
         rows = [0, q_len - 1, *rng.integers(0, max(q_len, 1), INNER_ROWS)]
-        for tile, _ in tiles:
+        for tile, _ in self.tiles:
             edges = np.arange(tile, q_len, tile)
             if len(edges) > EDGES:
                 between = rng.choice(edges[EDGES // 3 : -EDGES // 3], EDGES // 3, replace=False)
@@ -70,4 +76,5 @@ def telling_rows(tiles, seed=0, all_up_to=0):
             rows += [*(edges - 1), *edges]
         return np.unique([row for row in rows if 0 <= row < q_len]).astype(np.int64)
 
-    return pick
+    def __repr__(self):
+        return f"TellingRows({self.tiles}, seed={self.seed})"

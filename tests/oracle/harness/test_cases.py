@@ -11,7 +11,7 @@ from refattn.oracle.harness.callables import KernelCall
 from refattn.oracle.harness.head_sizes import checked_head_dims
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.paged import PAGES
-from refattn.oracle.inputs.tiles import TILES, checked_tile, telling_rows
+from refattn.oracle.inputs.tiles import TILES, TellingRows, checked_tile
 from refattn.oracle.mistakes.mutants import correct_kernel
 
 FUNCTIONS = [form.function for form in ATTENTION]
@@ -79,10 +79,10 @@ def test_wrong_tiles(tile):
 
 
 def test_rows_at_both_sides_of_every_edge_are_judged():
-    rows = telling_rows(TILES, all_up_to=100)(1537)
+    rows = TellingRows(TILES)(1537)
     assert {0, 63, 64, 127, 128, 511, 512, 1023, 1024, 1535, 1536} <= {*rows.tolist()}
     assert (np.diff(rows) > 0).all() and len(rows) < 200
-    assert telling_rows(TILES, all_up_to=100)(100).tolist() == [*range(100)]
+    assert TellingRows(TILES)(1).tolist() == [0] and not len(TellingRows(TILES)(0))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
