@@ -236,7 +236,7 @@ class Bench:
             yield Trial("guards", "a length past its row of the table harms no other", self.neighbours)
         calls = MANY_CALLS[self.level]
         yield Trial(
-            "repeatable", f"{calls} calls alike", partial(self.repeatable, sized[len(sized) // 2], calls)
+            "repeatable", "many calls alike", partial(self.repeatable, sized[len(sized) // 2], calls)
         )
         yield Trial("repeatable", "after a longer and a shorter call", partial(self.in_turns, sized))
         yield Trial("repeatable", "earlier results stay as they were", partial(self.kept, plain))
