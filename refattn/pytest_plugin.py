@@ -7,10 +7,10 @@ Fixtures:
     refattn_check_kernel    `refattn.oracle.check_kernel` at the level and seed given; fails with its table.
 
 Marker `@pytest.mark.refattn(function=..., dtype=..., spec=..., supports=..., families=..., dialect=...,
-head_dims=..., hides_nan=..., tile=...)` chooses the cases: those whose options the kernel supports, of the
-given families; its arguments mean what they mean in `check_kernel`. Options `--refattn-level`,
-`--refattn-seed` and `--refattn-spec`; of `refattn_check_kernel`, `--refattn-seconds` and
-`--refattn-resume`.
+head_dims=..., hides_nan=..., tile=..., arrays=..., device=...)` chooses the cases: those whose options the
+kernel supports, of the given families; its arguments mean what they mean in `check_kernel`. Options
+`--refattn-level`, `--refattn-seed`, `--refattn-spec` and `--refattn-device`; of `refattn_check_kernel`,
+`--refattn-seconds` and `--refattn-resume`.
 
 A project that uses none of this is left as it is: every name begins with `refattn`, a test that
 parametrises one of these names itself, or a fixture of its own by that name, comes first, and nothing is
@@ -25,8 +25,8 @@ import pytest
 
 LEVELS = ("quick", "full")
 MARKER = (
-    "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan, tile): "
-    "which cases the fixture refattn_case gives, and what the kernel claims"
+    "refattn(function, dtype, spec, supports, families, dialect, head_dims, hides_nan, tile, arrays, "
+    "device): which cases the fixture refattn_case gives, and what the kernel claims"
 )
 
 
@@ -46,6 +46,13 @@ def pytest_addoption(parser):
         default=None,
         metavar="SPEC",
         help="arithmetic the kernels claim, such as bfloat16 or 'eager float16'",
+    )
+    group.addoption(
+        "--refattn-device",
+        default=None,
+        metavar="DEVICE",
+        help="where the arrays of tests lie whose marker has arrays=, such as cuda (default: where their "
+        "library puts them)",
     )
     group.addoption(
         "--refattn-seconds",

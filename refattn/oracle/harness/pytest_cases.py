@@ -11,13 +11,15 @@ import numpy as np
 
 from refattn.calls.registry import form_called
 from refattn.oracle.arithmetic.spec import KernelSpec, kernel_spec
+from refattn.oracle.harness.array_libraries import NumpyArrays, array_library
 from refattn.oracle.harness.bench import rows_to_judge
 from refattn.oracle.harness.callables import KernelCall, Unsupported
 from refattn.oracle.harness.head_sizes import checked_head_dims
+from refattn.oracle.harness.input_dtype import input_dtype
 from refattn.oracle.inputs.families import AttentionInputs
 from refattn.oracle.inputs.of_form import inputs_of
 from refattn.oracle.inputs.tiles import checked_tile
-from refattn.oracle.inputs.variants import with_numbers
+from refattn.oracle.inputs.variants import held_in, with_numbers
 from refattn.oracle.verdict.check import check
 
 DIAGNOSIS_SECONDS = 10.0
@@ -31,6 +33,8 @@ MARKER_ARGUMENTS = (
     "head_dims",
     "hides_nan",
     "tile",
+    "arrays",
+    "device",
 )
 
 
@@ -47,6 +51,8 @@ class Settings:
     head_dims: object
     hides_nan: bool
     tile: object
+    library: NumpyArrays
+    stored: np.dtype | None  # the 8-bit dtype of the kernel's arrays
     level: str
     seed: int
 
@@ -70,22 +76,26 @@ def settings_of(node, config) -> Settings:
             f"refattn must have arguments of {', '.join(MARKER_ARGUMENTS)}; got {sorted(unknown)[0]!r}."
         )
     spec = given.get("spec", _spec_of_the_command_line(config))
-    dtype = given.get("dtype") or _dtype_of(spec)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        dtype = ml_dtypes.bfloat16
+    arrays = given.get("arrays", "numpy")
+    device = given.get("device")
+    if device is None and arrays != "numpy":
+        device = config.getoption("--refattn-device")
+    library = array_library(arrays, device)
+    dtype, stored = input_dtype(given.get("dtype"), spec, arrays)
+    library.check_dtype(stored or dtype)
     families = given.get("families")
     return Settings(
         given.get("function", "attention"),
-        np.dtype(dtype),
-        kernel_spec(spec, np.dtype(dtype)),
+        dtype,
+        kernel_spec(spec, stored or dtype),
         frozenset(given.get("supports", form_called(given.get("function", "attention")).arguments)),
         None if families is None else frozenset([families] if isinstance(families, str) else families),
         given.get("dialect", "refattn"),
         given.get("head_dims"),
         given.get("hides_nan", True),
         given.get("tile"),
+        library,
+        stored,
         config.getoption("--refattn-level"),
         config.getoption("--refattn-seed"),
     )
@@ -99,16 +109,11 @@ def _spec_of_the_command_line(config):
         raise ValueError(f"--refattn-spec: {error}") from error
 
 
-def _dtype_of(spec):
-    name = "float32" if spec is None else kernel_spec(spec).input.name
-    return name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
-
-
 def parametrize(metafunc) -> str:
     """One test a case, named after it; what is wrong with the marker, or empty."""
     try:
         chosen, settings = _chosen(metafunc.definition, metafunc.config)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         return str(error)
     metafunc.parametrize(
         "refattn_case",
@@ -131,6 +136,7 @@ def _chosen(node, config):
     tiles = checked_tile(settings.tile)
     inputs = [*of_form.cases(dtype, seed, settings.level, call, tiles), *of_form.exact(dtype, seed)]
     inputs = inputs if settings.hides_nan else map(with_numbers, inputs)
+    inputs = (held_in(case, settings.stored) for case in inputs)
     inputs = checked_head_dims(settings.head_dims, call).of_cases(inputs)
     chosen = [
         case
@@ -162,7 +168,9 @@ def reproduction(node, settings) -> str:
         str(settings.seed),
     ]
     spec = node.config.getoption("--refattn-spec")
-    return shlex.join(words if spec is None else [*words, "--refattn-spec", spec])
+    words += [] if spec is None else ["--refattn-spec", spec]
+    device = node.config.getoption("--refattn-device")
+    return shlex.join(words if device is None else [*words, "--refattn-device", device])
 
 
 @dataclass(repr=False)
@@ -219,9 +227,9 @@ class AttentionCase:
         output, damage = kernel_or_output, []
         if callable(kernel_or_output) and not hasattr(kernel_or_output, "__array__"):
             try:
-                call = KernelCall(
-                    kernel_or_output, self.settings.function, self.settings.dialect, self.settings.supports
-                )
+                settings = self.settings
+                called = settings.function, settings.dialect, settings.supports, settings.library
+                call = KernelCall(kernel_or_output, *called, settings.stored)
                 result = call(self.arrays, self.options)
             except Unsupported as reason:
                 import pytest
@@ -281,7 +289,9 @@ def harness(request):
             "function": settings.function,
             "dialect": settings.dialect,
             "spec": settings.spec,
-            "dtype": settings.dtype,
+            "dtype": settings.stored or settings.dtype,
+            "arrays": settings.library.name,
+            "device": settings.library.device_name,
             "head_dims": settings.head_dims,
             "hides_nan": settings.hides_nan,
             "tile": settings.tile,

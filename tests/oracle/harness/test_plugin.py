@@ -95,7 +95,8 @@ def test_the_plugin_adds_names_with_its_prefix_only(run):
         {name for group in config._parser._groups for option in group.options for name in option.names()}
         for config in (with_it, without)
     ]
-    assert options[0] - options[1] == {"--refattn-level", "--refattn-seed", "--refattn-spec"}
+    names = ("level", "seed", "spec", "device", "seconds", "resume")
+    assert options[0] - options[1] == {f"--refattn-{name}" for name in names}
     fixtures = run("", "--fixtures", "-q").outlines
     ours = [line.split()[0] for line in fixtures if "pytest_plugin.py" in line and not line.startswith("-")]
     assert len(ours) == 3 and all(name.startswith("refattn_") for name in ours), ours
@@ -358,9 +359,33 @@ def test_wrong(refattn_check_kernel):
     )
 
 
+def test_arrays_of_torch(run):
+    pytest.importorskip("torch")
+    text = """
+import torch
+
+@pytest.mark.refattn(arrays="torch", supports={"causal"}, families="one-hot", spec="float16")
+def test_kernel(refattn_case, refattn_check_kernel):
+    def kernel(query, key, value, causal=False):
+        if causal:
+            raise NotImplementedError("no causal")
+        assert query.dtype == torch.float16 and query.device.type == "cpu"
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1).float() for x in (key, value))
+        scores = query.float() @ key.mT / query.shape[-1] ** 0.5
+        return (scores.softmax(-1) @ value).half()
+
+    refattn_case.check(kernel)
+    assert refattn_check_kernel(kernel, only="reference: normal", seconds=1.0).settings["arrays"] == "torch"
+"""
+    assert run(text, "--refattn-device", "cpu").ret == 0
+    result = run(text, "--refattn-device", "abacus")
+    assert "device must be a device of torch" in "\n".join(result.outlines)
+
+
 @pytest.mark.parametrize(
     "marker, words",
     [
+        ("arrays='cupy'", "arrays must be one of numpy, torch, jax, mlx"),
         ("'quick'", "keyword arguments only"),
         ("color='red'", "got 'color'"),
         ("families='nonsense'", "must leave a case to run"),
