@@ -8,8 +8,8 @@ Every backend of torch's `scaled_dot_product_attention` that this build has, and
 whole and with faults planted, go through `check` (bfloat16, 2 x 32/8 heads x 4096 x 128, causal, 64 rows of
 each head; queries, keys, values and outputs stay tensors), `diagnose` of the same result, and
 `check_kernel(arrays="torch", seconds=20)`, which stops after three failures. Kernels are taken in turn until
-the time is over; the table says what was left out. On a GPU our kernel is the one in Triton (`triton_flash.py`),
-elsewhere its tiles are run one after another by torch (`tiled_flash.py`).
+the time is over; the table says what was left out. On a GPU our kernel is the one in Triton
+(`triton_flash.py`), elsewhere its tiles are run one after another by torch (`tiled_flash.py`).
 """
 
 import argparse

@@ -214,8 +214,9 @@ def _name_axis_order(report, actual, arrays, options, spec, how):
     order = next(other_orders(report.function, arrays, options), None)
     if order is None or not order.libraries:
         return
-    turned = [np.swapaxes(as_float_array(array, "array"), *order.axes) for array in (actual, *arrays)]
-    if _check(turned[0], None, turned[1:], options, report.function, spec, **how).passed:
+    turned = [np.swapaxes(as_float_array(array, "array"), *order.axes) for array in arrays]
+    actual = actual if device_result(actual, "actual") else as_float_array(actual, "actual")
+    if _check(actual.swapaxes(*order.axes), None, turned, options, report.function, spec, **how).passed:
         report.warn(f"The output is right if all arrays are laid out heads-last.{axis_hint(order)}")
 
 
