@@ -1,5 +1,6 @@
 """The pytest plugin: fixtures, options, markers, messages; and the example project that uses it."""
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -359,8 +360,11 @@ def test_wrong(refattn_check_kernel):
     )
 
 
-def test_arrays_of_torch(run):
-    pytest.importorskip("torch")
+def test_arrays_of_torch(pytester, monkeypatch):
+    """In processes of their own: torch cannot be loaded twice, and `pytester` forgets what its tests load."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     text = """
 import torch
 
@@ -377,8 +381,12 @@ def test_kernel(refattn_case, refattn_check_kernel):
     refattn_case.check(kernel)
     assert refattn_check_kernel(kernel, only="reference: normal", seconds=1.0).settings["arrays"] == "torch"
 """
-    assert run(text, "--refattn-device", "cpu").ret == 0
-    result = run(text, "--refattn-device", "abacus")
+    pytester.makepyfile(KERNELS + text)
+    run = lambda device: pytester.runpytest_subprocess(
+        "-p", "refattn.pytest_plugin", "--refattn-device", device
+    )
+    assert run("cpu").ret == 0
+    result = run("abacus")
     assert "device must be a device of torch" in "\n".join(result.outlines)
 
 
