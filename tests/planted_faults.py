@@ -62,7 +62,9 @@ LIKELY = {
         "test_bounds test_check_reference test_bound_constants test_level_rows test_uncertain_rows "
         "test_verdict_range test_unjudged test_lean test_campaign"
     ),
-    "refattn/oracle/diagnosis": ("test_diagnose test_tell_apart test_convention_rows test_mutants"),
+    "refattn/oracle/diagnosis": (
+        "test_diagnose test_tell_apart test_convention_rows test_rereadings test_mutants"
+    ),
     "refattn/oracle/dialects": (
         "test_dialects test_dialect_notes test_calls_in_dialects test_axis_hints test_harness_dialects"
     ),
