@@ -28,7 +28,7 @@ SEQUENCES = {
     "longer than any before": ((130, 600), (1921, 600)),
     "many short ones": ((3, 1, 2, 17, 5, 1, 8, 4), (3, 4, 2, 17, 16, 9, 8, 31)),
 }
-FOR_OPTIONS = ("long after short", "short after long", "one less and one more than tiles")
+FOR_OPTIONS = ("long after short", "short after long")  # several tiles of every size
 CU_Q, CU_KV = np.array([0, 5, 6, 15, 23]), np.array([0, 21, 61, 94, 110])
 SIZES = Sizes((4,), 6, np.diff(CU_Q), np.diff(CU_KV), 24, (6, 23, 110))
 
