@@ -17,6 +17,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def sdpa_kernels(torch, device):
                 raise NotImplementedError("no batch axis, or two")
             if key.shape[-3] != query.shape[-3]:
                 key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
-            with sdpa_kernel(backend):
+            with sdpa_kernel(backend), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of each call that a backend does not take
                 try:
                     return torch.nn.functional.scaled_dot_product_attention(
                         query, key, value, is_causal=causal, scale=scale

@@ -103,7 +103,8 @@ def _rows(query, key, value, first, q_len, scale, causal, fault):
         if fault == "bfloat16_sum":
             summed = summed.bfloat16().float()
         top = grown
-    return torch.where(total > 0, summed / torch.where(total > 0, total, 1.0), 0.0).to(query.dtype)
+    nothing = total == 0  # a row without keys; a sum that is NaN stays so
+    return torch.where(nothing, 0.0, summed / torch.where(nothing, 1.0, total)).to(query.dtype)
 
 
 def _left_out(fault, start, kv_len, causal, last):

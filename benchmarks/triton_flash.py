@@ -117,7 +117,8 @@ def _forward(
             summed = summed.to(tl.bfloat16).to(tl.float32)
         top = grown
 
-    result = tl.where(total[:, None] > 0, summed / tl.where(total[:, None] > 0, total[:, None], 1.0), 0.0)
+    nothing = total[:, None] == 0.0  # a row without keys; a sum that is NaN stays so
+    result = tl.where(nothing, 0.0, summed / tl.where(nothing, 1.0, total[:, None]))
     at = output + batch * output_batch + head * output_head
     at = at + rows[:, None] * output_row + dims[None, :] * output_dim
     tl.store(at, result.to(output.dtype.element_ty), mask=inside)
