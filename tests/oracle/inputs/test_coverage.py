@@ -167,7 +167,7 @@ def test_calls_of_what_the_kernel_and_its_dialect_have():
 
 
 def test_a_correct_kernel_passes_them():
-    report = check_kernel(right, only=PUBLISHED, level="full")
+    report = check_kernel(right, only=PUBLISHED, level="full", head_dims="any")
     assert report.passed and report.count("pass") == len(PUBLISHED) == len({*PUBLISHED}), report.text()
 
 
