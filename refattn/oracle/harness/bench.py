@@ -16,7 +16,7 @@ Inputs always lie between guard bands of NaN (`guards`).
 
 from __future__ import annotations
 
-import operator
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -179,17 +179,19 @@ class Bench:
         near = next((measure.worst for measure in measures if measure is not None and measure.failed), None)
         how = {"spec": self.spec, "seconds": seconds, "near": near, **options}
         try:
-            return diagnose(self.replay(inputs, failure.result), *inputs.arrays, **how)
+            return diagnose(self.replay(failure.result), *inputs.arrays, **how)
         except (ValueError, TypeError):  # a shape no reading fits: the report has said so
             return None
         except Exception:  # the kernel may raise on the numbers of a probe; its result is left
             return diagnose(failure.result.output, *inputs.arrays, lse=failure.result.lse, **how)
 
-    def replay(self, inputs, result):
-        """The kernel as `diagnose` calls it; the failed call is not made again, it gave `result`."""
+    def replay(self, result):
+        """The kernel as `diagnose` calls it; the failed call, its first one, is not made again: it gave
+        `result`."""
+        calls = itertools.count()
 
         def kernel(*arrays, **options):
-            if all(map(operator.is_, arrays, inputs.arrays)):
+            if next(calls) == 0:
                 return result.output, result.lse
             if "form" in {*self.call.form.choices} - self.call.supports:
                 options = {name: value for name, value in options.items() if name != "form"}

@@ -82,14 +82,14 @@ def test_auto_looks_at_every_row_of_small_calls_only(monkeypatch):
 def test_scores_are_counted_from_shapes(form):
     rng = np.random.default_rng(0)
     if form == "attention":
-        assert picked_rows.score_count(form, arrays_of(rng), {}) == 4 * 40 * 48
+        assert picked_rows.score_count(form, arrays_of(rng), {}) == (4 * 40 * 48, 1)
     elif form == "packed_attention":
         options = {"cu_q": [0, 10, 40], "cu_kv": [0, 20, 48]}
-        assert picked_rows.score_count(form, arrays_of(rng), options) == 4 * (10 * 20 + 30 * 28)
+        assert picked_rows.score_count(form, arrays_of(rng), options) == (4 * (10 * 20 + 30 * 28), 2)
     elif form == "paged_attention":
-        assert picked_rows.score_count(form, *paged_arrays(rng)) == 4 * 20 * (37 + 30)
+        assert picked_rows.score_count(form, *paged_arrays(rng)) == (4 * 20 * (37 + 30), 2)
     else:
-        assert picked_rows.score_count(form, latent_arrays(rng), {}) == 3 * 30 * 36
+        assert picked_rows.score_count(form, latent_arrays(rng), {}) == (3 * 30 * 36, 1)
 
 
 def test_the_report_says_what_was_not_looked_at():
