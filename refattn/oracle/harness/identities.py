@@ -379,7 +379,7 @@ IDENTITIES: tuple[Identity, ...] = (
         )
         for form in ATTENTION
         for names in every_option(form)
-        if names
+        if names and WORDS[names[0]][0].default is None  # that of a boolean is its default, and not passed
     ),
 )
 
