@@ -105,6 +105,11 @@ def _lengths(make, tiles):
     for rows in sorted({*all_lengths(tiles, 0), *(rows for rows, _ in tiles)}):
         yield make(rows, rows, ("causal",), words="square", heads=(2, 1))
     yield make(65, 193, ("causal",), heads=(32, 8))  # more tiles of rows than a processor takes at once
+    for heads in ((6, 2), (5, 1), (7, 7)):  # ratios that do not divide a tile of packed heads and rows
+        for names in (("causal",), ("two-sided window",), ("alibi",)):
+            yield make(130, 193, names, heads=heads, words=f"{heads[0]} heads on {heads[1]}")
+    yield make(1, 4145, heads=(2, 1))  # more than 256 tiles of 16
+    yield make(4145, 3, heads=(2, 1))
 
 
 def _options(make, tiles):

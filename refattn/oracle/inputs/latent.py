@@ -65,32 +65,34 @@ def tile_cases(dtype=np.float32, seed=0, tiles=TILES, forms=({},)):
     for names in (*every_option(LATENT)[1:], ("two-sided window",), ("mask", "causal")):
         yield _of_sizes(next(rows), next(keys), names, dtype, seed, **next(turns))
     yield _of_sizes(3, 1025, (), dtype, seed, lengths=(0, 1, 512, 1025))
+    for heads in (1, 5, 20):  # one, and numbers that groups of 2 to 16 heads do not divide
+        yield _of_sizes(2, 129, ("causal",), dtype, seed, heads=heads, **next(turns))
 
 
-def _of_sizes(rows, keys, names, dtype, seed, lengths=None, **form):
+def _of_sizes(rows, keys, names, dtype, seed, lengths=None, heads=2, **form):
     pool = Pool(dtype, seed, rows * keys)
     nope, rope, latents, values = WIDTHS
     batch = len(lengths or (1,))
     shapes = (
-        (batch, 2, rows, nope),
-        (batch, 2, rows, rope),
+        (batch, heads, rows, nope),
+        (batch, heads, rows, rope),
         (batch, keys, latents),
         (batch, keys, rope),
-        (2, nope, latents),
-        (2, values, latents),
+        (heads, nope, latents),
+        (heads, values, latents),
     )
     widths = (1, 1, 1, 1, latents**-0.5, latents**-0.5)
     arrays = tuple(
         pool.standard_normal(shape) if width == 1 else (width * pool.standard_normal(shape)).astype(dtype)
         for shape, width in zip(shapes, widths, strict=True)
     )
-    sizes = Sizes((batch,), 2, rows, keys, nope + rope, (rows, keys))
+    sizes = Sizes((batch,), heads, rows, keys, nope + rope, (rows, keys))
     options = make_options(names, pool, sizes, dtype)
     if lengths is not None:
         options["kv_lengths"] = np.array(lengths)
     said = " ".join(["tiles", *names, *([f"lengths {lengths}"] if lengths else [])])
     return AttentionInputs(
-        f"{said}, {rows} rows on {keys} keys",
+        f"{said}, {rows} rows on {keys} keys{f', {heads} heads' if heads != 2 else ''}",
         "tiles",
         "latent_attention_with_lse",
         arrays,

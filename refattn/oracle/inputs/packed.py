@@ -20,6 +20,8 @@ SEQUENCES = {
     "short after long": ((131, 33, 2), (513, 65, 9)),
     "empty ones first, between and last": ((0, 7, 0, 65, 0), (0, 70, 0, 193, 0)),
     "rows without keys, keys without rows": ((5, 0, 34, 9), (0, 33, 67, 0)),
+    "keys without rows among longer and shorter ones": ((70, 0, 33, 0, 5), (90, 60, 33, 200, 20)),
+    "more than 256 tiles of 16 rows": ((2080, 2050), (20, 67)),
     "one row each": ((1, 1, 1, 1), (1, 64, 129, 513)),
     "whole tiles": ((64, 128, 256), (64, 256, 512)),
     "one less and one more than tiles": ((63, 65, 127), (127, 193, 129)),
