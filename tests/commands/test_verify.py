@@ -106,7 +106,7 @@ def test_tampered_file_exits_1_with_one_clear_line(tmp_path, capsys):
         (["verify", "extra"], "unrecognized arguments: extra"),
         (["verify", "--goldens"], "expected one argument"),
         (["verify", "--goldens", "no/such/folder"], "--goldens must name a folder; got no/such/folder"),
-        (["kv", "--context", "many"], "invalid int value: 'many'"),
+        (["kv", "--context", "many"], "context must be a whole number of tokens"),
     ],
 )
 def test_bad_usage_exits_2(arguments, message, capsys):

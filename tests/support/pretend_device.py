@@ -9,7 +9,9 @@ and everything that asks a tensor, takes them for tensors of a device called "pr
 
 import contextlib
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch")  # pytest looks for examples in this file, too
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 

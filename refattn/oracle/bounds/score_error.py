@@ -175,7 +175,8 @@ def _first_product(tile, spec, products) -> _Running:
     if equal.any():
         square += equal * (0.5 * (additions * u_dot) ** 2 * x2)
     x2 *= u_dot**2 * additions / 3 + 2 * (u**2 + u_store**2)
-    x2 += (1.0 + tile.scale**2) * h_store**2
+    scaled = tile.scale * h_store
+    x2 += scaled * scaled + h_store * h_store
     square += x2
     if not exact:
         square += products.input_square
@@ -204,8 +205,9 @@ def _add_softcap(tile, spec, running):
     running.largest = largest + (2 * u + 2 * u_store) * (y + largest) + (cap + 1.0) * h_store
 
     slope = _sech2(x / cap)
-    square = slope**2 * (running.square + (2 * u**2 + u_store**2) * x**2 + (cap * h_store) ** 2)
-    running.square = square + (2 * u**2 + 2 * u_store**2) * y**2 + (cap**2 + 1.0) * h_store**2
+    stored = cap * h_store
+    square = slope**2 * (running.square + (2 * u**2 + u_store**2) * x**2 + stored * stored)
+    running.square = square + (2 * u**2 + 2 * u_store**2) * y**2 + (stored * stored + h_store * h_store)
     running.function_square = spec.tanh_error**2 * tile.capped**2
     # Where tanh hardly bends, a stored x / cap rounds back to itself: all scores lose the bend together.
     bend = np.sign(tile.capped) * np.minimum(

@@ -283,7 +283,8 @@ def test_explanations_of_a_failed_check_compute_the_reference_once(monkeypatch):
     eager = EmulatedKernel(KernelSpec.eager("bfloat16"))(query, key, value)[0]
     with pytest.raises(AssertionError, match="reference  NumPy, float64"):
         assert_attention_close(eager, query, key, value, spec=FLASH, rows=5)
-    assert len(asked) == 2 and all(rows(60).tolist() == asked[0](60).tolist() for rows in asked)
+    asked = [rows(60).tolist() for rows in asked if len(rows(60)) == 5]  # fewer: in another axis order
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 # Of rows, and of latent attention
