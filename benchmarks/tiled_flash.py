@@ -30,6 +30,11 @@ FAULTS = {
 }
 
 
+def require_fault(fault):
+    if fault not in (RIGHT, *FAULTS):
+        raise ValueError(f"fault must be one of {', '.join(FAULTS)}, or ''; got fault={fault!r}.")
+
+
 def kernel(query, key, value, *, causal=False, fault=RIGHT):
     """softmax(Q K^T / sqrt(D)) V, bottom-right causal.
 
@@ -45,6 +50,7 @@ def kernel(query, key, value, *, causal=False, fault=RIGHT):
     -------
     Tensor, (B, H, T, E)
     """
+    require_fault(fault)
     if query.ndim != 4:
         raise NotImplementedError("arrays must have the four axes (batch, heads, length, dim)")
     group = query.shape[1] // key.shape[1]

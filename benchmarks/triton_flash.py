@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from tiled_flash import FAULTS, KEYS, LOG2E, RIGHT, ROWS
+from tiled_flash import FAULTS, KEYS, LOG2E, RIGHT, ROWS, require_fault
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 SUPPORTED = "head_dim and v_head_dim must be equal and one of 16, 32, 64, 128, 256"
@@ -125,7 +125,8 @@ def _forward(
 
 
 def kernel(query, key, value, *, causal=False, fault=RIGHT):
-    """softmax(Q K^T / sqrt(D)) V, bottom-right causal; parameters as of `tiled_flash.kernel`."""
+    """softmax(Q K^T / sqrt(D)) V, bottom-right causal; parameters as of `tiled_flash.kernel`, E = D."""
+    require_fault(fault)
     if query.ndim != 4:
         raise NotImplementedError("arrays must have the four axes (batch, heads, length, dim)")
     batch, heads, q_len, dim = query.shape

@@ -29,6 +29,7 @@ struct Case {
         layout = facts.count("layout") ? facts["layout"] : shape["query"].size() == 3 ? "HTD" : "BHTD";
         const std::set<std::string> known{"refattn-case", "name", "function", "scale", "causal", "layout", "expected_rows"};
         for (auto& fact : facts) if (!known.count(fact.first)) left_out = "it has no " + fact.first;
+        if (facts["refattn-case"] != "1" && facts["refattn-case"] != "2") left_out = "its version is " + facts["refattn-case"];
         if (facts["function"] != "attention") left_out = "it is not " + facts["function"];
         for (auto name : {"query", "key", "value"}) if (dtype[name] != "float32" && dtype[name] != "bfloat16") left_out = "it reads no " + dtype[name];
     }

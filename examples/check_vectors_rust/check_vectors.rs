@@ -44,7 +44,8 @@ impl Case {
         let dtypes = ["query", "key", "value"].map(|name| self.arrays.get(name).map_or("", |(dtype, _)| dtype));
         let dtype = dtypes.into_iter().find(|dtype| !["float32", "bfloat16"].contains(dtype));
         let function = Some(self.fact("function")).filter(|name| *name != "attention");
-        let no_such = function.map(|name| format!("it is not {name:?}")).or(option.map(|name| format!("it has no {name}")));
+        let version = Some(self.fact("refattn-case")).filter(|version| !["1", "2"].contains(version));
+        let no_such = version.map(|version| format!("its version is {version}")).or(function.map(|name| format!("it is not {name:?}"))).or(option.map(|name| format!("it has no {name}")));
         no_such.or(dtype.map(|name| format!("it reads no {name}")))
     }
 
@@ -75,7 +76,7 @@ impl Case {
         let place = |n: usize| (n / inner / judged * rows + row(n / inner % judged)) * inner + n % inner; // in the whole result
         let right = |x: f64, n: usize| x == expected[n] || (x - expected[n]).abs() <= bound[n] || (x.is_nan() && expected[n].is_nan());
         let wrong: Vec<usize> = (0..expected.len()).filter(|&n| !right(f64::from(got[place(n)]), n)).collect();
-        let times = |n: usize| ((f64::from(got[place(n)]) - expected[n]).abs() / bound[n]).max(-1.0); // NaN last
+        let times = |n: usize| ((f64::from(got[place(n)]) - expected[n]).abs() / bound[n]).min(f64::INFINITY); // NaN counts as infinite
         let worst = wrong.iter().copied().max_by(|a, b| times(*a).total_cmp(&times(*b)));
         for n in wrong.first().copied().into_iter().chain(worst) {
             let (mut left, mut at) = (place(n), vec![]);

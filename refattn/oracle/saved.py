@@ -8,6 +8,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -71,11 +73,13 @@ class Saved:
 
 
 def json_ready(value):
-    """The value with lists for tuples, and strings for NaN and infinities."""
+    """The value with lists for tuples, numbers of Python, and strings for NaN and infinities."""
     if isinstance(value, dict):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_ready(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return value

@@ -93,7 +93,8 @@ def shapes_hint(function, arrays, options, given) -> str:
     """Which library would write arrays and results of these shapes, as a sentence; "" for none. `given`
     holds the results.
     """
-    for order in other_orders(function, arrays, options):
+    order = next(other_orders(function, arrays, options), None)
+    if order is not None:
         turned = [np.swapaxes(as_array(array, "array"), *order.axes) for array in arrays]
         for name in order.libraries:
             shape = form_called(function).check(*turned, **options).output_shape
@@ -102,7 +103,6 @@ def shapes_hint(function, arrays, options, given) -> str:
                     f" All shapes fit as {name} writes them, {HEADS_LAST[function]}: pass dialect={name!r}, "
                     "or swap axes -3 and -2 of the arrays."
                 )
-        return ""
     return ""
 
 

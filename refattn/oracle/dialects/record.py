@@ -98,6 +98,11 @@ class Dialect:
     issues: tuple[str, ...] = ()
 
     @property
+    def values_from_keys(self) -> bool:
+        """Whether a paged call takes no values: they are the first dims of the keys."""
+        return self.paged and "value" not in self.arguments
+
+    @property
     def paged(self) -> bool:
         """Whether the call reads keys through a block table."""
         return bool(self.page_layout)

@@ -164,6 +164,18 @@ def _scale_to_ours(d, call, options):
         )
 
 
+def _is_causal(d, call):
+    """Whether the argument that says so is true: a boolean, or 0 or 1, of any library."""
+    argument = d.arguments.get("causal", "")
+    value = call.get(argument)
+    if value is None or "causal" not in argument:  # a mask, or a band, which may be that of a causal call
+        return value is True
+    flag = np.asarray(as_array(value, argument))
+    if flag.size != 1 or flag.dtype.kind not in "bui" or flag.item() not in (0, 1):
+        raise ValueError(f"{argument} must be True or False; got {argument}={value!r}.")
+    return bool(flag.item())
+
+
 def _mask_to_ours(d, call, arrays, options):
     rank = arrays[0].ndim
     for argument in {d.arguments.get(role) for role in ("mask", "bias")} - {None}:
@@ -176,11 +188,7 @@ def _mask_to_ours(d, call, arrays, options):
             lowest = np.finfo(value.dtype).min if value.dtype.kind == "f" else FLOAT32_MIN
             value = np.where(value <= lowest, value.dtype.type(-np.inf), value)
         options["mask" if value.dtype == np.bool_ else "bias"] = value
-    if (
-        d.always_causal
-        or call.get(d.arguments.get("causal", "")) is True
-        or call.get("is_causal") in (True, 1)
-    ):
+    if d.always_causal or _is_causal(d, call) or call.get("is_causal") in (True, 1):
         options["causal"] = True
     spelled = call.get(d.arguments.get("causal", ""))
     if isinstance(spelled, str):

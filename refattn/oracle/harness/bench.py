@@ -100,10 +100,21 @@ class Bench:
             "dtype": self.handed.name,
             "head_dims": str(self.head_dims),
             "seed": self.seed,
-            **({} if self.tile is None else {"tile": self.tile}),
+            **self._not_default(),
             "arrays": self.call.library.name,
             **({} if device is None else {"device": device}),
         }
+
+    def _not_default(self):
+        given = {
+            "tile": (None, self.tile),
+            "supports": (None, self.supports and ", ".join(sorted(self.supports))),
+            "form": (None, self.form),
+            "hides_nan": (True, self.hides_nan),
+            "ignore_empty_rows": (False, self.ignore_empty_rows),
+            "skip": ("", ", ".join(self.skip)),
+        }
+        return {name: value for name, (default, value) in given.items() if value != default}
 
     @property
     def handed(self):
@@ -234,7 +245,7 @@ class Bench:
         yield Trial("guards", "inputs and the bytes around them unchanged", partial(self.untouched, cases))
         yield Trial("guards", "out= written, and nothing around it", partial(self.out, plain), plain)
         sized = sorted(alike, key=lambda inputs: sum(array.size for array in inputs.arrays))
-        if self.call.function == "paged_attention" and not self.call.dialect.paged:
+        if self.call.function == "paged_attention" and not self.call.dialect.values_from_keys:
             yield Trial("guards", "a length past its row of the table harms no other", self.neighbours)
         calls = MANY_CALLS[self.level]
         yield Trial(

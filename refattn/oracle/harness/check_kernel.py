@@ -103,7 +103,7 @@ def check_kernel(
     diagnose : bool
         Explain the first failures.
     max_failures : int, optional
-        Stop after so many.
+        Stop after so many; the other tests are `not_run` of the report.
     seconds : float, optional
         Start no test after so many seconds. The tests then run in the order of what they find for their
         cost (`refattn.oracle.harness.order`); those left are `not_run` of the report.
@@ -248,6 +248,8 @@ def _run_tests(bench, tests, report, table, diagnose, max_failures, seconds, pro
                 so_far()
                 break
             if max_failures is not None and len(report.failures) >= max_failures:
+                report.not_run += [test.id for test in tests[len(run_now) :]]
+                report.why_not_run = f"after {len(report.failures)} failures"
                 break
     report.remedies = remedies(bench, run_now, report)
 

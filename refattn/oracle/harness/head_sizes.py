@@ -45,10 +45,11 @@ class HeadDims:
 
 def checked_head_dims(head_dims, call) -> HeadDims:
     """`head_dims` of `check_kernel`, else the kernel's attribute of this name, else `COMMON`."""
-    fixed = call.form.projects or call.form.joins or call.dialect.paged
+    fixed = call.form.projects or call.form.joins or call.dialect.values_from_keys
     if fixed:
         if head_dims is not None:
-            what = "merge_states" if call.form.joins else "latent attention"
+            what = "merge_states" if call.form.joins else call.dialect.name
+            what = "latent attention" if call.form.projects else what
             raise ValueError(f"head_dims must be None for {what}; got head_dims={head_dims!r}.")
         return HeadDims(None, ())
     given = getattr(call.kernel, "head_dims", None) if head_dims is None else head_dims

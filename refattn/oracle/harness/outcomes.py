@@ -108,13 +108,15 @@ class HarnessReport(Saved):
     ----------
     kernel : str
     settings : dict
-        function, dialect, level, dtype, seed.
+        function, dialect, level, dtype, head_dims, seed, arrays, device, and those arguments of
+        `check_kernel` that are not the default.
     spec : KernelSpec
     outcomes : list of Outcome
     not_run : list of str
-        Tests that the `seconds` given left no time for.
+        Tests that the `seconds` given left no time for, or that came after `max_failures`.
     interrupted : (int, int) or None
-        Tests that had run when Ctrl-C came, and tests that were to run; such a report has not passed.
+        Tests that had run when Ctrl-C came, or the device refused all work, and tests that were to run;
+        such a report has not passed.
     remedies : list of str
         Arguments of `check_kernel` under which tests run that raised exceptions.
     """
@@ -130,6 +132,7 @@ class HarnessReport(Saved):
     spec: KernelSpec
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    why_not_run: str = "for want of time"
     interrupted: tuple[int, int] | None = None
     remedies: list[str] = field(default_factory=list)
 
@@ -170,7 +173,7 @@ class HarnessReport(Saved):
         """One line: the verdict, of a failure what is wrong, and how many tests passed."""
         counts = f"{self.count('pass')} passed, {self.count('FAIL')} failed, {self.count('skip')} skipped"
         if self.not_run:
-            counts += f", {len(self.not_run)} not run for want of time"
+            counts += f", {len(self.not_run)} not run {self.why_not_run}"
         verdict = "pass" if self.passed else "FAIL"
         if self.interrupted is not None:
             after = "interrupted after {:,} of {:,} tests".format(*self.interrupted)
@@ -181,7 +184,7 @@ class HarnessReport(Saved):
     def _what_is_wrong(self):
         """Of the failures the exception that most raise, what is known of the first, or its words."""
         same = (self.exceptions or [[]])[0]
-        if 2 * len(same) >= len(self.failures):
+        if 2 * len(same) >= len(self.failures) or all(outcome.raised for outcome in self.failures):
             return f"{_tests(len(same))} raised {_first_line(same[0].raised)}"
         explained = next((f for f in self.failures if f.diagnosis is not None), None)
         if explained is not None and explained.diagnosis.verdict in ("explained", "described"):
@@ -205,7 +208,7 @@ class HarnessReport(Saved):
             topics = Counter(name.partition(": ")[0] for name in self.not_run)
             words = ", ".join(f"{count} of {section}" for section, count in topics.items())
             first = "; ".join(self.not_run[:NOT_RUN_SHOWN])
-            lines += ["", f"  not run for want of time: {words}. {first}; ..."]
+            lines += ["", f"  not run {self.why_not_run}: {words}. {first}; ..."]
         lines += self._failures()
         if self.failures and all(
             outcome.section == "hidden slots" or outcome.name.startswith("poison")

@@ -23,21 +23,31 @@ def earlier(resume, run: dict) -> dict[str, Outcome]:
     """Outcomes by name of an earlier run of the same tests: a report, or a file that need not exist yet."""
     if resume is None:
         return {}
+    run = _in_json(run)
     if isinstance(resume, HarnessReport):
-        _require_same(run, _run_of(resume), "a report")
+        _require_same(run, _in_json(_run_of(resume)), "a report")
         return {outcome.id: outcome for outcome in resume.outcomes}
     path = Path(resume)
     if not path.exists() or path.stat().st_size == 0:
         return {}
     first, *lines = _lines(path)
-    if MARK not in first:
+    if not isinstance(first.get(MARK), dict):
         raise ValueError(f"resume must be a file that check_kernel wrote; got resume={str(path)!r}.")
     _require_same(run, first[MARK], str(path))
-    done = {}
-    begun = Counter()
+    try:
+        return _outcomes_of(lines)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"resume must hold lines as check_kernel writes them; got {str(path)!r}, with {error!r} in one."
+        ) from error
+
+
+def _outcomes_of(lines):
+    """Outcomes by name, those of tests in which the process ended among them."""
+    done, begun = {}, Counter()
     for line in lines:
         if "begun" in line:
-            begun[line["begun"]] += 1
+            begun[line["begun"]] += not _alive(line["by"])
         elif "stopped" in line:
             begun[line["stopped"]] -= 1
         elif "outcome" in line:
@@ -46,8 +56,24 @@ def earlier(resume, run: dict) -> dict[str, Outcome]:
     for name, count in begun.items():
         if name not in done and count >= DEATHS:
             section, _, words = name.partition(": ")
-            done[name] = Outcome(section, words, "FAIL", f"the process ended in this test, {count} times")
+            ended = f"the process ended in this test, {count} times (a new file for resume= runs it again)"
+            done[name] = Outcome(section, words, "FAIL", ended)
     return done
+
+
+def _alive(process):
+    """Whether another process of this number runs: it may be in the middle of a test."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _in_json(run):
+    return json.loads(json.dumps(json_ready(run)))
 
 
 def describe_run(bench) -> dict:
@@ -66,7 +92,7 @@ class Table:
         whole = _ends_with_a_line(path)
         self._file = path.open("a", encoding="utf-8")
         if not path.stat().st_size:
-            self._write({MARK: run})
+            self._write({MARK: json_ready(run)})
         elif not whole:
             self._file.write("\n")
 
@@ -78,7 +104,7 @@ class Table:
             self._file.close()
 
     def begin(self, test):
-        self._write({"begun": test.id})
+        self._write({"begun": test.id, "by": os.getpid()})
 
     def stopped(self, test):
         """By Ctrl-C, which says nothing of the kernel."""

@@ -144,7 +144,7 @@ def _shared_pages(dtype, seed):
 
 
 def _spoken(inputs, call):
-    return _as_flashmla(inputs) if call.dialect.paged else inputs
+    return _as_flashmla(inputs) if call.dialect.values_from_keys else inputs
 
 
 def _as_flashmla(inputs):
@@ -161,7 +161,7 @@ def exact(dtype, seed):
 def hidden_pairs(dtype, seed, call):
     """(name, inputs with 0 in the hidden slots, the same with NaN)."""
     filled = paged_inputs(dtype, seed)
-    filled = _as_flashmla(filled) if call.dialect.paged else filled
+    filled = _spoken(filled, call)
     unused = np.isnan(paged_inputs(np.float32, seed, poison=True).arrays[1][:, 0, :, 0])  # (pages, slots)
     at = np.nonzero(unused)
     places = [(n, (at[0], slice(None), at[1])) for n in (1, 2)]

@@ -49,7 +49,7 @@ def all_lengths(tiles, axis) -> list[int]:
 
 
 def long_lengths(tiles, axis=1) -> tuple[int, ...]:
-    """Those of three tiles of every size: of the largest one, and `OTHER_LENGTHS`."""
+    """Lengths of several tiles of every size: `lengths_of` the largest, and `OTHER_LENGTHS`."""
     return (*lengths_of(max(tile[axis] for tile in tiles))[::-1], *OTHER_LENGTHS)
 
 

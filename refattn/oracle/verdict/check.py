@@ -203,7 +203,7 @@ def check(
         if report.wrong and actual is not None and report.measures and not report.output.rms < ABSURD:
             few = {**how, "rows": FEW_ROWS, "reference": None, "progress": False}
             _name_axis_order(report, actual, arrays, options, spec, few)
-    said = {name: how[name] for name in ("rows", "seed", "ignore_empty_rows")}
+    said = {name: value for name, value in how.items() if name != "progress" and value != DEFAULTS[name]}
     said["dialect"] = None if dialect == "refattn" else dialect
     report.reproduce = lines_of_check(function, actual, arrays, lse, spec, said, options)
     return report

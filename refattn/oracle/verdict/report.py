@@ -50,7 +50,7 @@ class Report(Saved):
     interrupted : (int, int) or None
         Rows that were looked at before Ctrl-C came, and rows that were to be looked at.
     reproduce : str
-        What runs the check again: lines of Python, or a command.
+        Lines of Python that run the check again.
     warnings : list of str
     output, lse : Measure or None
     dialect : ForeignResults or None

@@ -14,7 +14,8 @@ def lines_of_check(function, actual, arrays, lse, spec, how, options) -> str:
     """A call of `check`; arrays by their names, with dtype and shape in comments. `how` are arguments of
     `check` itself; `spec` is as the caller gave it. Arrays may be of any library.
     """
-    names = form_called(function, ATTENTION).arrays
+    # none where a dialect takes them by its own names, as options
+    names = [*form_called(function, ATTENTION).arrays][: len(arrays)]
     given = {"output": actual, **dict(zip(names, arrays, strict=False)), "lse": lse}
     words = ["None" if actual is None else "output", *names]
     words += ["lse=lse"] if lse is not None else []

@@ -264,3 +264,15 @@ class TestConventions:
             check(output, dialect="torch", query=output, key=output, value=output, dropout_p=0.5)
         with pytest.raises(ValueError, match="dialect must be one of refattn, torch, flash_attn"):
             check(output, dialect="flash", **call)
+
+
+@pytest.mark.parametrize("spelled", [True, 1, np.True_, np.array(True)], ids=repr)
+def test_a_causal_flag_of_any_kind_is_read(spelled):
+    rng = np.random.default_rng(0)
+    ours = [rng.standard_normal((1, 2, length, 8)).astype(np.float32) for length in (4, 7, 7)]
+    theirs = [array.swapaxes(1, 2) for array in ours]
+    for causal in (True, False):
+        output = refattn.attention(*ours, causal=causal).astype(np.float32).swapaxes(1, 2)
+        assert check(output, *theirs, causal=spelled, dialect="flash_attn").passed == causal
+    with pytest.raises(ValueError, match="causal must be True or False; got causal=2"):
+        check(output, *theirs, causal=2, dialect="flash_attn")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 import refattn
@@ -152,13 +153,44 @@ def test_ctrl_c_does_not_count_as_the_death_of_a_process(tmp_path):
 def test_another_run_is_refused(tmp_path):
     path = tmp_path / "table.jsonl"
     report = check_merges(resume=path, only="reference: 1 states")
-    for name, value in (("seed", 1), ("dtype", "float32"), ("level", "full")):
+    others = {
+        "seed": 1,
+        "dtype": "float32",
+        "level": "full",
+        "hides_nan": False,
+        "skip": ["2 states"],
+        "tile": 16,
+    }
+    for name, value in others.items():
         for earlier in (path, report):
             with pytest.raises(ValueError, match=f"resume must hold outcomes of the same run.*{name}"):
                 check_merges(resume=earlier, **{name: value})
     (tmp_path / "other").write_text("not a table\n")
     with pytest.raises(ValueError, match="resume must be a file that check_kernel wrote"):
         check_merges(resume=tmp_path / "other")
+
+
+def test_arguments_that_json_writes_otherwise(tmp_path):
+    how = {"resume": tmp_path / "t", "only": "reference: 1 states", "tile": (16, 32), "seed": np.int64(3)}
+    assert check_merges(**how).passed and check_merges(**how).passed
+
+
+def test_a_test_that_another_process_is_in_has_not_failed(tmp_path):
+    path = tmp_path / "t"
+    check_merges(resume=path, only="reference: 1 states")
+    with path.open("a") as file:
+        file.write(2 * (json.dumps({"begun": "reference: 8 states", "by": os.getppid()}) + "\n"))
+    assert check_merges(resume=path, only="reference: 8 states").passed
+
+
+@pytest.mark.parametrize("line", [{"outcome": {}}, {"outcome": None}, {"begun": []}, {"begun": 3}])
+def test_lines_that_nobody_wrote(tmp_path, line):
+    path = tmp_path / "t"
+    check_merges(resume=path, only="reference: 1 states")
+    with path.open("a") as file:
+        file.write(2 * (json.dumps(line) + "\n"))
+    with pytest.raises(ValueError, match="resume must hold lines as check_kernel writes them; got"):
+        check_merges(resume=path, only="reference")
 
 
 @pytest.mark.parametrize(
