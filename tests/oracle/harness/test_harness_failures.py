@@ -91,7 +91,7 @@ def test_a_failure_without_a_known_mistake_says_what_the_kernel_does():
     assert f"diagnosis: {outcome.diagnosis.xray.best.says[:60]}" in outcome.text()
 
 
-def test_a_kernel_that_fails_on_probes_is_diagnosed_from_its_result():
+def test_a_kernel_that_raises_when_called_again_is_diagnosed_from_its_result():
     calls = []
 
     def kernel(query, key, value):
@@ -102,8 +102,9 @@ def test_a_kernel_that_fails_on_probes_is_diagnosed_from_its_result():
         return output + np.sin(np.arange(output.size, dtype=np.float32)).reshape(output.shape), lse
 
     outcome = check_kernel(kernel, only=["reference: normal"]).failures[0]
-    assert len(calls) > 1 and outcome.report is not None and "raised" not in outcome.text()
-    assert outcome.diagnosis is not None and not (outcome.diagnosis.xray and outcome.diagnosis.xray.calls)
+    assert len(calls) > 1 and outcome.report is not None and not outcome.raised
+    assert "raised RuntimeError in a second call with the same arrays: no device" in outcome.text()
+    assert "estimated from its result" in outcome.text()
 
 
 @pytest.mark.parametrize(
