@@ -104,10 +104,11 @@ def _lengths(make, tiles):
         yield make(1, keys, heads=(8, 2))
     for rows in sorted({*all_lengths(tiles, 0), *(rows for rows, _ in tiles)}):
         yield make(rows, rows, ("causal",), words="square", heads=(2, 1))
-    yield make(65, 193, ("causal",), heads=(32, 8))  # more tiles of rows than a processor takes at once
+    yield make(65, 193, ("causal",), heads=(32, 8))
     for heads in ((6, 2), (5, 1), (7, 7)):  # ratios that do not divide a tile of packed heads and rows
         for names in (("causal",), ("two-sided window",), ("alibi",)):
             yield make(130, 193, names, heads=heads, words=f"{heads[0]} heads on {heads[1]}")
+    yield make(3, 193, ("causal",), heads=(34, 2), words="34 heads on 2")  # more than 16 heads a key head
     yield make(1, 4145, heads=(2, 1))  # more than 256 tiles of 16
     yield make(4145, 3, heads=(2, 1))
 
@@ -193,6 +194,9 @@ def _sequences(make):
     ):
         yield make(40, 1100, batch=2, words=words, **options)
     yield make(70, 600, batch=2)
+    lengths = np.arange(35) * 2  # more sequences than a warp has lanes
+    inputs = make(1, 70, batch=35, words="35 lengths", heads=(2, 1))
+    yield replace(inputs, options={**inputs.options, "kv_lengths": lengths})
 
 
 def hidden_tiles(dtype, seed):
