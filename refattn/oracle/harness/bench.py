@@ -220,7 +220,7 @@ class Bench:
     def cases(self) -> list[AttentionInputs]:
         """The calls of the section "reference", with the head sizes the kernel is built for."""
         cases = inputs_of(self.call.form).cases(self.dtype, self.seed, self.level, self.call, self.tiles)
-        return self.head_dims.of_cases(map(self.held, cases))
+        return [*map(self.held, self.head_dims.of_cases(cases))]
 
     def tests(self) -> Iterator[Trial]:
         of_form, cases = inputs_of(self.call.form), self.cases()
@@ -266,7 +266,7 @@ class Bench:
         return held_in(inputs if self.hides_nan else with_numbers(inputs), self.call.stored)
 
     def fitted(self, inputs):
-        return self.head_dims.of_case(self.held(inputs))
+        return self.held(self.head_dims.of_case(inputs))
 
     def reference(self, inputs, **how):
         return self.judged(inputs, self.run(inputs.arrays, inputs.options, **how))
