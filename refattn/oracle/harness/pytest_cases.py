@@ -136,8 +136,8 @@ def _chosen(node, config):
     tiles = checked_tile(settings.tile)
     inputs = [*of_form.cases(dtype, seed, settings.level, call, tiles), *of_form.exact(dtype, seed)]
     inputs = inputs if settings.hides_nan else map(with_numbers, inputs)
-    inputs = (held_in(case, settings.stored) for case in inputs)
     inputs = checked_head_dims(settings.head_dims, call).of_cases(inputs)
+    inputs = (held_in(case, settings.stored) for case in inputs)
     chosen = [
         case
         for case in inputs
