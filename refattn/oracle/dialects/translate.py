@@ -145,6 +145,14 @@ def _stands_top_left(d, call):
 def _arrays(d: Dialect, call) -> tuple[np.ndarray, ...]:
     heads, kv_heads = call.get("num_heads"), call.get("kv_num_heads", call.get("num_heads"))
     names = [d.arguments[role] for role in ("query", "key", "value")]
+    if "q_num_heads" in call:
+        query = as_array(call[names[0]], names[0])
+        raise ValueError(
+            f"{names[0]} must have the axes (batch, heads, length, dim) here, without q_num_heads; got "
+            f"{names[0]}.shape={query.shape}, q_num_heads={call['q_num_heads']!r}. "
+            "(batch, length, heads * dim) is read after array.reshape(batch, length, heads, dim)"
+            ".swapaxes(1, 2), results likewise."
+        )
     return tuple(
         array_to_ours(call[argument], d.layout, count, argument)
         for argument, count in zip(names, (heads, kv_heads, kv_heads), strict=True)

@@ -276,3 +276,11 @@ def test_a_causal_flag_of_any_kind_is_read(spelled):
         assert check(output, *theirs, causal=spelled, dialect="flash_attn").passed == causal
     with pytest.raises(ValueError, match="causal must be True or False; got causal=2"):
         check(output, *theirs, causal=2, dialect="flash_attn")
+
+
+def test_hidden_axes_of_onnx_are_refused():
+    x = np.ones((1, 5, 32), np.float32)
+    with pytest.raises(
+        ValueError, match=r"Q must have the axes \(batch, heads, length, dim\) here.*q_num_heads=4"
+    ):
+        check(x, x, x, x, q_num_heads=4, kv_num_heads=4, dialect="onnx")
