@@ -154,24 +154,11 @@ def error_bound(
     call = operands(function, arrays, options, spec)
     chosen = "exact" if reference is None else reference
     kinds = ("hard",) * (kind != "tight") + ("tight", "sigma") * (kind != "hard")
-    whole = {
-        (result, name): np.zeros(result.shape(call.output_shape)) for result in RESULTS for name in kinds
-    }
     multiplier = None if kind == "hard" else hoeffding_multiplier(call, failure_probability)
     with Progress("error_bound: computing the reference", progress=progress) as shown:
         compared_with = reference_results(function, arrays, options, spec, chosen)
         exact = compared_with.results
-        shown.begin("error_bound", count_rows(call), "rows")
-
-        def write(job):
-            tile = job()
-            bounds = bound_tile(tile, spec, multiplier, compared_with.error)
-            for (result, name), array in whole.items():
-                tile.place.write(result, array, getattr(bounds[result], name))
-            return len(tile.lse)
-
-        for rows_done in in_threads(write, tile_jobs(call, exact, spec=spec)):
-            shown.step(rows_done)
+        whole = bounds_of_call(call, spec, compared_with, multiplier, kinds, shown, "error_bound")
     fields = {
         f"{result.name}_{name}": whole.get((result, name))
         for result in RESULTS
@@ -180,6 +167,26 @@ def error_bound(
     return ErrorBound(
         spec, **{result.name: array for result, array in zip(RESULTS, exact, strict=True)}, **fields
     )
+
+
+def bounds_of_call(call, spec, compared_with, multiplier, kinds, shown, words, rows=None):
+    """Bounds of some kinds, {(result, kind): array}, in arrays of the whole results; `rows` as in
+    `row_blocks.tiles`, 0 in the others. `shown` is told the progress, under `words`."""
+    whole = {
+        (result, kind): np.zeros(result.shape(call.output_shape)) for result in RESULTS for kind in kinds
+    }
+    shown.begin(words, count_rows(call, rows), "rows")
+
+    def write(job):
+        tile = job()
+        bounds = bound_tile(tile, spec, multiplier, compared_with.error)
+        for (result, kind), array in whole.items():
+            tile.place.write(result, array, getattr(bounds[result], kind))
+        return len(tile.lse)
+
+    for rows_done in in_threads(write, tile_jobs(call, compared_with.results, rows, spec=spec)):
+        shown.step(rows_done)
+    return whole
 
 
 def hoeffding_multiplier(call, failure_probability) -> float:

@@ -12,11 +12,10 @@ from refattn.oracle.bounds.results import OUTPUT
 from refattn.oracle.diagnosis.evidence import Evidence
 from refattn.oracle.diagnosis.findings import Diagnosis, Finding
 from refattn.oracle.diagnosis.fit_bound import bound_use
+from refattn.oracle.diagnosis.rereadings import axes_in_order
 from refattn.oracle.diagnosis.samples import choose_samples
 from refattn.oracle.harness.one_call import wrong_shape
 from refattn.oracle.mistakes.wrong_kernel import part_outlines
-
-AXES = ("batch", "heads", "length", "dim")
 
 
 def shapes_agree(given, shape):
@@ -34,7 +33,7 @@ def _readings(actual, shape):
             if tuple(actual.shape[axis] for axis in order) == shape and order != tuple(range(actual.ndim)):
                 found.append(
                     (
-                        f"its axes are {_axis_names(order)}",
+                        f"its axes are {axes_in_order(np.argsort(order))}",
                         f"actual.transpose{order}",
                         actual.transpose(order),
                     )
@@ -50,12 +49,6 @@ def _readings(actual, shape):
             )
         )
     return found
-
-
-def _axis_names(order):
-    names = AXES[-len(order) :]
-    place = {axis: names[i] for i, axis in enumerate(order)}
-    return "(" + ", ".join(place[axis] for axis in range(len(order))) + ")"
 
 
 def diagnose_shape(checked, given, spec, start):

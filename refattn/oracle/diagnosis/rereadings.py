@@ -105,7 +105,7 @@ def _use_of(reading, options, spec, budget):
     return used if used <= 1 else None
 
 
-def _axes(order):
+def axes_in_order(order):
     """The names of axes of which the last is the last of `AXES`, in an order."""
     names = AXES[-len(order) :]
     return f"({', '.join(names[axis] for axis in order)})"
@@ -122,7 +122,7 @@ def _all_in_another_order(form, names, arrays, given, from_kernel) -> Iterator[R
     for order in orders:
         back = np.argsort(order)
         turned = tuple(array.transpose(back) for array in arrays)
-        words = _axes(order) if rank <= len(AXES) else "(..., length, heads, dim)"
+        words = axes_in_order(order) if rank <= len(AXES) else "(..., length, heads, dim)"
         for output_too in (True, False):
             output = given[OUTPUT]
             if output_too and output.ndim == rank:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from refattn.oracle.arithmetic.spec import KernelSpec
-from refattn.oracle.bounds.bound import FAILURE_PROBABILITY, ErrorBound, bound_tile, hoeffding_multiplier
+from refattn.oracle.bounds.bound import (
+    FAILURE_PROBABILITY,
+    ErrorBound,
+    bounds_of_call,
+    hoeffding_multiplier,
+)
 from refattn.oracle.bounds.operands import operands
 from refattn.oracle.bounds.reference import reference_results
 from refattn.oracle.bounds.results import RESULTS
-from refattn.oracle.bounds.row_blocks import count_rows, tile_jobs
-from refattn.oracle.bounds.threads import in_threads
 from refattn.oracle.progress import Progress
 
 KINDS = ("hard", "tight")
@@ -43,20 +44,9 @@ def bound_of_rows(rows, arrays, options, spec: KernelSpec) -> ErrorBound:
     with Progress("bounds of some rows: computing the reference") as shown:
         compared_with = reference_results("attention", arrays, options, spec, rows=pick)
         exact = compared_with.results
-        whole = {
-            (result, kind): np.zeros(result.shape(call.output_shape)) for result in RESULTS for kind in KINDS
-        }
-        shown.begin("bounds of some rows", count_rows(call, pick), "rows")
-
-        def write(job):
-            tile = job()
-            bounds = bound_tile(tile, spec, multiplier, compared_with.error)
-            for (result, kind), array in whole.items():
-                tile.place.write(result, array, getattr(bounds[result], kind))
-            return len(tile.lse)
-
-        for rows_done in in_threads(write, tile_jobs(call, exact, pick, spec=spec)):
-            shown.step(rows_done)
+        whole = bounds_of_call(
+            call, spec, compared_with, multiplier, KINDS, shown, "bounds of some rows", pick
+        )
     take = lambda result, array: array.take(rows, axis=-2 if result.has_dims else -1)
     return ErrorBound(
         spec,
